@@ -1,0 +1,185 @@
+"""MAGIC configuration: the operator grammar and the encoder or super-net that it spells."""
+
+import difflib
+import re
+from dataclasses import dataclass, fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+
+OPERATOR_GRAMMAR = "MHA<heads>, FFN or CONV<odd kernel>, each with an optional x<inner size>, as in MHA12 or FFNx3200"
+_OPERATOR_PATTERN = re.compile(r"(?P<kind>MHA|FFN|CONV)(?P<size>[1-9][0-9]*)?(?:x(?P<inner_size>[1-9][0-9]*))?")
+
+
+@dataclass(frozen=True)
+class OperatorSpec:
+    """One candidate operator, read from its name.
+
+    Attributes:
+        kind: `"MHA"` (multi-head attention), `"FFN"` (feed-forward) or `"CONV"` (depth-wise separable convolution).
+        size: number of heads of an MHA, kernel width of a CONV, `None` for an FFN.
+        inner_size: width between the projections, `None` for the default of the kind (see `operator_inner_size`).
+    """
+
+    kind: str
+    size: int | None
+    inner_size: int | None
+
+
+def parse_operator(name: str) -> OperatorSpec:
+    """Reads an operator name such as `MHA12`, `FFNx3200` or `CONV3`.
+
+    Raises:
+        ValueError: the name does not follow the grammar, or a kernel is even (it would have no middle token).
+    """
+    match = _OPERATOR_PATTERN.fullmatch(name)
+    kind = match["kind"] if match else None
+    if match is None or (match["size"] is None) != (kind == "FFN"):
+        raise ValueError(f"unknown operator {name!r}; an operator is {OPERATOR_GRAMMAR}")
+    size = int(match["size"]) if match["size"] else None
+    if kind == "CONV" and size is not None and size % 2 == 0:
+        raise ValueError(f"operator {name!r} has an even kernel {size}; take an odd one, such as {size + 1}")
+    return OperatorSpec(match["kind"], size, int(match["inner_size"]) if match["inner_size"] else None)
+
+
+def operator_inner_size(spec: OperatorSpec, config: "MagicConfig") -> int:
+    """Width between the projections of an operator: what its name says, else the default of its kind.
+
+    The defaults are `hidden_size` for MHA and CONV and `intermediate_size` for FFN, as in BERT (5.1).
+    """
+    if spec.inner_size is not None:
+        return spec.inner_size
+    return config.intermediate_size if spec.kind == "FFN" else config.hidden_size
+
+
+@strict
+class MagicConfig(PreTrainedConfig):
+    """Configuration of a MAGIC encoder or of the super-net that encoders are searched in.
+
+    A layer with several names in `candidate_operators` makes a weight-sharing super-net, one name in every layer makes
+    a child: an ordinary encoder. Both are built by the same classes with the same parameter names.
+
+    Attributes:
+        candidate_operators: the candidate operator names of each layer, from the bottom up. `None` is the BERT-base
+            pattern, MHA12 and FFN in turn, 24 layers.
+        hidden_size: width of the hidden states that all layers exchange.
+        intermediate_size: inner width of an FFN whose name gives none.
+        sparse_prediction: where labels are given, compute the masked-LM head on the labelled positions only; the
+            logits are then (number of labelled positions, vocab_size).
+        add_pooling_layer: whether MagicModel ends in BERT's pooler (tanh of a linear map of the first token).
+        num_hidden_layers: derived, the length of `candidate_operators`.
+
+    Raises:
+        ValueError: an operator that the grammar does not know, heads that do not divide the inner size, an empty layer,
+            an operator twice in a layer, a `num_hidden_layers` that contradicts the operators, or a key that looks like
+            a misspelt field.
+
+    Example:
+
+    ```python
+    >>> from modeling_magic import MagicConfig, MagicForMaskedLM
+
+    >>> supernet = MagicForMaskedLM(MagicConfig(candidate_operators=[["MHA12", "FFN", "CONV3", "CONV5"]] * 26))
+    >>> encoder = MagicForMaskedLM(MagicConfig(candidate_operators=[["MHA12"], ["FFN"]] * 12))
+    ```
+    """
+
+    model_type = "magic"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    candidate_operators: list[list[str]] | None = None
+    num_hidden_layers: int | None = None
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = True
+    add_pooling_layer: bool = False
+    sparse_prediction: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.candidate_operators is None:
+            self.candidate_operators = [["MHA12"], ["FFN"]] * 12
+        if self.num_hidden_layers is None:
+            self.num_hidden_layers = len(self.candidate_operators)
+        self._refuse_misspelt(kwargs)
+        self.validate_sizes()
+        self.validate_candidate_operators()
+        super().__post_init__(**kwargs)
+
+    @property
+    def is_supernet(self) -> bool:
+        """Whether some layer offers a choice of operators."""
+        return any(len(layer) > 1 for layer in self.candidate_operators)
+
+    def child_config(self, architecture) -> "MagicConfig":
+        """Returns a copy of this configuration for one child, `architecture` (one operator name a layer)."""
+        values = self.to_dict()
+        values.pop("transformers_version", None)
+        values["candidate_operators"] = [[operator] for operator in architecture]
+        values["num_hidden_layers"] = len(architecture)
+        child = type(self)(**values)
+        child._attn_implementation = self._attn_implementation
+        return child
+
+    def validate_sizes(self):
+        """Part of `@strict`-powered validation: sizes are positive, probabilities below one, the activation known."""
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a probability is at least 0 and below 1")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; transformers knows {', '.join(sorted(ACT2FN))}")
+
+    def validate_candidate_operators(self):
+        """Part of `@strict`-powered validation: every layer offers operators that fit the sizes."""
+        if not self.candidate_operators:
+            raise ValueError("candidate_operators is empty; give at least one layer, such as [['MHA12', 'FFN']]")
+        if self.num_hidden_layers != len(self.candidate_operators):
+            raise ValueError(
+                f"num_hidden_layers is {self.num_hidden_layers} but candidate_operators has "
+                f"{len(self.candidate_operators)} layers; leave num_hidden_layers out"
+            )
+        for index, layer in enumerate(self.candidate_operators):
+            if not layer:
+                raise ValueError(f"layer {index} has no candidate operator; give it at least one")
+            if len(set(layer)) != len(layer):
+                raise ValueError(f"layer {index} names an operator twice: {', '.join(layer)}; name each once")
+            for name in layer:
+                self._check_operator(index, name)
+
+    def _check_operator(self, index: int, name: str) -> None:
+        try:
+            spec = parse_operator(name)
+        except ValueError as error:
+            raise ValueError(f"layer {index}: {error}") from None
+        inner_size = operator_inner_size(spec, self)
+        if spec.kind == "MHA" and inner_size % spec.size:
+            raise ValueError(
+                f"layer {index}: {name} has {spec.size} heads, which do not divide its inner size {inner_size}; "
+                f"take a divisor of {inner_size} or give an inner size, such as MHA{spec.size}x{spec.size * 64}"
+            )
+
+    def _refuse_misspelt(self, unknown: dict) -> None:
+        # transformers keeps every unknown key as an attribute, so that a typing error would pass in silence. Keys that
+        # resemble no field (those of other libraries and of later versions) are left to it.
+        known = [field.name for field in fields(self)]
+        for key in unknown:
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+            if close and not key.startswith("_") and not hasattr(type(self), key):
+                raise ValueError(f"unknown configuration key {key!r}; did you mean {close[0]!r}?")
+
+
+__all__ = ["MagicConfig", "OperatorSpec", "operator_inner_size", "parse_operator"]

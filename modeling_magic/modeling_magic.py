@@ -1,0 +1,564 @@
+"""PyTorch MAGIC model: a chain of attention, feed-forward and convolution operators, as a super-net or as one child.
+
+The file is self-contained: exported next to its weights, it needs `configuration_magic.py` and transformers only.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_magic import MagicConfig, operator_inner_size, parse_operator
+
+
+def _draw_is_dear(hidden_states: torch.Tensor) -> bool:
+    # On a CPU the Bernoulli draw of `F.dropout` costs more than all of the rest of it; other devices and compilers have
+    # kernels of their own.
+    return hidden_states.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    """Returns `hidden_states` with elements zeroed with probability `p` and the others scaled by 1 / (1 - p).
+
+    On a CPU the mask comes from 16-bit random integers, four to a draw, in half the time of `F.dropout`; the
+    probability is then a multiple of 2**-16 and the scale fits it, so that the expectation is exact.
+    """
+    if not training or p == 0.0:
+        return hidden_states
+    if not _draw_is_dear(hidden_states):
+        return nn.functional.dropout(hidden_states, p, training=True)
+    dropped_values = min(max(round(p * 2**16), 1), 2**16 - 1)
+    num_draws = -(-hidden_states.numel() // 4)
+    bits = torch.randint(-(2**63), 2**63 - 1, (num_draws,), dtype=torch.int64).view(torch.int16)
+    keep = bits[: hidden_states.numel()].view(hidden_states.shape) >= dropped_values - 2**15
+    return hidden_states * keep.to(hidden_states.dtype).mul_(2**16 / (2**16 - dropped_values))
+
+
+class MagicDropout(nn.Dropout):
+    """Dropout as `nn.Dropout`, at half its cost on a CPU (see `dropout`)."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns the masked and scaled hidden states, of the same shape."""
+        return dropout(hidden_states, self.p, self.training)
+
+
+class _ShiftedDepthwiseConv(torch.autograd.Function):
+    """Depth-wise convolution over (batch, seq_len, channels) as a sum of shifted products.
+
+    `nn.Conv1d(groups=channels)` wants the channels first and takes about three times as long on a CPU.
+    """
+
+    @staticmethod
+    def _shifts(kernel_size: int, seq_len: int):
+        # (tap, where the tap's products land, where they read): position t reads t + tap - kernel_size // 2, and what
+        # lies beyond the ends is zero.
+        for tap in range(kernel_size):
+            shift = tap - kernel_size // 2
+            if abs(shift) < seq_len:
+                yield tap, slice(max(0, -shift), seq_len - max(0, shift)), slice(max(0, shift), seq_len + min(0, shift))
+
+    @staticmethod
+    def forward(ctx, hidden_states, weight, bias):
+        ctx.save_for_backward(hidden_states, weight)
+        output = bias.expand_as(hidden_states).clone()
+        for tap, to, source in _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1]):
+            output[:, to].addcmul_(hidden_states[:, source], weight[:, 0, tap])
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        hidden_states, weight = ctx.saved_tensors
+        grad_input, grad_weight = torch.zeros_like(hidden_states), torch.zeros_like(weight)
+        for tap, to, source in _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1]):
+            grad_input[:, source].addcmul_(grad_output[:, to], weight[:, 0, tap])
+            grad_weight[:, 0, tap] = (grad_output[:, to] * hidden_states[:, source]).sum((0, 1))
+        return grad_input, grad_weight, grad_output.sum((0, 1))
+
+
+class DepthwiseConv1d(nn.Conv1d):
+    """One filter of `kernel_size` (odd) a channel over (batch, seq_len, channels); what lies beyond the ends is zero."""
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size // 2)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns the convolved states, (batch, seq_len, channels)."""
+        if _draw_is_dear(hidden_states) and hidden_states.dtype == self.weight.dtype:
+            return _ShiftedDepthwiseConv.apply(hidden_states, self.weight, self.bias)
+        return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
+
+
+class MagicEmbeddings(nn.Module):
+    """H_0: the normed sum of word, token type and position embeddings, as in BERT."""
+
+    def __init__(self, config: MagicConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = MagicDropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+    ) -> torch.Tensor:
+        """Returns H_0, (batch, seq_len, hidden). Without position ids they count from 0, without types all are 0."""
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        seq_len = inputs_embeds.shape[1]
+        max_positions = self.position_embeddings.num_embeddings
+        if position_ids is None and not torch.compiler.is_compiling() and seq_len > max_positions:
+            raise ValueError(
+                f"the sequence has {seq_len} tokens but the model {max_positions} positions; truncate it, for example "
+                f"with tokenizer(..., truncation=True, max_length={max_positions})"
+            )
+        # Rows that are the same for the whole batch are broadcast, not gathered: the backward pass is then a sum
+        # instead of a scatter.
+        token_types = self.token_type_embeddings
+        types = token_types.weight[0] if token_type_ids is None else token_types(token_type_ids)
+        table = self.position_embeddings
+        positions = table.weight[:seq_len] if position_ids is None else table(position_ids)
+        return self.dropout(self.LayerNorm(inputs_embeds + types + positions))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention, written out.
+
+    Args:
+        module: the attention operator; its `training` flag switches the dropout.
+        query: (batch, heads, seq_len, head_size), as are key and value.
+        attention_mask: (batch, 1, seq_len or 1, seq_len), a float to add to the scores or a bool, true where a token is
+            seen.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        The context, (batch, seq_len, heads, head_size), and the attention weights.
+    """
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = _dropout(nn.functional.softmax(scores, dim=-1), dropout, module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+# `dropout` is the name by which transformers passes the probability to every attention function.
+_dropout = dropout
+
+
+class MagicAttention(nn.Module):
+    """MHA: multi-head self-attention, then the residual sum and its norm, as in BERT (5.1)."""
+
+    def __init__(self, config: MagicConfig, num_heads: int, inner_size: int):
+        super().__init__()
+        self.config = config
+        self.head_size = inner_size // num_heads
+        self.scaling = self.head_size**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, inner_size)
+        self.key = nn.Linear(config.hidden_size, inner_size)
+        self.value = nn.Linear(config.hidden_size, inner_size)
+        self.dense = nn.Linear(inner_size, config.hidden_size)
+        self.dropout = MagicDropout(config.hidden_dropout_prob)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def _attention_function(self, device: torch.device) -> Callable:
+        # With dropout on the attention weights, sdpa has only its slow path on a CPU, which draws the mask the dear way.
+        if self.training and self.attention_dropout and device.type == "cpu" and not torch.compiler.is_compiling():
+            if self.config._attn_implementation == "sdpa":
+                return eager_attention_forward
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the normed output (batch, seq_len, hidden) and the attention weights where the function has them."""
+        batch_and_length = hidden_states.shape[:-1]
+        heads = (*batch_and_length, -1, self.head_size)
+        query = self.query(hidden_states).view(heads).transpose(1, 2)
+        key = self.key(hidden_states).view(heads).transpose(1, 2)
+        value = self.value(hidden_states).view(heads).transpose(1, 2)
+        context, weights = self._attention_function(hidden_states.device)(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        context = context.reshape(*batch_and_length, -1).contiguous()
+        return self.LayerNorm(self.dropout(self.dense(context)) + hidden_states), weights
+
+
+class MagicFeedForward(nn.Module):
+    """FFN: hidden -> inner, activation, inner -> hidden, then the residual sum and its norm, as in BERT (5.1)."""
+
+    def __init__(self, config: MagicConfig, inner_size: int):
+        super().__init__()
+        self.intermediate = nn.Linear(config.hidden_size, inner_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dense = nn.Linear(inner_size, config.hidden_size)
+        self.dropout = MagicDropout(config.hidden_dropout_prob)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, None]:
+        """Returns the normed output (batch, seq_len, hidden) and no attention weights."""
+        inner = self.activation(self.intermediate(hidden_states))
+        return self.LayerNorm(self.dropout(self.dense(inner)) + hidden_states), None
+
+
+class MagicConvolution(nn.Module):
+    """CONV: depth-wise separable convolution, then the residual sum and its norm (5.1).
+
+    Paper silent: point-wise hidden -> inner, activation, depth-wise over `kernel_size` tokens, point-wise inner ->
+    hidden. Padding reads as zero, so that the number of pad tokens never changes a real one.
+    """
+
+    def __init__(self, config: MagicConfig, kernel_size: int, inner_size: int):
+        super().__init__()
+        self.intermediate = nn.Linear(config.hidden_size, inner_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.depthwise = DepthwiseConv1d(inner_size, kernel_size)
+        self.dense = nn.Linear(inner_size, config.hidden_size)
+        self.dropout = MagicDropout(config.hidden_dropout_prob)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, None]:
+        """Returns the normed output (batch, seq_len, hidden) and no attention weights."""
+        inner = self.activation(self.intermediate(hidden_states))
+        if padding_mask is not None:
+            inner = inner * padding_mask.to(inner.dtype)
+        return self.LayerNorm(self.dropout(self.dense(self.depthwise(inner))) + hidden_states), None
+
+
+def _build_operator(config: MagicConfig, name: str) -> nn.Module:
+    spec = parse_operator(name)
+    inner_size = operator_inner_size(spec, config)
+    if spec.kind == "MHA":
+        return MagicAttention(config, spec.size, inner_size)
+    if spec.kind == "FFN":
+        return MagicFeedForward(config, inner_size)
+    return MagicConvolution(config, spec.size, inner_size)
+
+
+class MagicLayer(GradientCheckpointingLayer):
+    """One layer of the chain: its candidate operators, of which a forward pass runs one."""
+
+    def __init__(self, config: MagicConfig, candidates: Sequence[str]):
+        super().__init__()
+        self.operators = nn.ModuleDict({name: _build_operator(config, name) for name in candidates})
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        operator: str = "",
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Returns H_n, the output of `operator` on H_(n-1); both (batch, seq_len, hidden)."""
+        return self.operators[operator](hidden_states, attention_mask, padding_mask, **kwargs)[0]
+
+
+class MagicEncoder(nn.Module):
+    """The chain of N layers."""
+
+    def __init__(self, config: MagicConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(MagicLayer(config, candidates) for candidates in config.candidate_operators)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        padding_mask: torch.Tensor | None,
+        architecture: Sequence[str],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Returns H_N of the child `architecture` from H_0; both (batch, seq_len, hidden)."""
+        for layer, operator in zip(self.layer, architecture, strict=True):
+            hidden_states = layer(hidden_states, attention_mask, padding_mask, operator=operator, **kwargs)
+        return hidden_states
+
+
+class MagicPooler(nn.Module):
+    """BERT's pooler: tanh of a linear map of the first token."""
+
+    def __init__(self, config: MagicConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns (batch, hidden) from (batch, seq_len, hidden)."""
+        return torch.tanh(self.dense(hidden_states[:, 0]))
+
+
+class MagicLMHead(nn.Module):
+    """BERT's masked-LM head: dense, activation, norm and a decoder tied to the word embeddings."""
+
+    def __init__(self, config: MagicConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns logits (..., vocab_size) from hidden states (..., hidden)."""
+        return self.decoder(self.LayerNorm(self.activation(self.dense(hidden_states))))
+
+
+class MagicPreTrainedModel(PreTrainedModel):
+    """What all MAGIC models share: initialisation, the choice of a child and its extraction."""
+
+    config: MagicConfig
+    base_model_prefix = "magic"
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["MagicEmbeddings", "MagicLayer"]
+    _can_record_outputs = {"hidden_states": MagicLayer, "attentions": MagicAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DepthwiseConv1d):
+            # A filter has as many inputs as taps; `initializer_range`, made for wide layers, would all but mute it.
+            init.normal_(module.weight, mean=0.0, std=module.kernel_size[0] ** -0.5)
+        elif isinstance(module, MagicLMHead):
+            init.zeros_(module.bias)
+
+    def resolve_architecture(self, architecture: Sequence[str] | None) -> Sequence[str]:
+        """Returns the child to run: `architecture`, checked, or the only child where no layer offers a choice.
+
+        Raises:
+            ValueError: a super-net without an architecture, one of the wrong length, or an operator that its layer does
+                not offer.
+        """
+        candidates = self.config.candidate_operators
+        if architecture is None:
+            if self.config.is_supernet:
+                raise ValueError(
+                    f"this model is a super-net of {len(candidates)} layers; say which child to run with "
+                    f"architecture=(one operator name a layer), or extract one with extract_child"
+                )
+            return [layer[0] for layer in candidates]
+        if len(architecture) != len(candidates):
+            raise ValueError(
+                f"the architecture has {len(architecture)} operators but the model {len(candidates)} layers; "
+                f"give one operator name a layer"
+            )
+        for index, (operator, layer) in enumerate(zip(architecture, candidates, strict=True)):
+            if operator not in layer:
+                raise ValueError(f"layer {index} has no operator {operator!r}; candidates: {', '.join(layer)}")
+        return architecture
+
+    def extract_child(self, architecture: Sequence[str]) -> "MagicPreTrainedModel":
+        """Returns the child `architecture` as a model of its own: the same class, holding copies of its tensors only."""
+        architecture = self.resolve_architecture(architecture)
+        # On the meta device, so that nothing is drawn from the random generator for weights about to be replaced.
+        with torch.device("meta"):
+            child = type(self)(self.config.child_config(architecture))
+        own = self.state_dict()
+        child.load_state_dict({name: own[name].detach().clone() for name in child.state_dict()}, assign=True)
+        child.tie_weights()
+        return child.train(self.training)
+
+
+class MagicModel(MagicPreTrainedModel):
+    """The bare MAGIC encoder (child) or super-net: hidden states of one child."""
+
+    def __init__(self, config: MagicConfig, add_pooling_layer: bool | None = None):
+        """Builds the model; `add_pooling_layer` overrules the configuration's."""
+        super().__init__(config)
+        self.embeddings = MagicEmbeddings(config)
+        self.encoder = MagicEncoder(config)
+        add_pooling_layer = config.add_pooling_layer if add_pooling_layer is None else add_pooling_layer
+        self.pooler = MagicPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Returns the word embeddings."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the word embeddings."""
+        self.embeddings.word_embeddings = value
+
+    def attention_masks(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Returns the two masks that every layer takes, from the user's (batch, seq_len) mask (1 = token, 0 = padding).
+
+        The first is what the attention function in use wants; the second, (batch, seq_len, 1), is what a convolution
+        multiplies its input by.
+        """
+        for_attention = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        if attention_mask is None:
+            return for_attention, None
+        if attention_mask.dim() != 2:
+            if any(parse_operator(name).kind == "CONV" for layer in self.config.candidate_operators for name in layer):
+                raise ValueError(
+                    f"the attention_mask has {attention_mask.dim()} dimensions; with CONV operators give the "
+                    f"two-dimensional one, (batch, seq_len)"
+                )
+            return for_attention, None
+        return for_attention, attention_mask.unsqueeze(-1).to(hidden_states.device)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        architecture: Sequence[str] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Runs one child.
+
+        Args:
+            input_ids: (batch, seq_len) token ids; or give `inputs_embeds`, (batch, seq_len, hidden).
+            attention_mask: (batch, seq_len), 1 = token, 0 = padding.
+            token_type_ids: (batch, seq_len), 0 where left out.
+            position_ids: (batch, seq_len), counted from 0 where left out.
+            architecture: the child to run, one operator name a layer; may be left out where there is only one.
+            **kwargs: `output_hidden_states` (true, or the indices n of the H_n to keep), `output_attentions`.
+
+        Returns:
+            last_hidden_state (batch, seq_len, hidden), pooler_output (batch, hidden) where there is a pooler, and on
+            demand hidden_states (H_0 to H_N) and attentions (one for each MHA on the path).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        architecture = self.resolve_architecture(architecture)
+        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        masks = self.attention_masks(hidden_states, attention_mask)
+        hidden_states = self.encoder(hidden_states, *masks, architecture, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states,
+            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
+        )
+
+
+class MagicForMaskedLM(MagicPreTrainedModel):
+    """MAGIC encoder or super-net with BERT's masked-LM head."""
+
+    _tied_weights_keys = {
+        "lm_head.decoder.weight": "magic.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
+
+    def __init__(self, config: MagicConfig):
+        """Builds the model, without a pooler."""
+        super().__init__(config)
+        self.magic = MagicModel(config, add_pooling_layer=False)
+        self.lm_head = MagicLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """Returns the decoder."""
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the decoder, its bias with it."""
+        self.lm_head.decoder = new_embeddings
+        self.lm_head.bias = new_embeddings.bias
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        architecture: Sequence[str] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """Predicts masked tokens with one child; arguments as for `MagicModel.forward`.
+
+        Args:
+            labels: (batch, seq_len), the token to predict, -100 = not predicted.
+            **kwargs: also `num_items_in_batch`, by which the summed loss is then divided instead of by its own count.
+
+        Returns:
+            loss where labels are given, and logits (batch, seq_len, vocab_size); with `config.sparse_prediction` and
+            labels, the logits of the labelled positions only, (number of them, vocab_size), in reading order.
+        """
+        outputs = self.magic(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            architecture=architecture,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if self.config.sparse_prediction and labels is not None:
+            labelled = labels != -100
+            hidden_states, labels = hidden_states[labelled], labels[labelled]
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["MagicForMaskedLM", "MagicModel", "MagicPreTrainedModel"]

@@ -1,0 +1,656 @@
+"""Super-net training on `Trainer`: sampling (MAGIC-T), alignment (MAGIC-A), the anchor and progressive shrinking."""
+
+import json
+import logging
+import math
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from modeling_magic import MagicForMaskedLM, MagicModel
+
+from .costs import operator_parameters, training_flops
+from .evaluation import RankedChild, evaluate_child, rank_children, validation_batches
+from .objectives import alignment_loss, average_states
+from .search_space import Architecture, FairSampler, SearchSpace, make_sampler
+from .shrinking import ShrinkRound, deletions_short, operator_scores, shrink, shrink_schedule
+
+
+logger = logging.getLogger(__name__)
+
+NAS_STATE_NAME = "nas_state.json"
+ALIGNMENTS = ("none", "anchor", "top_percent", "average")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as JSON under a temporary name and renames it, so that a kill never leaves half a file."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@dataclass
+class MagicTrainingArguments(TrainingArguments):
+    """`TrainingArguments` and what the paper adds to them; the defaults are the paper's (5.1)."""
+
+    sampler: str = field(
+        default="gradual",
+        metadata={"help": "How children are drawn: gradual (MAGIC-T), uniform (SPOS), fair (FairNAS) or sandwich."},
+    )
+    num_substitutions: int = field(
+        default=1, metadata={"help": "Operators that the gradual sampler changes at each step, k of section 4."}
+    )
+    alignment: str = field(
+        default="anchor",
+        metadata={
+            "help": "What hidden states are pulled towards: anchor (MAGIC-A: the best child so far), top_percent (5.2: "
+            "an anchor from the top p%), average (3.2: the mean of C random children) or none."
+        },
+    )
+    alignment_weight: float = field(default=0.5, metadata={"help": "Lambda of Eq. (2)."})
+    alignment_every_n_layers: int = field(
+        default=4, metadata={"help": "Layers n, 2n, 3n, ... are aligned, counted from 1."}
+    )
+    alignment_warmup_epochs: float = field(
+        default=3.0, metadata={"help": "Epochs of prediction loss alone before alignment begins."}
+    )
+    alignment_warmup_steps: int | None = field(
+        default=None, metadata={"help": "The same in optimizer steps; wins over alignment_warmup_epochs."}
+    )
+    alignment_batch_fraction: float = field(
+        default=1.0,
+        metadata={"help": "Share of a batch's sequences that are aligned; below 1 is an option beyond the paper."},
+    )
+    anchor_eval_steps: int = field(
+        default=100, metadata={"help": "Steps between comparisons of the current child with the anchor (section 4)."}
+    )
+    anchor_top_percent: float = field(
+        default=30.0, metadata={"help": "p: with alignment top_percent, the rank of the anchor in percent (5.2)."}
+    )
+    anchor_hysteresis_percent: float = field(
+        default=10.0, metadata={"help": "r: the anchor stays while it ranks within p +- r percent (5.2)."}
+    )
+    anchor_pool_size: int = field(
+        default=10_000, metadata={"help": "Children ranked at each epoch's end for alignment top_percent (5.2)."}
+    )
+    num_average_children: int = field(
+        default=4, metadata={"help": "C: children whose states are averaged for alignment average (3.2)."}
+    )
+    num_validation_sequences: int = field(
+        default=256, metadata={"help": "Held-out sequences of the fixed slice that children are validated on."}
+    )
+    shrink: bool = field(
+        default=False, metadata={"help": "Delete unpromising operators during training until one child is left (5.1)."}
+    )
+    shrink_operators_per_round: int = field(default=5, metadata={"help": "Operators deleted in a round, over all layers."})
+    shrink_every_n_steps: int | None = field(
+        default=None, metadata={"help": "Optimizer steps between rounds; left out, a round ends each epoch."}
+    )
+    shrink_num_children: int = field(
+        default=100, metadata={"help": "Children validated in a round to score the operators."}
+    )
+    # Logits of masked positions only differ in number from batch to batch, so that they cannot be gathered.
+    prediction_loss_only: bool = field(
+        default=True, metadata={"help": "Evaluation returns the loss only; the super-net computes masked positions only."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            # A step uses one operator of each layer, the others have no gradient.
+            self.ddp_find_unused_parameters = True
+        if self.alignment not in ALIGNMENTS:
+            raise ValueError(f"alignment is {self.alignment!r}; choose one of: {', '.join(ALIGNMENTS)}")
+        for name in (
+            "alignment_every_n_layers",
+            "anchor_eval_steps",
+            "anchor_pool_size",
+            "num_average_children",
+            "num_validation_sequences",
+            "shrink_operators_per_round",
+            "shrink_num_children",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.shrink_every_n_steps is not None and self.shrink_every_n_steps < 1:
+            raise ValueError(f"shrink_every_n_steps is {self.shrink_every_n_steps}; it must be at least 1")
+        if self.alignment_weight < 0:
+            raise ValueError(f"alignment_weight is {self.alignment_weight}; it must not be negative")
+        if not 0 < self.alignment_batch_fraction <= 1:
+            raise ValueError(
+                f"alignment_batch_fraction is {self.alignment_batch_fraction}; it must be above 0 and at most 1"
+            )
+        for name in ("anchor_top_percent", "anchor_hysteresis_percent"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The child that others are aligned to, and its validation accuracy when it was last measured (section 4)."""
+
+    architecture: Architecture
+    val_accuracy: float
+
+    def challenge(self, architecture: Architecture, val_accuracy: float) -> "Anchor":
+        """Returns the anchor of the next step: the challenger if Val(challenger) > Val(anchor), else this one."""
+        return Anchor(architecture, val_accuracy) if val_accuracy > self.val_accuracy else self
+
+
+def anchor_of_top_percent(
+    ranked: Sequence[RankedChild], previous: Architecture | None, percent: float, hysteresis: float
+) -> Anchor:
+    """Returns the anchor that stands at the top `percent` of validated children (5.2).
+
+    The previous anchor stays while its rank is within `percent` +- `hysteresis`, since the exact child at a rank
+    changes from epoch to epoch.
+
+    Args:
+        ranked: children validated with the same weights, the previous anchor among them; any order.
+        previous: the anchor so far.
+        percent: 0 is the best child, 100 the worst.
+        hysteresis: r of the paper, in percent.
+    """
+    by_accuracy = sorted(ranked, key=lambda child: (-child.val_accuracy, child.architecture))
+    last = max(len(by_accuracy) - 1, 1)
+    for index, child in enumerate(by_accuracy):
+        if child.architecture == previous and abs(100 * index / last - percent) <= hysteresis:
+            return Anchor(child.architecture, child.val_accuracy)
+    chosen = by_accuracy[round(percent / 100 * (len(by_accuracy) - 1))]
+    return Anchor(chosen.architecture, chosen.val_accuracy)
+
+
+class MagicProgressCallback(ProgressCallback):
+    """One progress bar with the losses, the best child so far and what is left of the space beside it."""
+
+    def __init__(self, trainer: "MagicTrainer"):
+        super().__init__()
+        self._trainer = trainer
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Shows the newest losses and the anchor beside the bar instead of a line for each log."""
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {name: logs[name] for name in ("loss_pred", "loss_align", "eval_loss") if name in (logs or {})}
+            if self._trainer.anchor is not None:
+                shown["best_accuracy"] = self._trainer.anchor.val_accuracy
+            shown["operators"] = self._trainer.space.num_operators
+            self.training_bar.set_postfix(shown, refresh=False)
+
+
+class _SearchCallback(TrainerCallback):
+    """Calls the trainer's search at the moments of the loop. All that it does follows from `state.global_step`."""
+
+    def __init__(self, trainer: "MagicTrainer"):
+        self._trainer = trainer
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self._trainer._plan_run(state.max_steps, train_dataloader)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._trainer._draw_child()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._trainer._after_step(state.global_step)
+
+
+class MagicTrainer(Trainer):
+    """Trains a super-net, one child a step, with the paper's ways to mitigate interference.
+
+    Everything random about the search comes from generators of its own, seeded by `args.seed` alone: all ranks draw the
+    same children, and a run stopped and resumed draws what it would have drawn.
+
+    Attributes:
+        space: what shrinking has left of the search space.
+        architecture: the child of the current step.
+        anchor: the child that others are aligned to, the best one seen with `alignment="anchor"`; `None` before the
+            first comparison.
+        visits: for each layer, how often each operator was trained.
+        anchor_history: one entry for each change of the anchor.
+        shrink_history: one entry for each round, with what was deleted and the score of every operator.
+
+    Example:
+
+    ```python
+    >>> trainer = MagicTrainer(
+    ...     model=MagicForMaskedLM(supernet_config),
+    ...     args=MagicTrainingArguments("run", max_steps=1000, shrink=True, shrink_every_n_steps=50),
+    ...     train_dataset=data.train,
+    ...     eval_dataset=data.validation,
+    ...     data_collator=MaskingCollator(data.tokenizer),
+    ... )
+    >>> trainer.train()
+    >>> child = trainer.model.extract_child(trainer.best_child().architecture)
+    ```
+    """
+
+    # The prediction loss is divided by the masked tokens of the whole accumulated batch and the alignment loss by the
+    # number of micro-batches, both in compute_loss.
+    loss_is_scaled_for_ga = True
+
+    args: MagicTrainingArguments
+    model: MagicForMaskedLM
+
+    def __init__(self, model: MagicForMaskedLM, args: MagicTrainingArguments, **kwargs):
+        """Takes what `Trainer` takes; `eval_dataset` is needed wherever children are validated.
+
+        Raises:
+            ValueError: the model is no super-net, the sampler or the alignment does not fit its layers, or there is no
+                validation data for the anchor or for shrinking.
+        """
+        if not model.config.is_supernet:
+            raise ValueError("the model has one operator in each layer; a super-net needs a layer with a choice")
+        self.full_space = SearchSpace.from_config(model.config.candidate_operators)
+        self._check_arguments(args, kwargs.get("eval_dataset"))
+        model.config.sparse_prediction = True
+        super().__init__(model=model, args=args, **kwargs)
+        self._set_space(self.full_space)
+        self._average_rng = random.Random(f"average-{args.seed}")
+        self.architecture: Architecture = ()
+        self.anchor: Anchor | None = None
+        self.visits = [dict.fromkeys(layer, 0) for layer in self.full_space.candidates]
+        self.anchor_history: list[dict[str, Any]] = []
+        self.shrink_history: list[dict[str, Any]] = []
+        self._average_children: list[Architecture] = []
+        self._schedule: list[ShrinkRound] = []
+        self._warmup_steps = 0
+        self._epoch_steps: int | None = None
+        self._loss_sums = {"loss_pred": torch.zeros(()), "loss_align": torch.zeros(())}
+        self._num_changes = 0
+        self._validation = None
+        self.add_callback(_SearchCallback(self))
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(MagicProgressCallback(self))
+
+    # ---- Before training ----
+
+    def _check_arguments(self, args: MagicTrainingArguments, eval_dataset: Any) -> None:
+        num_layers = self.full_space.num_layers
+        if args.alignment != "none" and args.alignment_every_n_layers > num_layers:
+            raise ValueError(
+                f"alignment_every_n_layers is {args.alignment_every_n_layers} but the super-net has {num_layers} "
+                f"layers, so that none would be aligned; take at most {num_layers}"
+            )
+        if eval_dataset is None and (args.shrink or args.alignment in ("anchor", "top_percent")):
+            raise ValueError(
+                "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none' and shrink=False"
+            )
+
+    def _set_space(self, space: SearchSpace) -> None:
+        self.space = space
+        self.sampler = make_sampler(
+            self.args.sampler,
+            space,
+            seed=self.args.seed,
+            num_substitutions=self.args.num_substitutions,
+            cost=lambda operator: operator_parameters(operator, self.model.config),
+        )
+
+    def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
+        """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""
+        try:
+            self._epoch_steps = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
+        except TypeError:
+            self._epoch_steps = None
+        if self.args.alignment != "none":
+            self._warmup_steps = self._plan_warmup()
+        self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
+        if self.args.shrink and (short := deletions_short(self.full_space, self._schedule)):
+            logger.warning(
+                f"shrinking will not end in one child: {max_steps} steps hold {len(self._schedule)} rounds, which "
+                f"delete {short} operators too few; train longer, or set shrink_every_n_steps lower or "
+                f"shrink_operators_per_round higher"
+            )
+
+    def _plan_warmup(self) -> int:
+        if self.args.alignment_warmup_steps is not None:
+            return self.args.alignment_warmup_steps
+        if self._epoch_steps is None and self.args.alignment_warmup_epochs:
+            raise ValueError("a streamed data set has no epochs; set alignment_warmup_steps")
+        return round(self.args.alignment_warmup_epochs * (self._epoch_steps or 0))
+
+    def plan_shrinking(self, max_steps: int) -> list[ShrinkRound]:
+        """Returns the rounds of a run of `max_steps` steps (see `shrink_schedule`).
+
+        Raises:
+            ValueError: rounds are at epoch ends but the data set is streamed and has none.
+        """
+        round_every = self.args.shrink_every_n_steps or self._epoch_steps
+        if round_every is None:
+            raise ValueError("a streamed data set has no epochs; set shrink_every_n_steps")
+        return shrink_schedule(self.full_space, max_steps, round_every, self.args.shrink_operators_per_round)
+
+    # ---- One step ----
+
+    def _draw_child(self) -> None:
+        """Draws alpha_t, once for each optimizer step, and the children whose states are averaged, if any."""
+        previous, self.architecture = self.architecture, self.sampler.next()
+        if previous:
+            self._num_changes += self.full_space.distance(previous, self.architecture)
+        for visits, operator in zip(self.visits, self.architecture, strict=True):
+            visits[operator] += 1
+        if self.args.alignment == "average":
+            self._average_children = [
+                self.space.sample(self._average_rng) for _ in range(self.args.num_average_children)
+            ]
+
+    def _aligned_layers(self) -> list[int]:
+        """Indices n of the H_n that Eq. (1) sums over in this step; none during the warm start."""
+        if self.args.alignment == "none" or self.state.global_step < self._warmup_steps:
+            return []
+        if self.args.alignment != "average" and self.anchor is None:
+            return []
+        every = self.args.alignment_every_n_layers
+        return list(range(every, self.full_space.num_layers + 1, every))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Returns L_pred + lambda L_align, Eq. (2), in training; in evaluation the prediction loss of the best child."""
+        if not model.training:
+            child = self.anchor.architecture if self.anchor else self.architecture or self.space.sample(random.Random(0))
+            inputs = {**inputs, "architecture": child}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        aligned = self._aligned_layers()
+        shared = self._num_shared_layers() if aligned else 0
+        aligned = [layer for layer in aligned if layer > shared]
+        inputs = {**inputs, "architecture": self.architecture}
+        kept = {"output_hidden_states": [shared, *aligned] if shared else aligned} if aligned else {}
+        loss, outputs = super().compute_loss(model, {**inputs, **kept}, True, num_items_in_batch)
+        self._add_loss("loss_pred", loss)
+        if aligned:
+            loss_align = self._alignment_loss(inputs, outputs.hidden_states, aligned, shared)
+            loss_align = loss_align / self.current_gradient_accumulation_steps
+            self._add_loss("loss_align", loss_align)
+            loss = loss + self.args.alignment_weight * loss_align
+        return (loss, outputs) if return_outputs else loss
+
+    def _add_loss(self, name: str, loss: Tensor) -> None:
+        # Summed where they were computed: a step never waits for the device to log.
+        self._loss_sums[name] = self._loss_sums[name].to(loss.device) + loss.detach()
+
+    def _num_shared_layers(self) -> int:
+        """Layers from the bottom up whose states anchor and child have in common, so that their alignment is zero.
+
+        Operators and inputs are the same there; the outputs are only without dropout, which the anchor does not have.
+        """
+        config = self.model.config
+        if self.args.alignment == "average" or config.hidden_dropout_prob or config.attention_probs_dropout_prob:
+            return 0
+        pairs = zip(self.architecture, self.anchor.architecture, strict=True)
+        return next((layer for layer, (own, other) in enumerate(pairs) if own != other), len(self.architecture))
+
+    def _alignment_loss(
+        self, inputs: dict[str, Any], child_states: Sequence[Tensor], aligned: list[int], shared: int
+    ) -> Tensor:
+        rows = math.ceil(self.args.alignment_batch_fraction * inputs["input_ids"].shape[0])
+        inputs = {name: value[:rows] for name, value in inputs.items() if isinstance(value, Tensor)}
+        bottom = child_states[shared][:rows].detach() if shared else None
+        children = self._average_children if self.args.alignment == "average" else [self.anchor.architecture]
+        targets = [self._target_states(inputs, child, aligned, shared, bottom) for child in children]
+        return alignment_loss(
+            [child_states[layer][:rows] for layer in aligned],
+            targets[0] if len(targets) == 1 else average_states(targets),
+            inputs.get("attention_mask"),
+        )
+
+    @torch.no_grad()
+    def _target_states(
+        self, inputs: dict[str, Tensor], architecture: Architecture, layers: list[int], start: int, bottom: Tensor | None
+    ) -> list[Tensor]:
+        """Hidden states of `architecture` at `layers`, without gradient, dropout, head or the layers above the last.
+
+        `bottom` is H_start where it is known already.
+        """
+        encoder: MagicModel = self.accelerator.unwrap_model(self.model_wrapped).magic
+        encoder.eval()
+        try:
+            with self.accelerator.autocast():
+                if bottom is None:
+                    start, bottom = 0, encoder.embeddings(
+                        inputs.get("input_ids"), inputs.get("token_type_ids"), inputs.get("position_ids")
+                    )
+                masks = encoder.attention_masks(bottom, inputs.get("attention_mask"))
+                states = {start: bottom}
+                for layer in range(start, layers[-1]):
+                    operator = architecture[layer]
+                    states[layer + 1] = encoder.encoder.layer[layer](states[layer], *masks, operator=operator)
+                    if layer not in layers:
+                        del states[layer]
+        finally:
+            encoder.train()
+        return [states[layer] for layer in layers]
+
+    # ---- After a step: anchor and shrinking ----
+
+    def _after_step(self, step: int) -> None:
+        if self.args.alignment == "anchor" and self._anchor_is_due(step):
+            self._challenge_anchor(step)
+        if any(round_.step == step for round_ in self._schedule):
+            self._shrink_round(step)
+        if self.args.alignment == "top_percent" and self._epoch_steps and step % self._epoch_steps == 0:
+            self._rank_for_anchor(step)
+
+    def _anchor_is_due(self, step: int) -> bool:
+        return step % self.args.anchor_eval_steps == 0 or (self.anchor is None and step == self._warmup_steps)
+
+    @property
+    def validation_batches(self) -> list[dict[str, Tensor]]:
+        """The fixed slice of `eval_dataset` that children are validated on, collated once."""
+        if self._validation is None:
+            self._validation = validation_batches(
+                self.eval_dataset,
+                self.data_collator,
+                self.args.per_device_eval_batch_size,
+                self.args.num_validation_sequences,
+            )
+        return self._validation
+
+    def _validate(self, architecture: Architecture) -> RankedChild:
+        return RankedChild(
+            architecture, *evaluate_child(self.model, self.validation_batches, architecture, self.accelerator)
+        )
+
+    def _rank(self, architectures: list[Architecture]) -> list[RankedChild]:
+        return rank_children(self.model, self.validation_batches, architectures, self.accelerator)
+
+    def _challenge_anchor(self, step: int) -> None:
+        """Val(alpha_t) against Val(anchor), both with the weights of this step (section 4)."""
+        challenger = self._validate(self.architecture)
+        previous = self.anchor
+        if previous is not None and previous.architecture != challenger.architecture:
+            previous = replace(previous, val_accuracy=self._validate(previous.architecture).val_accuracy)
+            self._set_anchor(previous.challenge(challenger.architecture, challenger.val_accuracy), step)
+        else:
+            self._set_anchor(Anchor(challenger.architecture, challenger.val_accuracy), step)
+
+    def _rank_for_anchor(self, step: int) -> None:
+        """Ranks a pool of uniform children and picks the anchor at the top p% (5.2)."""
+        pool = self._pool(self.args.anchor_pool_size, random.Random(f"pool-{self.args.seed}-{step}"))
+        previous = self.anchor.architecture if self.anchor and self.anchor.architecture in self.space else None
+        ranked = self._rank([*pool, previous] if previous else pool)
+        percent, hysteresis = self.args.anchor_top_percent, self.args.anchor_hysteresis_percent
+        self._set_anchor(anchor_of_top_percent(ranked, previous, percent, hysteresis), step)
+
+    def _pool(self, num_children: int, rng: random.Random) -> list[Architecture]:
+        """Uniform children, or all of them where there are no more."""
+        if self.space.size <= num_children:
+            return list(self.space.children())
+        return [self.space.sample(rng) for _ in range(num_children)]
+
+    def _set_anchor(self, anchor: Anchor, step: int) -> None:
+        if self.anchor is None or anchor.architecture != self.anchor.architecture:
+            self.anchor_history.append({"step": step, **asdict(anchor)})
+        self.anchor = anchor
+
+    def _shrink_round(self, step: int) -> None:
+        """Scores every operator by the mean loss of validated children that hold it and deletes the worst (5.1)."""
+        num_deletions = next(round_.num_deletions for round_ in self._schedule if round_.step == step)
+        # Strict fairness gives every operator of a layer the same number of children.
+        sampler = FairSampler(self.space, seed=1_000_003 * self.args.seed + step)
+        widest = max(len(layer) for layer in self.space.candidates)
+        ranked = self._rank([sampler.next() for _ in range(max(self.args.shrink_num_children, widest))])
+        scores = operator_scores(self.space, ((child.architecture, child.val_loss) for child in ranked))
+        space, deleted = shrink(self.space, scores, num_deletions)
+        self.space = space
+        self.sampler.restrict(space)
+        self.shrink_history.append(
+            {
+                "step": step,
+                "deleted": [list(operator) for operator in deleted],
+                "scores": [[layer, operator, score] for (layer, operator), score in scores.items()],
+                "space": space.to_json(),
+                "num_children": len(ranked),
+            }
+        )
+        if self.anchor is not None and self.anchor.architecture not in space:
+            self._replace_deleted_anchor(ranked, step)
+        logger.info(
+            f"step {step}: {space.num_operators} operators left, deleted "
+            + ", ".join(f"{operator} in layer {layer}" for layer, operator in deleted)
+        )
+
+    def _replace_deleted_anchor(self, ranked: list[RankedChild], step: int) -> None:
+        survivors = [child for child in ranked if child.architecture in self.space]
+        if not survivors:
+            kept = zip(self.anchor.architecture, self.space.candidates, strict=True)
+            survivors = [self._validate(tuple(name if name in layer else layer[0] for name, layer in kept))]
+        best = max(survivors, key=lambda child: child.val_accuracy)
+        self._set_anchor(Anchor(best.architecture, best.val_accuracy), step)
+
+    def best_child(self, num_children: int = 100) -> RankedChild:
+        """Returns the child that the run has found: the only one left, or the best of `num_children` and the anchor.
+
+        Children are validated on the fixed slice with the present weights; the lowest validation loss wins.
+        """
+        candidates = self._pool(num_children, random.Random(f"best-{self.args.seed}"))
+        if self.anchor is not None and self.anchor.architecture in self.space:
+            candidates.append(self.anchor.architecture)
+        return self._rank(candidates)[0]
+
+    # ---- Logging ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the two losses of Eq. (2), the mean distance between children and the state of the search."""
+        if "loss" in logs:
+            steps = max(self.state.global_step - self._last_logged_step(), 1)
+            for name, total in self._loss_sums.items():
+                gathered = self.accelerator.gather(total.to(self.args.device))
+                logs[name] = gathered.mean().item() / steps
+                self._loss_sums[name] = torch.zeros(())
+            logs["num_changed_layers"] = self._num_changes / steps
+            logs["num_operators"] = self.space.num_operators
+            if self.anchor is not None:
+                logs["anchor_accuracy"] = self.anchor.val_accuracy
+                logs["num_anchors"] = len(self.anchor_history)
+            self._num_changes = 0
+        super().log(logs, start_time)
+
+    def _last_logged_step(self) -> int:
+        return next((entry["step"] for entry in reversed(self.state.log_history) if "loss_pred" in entry), 0)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Returns the FLOPs of this step's child alone, not those of all operators of the super-net."""
+        batch_size, seq_len = inputs["input_ids"].shape
+        return training_flops(self.model.config, self.architecture, seq_len, batch_size * seq_len)
+
+    # ---- Checkpoints ----
+
+    def nas_state(self) -> dict[str, Any]:
+        """Returns all that the search needs to go on with the same children, as JSON."""
+        return {
+            "candidate_operators": self.full_space.to_json(),
+            "space": self.space.to_json(),
+            "sampler": self.sampler.state_dict(),
+            "average_rng": self._average_rng.getstate(),
+            "architecture": list(self.architecture),
+            "anchor": asdict(self.anchor) if self.anchor else None,
+            "anchor_history": self.anchor_history,
+            "shrink_history": self.shrink_history,
+            "visits": self.visits,
+        }
+
+    def load_nas_state(self, state: dict[str, Any]) -> None:
+        """Restores what `nas_state` returned.
+
+        Raises:
+            ValueError: the state is of another search space, or of another sampler.
+        """
+        if state["candidate_operators"] != self.full_space.to_json():
+            other = SearchSpace.from_json(state["candidate_operators"])
+            raise ValueError(
+                f"the checkpoint is of another search space ({other.num_layers} layers, {other.size:.3g} children; this "
+                f"super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} children); resume with "
+                f"the configuration it was made with, or take another output folder"
+            )
+        self._set_space(SearchSpace.from_json(state["space"]))
+        self.sampler.load_state_dict(state["sampler"])
+        version, internal, gauss = state["average_rng"]
+        self._average_rng.setstate((version, tuple(internal), gauss))
+        self.architecture = tuple(state["architecture"])
+        anchor = state["anchor"]
+        self.anchor = Anchor(tuple(anchor["architecture"]), anchor["val_accuracy"]) if anchor else None
+        self.anchor_history = state["anchor_history"]
+        self.shrink_history = state["shrink_history"]
+        self.visits = state["visits"]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Trains as `Trainer.train` does; resuming restores the search as well, from the last complete checkpoint.
+
+        Raises:
+            ValueError: there is no complete checkpoint to resume from, or it belongs to another search.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"no complete checkpoint in {self.args.output_dir}; train without resuming")
+        if resume_from_checkpoint:
+            self.load_nas_state(_read_nas_state(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            # Before all else: trainer_state.json is what Trainer writes last, so that a folder which holds a readable
+            # one is complete, and older checkpoints are deleted after that only.
+            write_json(folder / NAS_STATE_NAME, self.nas_state())
+        super()._save_checkpoint(model, trial)
+
+
+def _read_nas_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
+    path = Path(checkpoint) / NAS_STATE_NAME
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} is no super-net checkpoint: it has no {NAS_STATE_NAME}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """Returns the newest checkpoint under `output_dir` that was written to its end, or `None`.
+
+    A run killed while it saves leaves a folder whose last file, trainer_state.json, is missing or cut short.
+    """
+    folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(folder)
+    return None
+
+
+__all__ = [
+    "Anchor",
+    "MagicTrainer",
+    "MagicTrainingArguments",
+    "anchor_of_top_percent",
+    "last_complete_checkpoint",
+]

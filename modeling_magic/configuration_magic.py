@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -19,12 +19,12 @@ class OperatorSpec:
 
     Attributes:
         kind: `"MHA"` (multi-head attention), `"FFN"` (feed-forward) or `"CONV"` (depth-wise separable convolution).
-        size: number of heads of an MHA, kernel width of a CONV, `None` for an FFN.
+        size: number of heads of an MHA, kernel width of a CONV, 0 for an FFN.
         inner_size: width between the projections, `None` for the default of the kind (see `operator_inner_size`).
     """
 
     kind: str
-    size: int | None
+    size: int
     inner_size: int | None
 
 
@@ -38,8 +38,8 @@ def parse_operator(name: str) -> OperatorSpec:
     kind = match["kind"] if match else None
     if match is None or (match["size"] is None) != (kind == "FFN"):
         raise ValueError(f"unknown operator {name!r}; an operator is {OPERATOR_GRAMMAR}")
-    size = int(match["size"]) if match["size"] else None
-    if kind == "CONV" and size is not None and size % 2 == 0:
+    size = int(match["size"] or 0)
+    if kind == "CONV" and size % 2 == 0:
         raise ValueError(f"operator {name!r} has an even kernel {size}; take an odd one, such as {size + 1}")
     return OperatorSpec(match["kind"], size, int(match["inner_size"]) if match["inner_size"] else None)
 
@@ -62,7 +62,7 @@ class MagicConfig(PreTrainedConfig):
     a child: an ordinary encoder. Both are built by the same classes with the same parameter names.
 
     Attributes:
-        candidate_operators: the candidate operator names of each layer, from the bottom up. `None` is the BERT-base
+        candidate_operators: the candidate operator names of each layer, from the bottom up; by default the BERT-base
             pattern, MHA12 and FFN in turn, 24 layers.
         hidden_size: width of the hidden states that all layers exchange.
         intermediate_size: inner width of an FFN whose name gives none.
@@ -72,12 +72,11 @@ class MagicConfig(PreTrainedConfig):
         num_hidden_layers: derived, the length of `candidate_operators`.
 
     Raises:
-        ValueError: an operator that the grammar does not know, heads that do not divide the inner size, an empty layer,
-            an operator twice in a layer, a `num_hidden_layers` that contradicts the operators, or a key that looks like
-            a misspelt field.
+        ValueError: an operator that the grammar does not know, heads that do not divide the inner size, an empty
+            layer, an operator twice in a layer, a `num_hidden_layers` that contradicts the operators, or a key that
+            looks like a misspelt field.
 
     Example:
-
     ```python
     >>> from modeling_magic import MagicConfig, MagicForMaskedLM
 
@@ -90,7 +89,7 @@ class MagicConfig(PreTrainedConfig):
 
     vocab_size: int = 30522
     hidden_size: int = 768
-    candidate_operators: list[list[str]] | None = None
+    candidate_operators: list[list[str]] = field(default_factory=lambda: [["MHA12"], ["FFN"]] * 12)
     num_hidden_layers: int | None = None
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
@@ -108,8 +107,6 @@ class MagicConfig(PreTrainedConfig):
     sparse_prediction: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.candidate_operators is None:
-            self.candidate_operators = [["MHA12"], ["FFN"]] * 12
         if self.num_hidden_layers is None:
             self.num_hidden_layers = len(self.candidate_operators)
         self._refuse_misspelt(kwargs)
@@ -175,7 +172,7 @@ class MagicConfig(PreTrainedConfig):
     def _refuse_misspelt(self, unknown: dict) -> None:
         # transformers keeps every unknown key as an attribute, so that a typing error would pass in silence. Keys that
         # resemble no field (those of other libraries and of later versions) are left to it.
-        known = [field.name for field in fields(self)]
+        known = [item.name for item in fields(self)]
         for key in unknown:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
             if close and not key.startswith("_") and not hasattr(type(self), key):

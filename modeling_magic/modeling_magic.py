@@ -4,9 +4,11 @@ The file is self-contained: exported next to its weights, it needs `configuratio
 """
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -22,8 +24,8 @@ from .configuration_magic import MagicConfig, operator_inner_size, parse_operato
 
 
 def _draw_is_dear(hidden_states: torch.Tensor) -> bool:
-    # On a CPU the Bernoulli draw of `F.dropout` costs more than all of the rest of it; other devices and compilers have
-    # kernels of their own.
+    # On a CPU the Bernoulli draw of `F.dropout` costs more than all of the rest of it; other devices and compilers
+    # have kernels of their own.
     return hidden_states.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -65,7 +67,11 @@ class _ShiftedDepthwiseConv(torch.autograd.Function):
         for tap in range(kernel_size):
             shift = tap - kernel_size // 2
             if abs(shift) < seq_len:
-                yield tap, slice(max(0, -shift), seq_len - max(0, shift)), slice(max(0, shift), seq_len + min(0, shift))
+                yield (
+                    tap,
+                    slice(max(0, -shift), seq_len - max(0, shift)),
+                    slice(max(0, shift), seq_len + min(0, shift)),
+                )
 
     @staticmethod
     def forward(ctx, hidden_states, weight, bias):
@@ -87,7 +93,7 @@ class _ShiftedDepthwiseConv(torch.autograd.Function):
 
 
 class DepthwiseConv1d(nn.Conv1d):
-    """One filter of `kernel_size` (odd) a channel over (batch, seq_len, channels); what lies beyond the ends is zero."""
+    """One filter of `kernel_size` (odd) a channel over (batch, seq_len, channels); beyond the ends all is zero."""
 
     def __init__(self, channels: int, kernel_size: int):
         super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size // 2)
@@ -151,8 +157,8 @@ def eager_attention_forward(
     Args:
         module: the attention operator; its `training` flag switches the dropout.
         query: (batch, heads, seq_len, head_size), as are key and value.
-        attention_mask: (batch, 1, seq_len or 1, seq_len), a float to add to the scores or a bool, true where a token is
-            seen.
+        attention_mask: (batch, 1, seq_len or 1, seq_len), a float to add to the scores or a bool, true where a token
+            is seen.
         dropout: probability of dropping an attention weight.
 
     Returns:
@@ -189,7 +195,7 @@ class MagicAttention(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def _attention_function(self, device: torch.device) -> Callable:
-        # With dropout on the attention weights, sdpa has only its slow path on a CPU, which draws the mask the dear way.
+        # With dropout on the attention weights, sdpa has only its slow path on a CPU, which draws masks the dear way.
         if self.training and self.attention_dropout and device.type == "cpu" and not torch.compiler.is_compiling():
             if self.config._attn_implementation == "sdpa":
                 return eager_attention_forward
@@ -379,8 +385,8 @@ class MagicPreTrainedModel(PreTrainedModel):
         """Returns the child to run: `architecture`, checked, or the only child where no layer offers a choice.
 
         Raises:
-            ValueError: a super-net without an architecture, one of the wrong length, or an operator that its layer does
-                not offer.
+            ValueError: a super-net without an architecture, one of the wrong length, or an operator that its layer
+                does not offer.
         """
         candidates = self.config.candidate_operators
         if architecture is None:
@@ -400,8 +406,8 @@ class MagicPreTrainedModel(PreTrainedModel):
                 raise ValueError(f"layer {index} has no operator {operator!r}; candidates: {', '.join(layer)}")
         return architecture
 
-    def extract_child(self, architecture: Sequence[str]) -> "MagicPreTrainedModel":
-        """Returns the child `architecture` as a model of its own: the same class, holding copies of its tensors only."""
+    def extract_child(self, architecture: Sequence[str]) -> Self:
+        """Returns the child `architecture` as a model of its own: the same class with copies of its tensors only."""
         architecture = self.resolve_architecture(architecture)
         # On the meta device, so that nothing is drawn from the random generator for weights about to be replaced.
         with torch.device("meta"):
@@ -428,14 +434,14 @@ class MagicModel(MagicPreTrainedModel):
         """Returns the word embeddings."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the word embeddings."""
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     def attention_masks(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Returns the two masks that every layer takes, from the user's (batch, seq_len) mask (1 = token, 0 = padding).
+    ) -> tuple[torch.Tensor | BlockMask | None, torch.Tensor | None]:
+        """Returns the two masks that every layer takes, from the user's (batch, seq_len), 1 = token, 0 = padding.
 
         The first is what the attention function in use wants; the second, (batch, seq_len, 1), is what a convolution
         multiplies its input by.
@@ -456,7 +462,7 @@ class MagicModel(MagicPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -517,14 +523,14 @@ class MagicForMaskedLM(MagicPreTrainedModel):
         self.lm_head.bias = new_embeddings.bias
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         architecture: Sequence[str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:

@@ -13,8 +13,8 @@ def alignment_loss(
 
     Args:
         child_states: one (batch, seq_len, hidden) tensor for each aligned layer; carries gradients.
-        target_states: the anchor's states (section 4) or the average ones of several children (3.2), same shapes. Paper
-            silent: the gradient stops here, the caller passes detached tensors.
+        target_states: the anchor's states (section 4) or the average ones of several children (3.2), same shapes.
+            Paper silent: the gradient stops here, the caller passes detached tensors.
         attention_mask: (batch, seq_len), 1 = token, 0 = padding; padding is left out of the mean.
 
     Returns:

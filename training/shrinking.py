@@ -72,8 +72,8 @@ def shrink(
 ) -> tuple[SearchSpace, list[Operator]]:
     """Returns the space without its `num_deletions` least promising operators, and these, the worst first.
 
-    Paper silent: the deletions are counted over all layers together, and the last operator of a layer never goes; where
-    fewer can go, all of those do.
+    Paper silent: the deletions are counted over all layers together, and the last operator of a layer never goes;
+    where fewer can go, all of those do.
 
     Args:
         space: what is left so far.

@@ -6,18 +6,19 @@ import math
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from modeling_magic import MagicForMaskedLM, MagicModel
 
+from .arguments import MagicTrainingArguments
 from .costs import operator_parameters, training_flops
 from .evaluation import RankedChild, evaluate_child, rank_children, validation_batches
 from .objectives import alignment_loss, average_states
@@ -28,7 +29,6 @@ from .shrinking import ShrinkRound, deletions_short, operator_scores, shrink, sh
 logger = logging.getLogger(__name__)
 
 NAS_STATE_NAME = "nas_state.json"
-ALIGNMENTS = ("none", "anchor", "top_percent", "average")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -37,102 +37,6 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-@dataclass
-class MagicTrainingArguments(TrainingArguments):
-    """`TrainingArguments` and what the paper adds to them; the defaults are the paper's (5.1)."""
-
-    sampler: str = field(
-        default="gradual",
-        metadata={"help": "How children are drawn: gradual (MAGIC-T), uniform (SPOS), fair (FairNAS) or sandwich."},
-    )
-    num_substitutions: int = field(
-        default=1, metadata={"help": "Operators that the gradual sampler changes at each step, k of section 4."}
-    )
-    alignment: str = field(
-        default="anchor",
-        metadata={
-            "help": "What hidden states are pulled towards: anchor (MAGIC-A: the best child so far), top_percent (5.2: "
-            "an anchor from the top p%), average (3.2: the mean of C random children) or none."
-        },
-    )
-    alignment_weight: float = field(default=0.5, metadata={"help": "Lambda of Eq. (2)."})
-    alignment_every_n_layers: int = field(
-        default=4, metadata={"help": "Layers n, 2n, 3n, ... are aligned, counted from 1."}
-    )
-    alignment_warmup_epochs: float = field(
-        default=3.0, metadata={"help": "Epochs of prediction loss alone before alignment begins."}
-    )
-    alignment_warmup_steps: int | None = field(
-        default=None, metadata={"help": "The same in optimizer steps; wins over alignment_warmup_epochs."}
-    )
-    alignment_batch_fraction: float = field(
-        default=1.0,
-        metadata={"help": "Share of a batch's sequences that are aligned; below 1 is an option beyond the paper."},
-    )
-    anchor_eval_steps: int = field(
-        default=100, metadata={"help": "Steps between comparisons of the current child with the anchor (section 4)."}
-    )
-    anchor_top_percent: float = field(
-        default=30.0, metadata={"help": "p: with alignment top_percent, the rank of the anchor in percent (5.2)."}
-    )
-    anchor_hysteresis_percent: float = field(
-        default=10.0, metadata={"help": "r: the anchor stays while it ranks within p +- r percent (5.2)."}
-    )
-    anchor_pool_size: int = field(
-        default=10_000, metadata={"help": "Children ranked at each epoch's end for alignment top_percent (5.2)."}
-    )
-    num_average_children: int = field(
-        default=4, metadata={"help": "C: children whose states are averaged for alignment average (3.2)."}
-    )
-    num_validation_sequences: int = field(
-        default=256, metadata={"help": "Held-out sequences of the fixed slice that children are validated on."}
-    )
-    shrink: bool = field(
-        default=False, metadata={"help": "Delete unpromising operators during training until one child is left (5.1)."}
-    )
-    shrink_operators_per_round: int = field(default=5, metadata={"help": "Operators deleted in a round, over all layers."})
-    shrink_every_n_steps: int | None = field(
-        default=None, metadata={"help": "Optimizer steps between rounds; left out, a round ends each epoch."}
-    )
-    shrink_num_children: int = field(
-        default=100, metadata={"help": "Children validated in a round to score the operators."}
-    )
-    # Logits of masked positions only differ in number from batch to batch, so that they cannot be gathered.
-    prediction_loss_only: bool = field(
-        default=True, metadata={"help": "Evaluation returns the loss only; the super-net computes masked positions only."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.ddp_find_unused_parameters is None:
-            # A step uses one operator of each layer, the others have no gradient.
-            self.ddp_find_unused_parameters = True
-        if self.alignment not in ALIGNMENTS:
-            raise ValueError(f"alignment is {self.alignment!r}; choose one of: {', '.join(ALIGNMENTS)}")
-        for name in (
-            "alignment_every_n_layers",
-            "anchor_eval_steps",
-            "anchor_pool_size",
-            "num_average_children",
-            "num_validation_sequences",
-            "shrink_operators_per_round",
-            "shrink_num_children",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.shrink_every_n_steps is not None and self.shrink_every_n_steps < 1:
-            raise ValueError(f"shrink_every_n_steps is {self.shrink_every_n_steps}; it must be at least 1")
-        if self.alignment_weight < 0:
-            raise ValueError(f"alignment_weight is {self.alignment_weight}; it must not be negative")
-        if not 0 < self.alignment_batch_fraction <= 1:
-            raise ValueError(
-                f"alignment_batch_fraction is {self.alignment_batch_fraction}; it must be above 0 and at most 1"
-            )
-        for name in ("anchor_top_percent", "anchor_hysteresis_percent"):
-            if not 0 <= getattr(self, name) <= 100:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")
 
 
 @dataclass(frozen=True)
@@ -170,21 +74,20 @@ def anchor_of_top_percent(
     return Anchor(chosen.architecture, chosen.val_accuracy)
 
 
-class MagicProgressCallback(ProgressCallback):
-    """One progress bar with the losses, the best child so far and what is left of the space beside it."""
+class PostfixProgressCallback(ProgressCallback):
+    """One progress bar with the newest of some logged values beside it, instead of a line for each log."""
 
-    def __init__(self, trainer: "MagicTrainer"):
+    def __init__(self, shown: Sequence[str]):
+        """Takes the names of the logged values to show."""
         super().__init__()
-        self._trainer = trainer
+        self._shown = shown
+        self._newest: dict[str, float] = {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Shows the newest losses and the anchor beside the bar instead of a line for each log."""
+        """Shows the newest values."""
         if state.is_world_process_zero and self.training_bar is not None:
-            shown = {name: logs[name] for name in ("loss_pred", "loss_align", "eval_loss") if name in (logs or {})}
-            if self._trainer.anchor is not None:
-                shown["best_accuracy"] = self._trainer.anchor.val_accuracy
-            shown["operators"] = self._trainer.space.num_operators
-            self.training_bar.set_postfix(shown, refresh=False)
+            self._newest |= {name: logs[name] for name in self._shown if name in (logs or {})}
+            self.training_bar.set_postfix(self._newest, refresh=False)
 
 
 class _SearchCallback(TrainerCallback):
@@ -206,8 +109,8 @@ class _SearchCallback(TrainerCallback):
 class MagicTrainer(Trainer):
     """Trains a super-net, one child a step, with the paper's ways to mitigate interference.
 
-    Everything random about the search comes from generators of its own, seeded by `args.seed` alone: all ranks draw the
-    same children, and a run stopped and resumed draws what it would have drawn.
+    Everything random about the search comes from generators of its own, seeded by `args.seed` alone: all ranks draw
+    the same children, and a run stopped and resumed draws what it would have drawn.
 
     Attributes:
         space: what shrinking has left of the search space.
@@ -219,7 +122,6 @@ class MagicTrainer(Trainer):
         shrink_history: one entry for each round, with what was deleted and the score of every operator.
 
     Example:
-
     ```python
     >>> trainer = MagicTrainer(
     ...     model=MagicForMaskedLM(supernet_config),
@@ -266,10 +168,13 @@ class MagicTrainer(Trainer):
         self._epoch_steps: int | None = None
         self._loss_sums = {"loss_pred": torch.zeros(()), "loss_align": torch.zeros(())}
         self._num_changes = 0
-        self._validation = None
+        self._validation: list[dict[str, Tensor]] | None = None
         self.add_callback(_SearchCallback(self))
+        self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(MagicProgressCallback(self))
+            self.add_callback(
+                PostfixProgressCallback(["loss_pred", "loss_align", "anchor_accuracy", "num_operators", "eval_loss"])
+            )
 
     # ---- Before training ----
 
@@ -282,7 +187,7 @@ class MagicTrainer(Trainer):
             )
         if eval_dataset is None and (args.shrink or args.alignment in ("anchor", "top_percent")):
             raise ValueError(
-                "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none' and shrink=False"
+                "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none', shrink=False"
             )
 
     def _set_space(self, space: SearchSpace) -> None:
@@ -304,7 +209,13 @@ class MagicTrainer(Trainer):
         if self.args.alignment != "none":
             self._warmup_steps = self._plan_warmup()
         self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
-        if self.args.shrink and (short := deletions_short(self.full_space, self._schedule)):
+        if not self.args.shrink:
+            return
+        if (short := deletions_short(self.full_space, self._schedule)) == 0:
+            logger.info(
+                f"shrinking: {len(self._schedule)} rounds, one child is left after step {self._schedule[-1].step}"
+            )
+        else:
             logger.warning(
                 f"shrinking will not end in one child: {max_steps} steps hold {len(self._schedule)} rounds, which "
                 f"delete {short} operators too few; train longer, or set shrink_every_n_steps lower or "
@@ -353,10 +264,9 @@ class MagicTrainer(Trainer):
         return list(range(every, self.full_space.num_layers + 1, every))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Returns L_pred + lambda L_align, Eq. (2), in training; in evaluation the prediction loss of the best child."""
+        """Returns L_pred + lambda L_align, Eq. (2), in training; in evaluation L_pred of the best child so far."""
         if not model.training:
-            child = self.anchor.architecture if self.anchor else self.architecture or self.space.sample(random.Random(0))
-            inputs = {**inputs, "architecture": child}
+            inputs = {**inputs, "architecture": self._best_so_far()}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         aligned = self._aligned_layers()
         shared = self._num_shared_layers() if aligned else 0
@@ -372,6 +282,11 @@ class MagicTrainer(Trainer):
             loss = loss + self.args.alignment_weight * loss_align
         return (loss, outputs) if return_outputs else loss
 
+    def _best_so_far(self) -> Architecture:
+        if self.anchor is not None:
+            return self.anchor.architecture
+        return self.architecture or self.space.sample(random.Random(0))
+
     def _add_loss(self, name: str, loss: Tensor) -> None:
         # Summed where they were computed: a step never waits for the device to log.
         self._loss_sums[name] = self._loss_sums[name].to(loss.device) + loss.detach()
@@ -382,7 +297,7 @@ class MagicTrainer(Trainer):
         Operators and inputs are the same there; the outputs are only without dropout, which the anchor does not have.
         """
         config = self.model.config
-        if self.args.alignment == "average" or config.hidden_dropout_prob or config.attention_probs_dropout_prob:
+        if self.anchor is None or config.hidden_dropout_prob or config.attention_probs_dropout_prob:
             return 0
         pairs = zip(self.architecture, self.anchor.architecture, strict=True)
         return next((layer for layer, (own, other) in enumerate(pairs) if own != other), len(self.architecture))
@@ -393,7 +308,7 @@ class MagicTrainer(Trainer):
         rows = math.ceil(self.args.alignment_batch_fraction * inputs["input_ids"].shape[0])
         inputs = {name: value[:rows] for name, value in inputs.items() if isinstance(value, Tensor)}
         bottom = child_states[shared][:rows].detach() if shared else None
-        children = self._average_children if self.args.alignment == "average" else [self.anchor.architecture]
+        children = self._average_children if self.anchor is None else [self.anchor.architecture]
         targets = [self._target_states(inputs, child, aligned, shared, bottom) for child in children]
         return alignment_loss(
             [child_states[layer][:rows] for layer in aligned],
@@ -403,7 +318,12 @@ class MagicTrainer(Trainer):
 
     @torch.no_grad()
     def _target_states(
-        self, inputs: dict[str, Tensor], architecture: Architecture, layers: list[int], start: int, bottom: Tensor | None
+        self,
+        inputs: dict[str, Tensor],
+        architecture: Architecture,
+        layers: list[int],
+        start: int,
+        bottom: Tensor | None,
     ) -> list[Tensor]:
         """Hidden states of `architecture` at `layers`, without gradient, dropout, head or the layers above the last.
 
@@ -414,8 +334,11 @@ class MagicTrainer(Trainer):
         try:
             with self.accelerator.autocast():
                 if bottom is None:
-                    start, bottom = 0, encoder.embeddings(
-                        inputs.get("input_ids"), inputs.get("token_type_ids"), inputs.get("position_ids")
+                    start, bottom = (
+                        0,
+                        encoder.embeddings(
+                            inputs.get("input_ids"), inputs.get("token_type_ids"), inputs.get("position_ids")
+                        ),
                     )
                 masks = encoder.attention_masks(bottom, inputs.get("attention_mask"))
                 states = {start: bottom}
@@ -511,16 +434,17 @@ class MagicTrainer(Trainer):
             }
         )
         if self.anchor is not None and self.anchor.architecture not in space:
-            self._replace_deleted_anchor(ranked, step)
+            self._replace_anchor(self.anchor, ranked, step)
         logger.info(
             f"step {step}: {space.num_operators} operators left, deleted "
             + ", ".join(f"{operator} in layer {layer}" for layer, operator in deleted)
         )
 
-    def _replace_deleted_anchor(self, ranked: list[RankedChild], step: int) -> None:
+    def _replace_anchor(self, deleted: Anchor, ranked: list[RankedChild], step: int) -> None:
+        """Takes the best validated child that is left in place of an anchor that lost an operator."""
         survivors = [child for child in ranked if child.architecture in self.space]
         if not survivors:
-            kept = zip(self.anchor.architecture, self.space.candidates, strict=True)
+            kept = zip(deleted.architecture, self.space.candidates, strict=True)
             survivors = [self._validate(tuple(name if name in layer else layer[0] for name, layer in kept))]
         best = max(survivors, key=lambda child: child.val_accuracy)
         self._set_anchor(Anchor(best.architecture, best.val_accuracy), step)
@@ -559,7 +483,7 @@ class MagicTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns the FLOPs of this step's child alone, not those of all operators of the super-net."""
         batch_size, seq_len = inputs["input_ids"].shape
-        return training_flops(self.model.config, self.architecture, seq_len, batch_size * seq_len)
+        return round(training_flops(self.model.config, self.architecture, seq_len, batch_size * seq_len))
 
     # ---- Checkpoints ----
 
@@ -586,9 +510,9 @@ class MagicTrainer(Trainer):
         if state["candidate_operators"] != self.full_space.to_json():
             other = SearchSpace.from_json(state["candidate_operators"])
             raise ValueError(
-                f"the checkpoint is of another search space ({other.num_layers} layers, {other.size:.3g} children; this "
-                f"super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} children); resume with "
-                f"the configuration it was made with, or take another output folder"
+                f"the checkpoint is of another search space ({other.num_layers} layers, {other.size:.3g} children; "
+                f"this super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} children); "
+                f"resume with the configuration it was made with, or take another output folder"
             )
         self._set_space(SearchSpace.from_json(state["space"]))
         self.sampler.load_state_dict(state["sampler"])
@@ -601,19 +525,24 @@ class MagicTrainer(Trainer):
         self.shrink_history = state["shrink_history"]
         self.visits = state["visits"]
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Trains as `Trainer.train` does; resuming restores the search as well, from the last complete checkpoint.
 
         Raises:
             ValueError: there is no complete checkpoint to resume from, or it belongs to another search.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"no complete checkpoint in {self.args.output_dir}; train without resuming")
         if resume_from_checkpoint:
             self.load_nas_state(_read_nas_state(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     def _save_checkpoint(self, model, trial):
         if self.args.should_save:
@@ -637,7 +566,9 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
     A run killed while it saves leaves a folder whose last file, trainer_state.json, is missing or cut short.
     """
-    folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    folders = [
+        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
+    ]
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
@@ -651,6 +582,7 @@ __all__ = [
     "Anchor",
     "MagicTrainer",
     "MagicTrainingArguments",
+    "PostfixProgressCallback",
     "anchor_of_top_percent",
     "last_complete_checkpoint",
 ]

@@ -1,0 +1,33 @@
+# Every target works from a fresh clone: it makes .venv and installs the tested set into it where need be.
+# `ARGS` is handed on: make demo ARGS="--short", make test ARGS="-k presets -x".
+
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(STAMP)
+	$(BIN)/magic-nas demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,382 @@
+"""The model against transformers' BertModel, against its own extracted children, and under padding."""
+
+import io
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+
+from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel, parse_operator
+from modeling_magic.modeling_magic import DepthwiseConv1d, dropout
+
+
+MIXED = ("MHA4", "CONV3", "FFN", "CONV5")
+OPERATORS = ["MHA4", "FFN", "CONV3", "CONV5"]
+
+
+def shake(model: nn.Module) -> None:
+    """Moves every parameter off its initial value, where swapped norms and biases would go unseen."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def padded_batch(vocab_size: int = 100) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.tensor([14, 9, 5])
+    mask = (torch.arange(14) < lengths[:, None]).long()
+    ids = torch.randint(5, vocab_size, (3, 14), generator=generator) * mask
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": torch.randint(0, 2, (3, 14), generator=generator),
+    }
+
+
+BERT_NAMES = {
+    "attention.self.query": "{mha}.query",
+    "attention.self.key": "{mha}.key",
+    "attention.self.value": "{mha}.value",
+    "attention.output.dense": "{mha}.dense",
+    "attention.output.LayerNorm": "{mha}.LayerNorm",
+    "intermediate.dense": "{ffn}.intermediate",
+    "output.dense": "{ffn}.dense",
+    "output.LayerNorm": "{ffn}.LayerNorm",
+}
+
+
+def bert_and_chain(attn_implementation: str, num_layers: int = 3):
+    """A random BertForMaskedLM and the MHA,FFN chain that holds its weights."""
+    sizes = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "max_position_embeddings": 40,
+        "attn_implementation": attn_implementation,
+    }
+    bert = BertForMaskedLM(BertConfig(**sizes, num_hidden_layers=num_layers, num_attention_heads=4)).eval()
+    shake(bert)
+    chain = MagicForMaskedLM(MagicConfig(**sizes, candidate_operators=[["MHA4"], ["FFN"]] * num_layers)).eval()
+    state = {}
+    for name, tensor in bert.state_dict().items():
+        name = name.removeprefix("bert.")
+        if name.startswith("encoder.layer."):
+            _, _, index, rest = name.split(".", 3)
+            module, leaf = rest.rsplit(".", 1)
+            target = BERT_NAMES[module].format(
+                mha=f"magic.encoder.layer.{2 * int(index)}.operators.MHA4",
+                ffn=f"magic.encoder.layer.{2 * int(index) + 1}.operators.FFN",
+            )
+            state[f"{target}.{leaf}"] = tensor
+        elif name.startswith("embeddings."):
+            state[f"magic.{name}"] = tensor
+        else:
+            state[name.replace("cls.predictions.", "lm_head.").replace("transform.", "")] = tensor
+    chain.load_state_dict(state)
+    return bert, chain
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_chain_equals_bert(attn_implementation):
+    bert, chain = bert_and_chain(attn_implementation)
+    batch = padded_batch()
+    labels = torch.where(torch.arange(14) % 3 == 0, batch["input_ids"], -100)
+    with torch.no_grad():
+        expected = bert(**batch, labels=labels, output_hidden_states=True)
+        actual = chain(**batch, labels=labels, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    assert len(actual.hidden_states) == 7
+    for depth, hidden_states in enumerate(expected.hidden_states):
+        torch.testing.assert_close(actual.hidden_states[2 * depth][real], hidden_states[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.logits[real], expected.logits[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=0, atol=1e-5)
+
+
+def test_chain_has_the_gradients_of_bert():
+    bert, chain = bert_and_chain("sdpa")
+    batch = padded_batch()
+    labels = torch.where(torch.arange(14) % 3 == 0, batch["input_ids"], -100)
+    chain.config.sparse_prediction = True
+    bert(**batch, labels=labels).loss.backward()
+    chain(**batch, labels=labels).loss.backward()
+    torch.testing.assert_close(
+        chain.magic.embeddings.word_embeddings.weight.grad, bert.bert.embeddings.word_embeddings.weight.grad
+    )
+    torch.testing.assert_close(
+        chain.magic.encoder.layer[0].operators["MHA4"].query.weight.grad,
+        bert.bert.encoder.layer[0].attention.self.query.weight.grad,
+    )
+    torch.testing.assert_close(
+        chain.magic.embeddings.token_type_embeddings.weight.grad,
+        bert.bert.embeddings.token_type_embeddings.weight.grad,
+    )
+
+
+def test_pooler_is_berts(tiny_config):
+    model = MagicModel(tiny_config(candidate_operators=[["FFN"]], add_pooling_layer=True)).eval()
+    output = model(padded_batch()["input_ids"])
+    first = output.last_hidden_state[:, 0]
+    torch.testing.assert_close(output.pooler_output, torch.tanh(first @ model.pooler.dense.weight.T))
+    assert MagicModel(tiny_config())(padded_batch()["input_ids"], architecture=MIXED).pooler_output is None
+
+
+@given(st.lists(st.sampled_from(OPERATORS), min_size=4, max_size=4))
+def test_child_inside_equals_extracted_child(operators):
+    config = MagicConfig(
+        candidate_operators=[OPERATORS] * 4, vocab_size=100, hidden_size=32, intermediate_size=64
+    )
+    torch.manual_seed(0)
+    supernet = MagicForMaskedLM(config).eval()
+    shake(supernet)
+    child = supernet.extract_child(operators)
+    batch = padded_batch()
+    inside = supernet(**batch, architecture=operators, output_hidden_states=True)
+    alone = child(**batch, output_hidden_states=True)
+    assert torch.equal(inside.logits, alone.logits)
+    assert all(torch.equal(a, b) for a, b in zip(inside.hidden_states, alone.hidden_states, strict=True))
+
+
+def test_extracted_child_holds_copies_of_its_tensors_only(supernet):
+    before = torch.random.get_rng_state()
+    child = supernet.extract_child(MIXED)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert child.config.candidate_operators == [[name] for name in MIXED]
+    own, theirs = supernet.state_dict(), child.state_dict()
+    used = {f"magic.encoder.layer.{layer}.operators.{name}." for layer, name in enumerate(MIXED)}
+    for name in own:
+        on_path = ".operators." not in name or any(name.startswith(prefix) for prefix in used)
+        assert (name in theirs) == on_path
+    for name, tensor in theirs.items():
+        assert torch.equal(tensor, own[name])
+        assert tensor.data_ptr() != own[name].data_ptr()
+    assert child.lm_head.decoder.weight is child.magic.embeddings.word_embeddings.weight
+    assert child.lm_head.decoder.bias is child.lm_head.bias
+    assert supernet.config.is_supernet
+    assert not child.config.is_supernet
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", [MIXED, ("CONV5",) * 4, ("CONV3", "CONV5", "MHA4", "CONV5")])
+def test_padding_changes_no_real_token(tiny_config, attn_implementation, architecture):
+    torch.manual_seed(0)
+    model = MagicForMaskedLM(tiny_config(attn_implementation=attn_implementation)).eval()
+    shake(model)
+    ids = torch.randint(5, 100, (2, 10))
+    alone = model(ids, architecture=architecture).logits
+    for extra in (1, 7, 30):
+        # Pad tokens of any id: what stands there must not matter.
+        padded = torch.cat([ids, torch.randint(0, 100, (2, extra))], dim=1)
+        mask = torch.cat([torch.ones(2, 10), torch.zeros(2, extra)], dim=1).long()
+        logits = model(padded, attention_mask=mask, architecture=architecture).logits
+        torch.testing.assert_close(logits[:, :10], alone, rtol=0, atol=2e-5)
+
+
+def test_eager_equals_sdpa(tiny_config):
+    batch = padded_batch()
+    outputs = {}
+    for implementation in ("eager", "sdpa"):
+        torch.manual_seed(0)
+        model = MagicForMaskedLM(tiny_config(attn_implementation=implementation)).eval()
+        assert model.config._attn_implementation == implementation
+        outputs[implementation] = model(**batch, architecture=("MHA4",) * 4).logits[batch["attention_mask"].bool()]
+    torch.testing.assert_close(outputs["eager"], outputs["sdpa"], rtol=0, atol=1e-5)
+
+
+def test_hidden_states_and_attentions_on_demand(tiny_config):
+    model = MagicForMaskedLM(tiny_config(attn_implementation="eager")).eval()
+    batch = padded_batch()
+    output = model(**batch, architecture=("MHA4", "CONV3", "MHA4", "FFN"), output_attentions=True)
+    assert [weights.shape for weights in output.attentions] == [(3, 4, 14, 14)] * 2
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(3, 4, 14))
+    assert output.hidden_states is None
+    chosen = model(**batch, architecture=MIXED, output_hidden_states=[2, 4]).hidden_states
+    everything = model(**batch, architecture=MIXED, output_hidden_states=True).hidden_states
+    assert torch.equal(chosen[2], everything[2])
+    assert torch.equal(chosen[4], everything[4])
+    assert chosen[1] is None
+
+
+def test_sparse_prediction_is_the_dense_loss_on_the_labelled_positions(supernet):
+    batch = padded_batch()
+    labels = torch.where(torch.arange(14) % 4 == 1, batch["input_ids"], -100)
+    dense = supernet(**batch, labels=labels, architecture=MIXED)
+    supernet.config.sparse_prediction = True
+    sparse = supernet(**batch, labels=labels, architecture=MIXED)
+    assert dense.logits.shape == (3, 14, 100)
+    torch.testing.assert_close(sparse.logits, dense.logits[labels != -100])
+    torch.testing.assert_close(sparse.loss, dense.loss)
+    halved = supernet(**batch, labels=labels, architecture=MIXED, num_items_in_batch=2 * (labels != -100).sum()).loss
+    torch.testing.assert_close(2 * halved, dense.loss)
+    assert supernet(**batch, architecture=MIXED).logits.shape == (3, 14, 100)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("seq_len", [1, 2, 6])
+def test_depthwise_convolution_equals_torchs(kernel_size, seq_len):
+    torch.manual_seed(0)
+    convolution = DepthwiseConv1d(6, kernel_size).double()
+    states = torch.randn(2, seq_len, 6, dtype=torch.double, requires_grad=True)
+    expected = nn.functional.conv1d(
+        states.transpose(1, 2), convolution.weight, convolution.bias, padding=kernel_size // 2, groups=6
+    ).transpose(1, 2)
+    actual = convolution(states)
+    torch.testing.assert_close(actual, expected)
+    weights = [states, convolution.weight, convolution.bias]
+    for own, theirs in zip(
+        torch.autograd.grad(actual.sin().sum(), weights),
+        torch.autograd.grad(expected.sin().sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, theirs)
+    assert torch.autograd.gradcheck(convolution, (states,))
+
+
+def test_dropout_keeps_the_expectation_and_the_rate():
+    torch.manual_seed(0)
+    ones = torch.ones(1000, 999, requires_grad=True)
+    dropped = dropout(ones, 0.1, training=True)
+    zeros = (dropped == 0).float().mean().item()
+    # Six standard deviations of a Bernoulli mean over 999,000 draws.
+    assert abs(zeros - 0.1) < 6 * (0.09 / 999_000) ** 0.5
+    assert dropped[dropped != 0].unique().numel() == 1
+    assert abs(dropped.mean().item() - 1) < 0.003
+    dropped.sum().backward()
+    assert torch.equal(ones.grad, dropped.detach())
+    neighbours = (dropped[:, :-1] == 0) & (dropped[:, 1:] == 0)
+    assert abs(neighbours.float().mean().item() - 0.01) < 1e-3
+    assert dropout(ones, 0.1, training=False) is ones
+    assert dropout(ones, 0.0, training=True) is ones
+
+
+def test_dropout_is_drawn_from_torchs_generator():
+    states = torch.ones(50, 7)
+    torch.manual_seed(3)
+    first = dropout(states, 0.5, training=True)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(states, 0.5, training=True), first)
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_attention_dropout_acts_in_training_only(tiny_config, attn_implementation):
+    config = tiny_config(attn_implementation=attn_implementation, hidden_dropout_prob=0.0)
+    model = MagicForMaskedLM(config).train()
+    batch = padded_batch()
+    first, second = (model(**batch, architecture=("MHA4",) * 4).logits for _ in range(2))
+    assert not torch.equal(first, second)
+    model.eval()
+    first, second = (model(**batch, architecture=("MHA4",) * 4).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(tiny_config, use_reentrant):
+    batch = padded_batch()
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = MagicForMaskedLM(tiny_config()).train()
+        if checkpointed:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+        torch.manual_seed(1)
+        model(**batch, labels=batch["input_ids"], architecture=MIXED).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_operators_off_the_path_have_no_gradient(supernet):
+    batch = padded_batch()
+    supernet(**batch, labels=batch["input_ids"], architecture=MIXED).loss.backward()
+    for name, parameter in supernet.named_parameters():
+        if ".operators." in name:
+            layer, operator = name.split("layer.")[1].split(".operators.")
+            on_path = MIXED[int(layer)] == operator.split(".")[0]
+            assert (parameter.grad is not None) == on_path, name
+
+
+def test_initialisation(tiny_config):
+    torch.manual_seed(0)
+    model = MagicForMaskedLM(tiny_config(hidden_size=256, candidate_operators=[["MHA4", "FFN", "CONV3"]]))
+    operators = model.magic.encoder.layer[0].operators
+    assert operators["FFN"].dense.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    # A filter of three taps keeps the size of what it reads.
+    assert operators["CONV3"].depthwise.weight.std().item() == pytest.approx(3**-0.5, rel=0.1)
+    assert not model.lm_head.bias.any()
+    assert not operators["CONV3"].depthwise.bias.any()
+
+
+def test_save_and_load(supernet, tmp_path):
+    supernet.save_pretrained(tmp_path)
+    loaded, info = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert isinstance(loaded, MagicForMaskedLM)
+    for name, tensor in supernet.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert MagicModel.from_pretrained(tmp_path).config.candidate_operators == supernet.config.candidate_operators
+
+
+def test_compiled_child_equals_eager(supernet):
+    child = supernet.extract_child(MIXED).eval()
+    ids = padded_batch()["input_ids"]
+    compiled = torch.compile(child, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids).logits, child(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_weights_are_plain_tensors(supernet):
+    buffer = io.BytesIO()
+    torch.save(supernet.state_dict(), buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True).keys() == supernet.state_dict().keys()
+    assert not dict(supernet.named_buffers())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidate_operators": [["MHA4"], ["CONF3"]]}, "layer 1: unknown operator 'CONF3'.*CONV<odd kernel>"),
+        ({"candidate_operators": [["MHA5"]]}, "5 heads, which do not divide its inner size 32.*divisor of 32"),
+        ({"candidate_operators": [["CONV4"]]}, "even kernel 4; take an odd one, such as 5"),
+        ({"candidate_operators": [["FFN"], []]}, "layer 1 has no candidate operator"),
+        ({"candidate_operators": [["FFN", "FFN"]]}, "layer 0 names an operator twice"),
+        ({"candidate_operators": []}, "candidate_operators is empty"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 3 but candidate_operators has 4 layers"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; a probability is at least 0 and below 1"),
+        ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
+        ({"hidden_act": "gelou"}, "hidden_act is 'gelou'; transformers knows"),
+        ({"intermediat_size": 64}, "unknown configuration key 'intermediat_size'; did you mean 'intermediate_size'"),
+    ],
+)
+def test_bad_configurations_name_value_and_remedy(tiny_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)
+
+
+@pytest.mark.parametrize("name", ["", "MHA", "FFN3", "CONV", "MHA0", "MHA4x", "mha4", "FFNx0", "CONV3 ", "XMHA4"])
+def test_names_outside_the_grammar_are_refused(name):
+    with pytest.raises(ValueError, match="unknown operator"):
+        parse_operator(name)
+
+
+def test_wrong_architectures_name_value_and_remedy(supernet):
+    ids = padded_batch()["input_ids"]
+    with pytest.raises(ValueError, match="super-net of 4 layers; say which child"):
+        supernet(ids)
+    with pytest.raises(ValueError, match="3 operators but the model 4 layers"):
+        supernet(ids, architecture=MIXED[:3])
+    with pytest.raises(ValueError, match="layer 2 has no operator 'CONV7'; candidates: MHA4, FFN, CONV3, CONV5"):
+        supernet.extract_child(("MHA4", "FFN", "CONV7", "FFN"))
+
+
+def test_wrong_inputs_name_value_and_remedy(supernet):
+    ids = torch.ones(1, 65, dtype=torch.long)
+    with pytest.raises(ValueError, match="65 tokens but the model 64 positions; truncate"):
+        supernet(ids, architecture=MIXED)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        supernet(architecture=MIXED)
+    with pytest.raises(ValueError, match="attention_mask has 4 dimensions.*CONV"):
+        supernet(ids[:, :8], attention_mask=torch.ones(1, 1, 8, 8), architecture=MIXED)

@@ -1,0 +1,140 @@
+"""The wheel works outside the checkout, and the declared dependencies are those that the code imports."""
+
+import ast
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("modeling_magic", "training", "hub_configs")
+# The distribution that an import comes from, where the names differ.
+DISTRIBUTIONS = {"yaml": "pyyaml"}
+PIP = (sys.executable, "-m", "pip")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Output of a command that sees no PYTHONPATH and the like."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=clean)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    return config
+
+
+def distribution(requirement: str) -> str:
+    """Normalised name of the distribution in a requirement line."""
+    name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(text: str) -> set[str]:
+    return {distribution(line) for line in text.split("\n") if line.strip() and not line.startswith("#")}
+
+
+def imported_distributions() -> set[str]:
+    found: set[str] = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    found.update(alias.name.partition(".")[0] for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    found.add(node.module.partition(".")[0])
+    return {distribution(DISTRIBUTIONS.get(name, name)) for name in found - sys.stdlib_module_names - set(PACKAGES)}
+
+
+def test_every_import_is_declared():
+    config = setup_cfg()
+    declared = requirements(config["options"]["install_requires"])
+    for name, extra in config["options.extras_require"].items():
+        if name not in ("test", "dev"):
+            declared |= requirements(extra)
+    assert imported_distributions() <= declared
+
+
+def test_every_requirement_is_pinned():
+    config = setup_cfg()
+    declared = requirements(config["options"]["install_requires"])
+    for extra in config["options.extras_require"].values():
+        declared |= requirements(extra)
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert declared <= requirements(pins)
+    lines = [line for line in pins.splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9.]*", line) for line in lines)
+
+
+def test_a_setting_stands_in_one_file_only():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(pyproject) == {"build-system", "tool"}
+    assert "setuptools" not in pyproject["tool"]
+    assert all(name == "metadata" or name.startswith("options") for name in setup_cfg().sections())
+
+
+def test_versions_agree():
+    version = setup_cfg()["metadata"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[.*\b{re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy, so that no build folder of the checkout gets into it."""
+    work = tmp_path_factory.mktemp("wheel")
+    source = work / "source"
+    source.mkdir()
+    for name in (*PACKAGES, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source / name)
+    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", work, source, cwd=work)
+    (path,) = work.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_wheel_holds_presets_recipes_and_card(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hub_configs").glob("*.json")}
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hub_configs" / "recipes").glob("*.yaml")}
+    assert presets
+    assert recipes
+    assert presets | recipes | {"hub_configs/model_card.md"} <= names
+    assert any(name.endswith("/LICENSE") for name in names)
+    folders = {name.partition("/")[0] for name in names}
+    assert folders == {*PACKAGES, f"magic_nas-{setup_cfg()['metadata']['version']}.dist-info"}
+
+
+@pytest.mark.slow
+def test_wheel_works_outside_the_checkout(wheel, tmp_path):
+    environment = tmp_path / "venv"
+    venv.create(environment, symlinks=True)
+    scripts = environment / "bin"
+    run(*PIP, "--python", scripts / "python", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    # The dependencies are those of the running environment. A path in a .pth file is searched last and its own .pth
+    # files are not read, so an editable install there stays out of sight.
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+
+    for package in PACKAGES:
+        where = run(scripts / "python", "-c", f"import {package}; print({package}.__file__)", cwd=tmp_path)
+        assert where.startswith(str(site))
+    described = run(scripts / "magic-nas", "describe", "magic-base", cwd=tmp_path)
+    assert f"{4**26:,}" in described or "4.5e15" in described

@@ -1,0 +1,548 @@
+"""MagicTrainer: sampling, Eq. (2), accumulation, the anchor, shrinking, logging and resumption."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy import PLAIN, RESUMABLE, collate, toy_config, toy_data, toy_trainer
+from transformers import TrainerCallback
+
+from modeling_magic import MagicForMaskedLM
+from training.arguments import MagicTrainingArguments
+from training.evaluation import RankedChild
+from training.objectives import alignment_loss
+from training.search_space import SearchSpace
+from training.trainer import Anchor, MagicTrainer, anchor_of_top_percent, last_complete_checkpoint
+
+
+TOY = Path(__file__).with_name("toy.py")
+FIRST = ("MHA4", "CONV3", "FFN", "CONV5")
+SECOND = ("MHA4", "CONV5", "FFN", "CONV5")
+
+
+class Recorder(TrainerCallback):
+    """Keeps the children that a run trained."""
+
+    def __init__(self):
+        self.children = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.children.append(self.trainer.architecture)
+
+
+def recorded(trainer: MagicTrainer) -> Recorder:
+    recorder = Recorder()
+    recorder.trainer = trainer
+    trainer.add_callback(recorder)
+    return recorder
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+# ---- Sampling ----
+
+
+def test_one_child_for_each_optimizer_step_and_it_changes_by_k(tmp_path):
+    trainer = toy_trainer(tmp_path, gradient_accumulation_steps=4, num_substitutions=2, max_steps=10)
+    recorder = recorded(trainer)
+    trainer.train()
+    assert len(recorder.children) == 10
+    distances = [trainer.full_space.distance(a, b) for a, b in zip(recorder.children, recorder.children[1:])]
+    assert distances == [2] * 9
+    for layer, visits in enumerate(trainer.visits):
+        for operator, count in visits.items():
+            assert count == sum(child[layer] == operator for child in recorder.children)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "gradual", "fair", "sandwich"])
+def test_every_sampler_trains(tmp_path, sampler):
+    trainer = toy_trainer(tmp_path, sampler=sampler, max_steps=9)
+    recorder = recorded(trainer)
+    trainer.train()
+    assert trainer.sampler.kind == sampler
+    if sampler == "fair":
+        for layer in range(4):
+            assert {child[layer] for child in recorder.children[:4]} == set(trainer.full_space.candidates[layer])
+
+
+def test_operators_off_the_path_keep_weights_and_optimizer_state(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=30, weight_decay=0.1, sampler="uniform")
+    snapshots = []
+
+    class Snapshot(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            optimizer = trainer.optimizer
+            snapshots.append(
+                {
+                    name: (parameter.detach().clone(), copy.deepcopy(optimizer.state.get(parameter, {})))
+                    for name, parameter in trainer.model.named_parameters()
+                }
+            )
+
+        def on_step_end(self, args, state, control, **kwargs):
+            before = snapshots.pop()
+            changed = unchanged = 0
+            for name, parameter in trainer.model.named_parameters():
+                weight, old = before[name]
+                if ".operators." not in name:
+                    continue
+                layer, operator = name.split("layer.")[1].split(".operators.")
+                if trainer.architecture[int(layer)] == operator.split(".")[0]:
+                    changed += not torch.equal(weight, parameter)
+                    continue
+                unchanged += 1
+                assert torch.equal(weight, parameter), name
+                new = trainer.optimizer.state.get(parameter, {})
+                assert old.keys() == new.keys()
+                assert all(torch.equal(old[key], new[key]) for key in old), name
+            assert changed
+            assert unchanged
+
+    trainer.add_callback(Snapshot())
+    trainer.train()
+
+
+# ---- The loss ----
+
+
+def one_step(trainer: MagicTrainer, batches, child=FIRST, anchor=SECOND) -> dict[str, torch.Tensor]:
+    """Gradients of one accumulated step, computed by the trainer's own training_step."""
+    trainer.create_optimizer()
+    trainer.architecture = child
+    trainer.anchor = Anchor(anchor, 0.5)
+    trainer._warmup_steps = 0
+    trainer.current_gradient_accumulation_steps = len(batches)
+    num_items = sum((batch["labels"] != -100).sum() for batch in batches)
+    trainer.model.zero_grad()
+    for batch in batches:
+        trainer.training_step(trainer.model, batch, num_items)
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("alignment", ["none", "anchor"])
+def test_accumulation_of_eight_equals_one_batch(tmp_path, alignment):
+    data = toy_data(16)
+    # The prediction loss must be right with any number of masked tokens in a micro-batch.
+    assert len({(example["labels"] != -100).sum().item() for example in data}) > 2
+    whole = one_step(toy_trainer(tmp_path, toy_config(0.0), alignment=alignment), [collate(data)])
+    parts = [collate(data[start : start + 2]) for start in range(0, 16, 2)]
+    accumulated = one_step(toy_trainer(tmp_path, toy_config(0.0), alignment=alignment), parts)
+    assert whole.keys() == accumulated.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(accumulated[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_runs_of_one_times_eight_and_eight_times_one_are_equal(tmp_path):
+    data = toy_data(64)
+    settings = {"max_steps": 6, "alignment_warmup_steps": 1, "anchor_eval_steps": 1, "optim": "sgd"}
+    runs = [
+        toy_trainer(
+            tmp_path, toy_config(0.0), data, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, **settings
+        )
+        for size in (8, 1)
+    ]
+    for trainer in runs:
+        trainer.train()
+        assert trainer.anchor is not None
+    for one, other in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-7)
+    for one, other in zip(runs[0].state.log_history, runs[1].state.log_history, strict=True):
+        for name in ("loss_pred", "loss_align"):
+            if name in one:
+                assert one[name] == pytest.approx(other[name], rel=1e-4)
+    assert any(entry.get("loss_align") for entry in runs[0].state.log_history)
+
+
+@pytest.mark.parametrize("child", [FIRST, ("FFN", "FFN", "FFN", "FFN")])
+@pytest.mark.parametrize("anchor", [SECOND, ("MHA4", "CONV3", "FFN", "FFN"), FIRST])
+def test_loss_is_equation_2(tmp_path, child, anchor):
+    """Against both forward passes written out, the shared bottom included: dropout is off."""
+    trainer = toy_trainer(tmp_path, toy_config(0.0), alignment_weight=0.7)
+    batch = collate(toy_data(8))
+    gradients = one_step(trainer, [batch], child, anchor)
+    model = trainer.model
+    model.zero_grad()
+    output = model(**batch, architecture=child, output_hidden_states=True)
+    with torch.no_grad():
+        target = model(input_ids=batch["input_ids"], architecture=anchor, output_hidden_states=True).hidden_states
+    loss = output.loss + 0.7 * alignment_loss(output.hidden_states[2::2], target[2::2])
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_anchor_is_computed_without_dropout(tmp_path):
+    trainer = toy_trainer(tmp_path, toy_config(0.3))
+    trainer.model.train()
+    inputs = {"input_ids": collate(toy_data(8))["input_ids"]}
+    states = trainer._target_states(inputs, SECOND, [2, 4], 0, None)
+    assert trainer.model.magic.training
+    expected = trainer.model.eval()(**inputs, architecture=SECOND, output_hidden_states=True).hidden_states
+    assert torch.equal(states[0], expected[2])
+    assert torch.equal(states[1], expected[4])
+    assert not states[0].requires_grad
+
+
+def test_average_alignment_aims_at_the_mean_of_the_children(tmp_path):
+    trainer = toy_trainer(tmp_path, toy_config(0.0), alignment="average", num_average_children=3)
+    batch = collate(toy_data(8))
+    trainer._average_children = [FIRST, SECOND, ("FFN",) * 4]
+    trainer.architecture, trainer._warmup_steps, trainer.current_gradient_accumulation_steps = FIRST, 0, 1
+    model = trainer.model.train()
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"] != -100).sum())
+    states = [
+        model(input_ids=batch["input_ids"], architecture=child, output_hidden_states=True).hidden_states[2::2]
+        for child in trainer._average_children
+    ]
+    target = [torch.stack(layer).mean(0) for layer in zip(*states, strict=True)]
+    expected = model(**batch, architecture=FIRST).loss + 0.5 * alignment_loss(states[0], target)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_part_of_the_batch_is_aligned(tmp_path):
+    trainer = toy_trainer(tmp_path, toy_config(0.0), alignment_batch_fraction=0.5)
+    batch = collate(toy_data(8))
+    trainer.architecture, trainer.anchor, trainer._warmup_steps = FIRST, Anchor(SECOND, 0.0), 0
+    trainer.current_gradient_accumulation_steps = 1
+    model = trainer.model.train()
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"] != -100).sum())
+    half = batch["input_ids"][:4]
+    child, target = (model(half, architecture=a, output_hidden_states=True).hidden_states[2::2] for a in (FIRST, SECOND))
+    torch.testing.assert_close(loss, model(**batch, architecture=FIRST).loss + 0.5 * alignment_loss(child, target))
+
+
+def test_no_alignment_before_the_warm_start_ends(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=12, alignment_warmup_steps=6, logging_steps=1, anchor_eval_steps=2)
+    trainer.train()
+    align = [entry["loss_align"] for entry in trainer.state.log_history if "loss_align" in entry]
+    assert align[:6] == [0.0] * 6
+    assert all(value > 0 for value in align[6:])
+
+
+def test_warm_start_in_epochs(tmp_path):
+    trainer = toy_trainer(
+        tmp_path, max_steps=12, alignment_warmup_steps=None, alignment_warmup_epochs=0.5, logging_steps=1
+    )
+    trainer.train()
+    # 64 sequences in batches of 8: half an epoch is four steps.
+    align = [entry["loss_align"] for entry in trainer.state.log_history if "loss_align" in entry]
+    assert [value > 0 for value in align] == [False] * 4 + [True] * 8
+
+
+# ---- The anchor ----
+
+
+def test_a_better_child_replaces_the_anchor_and_a_worse_does_not():
+    anchor = Anchor(FIRST, 0.5)
+    assert anchor.challenge(SECOND, 0.6) == Anchor(SECOND, 0.6)
+    assert anchor.challenge(SECOND, 0.5) is anchor
+    assert anchor.challenge(SECOND, float("nan")) is anchor
+
+
+def test_anchor_and_challenger_are_compared_with_the_same_weights(tmp_path, monkeypatch):
+    trainer = toy_trainer(tmp_path)
+    accuracies = {FIRST: 0.4, SECOND: 0.3}
+    monkeypatch.setattr(trainer, "_validate", lambda child: RankedChild(child, 1.0, accuracies[child]))
+    trainer.architecture = SECOND
+    trainer._challenge_anchor(1)
+    assert trainer.anchor == Anchor(SECOND, 0.3)
+    trainer.architecture = FIRST
+    trainer._challenge_anchor(2)
+    assert trainer.anchor == Anchor(FIRST, 0.4)
+    # The super-net has improved: the anchor's accuracy is measured anew before a child may replace it.
+    accuracies |= {FIRST: 0.9, SECOND: 0.8}
+    trainer.architecture = SECOND
+    trainer._challenge_anchor(3)
+    assert trainer.anchor == Anchor(FIRST, 0.9)
+    assert [entry["step"] for entry in trainer.anchor_history] == [1, 2]
+
+
+def ranked(number: int) -> list[RankedChild]:
+    return [RankedChild((f"FFNx{index + 1}",), float(index), 1.0 - index / 1000) for index in range(number)]
+
+
+def test_anchor_of_the_top_percent():
+    children = ranked(101)
+    assert anchor_of_top_percent(children, None, 0, 10).architecture == ("FFNx1",)
+    assert anchor_of_top_percent(children[::-1], None, 30, 10) == Anchor(("FFNx31",), 0.97)
+    assert anchor_of_top_percent(children, None, 100, 10).architecture == ("FFNx101",)
+    # r = 10: the old anchor stays from 20% to 40% and goes beyond.
+    for rank in (20, 30, 40):
+        assert anchor_of_top_percent(children, (f"FFNx{rank + 1}",), 30, 10).architecture == (f"FFNx{rank + 1}",)
+    for rank in (19, 41):
+        assert anchor_of_top_percent(children, (f"FFNx{rank + 1}",), 30, 10).architecture == ("FFNx31",)
+    assert anchor_of_top_percent(ranked(1), None, 30, 10).architecture == ("FFNx1",)
+
+
+def test_top_percent_picks_an_anchor_at_each_epochs_end(tmp_path):
+    trainer = toy_trainer(
+        tmp_path, max_steps=17, alignment="top_percent", anchor_pool_size=20, logging_steps=1, anchor_top_percent=50
+    )
+    trainer.train()
+    assert trainer.anchor_history[0]["step"] == 8
+    align = [entry["loss_align"] for entry in trainer.state.log_history if "loss_align" in entry]
+    assert [value > 0 for value in align] == [False] * 8 + [True] * 9
+
+
+# ---- Shrinking ----
+
+
+def test_shrinking_ends_in_one_child_which_is_the_one_found(tmp_path):
+    trainer = toy_trainer(
+        tmp_path, max_steps=30, shrink=True, shrink_every_n_steps=5, shrink_operators_per_round=5, logging_steps=1
+    )
+    recorder = recorded(trainer)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.shrink_history] == [5, 10, 15]
+    assert [len(entry["deleted"]) for entry in trainer.shrink_history] == [5, 5, 2]
+    assert trainer.space.size == 1
+    only = next(trainer.space.children())
+    assert trainer.best_child().architecture == only
+    assert trainer.anchor.architecture == only
+    assert set(recorder.children[15:]) == {only}
+    for entry in trainer.shrink_history:
+        left = SearchSpace.from_json(entry["space"])
+        assert all(child in left for child in recorder.children[entry["step"] :])
+        scores = {(layer, name): score for layer, name, score in entry["scores"]}
+        deleted = [scores[layer, name] for layer, name in entry["deleted"]]
+        assert deleted == sorted(deleted, reverse=True)
+    assert [entry["num_operators"] for entry in trainer.state.log_history if "num_operators" in entry][-1] == 4
+
+
+def test_rounds_end_epochs_where_no_steps_are_given(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=24, shrink=True, shrink_operators_per_round=4)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.shrink_history] == [8, 16, 24]
+
+
+def test_a_run_too_short_to_end_in_one_child_says_so(tmp_path, caplog):
+    trainer = toy_trainer(tmp_path, max_steps=6, shrink=True, shrink_every_n_steps=3, shrink_operators_per_round=2)
+    trainer.train()
+    assert "6 steps hold 2 rounds, which delete 8 operators too few; train longer" in caplog.text
+    assert trainer.space.size > 1
+    assert trainer.best_child().architecture in trainer.space
+
+
+# ---- Logging ----
+
+
+def test_logs_hold_both_losses_and_what_is_sampled(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=20, logging_steps=5, num_substitutions=3)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 4
+    for entry in entries:
+        assert entry["loss"] == pytest.approx(entry["loss_pred"] + 0.5 * entry["loss_align"], rel=1e-4)
+        assert entry["num_operators"] == 16
+    assert [entry["num_changed_layers"] for entry in entries[1:]] == [3.0] * 3
+    assert 0 <= entries[-1]["anchor_accuracy"] <= 1
+    assert trainer.state.total_flos > 0
+
+
+def test_evaluation_loss_is_that_of_the_best_child(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=4)
+    trainer.train()
+    metrics = trainer.evaluate()
+    batch = collate(toy_data()[:16])
+    expected = trainer.model.eval()(**batch, architecture=trainer.anchor.architecture).loss.item()
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_trackers_get_the_losses(tmp_path):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainer = toy_trainer(tmp_path, report_to="tensorboard")
+    trainer.train()
+    events = tensorboard.EventAccumulator(str(next(tmp_path.rglob("events*")).parent)).Reload()
+    assert {"train/loss_pred", "train/loss_align", "train/num_operators"} <= set(events.Tags()["scalars"])
+
+
+# ---- Checkpoints ----
+
+
+def test_resumed_run_equals_one_never_stopped(tmp_path):
+    """The process is killed with SIGKILL in the middle of the run, between two checkpoints."""
+    whole = toy_trainer(tmp_path / "whole", **RESUMABLE)
+    children = recorded(whole)
+    whole.train()
+    killed = subprocess.run([sys.executable, TOY, "21", tmp_path / "killed"], capture_output=True)
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert last_complete_checkpoint(tmp_path / "killed").endswith("checkpoint-16")
+    resumed = toy_trainer(tmp_path / "killed", **RESUMABLE)
+    rest = recorded(resumed)
+    resumed.train(resume_from_checkpoint=True)
+    assert rest.children == children.children[16:]
+    assert same_weights(whole.model, resumed.model)
+    assert json.dumps(whole.nas_state()) == json.dumps(resumed.nas_state())
+    assert whole.shrink_history
+    first, second = whole.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
+    assert first.keys() == second.keys()
+    for index, state in first.items():
+        assert all(torch.equal(state[key], second[index][key]) for key in state)
+    logged = [entry for entry in whole.state.log_history if entry["step"] > 20 and "loss_pred" in entry]
+    again = [entry for entry in resumed.state.log_history if entry["step"] > 20 and "loss_pred" in entry]
+    assert logged == again
+
+
+@pytest.mark.parametrize("step", [8, 16])
+def test_resuming_at_an_epochs_end_is_exact(tmp_path, step):
+    """64 sequences in batches of 8: the checkpoint is the last step of an epoch, and that of a shrinking round."""
+    settings = {**RESUMABLE, "shrink_every_n_steps": None, "max_steps": 24, "alignment": "top_percent"}
+    settings |= {"anchor_pool_size": 10, "save_total_limit": None}
+    whole = toy_trainer(tmp_path, **settings)
+    whole.train()
+    resumed = toy_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert same_weights(whole.model, resumed.model)
+    assert json.dumps(whole.nas_state()) == json.dumps(resumed.nas_state())
+
+
+def test_same_seed_same_bits_and_another_seed_other_children(tmp_path):
+    trainers, recorders = [], []
+    for seed in (0, 0, 1):
+        trainers.append(toy_trainer(tmp_path, seed=seed))
+        recorders.append(recorded(trainers[-1]))
+        trainers[-1].train()
+    assert recorders[0].children == recorders[1].children != recorders[2].children
+    assert same_weights(trainers[0].model, trainers[1].model)
+
+
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
+    trainer = toy_trainer(tmp_path, **{**RESUMABLE, "max_steps": 16})
+    trainer.train()
+    newest = tmp_path / "checkpoint-16"
+    state = newest / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    state.unlink()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path):
+    toy_trainer(tmp_path, **{**RESUMABLE, "max_steps": 8}).train()
+    other = toy_config(candidate_operators=[["MHA4", "FFN"]] * 4)
+    weights = {name: p.clone() for name, p in toy_trainer(tmp_path, other).model.named_parameters()}
+    trainer = toy_trainer(tmp_path, other)
+    with pytest.raises(ValueError, match=r"another search space \(4 layers, 256 children; this super-net.*16 children"):
+        trainer.train(resume_from_checkpoint=True)
+    assert all(torch.equal(weights[name], p) for name, p in trainer.model.named_parameters())
+    with pytest.raises(ValueError, match="sampler 'gradual', this sampler is 'uniform'"):
+        toy_trainer(tmp_path, sampler="uniform").train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="no complete checkpoint in .*nowhere; train without resuming"):
+        toy_trainer(tmp_path / "nowhere").train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-8" / "nas_state.json").unlink()
+    with pytest.raises(ValueError, match=r"is no super-net checkpoint: it has no nas_state.json"):
+        toy_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    trainer = toy_trainer(tmp_path, **{**RESUMABLE, "max_steps": 16, "save_total_limit": 1})
+    save = trainer._save_optimizer_and_scheduler
+
+    def no_space(folder):
+        if folder.endswith("checkpoint-16"):
+            raise OSError(28, "No space left on device")
+        save(folder)
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+
+
+# ---- Several processes, precision ----
+
+
+def run_on_two_processes(mode: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOY, mode, folder]
+    done = subprocess.run(command, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+
+
+def test_two_processes_draw_decide_and_hold_the_same(tmp_path):
+    run_on_two_processes("shrinking", tmp_path)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    weights = [first.pop("weights"), second.pop("weights")]
+    assert all(torch.equal(own, other) for own, other in zip(*weights, strict=True))
+    assert first == second
+    assert first["anchor"]
+    assert first["shrink_history"]
+
+
+def test_two_processes_of_four_sequences_are_one_of_eight(tmp_path):
+    """Both losses are scaled right across processes: the weights are those of one process with the whole batch."""
+    run_on_two_processes("plain", tmp_path)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone = toy_trainer(tmp_path / "alone", toy_config(0.0), **PLAIN)
+    alone.train()
+    assert alone.anchor is not None
+    assert first["architecture"] == second["architecture"] == list(alone.architecture)
+    assert first["visits"] == alone.visits
+    for expected, own, other in zip(alone.model.parameters(), first["weights"], second["weights"], strict=True):
+        assert torch.equal(own, other)
+        torch.testing.assert_close(own, expected.detach(), rtol=0, atol=1e-6)
+
+
+def test_mixed_precision_trains(tmp_path):
+    trainer = toy_trainer(tmp_path, bf16=True, use_cpu=True, max_steps=6, alignment_warmup_steps=1, anchor_eval_steps=1)
+    trainer.train()
+    entry = next(entry for entry in reversed(trainer.state.log_history) if "loss_pred" in entry)
+    assert math.isfinite(entry["loss_pred"])
+    assert entry["loss_align"] > 0
+
+
+# ---- Wrong input ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_substitutions": 5}, "num_substitutions is 5; choose 1 to 4, the number of layers"),
+        ({"sampler": "spos"}, "unknown sampler 'spos'; choose one of: uniform, gradual, fair, sandwich"),
+        ({"alignment": "teacher"}, "alignment is 'teacher'; choose one of: none, anchor, top_percent, average"),
+        ({"alignment_every_n_layers": 5}, "alignment_every_n_layers is 5 but the super-net has 4 layers"),
+        ({"alignment_batch_fraction": 0}, "alignment_batch_fraction is 0; it must be above 0 and at most 1"),
+        ({"alignment_weight": -1}, "alignment_weight is -1; it must not be negative"),
+        ({"anchor_top_percent": 101}, "anchor_top_percent is 101; it must be from 0 to 100"),
+        ({"shrink_num_children": 0}, "shrink_num_children is 0; it must be at least 1"),
+        ({"shrink_every_n_steps": 0}, "shrink_every_n_steps is 0; it must be at least 1"),
+        ({"anchor_eval_steps": 0}, "anchor_eval_steps is 0; it must be at least 1"),
+    ],
+)
+def test_wrong_arguments_name_value_and_remedy(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        toy_trainer(tmp_path, **arguments)
+
+
+def test_a_child_is_no_supernet_and_validation_needs_data(tmp_path):
+    args = MagicTrainingArguments(str(tmp_path), report_to="none")
+    child = MagicForMaskedLM(toy_config(candidate_operators=[["FFN"]] * 4))
+    with pytest.raises(ValueError, match="one operator in each layer; a super-net needs a layer with a choice"):
+        MagicTrainer(model=child, args=args, train_dataset=toy_data())
+    with pytest.raises(ValueError, match="pass eval_dataset, or set alignment='none'"):
+        MagicTrainer(model=MagicForMaskedLM(toy_config()), args=args, train_dataset=toy_data())
+
+
+def test_streams_have_no_epochs(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(toy_data())
+
+    arguments = {"alignment": "none", "shrink": True, "max_steps": 3}
+    trainer = toy_trainer(tmp_path, **arguments)
+    trainer.train_dataset = Stream()
+    with pytest.raises(ValueError, match="a streamed data set has no epochs; set shrink_every_n_steps"):
+        trainer.train()
+    trainer = toy_trainer(tmp_path, **{**arguments, "shrink": False, "alignment": "anchor", "alignment_warmup_steps": None})
+    trainer.train_dataset = Stream()
+    with pytest.raises(ValueError, match="a streamed data set has no epochs; set alignment_warmup_steps"):
+        trainer.train()

@@ -1,0 +1,107 @@
+"""The paper's hyper-parameters as training arguments."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+ALIGNMENTS = ("none", "anchor", "top_percent", "average")
+
+
+@dataclass
+class MagicTrainingArguments(TrainingArguments):
+    """`TrainingArguments` and what the paper adds to them; the defaults are the paper's (5.1)."""
+
+    sampler: str = field(
+        default="gradual",
+        metadata={"help": "How children are drawn: gradual (MAGIC-T), uniform (SPOS), fair (FairNAS) or sandwich."},
+    )
+    num_substitutions: int = field(
+        default=1, metadata={"help": "Operators that the gradual sampler changes at each step, k of section 4."}
+    )
+    alignment: str = field(
+        default="anchor",
+        metadata={
+            "help": "What hidden states are pulled towards: anchor (MAGIC-A: the best child so far), top_percent "
+            "(5.2: an anchor from the top p%), average (3.2: the mean of C random children) or none."
+        },
+    )
+    alignment_weight: float = field(default=0.5, metadata={"help": "Lambda of Eq. (2)."})
+    alignment_every_n_layers: int = field(
+        default=4, metadata={"help": "Layers n, 2n, 3n, ... are aligned, counted from 1."}
+    )
+    alignment_warmup_epochs: float = field(
+        default=3.0, metadata={"help": "Epochs of prediction loss alone before alignment begins."}
+    )
+    alignment_warmup_steps: int | None = field(
+        default=None, metadata={"help": "The same in optimizer steps; wins over alignment_warmup_epochs."}
+    )
+    alignment_batch_fraction: float = field(
+        default=1.0,
+        metadata={"help": "Share of a batch's sequences that are aligned; below 1 is an option beyond the paper."},
+    )
+    anchor_eval_steps: int = field(
+        default=100, metadata={"help": "Steps between comparisons of the current child with the anchor (section 4)."}
+    )
+    anchor_top_percent: float = field(
+        default=30.0, metadata={"help": "p: with alignment top_percent, the rank of the anchor in percent (5.2)."}
+    )
+    anchor_hysteresis_percent: float = field(
+        default=10.0, metadata={"help": "r: the anchor stays while it ranks within p +- r percent (5.2)."}
+    )
+    anchor_pool_size: int = field(
+        default=10_000, metadata={"help": "Children ranked at each epoch's end for alignment top_percent (5.2)."}
+    )
+    num_average_children: int = field(
+        default=4, metadata={"help": "C: children whose states are averaged for alignment average (3.2)."}
+    )
+    num_validation_sequences: int = field(
+        default=256, metadata={"help": "Held-out sequences of the fixed slice that children are validated on."}
+    )
+    shrink: bool = field(
+        default=False, metadata={"help": "Delete unpromising operators in training until one child is left (5.1)."}
+    )
+    shrink_operators_per_round: int = field(
+        default=5, metadata={"help": "Operators that a round deletes, over all layers."}
+    )
+    shrink_every_n_steps: int | None = field(
+        default=None, metadata={"help": "Optimizer steps between rounds; left out, a round ends each epoch."}
+    )
+    shrink_num_children: int = field(
+        default=100, metadata={"help": "Children validated in a round to score the operators."}
+    )
+    # Logits of masked positions only differ in number from batch to batch, so that they cannot be gathered.
+    prediction_loss_only: bool = field(
+        default=True,
+        metadata={"help": "Evaluation returns the loss only, since there are logits of masked tokens only."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            # A step uses one operator of each layer, the others have no gradient.
+            self.ddp_find_unused_parameters = True
+        if self.alignment not in ALIGNMENTS:
+            raise ValueError(f"alignment is {self.alignment!r}; choose one of: {', '.join(ALIGNMENTS)}")
+        for name in (
+            "alignment_every_n_layers",
+            "anchor_eval_steps",
+            "anchor_pool_size",
+            "num_average_children",
+            "num_validation_sequences",
+            "shrink_operators_per_round",
+            "shrink_num_children",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.shrink_every_n_steps is not None and self.shrink_every_n_steps < 1:
+            raise ValueError(f"shrink_every_n_steps is {self.shrink_every_n_steps}; it must be at least 1")
+        if self.alignment_weight < 0:
+            raise ValueError(f"alignment_weight is {self.alignment_weight}; it must not be negative")
+        if not 0 < self.alignment_batch_fraction <= 1:
+            raise ValueError(
+                f"alignment_batch_fraction is {self.alignment_batch_fraction}; it must be above 0 and at most 1"
+            )
+        for name in ("anchor_top_percent", "anchor_hysteresis_percent"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")

@@ -1,0 +1,237 @@
+"""Parameters and FLOPs of a child in closed form: no model is built, a child takes microseconds.
+
+FLOPs come in named conventions, because published figures differ by them:
+
+- "electra": one multiply-add is two operations, and biases, activations, softmax, norms, dropout and residual sums are
+  counted as in ELECTRA's flops_computation.py. Word embeddings are looked up. With the masked-LM head over every
+  position, BERT-base and RoBERTa-base at 128 tokens have the 2.9e10 and 3.3e10 of the paper's Table 2.
+- "electra-dense": the same, but looking up a word is a product with one-hot vectors, that script's default.
+- "macs": multiply-adds of the matrix products and convolutions.
+- "torch": what `torch.utils.flop_counter.FlopCounterMode` counts with eager attention, twice the "macs". On a CPU the
+  counter misses the depth-wise part of CONV, which the model computes there without a convolution kernel.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from modeling_magic.configuration_magic import MagicConfig, operator_inner_size, parse_operator
+
+from .search_space import Architecture
+
+
+CONVENTIONS = ("electra", "electra-dense", "macs", "torch")
+
+# Operations per element, as ELECTRA's script has them.
+_DROPOUT_FLOPS = 4
+_LAYER_NORM_FLOPS = 5
+_ACTIVATION_FLOPS = 8
+_SOFTMAX_FLOPS = 5
+
+
+def operator_parameters(name: str, config: MagicConfig) -> int:
+    """Number of parameters of one operator, its norm included."""
+    kind, size, inner = _read_operator(name, config)
+    hidden = config.hidden_size
+    projection_in = hidden * inner + inner
+    projection_out_and_norm = inner * hidden + hidden + 2 * hidden
+    if kind == "MHA":
+        return 3 * projection_in + projection_out_and_norm
+    depthwise = size * inner + inner if kind == "CONV" else 0
+    return projection_in + depthwise + projection_out_and_norm
+
+
+def count_parameters(
+    config: MagicConfig, architecture: Sequence[str], *, embeddings: bool = True, head: str = "none"
+) -> int:
+    """Number of parameters of a child, as its model has them; a decoder tied to the word embeddings counts once.
+
+    Args:
+        config: the sizes; its `candidate_operators` play no part.
+        architecture: one operator name per layer.
+        embeddings: whether to count the word (and so a tied decoder's), position and type embeddings and their norm.
+        head: "none" for MagicModel, with the pooler where the configuration has one; "mlm" for MagicForMaskedLM.
+    """
+    if head not in ("none", "mlm"):
+        raise ValueError(f"unknown head {head!r}; choose one of: none, mlm")
+    operators = sum(times * operator_parameters(name, config) for name, times in Counter(architecture).items())
+    outside = _mlm_head_parameters(config) if head == "mlm" else _pooler_parameters(config)
+    return operators + outside + (_embedding_parameters(config) if embeddings else 0)
+
+
+def bert_pattern(num_layers: int, attention: str, feed_forward: str) -> Architecture:
+    """The architecture of BERT: an attention and a feed-forward operator in turn; BERT-base has 24 such layers."""
+    if num_layers < 2 or num_layers % 2:
+        raise ValueError(f"the BERT pattern cannot have {num_layers} layers; choose an even number from 2")
+    return (attention, feed_forward) * (num_layers // 2)
+
+
+def nearest_bert_pattern(
+    config: MagicConfig, num_parameters: int, attention: str = "MHA4", feed_forward: str = "FFN", *, head: str = "mlm"
+) -> Architecture:
+    """The BERT pattern nearest in parameters to a model of `num_parameters`; of two equally near, the smaller.
+
+    Args:
+        config: the sizes.
+        num_parameters: as `count_parameters` gives them with the same `head`, embeddings included.
+        attention: operator of the even layers.
+        feed_forward: operator of the odd layers.
+        head: see `count_parameters`.
+    """
+    smallest = bert_pattern(2, attention, feed_forward)
+    per_pair = operator_parameters(attention, config) + operator_parameters(feed_forward, config)
+    missing = max(0, num_parameters - count_parameters(config, smallest, head=head))
+    more_pairs, remainder = divmod(missing, per_pair)
+    if 2 * remainder > per_pair:
+        more_pairs += 1
+    return smallest * (1 + more_pairs)
+
+
+def operator_flops(name: str, config: MagicConfig, seq_len: int = 128, convention: str = "electra") -> int:
+    """FLOPs of the forward pass of one operator over one sequence of `seq_len` tokens."""
+    _check_counting(config, seq_len, convention)
+    operator = _read_operator(name, config)
+    macs = _operator_macs(operator, config.hidden_size, seq_len)
+    elementwise = _operator_elementwise(operator, config.hidden_size, seq_len)
+    return seq_len * _in_convention(convention, macs, elementwise)
+
+
+def count_flops(
+    config: MagicConfig,
+    architecture: Sequence[str],
+    seq_len: int = 128,
+    convention: str = "electra",
+    head: str = "mlm",
+) -> int:
+    """FLOPs of the forward pass of a child over one sequence of `seq_len` tokens.
+
+    Args:
+        config: the sizes; its `candidate_operators` play no part.
+        architecture: one operator name per layer.
+        seq_len: number of tokens; none of them is padding.
+        convention: one of `CONVENTIONS`, explained at the top of this file.
+        head: "mlm" for the masked-LM head over every position, "rtd" for ELECTRA's replaced-token head over every
+            position, "none" for the encoder alone, without a pooler.
+    """
+    return _encoder_flops(config, architecture, seq_len, convention) + seq_len * _head_flops(config, convention, head)
+
+
+def training_flops(
+    config: MagicConfig,
+    architecture: Sequence[str],
+    seq_len: int,
+    num_tokens: int,
+    masked_fraction: float = 0.15,
+    head: str = "mlm",
+) -> int:
+    """FLOPs ("electra") of training on `num_tokens` tokens; equal numbers make the re-trainings of two children fair.
+
+    A backward pass counts as two forward passes. The masked-LM head runs on the masked positions only.
+
+    Args:
+        config: the sizes.
+        architecture: one operator name per layer.
+        seq_len: number of tokens of a sequence.
+        num_tokens: of all training steps together, masked ones included.
+        masked_fraction: part of the tokens that the masked-LM head predicts, 0 to 1.
+        head: see `count_flops`; the replaced-token head runs on every position.
+    """
+    if num_tokens < 0:
+        raise ValueError(f"num_tokens is {num_tokens}; it must be at least 0")
+    if not 0 <= masked_fraction <= 1:
+        raise ValueError(f"masked_fraction is {masked_fraction}; it must be from 0 to 1")
+    predicted_tokens = round(masked_fraction * num_tokens) if head == "mlm" else num_tokens
+    encoder = _encoder_flops(config, architecture, seq_len, "electra") * num_tokens // seq_len
+    return 3 * (encoder + predicted_tokens * _head_flops(config, "electra", head))
+
+
+def _read_operator(name: str, config: MagicConfig) -> tuple[str, int, int]:
+    """Kind, size (heads or kernel, 0 for an FFN) and inner size of an operator."""
+    spec = parse_operator(name)
+    size, inner = spec.size, operator_inner_size(spec, config)
+    if spec.kind == "MHA" and inner % size:
+        raise ValueError(f"{name} has {size} heads, which do not divide its inner size {inner}; take a divisor")
+    return spec.kind, size, inner
+
+
+def _embedding_parameters(config: MagicConfig) -> int:
+    rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+    return (rows + 2) * config.hidden_size  # 2: scale and shift of the norm
+
+
+def _pooler_parameters(config: MagicConfig) -> int:
+    return config.hidden_size * (config.hidden_size + 1) if config.add_pooling_layer else 0
+
+
+def _mlm_head_parameters(config: MagicConfig) -> int:
+    hidden, vocab = config.hidden_size, config.vocab_size
+    transform = hidden * hidden + hidden + 2 * hidden
+    # Untied, the decoder has a bias of its own beside the head's.
+    untied = 0 if config.tie_word_embeddings else vocab * hidden + vocab
+    return transform + vocab + untied
+
+
+def _check_counting(config: MagicConfig, seq_len: int, convention: str) -> None:
+    if convention not in CONVENTIONS:
+        raise ValueError(f"unknown convention {convention!r}; choose one of: {', '.join(CONVENTIONS)}")
+    if not 1 <= seq_len <= config.max_position_embeddings:
+        raise ValueError(f"seq_len is {seq_len}; max_position_embeddings allows 1 to {config.max_position_embeddings}")
+
+
+def _in_convention(convention: str, macs: int, elementwise: int) -> int:
+    if convention == "macs":
+        return macs
+    return 2 * macs + (0 if convention == "torch" else elementwise)
+
+
+def _operator_macs(operator: tuple[str, int, int], hidden: int, seq_len: int) -> int:
+    """Multiply-adds per token."""
+    kind, size, inner = operator
+    if kind == "MHA":
+        return 4 * hidden * inner + 2 * inner * seq_len
+    depthwise = size * inner if kind == "CONV" else 0
+    return 2 * hidden * inner + depthwise
+
+
+def _operator_elementwise(operator: tuple[str, int, int], hidden: int, seq_len: int) -> int:
+    """Operations per token outside the products: biases, activation or softmax, dropout, residual sum and norm."""
+    kind, size, inner = operator
+    bias_dropout_residual = (1 + _DROPOUT_FLOPS + 1) * hidden
+    if kind == "MHA":
+        scale_softmax_dropout = (1 + _SOFTMAX_FLOPS + _DROPOUT_FLOPS) * seq_len * size
+        # ELECTRA's script counts the norm after the attention once per token, not once per element. Kept, so that
+        # figures compare; the difference is below a thousandth of the operator.
+        return 3 * inner + scale_softmax_dropout + bias_dropout_residual + _LAYER_NORM_FLOPS
+    bias_activation = (1 + _ACTIVATION_FLOPS) * inner
+    depthwise_bias = inner if kind == "CONV" else 0
+    return bias_activation + depthwise_bias + bias_dropout_residual + _LAYER_NORM_FLOPS * hidden
+
+
+def _embedding_flops(config: MagicConfig, seq_len: int, convention: str) -> int:
+    """FLOPs per token; ELECTRA's script takes positions and types as products even where words are looked up."""
+    if not convention.startswith("electra"):
+        return 0
+    rows = seq_len + config.type_vocab_size + (config.vocab_size if convention == "electra-dense" else 0)
+    return (2 * rows + 2 + _LAYER_NORM_FLOPS + _DROPOUT_FLOPS) * config.hidden_size
+
+
+def _head_flops(config: MagicConfig, convention: str, head: str) -> int:
+    """FLOPs per predicted token."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    transform = hidden + _ACTIVATION_FLOPS * hidden
+    if head == "none":
+        return 0
+    if head == "rtd":
+        return _in_convention(convention, macs=hidden * hidden + hidden, elementwise=transform)
+    if head == "mlm":
+        softmax_and_target = (_SOFTMAX_FLOPS + 2) * vocab
+        elementwise = transform + _LAYER_NORM_FLOPS * hidden + softmax_and_target
+        return _in_convention(convention, macs=hidden * hidden + hidden * vocab, elementwise=elementwise)
+    raise ValueError(f"unknown head {head!r}; choose one of: none, mlm, rtd")
+
+
+def _encoder_flops(config: MagicConfig, architecture: Sequence[str], seq_len: int, convention: str) -> int:
+    """FLOPs of embeddings and operators over one sequence."""
+    _check_counting(config, seq_len, convention)
+    embeddings = seq_len * _embedding_flops(config, seq_len, convention)
+    counts = Counter(architecture).items()
+    return embeddings + sum(times * operator_flops(name, config, seq_len, convention) for name, times in counts)

@@ -1,0 +1,294 @@
+"""Presets, and the export of a model as a folder that the Hub and `from_pretrained` take."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+import modeling_magic
+from modeling_magic import MagicConfig, MagicPreTrainedModel
+
+from .costs import count_flops, count_parameters, operator_flops, operator_parameters
+from .search_space import Architecture, SearchSpace, format_architecture, parse_architecture
+
+
+MANIFEST_NAME = "search.json"
+# Where the exported code has what each Auto class loads.
+AUTO_MAP = {
+    "AutoConfig": "configuration_magic.MagicConfig",
+    "AutoModel": "modeling_magic.MagicModel",
+    "AutoModelForMaskedLM": "modeling_magic.MagicForMaskedLM",
+}
+CODE_FILES = ("configuration_magic.py", "modeling_magic.py")
+
+
+def preset_names() -> list[str]:
+    """Returns the names of the configurations that the package carries."""
+    return sorted(
+        path.name.removesuffix(".json") for path in files("hub_configs").iterdir() if path.name.endswith(".json")
+    )
+
+
+def load_preset(name_or_path: str) -> MagicConfig:
+    """Returns the configuration of a preset, of a JSON file or of a model folder.
+
+    Raises:
+        ValueError: there is none of that name, it is no JSON, or it has a key that MagicConfig does not know.
+    """
+    if name_or_path in preset_names():
+        text = files("hub_configs").joinpath(f"{name_or_path}.json").read_text(encoding="utf-8")
+    else:
+        path = Path(name_or_path)
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(
+                f"unknown preset {name_or_path!r}; choose one of {', '.join(preset_names())}, or give a JSON file or "
+                f"a folder with a config.json"
+            )
+        text = path.read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name_or_path} is not JSON: {error}") from None
+    if not isinstance(values, dict) or values.pop("model_type", None) != MagicConfig.model_type:
+        raise ValueError(f"{name_or_path} is not the configuration of a MAGIC model: its model_type is not 'magic'")
+    known = {field.name for field in fields(MagicConfig)} | {"auto_map"}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(f"{name_or_path} has unknown keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return MagicConfig(**values)
+
+
+def check_export_folder(output_dir: Path) -> None:
+    """Raises a ValueError where an export into `output_dir` would overwrite something that is not an export."""
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        if not (output_dir / MANIFEST_NAME).is_file():
+            raise ValueError(f"{output_dir} holds something else than an exported model; take another folder")
+
+
+def export_model(
+    model: MagicPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: str | Path,
+    manifest: dict[str, Any],
+) -> Path:
+    """Writes a child as a model folder of its own and returns its path.
+
+    The folder holds config, safetensors, tokenizer, the model's code (so that it loads without this package, with
+    `trust_remote_code=True`), a model card and search.json. It is written under a temporary name and renamed; an older
+    export in its place is replaced.
+
+    Args:
+        model: a child; a super-net has to be given one with `extract_child` first.
+        tokenizer: the one it was trained with.
+        output_dir: where to write.
+        manifest: where the model comes from, for search.json and the card; `describe_model` has what is added to it.
+
+    Raises:
+        ValueError: the model is a super-net, or `output_dir` holds something else.
+    """
+    output_dir = Path(output_dir)
+    check_export_folder(output_dir)
+    if model.config.is_supernet:
+        raise ValueError("the model is a super-net; export one of its children: model.extract_child(architecture)")
+    manifest = {**describe_model(model.config), **manifest}
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    try:
+        _save_model(model, temporary)
+        tokenizer.save_pretrained(temporary)
+        for name in CODE_FILES:
+            shutil.copyfile(Path(modeling_magic.__file__).with_name(name), temporary / name)
+        (temporary / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        card = render_model_card(model.config, manifest, output_dir.name, tokenizer.mask_token)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.chmod(0o755)
+        if output_dir.exists():
+            shutil.rmtree(output_dir)
+        temporary.rename(output_dir)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return output_dir
+
+
+def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:
+    # The configuration of the model in memory is left as it was.
+    config = model.config
+    published = config.child_config([layer[0] for layer in config.candidate_operators])
+    published.sparse_prediction = False
+    published.auto_map = AUTO_MAP
+    try:
+        model.config = published
+        model.save_pretrained(folder)
+    finally:
+        model.config = config
+
+
+def describe_model(config: MagicConfig) -> dict[str, Any]:
+    """Returns what search.json says of any child: its architecture, parameters and FLOPs."""
+    architecture = tuple(layer[0] for layer in config.candidate_operators)
+    return {
+        "architecture": list(architecture),
+        "num_parameters": count_parameters(config, architecture, head="mlm"),
+        "flops": count_flops(config, architecture, _card_length(config)),
+    }
+
+
+def _card_length(config: MagicConfig) -> int:
+    return min(128, config.max_position_embeddings)
+
+
+def render_model_card(config: MagicConfig, manifest: dict[str, Any], name: str, mask_token: str) -> str:
+    """Returns the model card of a child, the template of hub_configs filled from its manifest."""
+    template = Template(files("hub_configs").joinpath("model_card.md").read_text(encoding="utf-8"))
+    return template.substitute(
+        model_name=name,
+        mask_token=mask_token,
+        architecture=format_architecture(manifest["architecture"]),
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=f"{config.vocab_size:,}",
+        max_position_embeddings=config.max_position_embeddings,
+        num_parameters=f"{manifest['num_parameters']:,}",
+        flops=f"{manifest['flops']:.3g}",
+        sequence_length=_card_length(config),
+        origin=_origin(manifest.get("search")),
+        training=_training(manifest.get("training")),
+        results=results_table(manifest.get("results", [])),
+    )
+
+
+def _table(rows: Sequence[tuple[str, Any]]) -> str:
+    return "\n".join(["| what | value |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in rows)])
+
+
+def _origin(search: dict[str, Any] | None) -> str:
+    if search is None:
+        return "The architecture was given, not searched."
+    layers = search["candidate_operators"]
+    return _table(
+        [
+            ("search space", f"{len(layers)} layers, {math.prod(map(len, layers)):,} children"),
+            ("sampler", search["sampler"]),
+            ("alignment", search["alignment"]),
+            ("optimizer steps of the super-net", f"{search['steps']:,}"),
+            ("seed", search["seed"]),
+            ("validation loss with shared weights", f"{search['val_loss']:.3f}"),
+        ]
+    )
+
+
+def _training(training: dict[str, Any] | None) -> str:
+    if training is None:
+        return "The weights are those of the super-net, not trained on after the search."
+    corpus = training["corpus"]
+    return _table(
+        [
+            ("objective", "masked language modelling, 15% of the tokens, 80/10/10"),
+            ("text", corpus["source"]),
+            ("sha256 of the text", f"`{corpus['sha256']['train'][:16]}`"),
+            ("steps", f"{training['steps']:,}"),
+            ("tokens in a step", f"{training['tokens_per_step']:,}"),
+            ("start", training["start"]),
+            ("seed", training["seed"]),
+            ("versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())),
+        ]
+    )
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> str:
+    """Returns measured results as a Markdown table, one row a model; a sentence where there are none."""
+    if not results:
+        return "Nothing was measured."
+    lines = [
+        "| model | architecture | parameters | FLOPs | steps | validation loss | validation accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in results:
+        lines.append(
+            f"| {row['name']} | {compact_architecture(row['architecture'])} | {row['num_parameters'] / 1e6:.2f}M "
+            f"| {row['flops']:.2e} | {row['steps']:,} | {spread(row['val_loss'], 3)} "
+            f"| {spread([100 * value for value in row['val_accuracy']], 1)}% |"
+        )
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Returns the mean of the seeds, with half their range where there are several."""
+    mean = f"{math.fsum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} +- {(max(values) - min(values)) / 2:.{digits}f}"
+
+
+def compact_architecture(architecture: Sequence[str] | Architecture) -> str:
+    """Returns the architecture as text, a repeated pair of operators as a group: (MHA4,FFN)*3."""
+    pair, rest = tuple(architecture[:2]), len(architecture) // 2
+    if rest > 1 and tuple(architecture) == pair * rest and len(set(pair)) == 2:
+        return f"({format_architecture(pair)})*{rest}"
+    return format_architecture(architecture)
+
+
+def search_table(config: MagicConfig, search: dict[str, Any]) -> str:
+    """Returns what a super-net run found as a Markdown table."""
+    child = tuple(search["architecture"])
+    deleted = sum(len(entry["deleted"]) for entry in search["shrink_history"])
+    return _table(
+        [
+            ("found child", format_architecture(child)),
+            ("parameters", f"{count_parameters(config, child, head='mlm') / 1e6:.2f}M"),
+            ("FLOPs", f"{count_flops(config, child, _card_length(config)):.2e}"),
+            ("validation loss, shared weights", f"{search['val_loss']:.3f}"),
+            ("validation accuracy, shared weights", f"{100 * search['val_accuracy']:.1f}%"),
+            ("children left", f"{math.prod(map(len, search['space'])):,}"),
+            ("operators deleted", f"{deleted} in {len(search['shrink_history'])} rounds"),
+            ("anchors", len(search["anchor_history"])),
+        ]
+    )
+
+
+def describe_space(config: MagicConfig, sequence_length: int = 128, architecture: str | None = None) -> str:
+    """Returns a text about a search space, or about one child of its sizes: size, operators, costs.
+
+    Args:
+        config: a super-net's or a child's.
+        sequence_length: tokens for which FLOPs are counted; one multiply-add is 2, masked-LM head everywhere.
+        architecture: a child, as text; its operators need not be in the space, only fit its sizes.
+    """
+    sequence_length = min(sequence_length, config.max_position_embeddings)
+    space = SearchSpace.from_config(config.candidate_operators)
+    lines = [
+        f"{space.num_layers} layers, {space.num_operators} operators, {space.size:,} children ({space.size:.2g})",
+        f"hidden size {config.hidden_size}, {config.vocab_size:,} tokens, {config.max_position_embeddings} positions",
+        "",
+        f"operator     parameters     FLOPs at {sequence_length} tokens     layers",
+    ]
+    for name in dict.fromkeys(name for layer in space.candidates for name in layer):
+        layers = sum(name in layer for layer in space.candidates)
+        flops = operator_flops(name, config, sequence_length)
+        lines.append(f"{name:<12} {operator_parameters(name, config):>10,}     {flops:>20.3e}     {layers:>6}")
+    children = {"the child": parse_architecture(architecture)} if architecture else _extreme_children(config, space)
+    lines += ["", "child        parameters (with masked-LM head)          FLOPs"]
+    for label, child in children.items():
+        flops = count_flops(config, child, sequence_length)
+        lines.append(f"{label:<12} {count_parameters(config, child, head='mlm'):>32,} {flops:>14.3e}")
+        lines.append(f"             {compact_architecture(child)}")
+    return "\n".join(lines)
+
+
+def _extreme_children(config: MagicConfig, space: SearchSpace) -> dict[str, Architecture]:
+    def cost(name: str) -> int:
+        return operator_parameters(name, config)
+
+    if space.size == 1:
+        return {"the child": next(space.children())}
+    return {
+        "smallest": tuple(min(layer, key=cost) for layer in space.candidates),
+        "largest": tuple(max(layer, key=cost) for layer in space.candidates),
+    }

@@ -18,6 +18,7 @@ TIERS = {
     "objectives": 0,
     "costs": 0,
     "shrinking": 0,
+    "arguments": 0,
     "figures": 0,
     "trainer": 1,
     "evaluation": 1,

@@ -1,6 +1,7 @@
 """The model against transformers' BertModel, against its own extracted children, and under padding."""
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ BERT_NAMES = {
 
 def bert_and_chain(attn_implementation: str, num_layers: int = 3):
     """A random BertForMaskedLM and the MHA,FFN chain that holds its weights."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 100,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -126,9 +127,7 @@ def test_pooler_is_berts(tiny_config):
 
 @given(st.lists(st.sampled_from(OPERATORS), min_size=4, max_size=4))
 def test_child_inside_equals_extracted_child(operators):
-    config = MagicConfig(
-        candidate_operators=[OPERATORS] * 4, vocab_size=100, hidden_size=32, intermediate_size=64
-    )
+    config = MagicConfig(candidate_operators=[OPERATORS] * 4, vocab_size=100, hidden_size=32, intermediate_size=64)
     torch.manual_seed(0)
     supernet = MagicForMaskedLM(config).eval()
     shake(supernet)
@@ -378,5 +377,5 @@ def test_wrong_inputs_name_value_and_remedy(supernet):
         supernet(ids, architecture=MIXED)
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         supernet(architecture=MIXED)
-    with pytest.raises(ValueError, match="attention_mask has 4 dimensions.*CONV"):
+    with pytest.raises(ValueError, match=r"attention_mask has 4 dimensions.*CONV"):
         supernet(ids[:, :8], attention_mask=torch.ones(1, 1, 8, 8), architecture=MIXED)

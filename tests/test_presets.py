@@ -63,7 +63,7 @@ def operator_size(name: str, config: MagicConfig) -> int:
     inner = spec.inner_size or (config.intermediate_size if spec.kind == "FFN" else hidden)
     if spec.kind == "MHA":
         return 4 * hidden * inner + 3 * inner + 3 * hidden
-    per_channel = 1 if spec.size is None else spec.size + 2
+    per_channel = 1 if spec.kind == "FFN" else spec.size + 2
     return 2 * hidden * inner + per_channel * inner + 3 * hidden
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -72,7 +73,7 @@ def toy_trainer(output_dir, config: MagicConfig | None = None, data=None, callba
     )
 
 
-RESUMABLE = {
+RESUMABLE: dict[str, Any] = {
     "max_steps": 40,
     "save_strategy": "steps",
     "save_steps": 8,
@@ -85,7 +86,7 @@ RESUMABLE = {
 
 
 # No dropout and no adaptive step sizes: what two processes compute differs from one by the order of sums only.
-PLAIN = {"max_steps": 12, "optim": "sgd", "gradient_accumulation_steps": 2}
+PLAIN: dict[str, Any] = {"max_steps": 12, "optim": "sgd", "gradient_accumulation_steps": 2}
 
 
 class KillAt(TrainerCallback):
@@ -99,9 +100,9 @@ class KillAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def distributed(output: Path, config: MagicConfig, **arguments) -> None:
+def distributed(output: Path, config: MagicConfig, arguments: dict[str, Any]) -> None:
     """One of the processes under torchrun: what it drew, decided and holds at the end goes to a file."""
-    arguments |= {"per_device_train_batch_size": 4, "use_cpu": True, "ddp_backend": "gloo"}
+    arguments = {**arguments, "per_device_train_batch_size": 4, "use_cpu": True, "ddp_backend": "gloo"}
     trainer = toy_trainer(output / "run", config, **arguments)
     trainer.train()
     state = trainer.nas_state() | {"weights": [parameter.detach() for parameter in trainer.model.parameters()]}
@@ -112,8 +113,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, folder = sys.argv[1], Path(sys.argv[2])
     if mode == "shrinking":
-        distributed(folder, toy_config(), **{**RESUMABLE, "max_steps": 12})
+        distributed(folder, toy_config(), {**RESUMABLE, "max_steps": 12})
     elif mode == "plain":
-        distributed(folder, toy_config(0.0), **PLAIN)
+        distributed(folder, toy_config(0.0), PLAIN)
     else:
         toy_trainer(folder, callbacks=[KillAt(int(mode))], **RESUMABLE).train()

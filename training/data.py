@@ -17,7 +17,7 @@ import re
 import sysconfig
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
@@ -50,7 +51,6 @@ DOCSTRING_PACKAGES = (
 _DOCSTRINGS_VERSION = 1
 _PREPARED_VERSION = 1
 
-_LIBRARIES = ("datasets", "tokenizers", "transformers")
 _LOCAL_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Documents packed together; the tokens after their last full block are dropped.
@@ -90,6 +90,7 @@ _LITERAL_BLOCK = re.compile(r"::[ \t]*\n(?:[ \t]*\n)*([ \t]+)\S.*(?:\n(?:\1.*|[ 
 _MARKUP = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
+        (r"::(?=\s|$)", ":"),
         (r":[\w:+-]+:`(?:~[\w.]*\.)?([^`<]*?)(?: ?<[^`]*>)?`", r"\1"),  # :class:`~torch.Tensor`
         (r"\[([^\]\n]+)\]\([^)\s]*\)", r"\1"),  # [text](address)
         (r"\s?\[\w+\]_", ""),  # a footnote's mark
@@ -179,15 +180,16 @@ def _docstring_versions(packages: Sequence[str] | None) -> dict[str, str]:
 def _read_docstrings(packages: Iterable[str]) -> list[dict[str, str]]:
     files = [(package, path) for package in packages for path in _source_files(package)]
     documents = []
+    docstrings: set[str] = set()
     seen: set[str] = set()
     for package, path in tqdm(files, desc="Reading docstrings", unit="file", disable=None):
         paragraphs = []
         for match in _TRIPLE_QUOTED.finditer(path.read_text(encoding="utf-8", errors="replace")):
             docstring = match[1] or match[2] or ""
-            # Whole docstrings are repeated far more often than not read: they are recognised before the costly part.
-            if docstring in seen:
+            # A tenth of them are copies, which need not be read again.
+            if docstring in docstrings:
                 continue
-            seen.add(docstring)
+            docstrings.add(docstring)
             for sentences in docstring_sentences(docstring):
                 new = [text for text in dict.fromkeys(sentences) if text not in seen and reads_as_english(text)]
                 seen.update(new)
@@ -283,7 +285,7 @@ def _text_blocks(paths: list[Path]) -> Iterator[dict[str, str]]:
 
 
 def _refuse_paths(source: str | Path, path: Path) -> None:
-    """Raises where a source that is no text can only be meant as a file: a data set's name is "name" or "owner/name"."""
+    """Raises where the source can only be meant as a file: names of data sets are "name" or "owner/name"."""
     suffixes = (".txt", *_LOCAL_BUILDERS)
     if path.exists():
         raise ValueError(f"{path} is not a kind of file that can be read; known suffixes: {', '.join(suffixes)}")
@@ -295,9 +297,9 @@ def _refuse_paths(source: str | Path, path: Path) -> None:
 def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, Any]) -> Documents:
     try:
         documents = load_dataset(**arguments)
-    except (FileNotFoundError, ConnectionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"no data set {str(source)!r} ({reason}); check the name, or name a file or folder") from error
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"cannot read data set {str(source)!r} ({reason}); check its name or the file") from error
     columns = documents.column_names or list(next(iter(documents), {}))
     if text_column not in columns:
         raise ValueError(f"{str(source)!r} has no column {text_column!r}; choose one of: {', '.join(columns)}")
@@ -409,8 +411,9 @@ def _alphabet(
         for part in normalizer.normalize_str(character).strip():
             normal[part] += count
     alphabet = sorted(sorted(normal, key=lambda part: (-normal[part], part))[:limit])
-    inside = [part for part in alphabet if len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str("a" + part))) == 1]
-    return alphabet, [f"##{part}" for part in inside]
+    # Punctuation and Chinese characters are words of their own.
+    pieces = {part: pre_tokenizer.pre_tokenize_str(normalizer.normalize_str("a" + part)) for part in alphabet}
+    return alphabet, [f"##{part}" for part in alphabet if len(pieces[part]) == 1]
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
@@ -422,7 +425,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
     except OSError as error:
-        raise ValueError(f"no tokenizer {str(name_or_path)!r}; name a folder with tokenizer.json, or a model") from error
+        raise ValueError(f"no tokenizer {str(name_or_path)!r}; name a model or a folder that holds one") from error
     _require_tokens(tokenizer, "mask_token", "pad_token")
     return tokenizer
 
@@ -431,8 +434,8 @@ def _require_tokens(tokenizer: PreTrainedTokenizerBase, *names: str) -> None:
     missing = [name for name in names if getattr(tokenizer, name) is None]
     if missing:
         raise ValueError(
-            f"{type(tokenizer).__name__} has no {' and no '.join(missing)}; set it, or take the tokenizer of an encoder "
-            f"such as BERT or RoBERTa"
+            f"{type(tokenizer).__name__} has no {' and no '.join(missing)}; set it, or take the tokenizer of an "
+            f"encoder such as BERT or RoBERTa"
         )
 
 
@@ -444,9 +447,9 @@ def pack_blocks(
 ) -> Documents:
     """Returns the documents as blocks of exactly `block_size` ids, in the one column "input_ids".
 
-    The documents are laid end to end, a separator after each, and cut: a block is the class token, `block_size` - 2 ids
-    of that line and a separator. Documents are taken by the thousand, so that map-style and streamed data sets of the
-    same documents give the same blocks; what is left after the last full block of a thousand is dropped.
+    The documents are laid end to end, a separator after each, and cut: a block is the class token, `block_size` - 2
+    ids of that line and a separator. Documents are taken by the thousand, so that map-style and streamed data sets of
+    the same documents give the same blocks; what is left after the last full block of a thousand is dropped.
 
     Args:
         documents: with a column "text".
@@ -491,10 +494,8 @@ def _pack(texts: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int)
         if ids:
             line += [*ids, tokenizer.sep_token_id]
     width = block_size - 2
-    starts = range(0, len(line) - width + 1, width)
-    return {
-        "input_ids": [[tokenizer.cls_token_id, *line[start : start + width], tokenizer.sep_token_id] for start in starts]
-    }
+    cuts = (line[start : start + width] for start in range(0, len(line) - width + 1, width))
+    return {"input_ids": [[tokenizer.cls_token_id, *cut, tokenizer.sep_token_id] for cut in cuts]}
 
 
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -545,7 +546,7 @@ class MaskingCollator(DataCollatorForLanguageModeling):
         digest = blake2b(inputs.numpy().tobytes(), digest_size=8, key=str(self.seed).encode()).digest()
         self.generator.manual_seed(int.from_bytes(digest, "little"))
         if special_tokens_mask is None:
-            # The parent class asks the tokenizer row by row, in Python.
+            # The parent class asks the tokenizer row by row, in Python, at ten times the price.
             special_tokens_mask = torch.isin(inputs, self.special_ids)
         return super().torch_mask_tokens(inputs, special_tokens_mask, offset_mapping)
 
@@ -587,13 +588,13 @@ def prepare_data(
     split: str = "train",
     text_column: str = "text",
 ) -> PreparedData:
-    """Returns tokenizer and blocks of a source, split by document; a second call with the same text reads them from disk.
+    """Returns the tokenizer and the blocks of a source, from disk if the same text was prepared before.
 
     Of a stream, the first 10,000 documents are read beforehand: those held out are the validation set and the others
-    train the tokenizer. The training set streams all documents that are not held out; nothing of it is kept on disk.
+    train the tokenizer. The training set streams all documents that are not held out; nothing is kept on disk.
 
     Args:
-        source: see `load_documents`, as for `max_documents`, `streaming`, `dataset_config`, `split`, `text_column`.
+        source: see `load_documents`, as for the arguments from `max_documents` on.
         tokenizer: a tokenizer, or what `load_tokenizer` takes; `None` trains one on the training set.
         vocab_size: of the tokenizer to be trained.
         block_size: see `pack_blocks`.
@@ -610,24 +611,31 @@ def prepare_data(
     elif tokenizer is not None:
         _require_tokens(tokenizer, "mask_token", "pad_token")
     _check_block_size(block_size, None if tokenizer is None else tokenizer.model_max_length)
-    reading = {"dataset_config": dataset_config, "split": split, "text_column": text_column, "streaming": streaming}
-    documents = load_documents(source, **reading, max_documents=max_documents, cache_dir=cache_dir)
-    head = documents if isinstance(documents, Dataset) else Dataset.from_list(list(documents.take(_STREAM_HEAD)))
-    facts = {
+    reading: dict[str, Any] = {
+        "max_documents": max_documents,
+        "streaming": streaming,
+        "dataset_config": dataset_config,
+        "split": split,
+        "text_column": text_column,
+    }
+    documents = load_documents(source, **reading, cache_dir=cache_dir)
+    head = Dataset.from_list(list(documents.take(_STREAM_HEAD))) if streaming else documents
+    texts, validation = split_documents(head, validation_fraction, seed)
+    train = split_documents(documents, validation_fraction, seed)[0] if streaming else texts
+    fingerprint = {
         "source": str(source or DOCSTRINGS),
         **reading,
-        "max_documents": max_documents,
         "block_size": block_size,
         "validation_fraction": validation_fraction,
         "seed": seed,
         "versions": _versions(source),
-        **_describe_texts(head, validation_fraction, seed, streaming),
+        **_by_side(_describe_texts, train, validation),
     }
-    build = partial(_build, documents, head, tokenizer, vocab_size, facts)
+    build = partial(_build, texts, train, validation, tokenizer, vocab_size, fingerprint)
     if streaming:
         return build()
     tokenizer_key = vocab_size if tokenizer is None else _tokenizer_sha256(tokenizer)
-    folder = _cache_folder(cache_dir) / f"prepared-{_digest(_PREPARED_VERSION, facts, tokenizer_key)}"
+    folder = _cache_folder(cache_dir) / f"prepared-{_digest(_PREPARED_VERSION, fingerprint, tokenizer_key)}"
     if not folder.is_dir():
         with _written_at_once(folder) as temporary:
             _save(build(), temporary)
@@ -635,65 +643,57 @@ def prepare_data(
 
 
 def _versions(source: str | Path | None) -> dict[str, str]:
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
-    return {**versions, **_docstring_versions(None)} if source in (None, DOCSTRINGS) else versions
+    versions = {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
+    of_the_text = _docstring_versions(None) if source in (None, DOCSTRINGS) else {}
+    return {"python": platform.python_version(), **versions, **of_the_text}
 
 
-def _describe_texts(documents: Dataset, fraction: float, seed: int, streaming: bool) -> dict[str, dict[str, Any]]:
-    hashes = {"train": sha256(), "validation": sha256()}
-    num_documents: Counter[str] = Counter(train=0, validation=0)
-    num_words: Counter[str] = Counter(train=0, validation=0)
+def _by_side(describe: Callable[[Documents], dict[str, Any]], train: Documents, validation: Documents) -> dict:
+    sides = {"train": describe(train), "validation": describe(validation)}
+    return {name: {side: facts[name] for side, facts in sides.items()} for name in sides["train"]}
+
+
+def _describe_texts(documents: Documents) -> dict[str, Any]:
+    if not isinstance(documents, Dataset):
+        return {"sha256": "streamed", "documents": None, "words": None}
+    digest, num_words = sha256(), 0
     for batch in documents.select_columns(["text"]).iter(1000):
-        for text in batch["text"]:
-            side = "validation" if is_held_out(text, fraction, seed) else "train"
-            hashes[side].update(text.encode() + b"\0")
-            num_documents[side] += 1
-            num_words[side] += len(text.split())
-    facts: dict[str, dict[str, Any]] = {
-        "sha256": {side: digest.hexdigest() for side, digest in hashes.items()},
-        "documents": dict(num_documents),
-        "words": dict(num_words),
-    }
-    if streaming:
-        facts["sha256"]["train"] = "streamed"
-        facts["documents"]["train"] = facts["words"]["train"] = None
-    return facts
+        digest.update("".join(f"{text}\0" for text in batch["text"]).encode())
+        num_words += sum(len(text.split()) for text in batch["text"])
+    return {"sha256": digest.hexdigest(), "documents": len(documents), "words": num_words}
+
+
+def _describe_blocks(blocks: Documents, block_size: int) -> dict[str, int | None]:
+    if not isinstance(blocks, Dataset):
+        return {"blocks": None, "tokens": None}
+    return {"blocks": len(blocks), "tokens": len(blocks) * (block_size - 2)}
 
 
 def _build(
-    documents: Documents,
-    head: Dataset,
+    texts: Dataset,
+    train: Documents,
+    validation: Dataset,
     tokenizer: PreTrainedTokenizerBase | None,
     vocab_size: int,
-    facts: dict[str, Any],
+    fingerprint: dict[str, Any],
 ) -> PreparedData:
-    block_size, split = facts["block_size"], (facts["validation_fraction"], facts["seed"])
-    train, validation = split_documents(head, *split)
+    block_size = fingerprint["block_size"]
     if tokenizer is None:
-        texts = train.take(_TOKENIZER_DOCUMENTS)["text"]
-        tokenizer = train_tokenizer(texts, vocab_size, model_max_length=max(512, block_size))
-    if documents is not head:
-        train, _ = split_documents(documents, *split)
-    sides = {
-        side: pack_blocks(texts, tokenizer, block_size, tokenizer.model_max_length)
-        for side, texts in (("train", train), ("validation", validation))
-    }
-    blocks = {side: len(packed) if isinstance(packed, Dataset) else None for side, packed in sides.items()}
-    fingerprint = {
-        **facts,
-        "blocks": blocks,
-        "tokens": {side: number and number * (block_size - 2) for side, number in blocks.items()},
-        "tokenizer": _tokenizer_sha256(tokenizer),
-        "vocab_size": len(tokenizer),
-    }
-    return PreparedData(tokenizer, sides["train"], sides["validation"], fingerprint)
+        known = texts.take(_TOKENIZER_DOCUMENTS)["text"]
+        tokenizer = train_tokenizer(known, vocab_size, model_max_length=max(512, block_size))
+    train, validation = (
+        pack_blocks(documents, tokenizer, block_size, tokenizer.model_max_length) for documents in (train, validation)
+    )
+    facts = _by_side(partial(_describe_blocks, block_size=block_size), train, validation)
+    facts |= {"tokenizer": _tokenizer_sha256(tokenizer), "vocab_size": len(tokenizer)}
+    return PreparedData(tokenizer, train, validation, {**fingerprint, **facts})
 
 
 def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         # What the last call asked for, no property of the tokenizer.
-        state = {name: value for name, value in state.items() if name not in ("padding", "truncation")}
+        state |= {"padding": None, "truncation": None}
     else:
         state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
     return sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
@@ -708,10 +708,10 @@ def _save(data: PreparedData, folder: Path) -> None:
 
 def _load(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> PreparedData:
     return PreparedData(
-        AutoTokenizer.from_pretrained(folder / "tokenizer") if tokenizer is None else tokenizer,
-        load_from_disk(folder / "train"),
-        load_from_disk(folder / "validation"),
-        json.loads((folder / "fingerprint.json").read_text(encoding="utf-8")),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer") if tokenizer is None else tokenizer,
+        train=load_from_disk(folder / "train"),
+        validation=load_from_disk(folder / "validation"),
+        fingerprint=json.loads((folder / "fingerprint.json").read_text(encoding="utf-8")),
     )
 
 

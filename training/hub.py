@@ -60,8 +60,9 @@ def load_preset(name_or_path: str) -> MagicConfig:
         raise ValueError(f"{name_or_path} is not JSON: {error}") from None
     if not isinstance(values, dict) or values.pop("model_type", None) != MagicConfig.model_type:
         raise ValueError(f"{name_or_path} is not the configuration of a MAGIC model: its model_type is not 'magic'")
-    known = {field.name for field in fields(MagicConfig)} | {"auto_map"}
-    if unknown := sorted(values.keys() - known):
+    known = {field.name for field in fields(MagicConfig)}
+    # What save_pretrained wrote may hold keys that transformers added, such as use_cache.
+    if "transformers_version" not in values and (unknown := sorted(values.keys() - known)):
         raise ValueError(f"{name_or_path} has unknown keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     return MagicConfig(**values)
 

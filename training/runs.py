@@ -28,6 +28,7 @@ from .trainer import (
     MagicTrainer,
     MagicTrainingArguments,
     PostfixProgressCallback,
+    check_search,
     last_complete_checkpoint,
     write_json,
 )
@@ -151,25 +152,27 @@ def _training_arguments(kind: type, output_dir: Path, given: dict[str, Any]) -> 
 # ---- Run folders ----
 
 
-def open_run(output_dir: Path, command: str, settings: Any) -> None:
-    """Claims `output_dir` for a run, or finds the same run there, which then goes on.
-
-    Raises:
-        ValueError: the folder holds another run or something else.
-    """
-    description = {"command": command, "settings": asdict(settings)}
+def check_run_folder(output_dir: Path, command: str, settings: Any) -> None:
+    """Raises a ValueError where `output_dir` holds another run or something else; the same run may go on there."""
     path = output_dir / RUN_NAME
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != json.loads(json.dumps(description)):
+        found, wanted = json.loads(path.read_text(encoding="utf-8")), _describe_run(command, settings)
+        if found != wanted:
             raise ValueError(
-                f"{output_dir} holds another run ({_difference(found, description)}); take another --output-dir"
+                f"{output_dir} holds another run ({_difference(found, wanted)}); take another --output-dir"
             )
-        return
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    elif output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"{output_dir} is not empty and holds no run; take another --output-dir")
+
+
+def claim_run_folder(output_dir: Path, command: str, settings: Any) -> None:
+    """Makes `output_dir` the folder of a run."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, description)
+    write_json(output_dir / RUN_NAME, _describe_run(command, settings))
+
+
+def _describe_run(command: str, settings: Any) -> dict[str, Any]:
+    return json.loads(json.dumps({"command": command, "settings": asdict(settings)}))
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -232,17 +235,21 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
         ValueError: the settings contradict one another, or the folder holds another run.
     """
     output_dir = Path(output_dir)
+    # All checks that need no text come first, and nothing is written before the text has been read.
     config = load_preset(settings.preset)
     args = _training_arguments(MagicTrainingArguments, output_dir, settings.training_arguments)
-    with args.main_process_first(local=False):
-        open_run(output_dir, "pretrain", settings)
+    check_search(config, args)
+    check_run_folder(output_dir, "pretrain", settings)
     if (result := read_result(output_dir)) is not None:
         return result
     hf_logging.disable_progress_bar()
     with args.main_process_first():
         data = load_data(settings.data)
+    config = fit_to_tokenizer(config, data, settings.data.block_size)
+    with args.main_process_first(local=False):
+        claim_run_folder(output_dir, "pretrain", settings)
     set_seed(args.seed)
-    model = MagicForMaskedLM(fit_to_tokenizer(config, data, settings.data.block_size))
+    model = MagicForMaskedLM(config)
     trainer = MagicTrainer(
         model=model,
         args=args,
@@ -264,6 +271,8 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
         "corpus": data.fingerprint,
         "versions": versions(),
     }
+    # As it will be read back: lists, not tuples.
+    result = json.loads(json.dumps(result))
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir / SUPERNET_FOLDER)
         data.tokenizer.save_pretrained(output_dir / SUPERNET_FOLDER)
@@ -305,17 +314,17 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
     output_dir = Path(output_dir)
     args = _training_arguments(TrainingArguments, output_dir, settings.training_arguments)
     architecture = parse_architecture(settings.architecture)
-    # The checks that need no data come before all work.
     config = load_preset(settings.preset).child_config(architecture)
-    with args.main_process_first(local=False):
-        open_run(output_dir, "retrain", settings)
+    check_run_folder(output_dir, "retrain", settings)
     if (result := read_result(output_dir)) is not None:
         return result
     hf_logging.disable_progress_bar()
     with args.main_process_first():
         data = load_data(settings.data)
-    set_seed(args.seed)
     config = fit_to_tokenizer(config, data, settings.data.block_size)
+    with args.main_process_first(local=False):
+        claim_run_folder(output_dir, "retrain", settings)
+    set_seed(args.seed)
     model = _child_model(config, architecture, settings.inherit)
     model.config.sparse_prediction = True
     collator = MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=args.seed)
@@ -355,6 +364,8 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
         "corpus": data.fingerprint,
         "versions": versions(),
     }
+    # As it will be read back: lists, not tuples.
+    result = json.loads(json.dumps(result))
     if trainer.is_world_process_zero():
         export_model(model, data.tokenizer, output_dir / MODEL_FOLDER, training_manifest(result, search))
         write_json(output_dir / RESULT_NAME, result)

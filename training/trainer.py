@@ -16,13 +16,13 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from modeling_magic import MagicForMaskedLM, MagicModel
+from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel
 
 from .arguments import MagicTrainingArguments
 from .costs import operator_parameters, training_flops
 from .evaluation import RankedChild, evaluate_child, rank_children, validation_batches
 from .objectives import alignment_loss, average_states
-from .search_space import Architecture, FairSampler, SearchSpace, make_sampler
+from .search_space import Architecture, FairSampler, SearchSpace, UniformSampler, make_sampler
 from .shrinking import ShrinkRound, deletions_short, operator_scores, shrink, shrink_schedule
 
 
@@ -37,6 +37,29 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def _sampler_of(space: SearchSpace, config: MagicConfig, args: MagicTrainingArguments) -> UniformSampler:
+    return make_sampler(
+        args.sampler,
+        space,
+        seed=args.seed,
+        num_substitutions=args.num_substitutions,
+        cost=lambda operator: operator_parameters(operator, config),
+    )
+
+
+def check_search(config: MagicConfig, args: MagicTrainingArguments) -> None:
+    """Raises a ValueError where a super-net of `config` cannot be trained with `args`, before anything is built."""
+    if not config.is_supernet:
+        raise ValueError("the model has one operator in each layer; a super-net needs a layer with a choice")
+    space = SearchSpace.from_config(config.candidate_operators)
+    _sampler_of(space, config, args)
+    if args.alignment != "none" and args.alignment_every_n_layers > space.num_layers:
+        raise ValueError(
+            f"alignment_every_n_layers is {args.alignment_every_n_layers} but the super-net has {space.num_layers} "
+            f"layers, so that none would be aligned; take at most {space.num_layers}"
+        )
 
 
 @dataclass(frozen=True)
@@ -149,10 +172,12 @@ class MagicTrainer(Trainer):
             ValueError: the model is no super-net, the sampler or the alignment does not fit its layers, or there is no
                 validation data for the anchor or for shrinking.
         """
-        if not model.config.is_supernet:
-            raise ValueError("the model has one operator in each layer; a super-net needs a layer with a choice")
+        check_search(model.config, args)
+        if kwargs.get("eval_dataset") is None and (args.shrink or args.alignment in ("anchor", "top_percent")):
+            raise ValueError(
+                "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none', shrink=False"
+            )
         self.full_space = SearchSpace.from_config(model.config.candidate_operators)
-        self._check_arguments(args, kwargs.get("eval_dataset"))
         model.config.sparse_prediction = True
         super().__init__(model=model, args=args, **kwargs)
         self._set_space(self.full_space)
@@ -178,27 +203,9 @@ class MagicTrainer(Trainer):
 
     # ---- Before training ----
 
-    def _check_arguments(self, args: MagicTrainingArguments, eval_dataset: Any) -> None:
-        num_layers = self.full_space.num_layers
-        if args.alignment != "none" and args.alignment_every_n_layers > num_layers:
-            raise ValueError(
-                f"alignment_every_n_layers is {args.alignment_every_n_layers} but the super-net has {num_layers} "
-                f"layers, so that none would be aligned; take at most {num_layers}"
-            )
-        if eval_dataset is None and (args.shrink or args.alignment in ("anchor", "top_percent")):
-            raise ValueError(
-                "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none', shrink=False"
-            )
-
     def _set_space(self, space: SearchSpace) -> None:
         self.space = space
-        self.sampler = make_sampler(
-            self.args.sampler,
-            space,
-            seed=self.args.seed,
-            num_substitutions=self.args.num_substitutions,
-            cost=lambda operator: operator_parameters(operator, self.model.config),
-        )
+        self.sampler = _sampler_of(space, self.model.config, self.args)
 
     def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
         """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""
@@ -478,7 +485,7 @@ class MagicTrainer(Trainer):
         super().log(logs, start_time)
 
     def _last_logged_step(self) -> int:
-        return next((entry["step"] for entry in reversed(self.state.log_history) if "loss_pred" in entry), 0)
+        return int(next((entry["step"] for entry in reversed(self.state.log_history) if "loss_pred" in entry), 0))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns the FLOPs of this step's child alone, not those of all operators of the super-net."""

@@ -192,7 +192,7 @@ def test_retraining_follows_a_search(search_run, tmp_path):
     assert all(torch.equal(tensor, supernet.state_dict()[name]) for name, tensor in model.state_dict().items())
     manifest = json.loads((tmp_path / "child" / "model" / "search.json").read_text())
     assert manifest["search"]["candidate_operators"] == result["candidate_operators"]
-    assert "weights of" in manifest["training"]["start"]
+    assert manifest["training"]["start"] == "the super-net's weights"
 
 
 def test_export_of_the_found_child_and_of_another(search_run, tmp_path):
@@ -318,6 +318,7 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
     )
     search = tmp_path / "search"
     arguments = ["pretrain", "-c", recipe, "-o", search, "--max-steps", 4, "--batch-size", 4, "--shrink"]
+    arguments += ["--set", "num_validation_sequences=8", "--set", "mlm_probability=0.2"]
     arguments += ["--set", "shrink_num_children=4", "--set", "alignment_warmup_steps=0", "--set", "learning_rate=1e-3"]
     code, out, err = run_main(monkeypatch, capsys, *arguments)
     assert code == 0, err
@@ -325,6 +326,8 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
     assert (search / "report.png").stat().st_size > 10_000
     settings = json.loads((search / "run.json").read_text())["settings"]
     assert settings["training_arguments"]["learning_rate"] == 1e-3
+    assert settings["training_arguments"]["num_validation_sequences"] == 8
+    assert settings["mlm_probability"] == 0.2
     child = tmp_path / "child"
     code, out, err = run_main(monkeypatch, capsys, "retrain", "--search", search, "-o", child, "--max-steps", 2)
     assert code == 0, err

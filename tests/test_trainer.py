@@ -317,6 +317,24 @@ def test_shrinking_ends_in_one_child_which_is_the_one_found(tmp_path):
     assert [entry["num_operators"] for entry in trainer.state.log_history if "num_operators" in entry][-1] == 4
 
 
+def test_an_anchor_that_loses_an_operator_is_replaced(tmp_path, monkeypatch):
+    trainer = toy_trainer(tmp_path)
+    trainer.anchor = Anchor(FIRST, 0.9)
+    trainer.space = trainer.space.without(1, FIRST[1])
+    ranked_children = [
+        RankedChild(FIRST, 1.0, 0.9),
+        RankedChild(SECOND, 2.0, 0.4),
+        RankedChild(("FFN",) * 4, 1.5, 0.6),
+    ]
+    trainer._replace_anchor(trainer.anchor, ranked_children, 5)
+    assert trainer.anchor == Anchor(("FFN",) * 4, 0.6)
+    # None of the validated children is left: the anchor's own operators stay where they can.
+    trainer._replace_anchor(Anchor(FIRST, 0.9), ranked_children[:1], 6)
+    assert trainer.anchor.architecture == (FIRST[0], "MHA4", *FIRST[2:])
+    assert trainer.anchor.architecture in trainer.space
+    assert [entry["step"] for entry in trainer.anchor_history] == [5, 6]
+
+
 def test_rounds_end_epochs_where_no_steps_are_given(tmp_path):
     trainer = toy_trainer(tmp_path, max_steps=24, shrink=True, shrink_operators_per_round=4)
     trainer.train()
@@ -548,4 +566,8 @@ def test_streams_have_no_epochs(tmp_path):
     )
     trainer.train_dataset = Stream()
     with pytest.raises(ValueError, match="a streamed data set has no epochs; set alignment_warmup_steps"):
+        trainer.train()
+    trainer = toy_trainer(tmp_path, alignment="top_percent", max_steps=3)
+    trainer.train_dataset = Stream()
+    with pytest.raises(ValueError, match="no epochs to pick the anchor at; set alignment to anchor"):
         trainer.train()

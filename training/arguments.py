@@ -10,7 +10,7 @@ ALIGNMENTS = ("none", "anchor", "top_percent", "average")
 
 @dataclass
 class MagicTrainingArguments(TrainingArguments):
-    """`TrainingArguments` and what the paper adds to them; the defaults are the paper's (5.1)."""
+    """`TrainingArguments` and what the paper adds to them; the defaults of these are the paper's where it has any."""
 
     sampler: str = field(
         default="gradual",

@@ -103,7 +103,7 @@ def pretrain(
             "shrink": shrink,
         },
     }
-    changes = _merge(changes, assignments)
+    changes = _merge(changes, assignments, ["mlm_probability"])
     _start(num_threads)
     from .figures import draw_search
     from .hub import search_table
@@ -150,7 +150,7 @@ def retrain(
             "seed": seed,
         },
     }
-    changes = _merge(changes, assignments)
+    changes = _merge(changes, assignments, ["mlm_probability", "num_validation_sequences"])
     if inherit and search is None:
         raise ValueError("--inherit takes its weights from a super-net; say which with --search RUN")
     _start(num_threads)
@@ -179,8 +179,11 @@ def export(
     print(f"model: {export_child(source, output_dir, architecture)}")
 
 
-def _merge(changes: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
-    """Returns `changes` with the `--set` assignments in their sections and without what was not given."""
+def _merge(changes: dict[str, Any], assignments: list[str] | None, of_the_recipe: list[str]) -> dict[str, Any]:
+    """Returns `changes` with the `--set` assignments in their sections and without what was not given.
+
+    A key without a section is a training argument, but for those `of_the_recipe` itself.
+    """
     for section in ("data", "training_arguments"):
         changes[section] = {key: value for key, value in changes[section].items() if value is not None}
     if not assignments:
@@ -198,7 +201,7 @@ def _merge(changes: dict[str, Any], assignments: list[str] | None) -> dict[str, 
         # YAML reads 1e-3 as text: a number has a point there.
         with contextlib.suppress(ValueError, TypeError):
             value = float(value) if isinstance(value, str) else value
-        if section == "" and name in ("mlm_probability", "num_validation_sequences") and name != "":
+        if not section and name in of_the_recipe:
             changes[name] = value
         else:
             changes[section or "training_arguments"][name] = value

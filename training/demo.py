@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
@@ -124,6 +125,7 @@ def _train_all(
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    datasets.disable_progress_bars()
 
 
 def _export_found(

@@ -213,6 +213,8 @@ class MagicTrainer(Trainer):
             self._epoch_steps = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
         except TypeError:
             self._epoch_steps = None
+        if self.args.alignment == "top_percent" and self._epoch_steps is None:
+            raise ValueError("a streamed data set has no epochs to pick the anchor at; set alignment to anchor")
         if self.args.alignment != "none":
             self._warmup_steps = self._plan_warmup()
         self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
@@ -423,7 +425,7 @@ class MagicTrainer(Trainer):
     def _shrink_round(self, step: int) -> None:
         """Scores every operator by the mean loss of validated children that hold it and deletes the worst (5.1)."""
         num_deletions = next(round_.num_deletions for round_ in self._schedule if round_.step == step)
-        # Strict fairness gives every operator of a layer the same number of children.
+        # Strict fairness draws every operator of a layer equally often; a child drawn twice counts once.
         sampler = FairSampler(self.space, seed=1_000_003 * self.args.seed + step)
         widest = max(len(layer) for layer in self.space.candidates)
         ranked = self._rank([sampler.next() for _ in range(max(self.args.shrink_num_children, widest))])

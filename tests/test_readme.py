@@ -1,0 +1,60 @@
+"""The README's Python runs, and its commands and options exist."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForMaskedLM
+
+from training.arguments import MagicTrainingArguments
+from training.cli import app
+from training.runs import DataSettings
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SENTENCES = "the anchor aligns the child. a layer holds the operators of the super-net. every step trains one child. "
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_runs_as_it_stands(tmp_path, monkeypatch):
+    """On a small text and for a few steps; the lines are the README's."""
+    loading, searching = blocks("python")
+    assert len(searching.strip().splitlines()) <= 15
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("\n\n".join(f"{number} {SENTENCES * 3}" for number in range(300)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    shorter = searching.replace("vocab_size=4096", "'text', vocab_size=200").replace("max_steps=1200", "max_steps=4")
+    shorter = shorter.replace("warmup_steps=200", "warmup_steps=1, shrink_every_n_steps=1, num_validation_sequences=4")
+    shorter = shorter.replace('load_preset("magic-tiny")', 'load_preset("magic-tiny")')
+    assert shorter.count("max_steps=4") == shorter.count("shrink_every_n_steps=1") == 1
+    names: dict = {}
+    exec(shorter.replace("MagicTrainingArguments(", "MagicTrainingArguments(report_to='none', output_dir="), names)
+    assert names["trainer"].state.global_step == 4
+    (tmp_path / "demo_run").mkdir()
+    (tmp_path / "encoder").rename(tmp_path / "demo_run" / "model")
+    exec(loading, names)
+    assert isinstance(names["model"], AutoModelForMaskedLM._model_mapping[type(names["model"].config)])
+
+
+def test_commands_and_options_exist():
+    commands = {command.callback.__name__ for command in app.registered_commands}
+    used = set(re.findall(r"^magic-nas (\w+)", "\n".join(blocks("bash")), re.MULTILINE))
+    assert used
+    assert used <= commands
+    known = {field.name for kind in (MagicTrainingArguments, DataSettings) for field in fields(kind)}
+    for name in re.findall(r"--set (?:data\.)?(\w+)=", README):
+        assert name in known | {"KEY"}
+    for option in re.findall(r"`--(sampler|alignment|shrink)", README):
+        assert option in known
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_the_two_commands_are_targets(target):
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    assert f"make {target} " in README
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import transformers
@@ -45,7 +46,11 @@ def batch(vocab_size: int) -> dict[str, torch.Tensor]:
 
 def magic(candidates: list[list[str]], vocab_size: int, **changes) -> MagicForMaskedLM:
     """A super-net, or a child where each layer has one operator, with the head on masked positions only."""
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 4 * HIDDEN, "max_position_embeddings": SEQ_LEN}
+    sizes: dict[str, Any] = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": 4 * HIDDEN,
+        "max_position_embeddings": SEQ_LEN,
+    }
     torch.manual_seed(0)
     return MagicForMaskedLM(
         MagicConfig(candidate_operators=candidates, vocab_size=vocab_size, sparse_prediction=True, **sizes, **changes)
@@ -75,7 +80,8 @@ def seconds(step: Step) -> float:
 def ratios(reference: Step, ours: Step, pairs: int, warmup: int = 2) -> list[float]:
     """Time of the reference over ours, one ratio a pair; which side goes first alternates."""
     for _ in range(warmup):
-        reference(), ours()
+        reference()
+        ours()
     results = []
     for pair in range(pairs):
         first, second = (reference, ours) if pair % 2 == 0 else (ours, reference)
@@ -98,17 +104,16 @@ def masked_lm(pairs: int) -> list[str]:
     rows = []
     for vocab_size, target in ((8192, 1.45), (30522, 2.1)):
         torch.manual_seed(0)
-        bert = BertForMaskedLM(
-            BertConfig(
-                vocab_size=vocab_size,
-                hidden_size=HIDDEN,
-                intermediate_size=4 * HIDDEN,
-                num_hidden_layers=6,
-                num_attention_heads=4,
-                max_position_embeddings=SEQ_LEN,
-                attn_implementation="sdpa",
-            )
-        ).train()
+        config = BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=HIDDEN,
+            intermediate_size=4 * HIDDEN,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            max_position_embeddings=SEQ_LEN,
+        )
+        config._attn_implementation = "sdpa"
+        bert = BertForMaskedLM(config).train()
         chain = magic([["MHA4"], ["FFN"]] * 6, vocab_size)
         inputs = batch(vocab_size)
         values = ratios(training_step(bert, inputs), training_step(chain, inputs), pairs)

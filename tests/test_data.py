@@ -105,7 +105,10 @@ SPHINX = """
 
     An example of what this is good for is given here::
 
-        result = the_mean_of(the, rows, that, are, in_the, example)
+        # The comment of the example is not a sentence of the text.
+        The output of the example is not to be taken for prose.
+
+        The literal block goes on after a blank line of its own.
 
     Notes
     -----
@@ -212,7 +215,7 @@ def test_prose_reads_as_english(sentence):
         "The value of x[0] is the sum of the others in the row.",  # code
         "The result is x = y + z for all of the values that are given.",
         "The sizes are 1 2 3 4 5 6 7 8 9 10 and the rest is 0.",  # figures
-        "The " + "word " * 100 + "of the end.",  # too long
+        "The end " + "of the line " * 40 + "is far.",  # too long
     ],
 )
 def test_other_text_does_not_read_as_english(sentence):
@@ -225,7 +228,7 @@ def test_docstrings_of_a_package_are_found_in_order_without_importing_it(package
     package(
         {
             "b.py": f'raise SystemExit("imported")\n"""{second}"""\n',
-            "a.py": f"def f():\n    '''{first}'''\ndef g():\n    '''{first} {second}\n\n    {first}'''\n",
+            "a.py": f"def f():\n    '''{first}'''\ndef g():\n    '''{second} {second}\n\n    {first}'''\n",
             "c.py": f'"""{first}"""',
             "d.py": b'"""The caf\xe9 of the town is not to be read as it is."""',
             "tests/e.py": '"""This is the sentence of a test, which is left out."""',
@@ -487,11 +490,14 @@ def test_case_and_accents_are_kept_on_demand():
 
 
 def test_rare_characters_give_way_to_frequent_ones():
-    # 200 letters that come once, after words that come often; there is room for 128.
-    rare = "".join(map(chr, range(0x4E00, 0x4E00 + 200)))
-    trained = train_tokenizer([*make_texts(50), rare], vocab_size=300)
-    assert set(WORDS) <= set(trained.get_vocab())
-    assert 50 < trained(rare)["input_ids"].count(trained.unk_token_id) < 200
+    # 200 letters that come once, and before the letters of the frequent words in the order of Unicode.
+    rare = "".join(map(chr, range(0x400, 0x400 + 200)))
+    words = ["".join(chr(0xAC00 + ord(letter)) for letter in word) for word in WORDS]
+    trained = train_tokenizer([" ".join(words)] * 20 + [" ".join(rare)], vocab_size=400, lowercase=False)
+    assert set(words) <= set(trained.get_vocab())
+    # There is room for 128 characters.
+    known = set(rare) & set(trained.get_vocab())
+    assert len(known) == 128 - len(set("".join(words)))
 
 
 def test_vocabulary_needs_room_for_the_characters():
@@ -563,6 +569,13 @@ def test_blocks_hold_the_text_in_order(tokenizer, texts, block_size):
     assert kept == line[: len(kept)]
     assert len(line) - len(kept) < width
     assert ids_of(streamed) == rows
+
+
+def test_text_that_fills_its_blocks_is_kept_to_the_end(tokenizer):
+    text = "the model reads the text"
+    first, second = ids_of(pack_blocks(Dataset.from_dict({"text": [text, text]}), tokenizer, 8))
+    line = line_of([text], tokenizer)
+    assert (first[1:-1], second[1:-1]) == (line, line)
 
 
 def test_less_than_a_block_is_lost_in_a_thousand_documents(tokenizer):
@@ -851,7 +864,9 @@ def test_given_tokenizer_is_used(text_file, tmp_path, tokenizer):
     assert by_name.fingerprint["vocab_size"] == len(tokenizer)
     # What was asked of it before is no property of a tokenizer.
     tokenizer("text", padding="max_length", truncation=True, max_length=5)
-    assert prepare(text_file, tmp_path / "other", tokenizer=tokenizer).fingerprint == by_object.fingerprint
+    num_prepared = len(list((tmp_path / "cache").iterdir()))
+    assert prepare(text_file, tmp_path / "cache", tokenizer=tokenizer).fingerprint == by_object.fingerprint
+    assert len(list((tmp_path / "cache").iterdir())) == num_prepared == 1
     cased = train_tokenizer(make_texts(60), vocab_size=200, lowercase=False)
     assert (
         prepare(text_file, tmp_path / "cache", tokenizer=cased).fingerprint["tokenizer"]

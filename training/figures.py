@@ -78,8 +78,11 @@ def _draw_operators(axes: Axes, search: dict[str, Any]) -> None:
         for layer, candidates in enumerate(layers):
             if name in candidates:
                 step = deleted.get((layer, name))
-                text = "left" if step is None else str(step)
-                axes.text(layer, row, text, ha="center", va="center", weight="normal" if step else "bold", size=8)
+                style = {
+                    "weight": "normal" if step else "bold",
+                    "color": "white" if grid[row][layer] > 0.7 else "black",
+                }
+                axes.text(layer, row, step or "left", ha="center", va="center", size=8, **style)
     axes.set(
         title=f"operators, and the step that deleted them\nfound: {format_architecture(search['architecture'])}",
         xlabel="layer",

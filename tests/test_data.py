@@ -19,20 +19,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
-from training import data
+from training import data, docstrings
 from training.data import (
     MaskingCollator,
-    docstring_documents,
-    docstring_sentences,
     is_held_out,
     load_documents,
     load_tokenizer,
     pack_blocks,
     prepare_data,
-    reads_as_english,
     split_documents,
     train_tokenizer,
 )
+from training.docstrings import docstring_documents, docstring_sentences, reads_as_english
 
 
 disable_progress_bars()
@@ -350,7 +348,7 @@ def test_local_data_files_give_their_text_column(tmp_path, suffix, streaming):
 
 
 def test_docstrings_are_the_default(package, monkeypatch):
-    monkeypatch.setattr(data, "DOCSTRING_PACKAGES", ("not-installed", "prosaic"))
+    monkeypatch.setattr(docstrings, "DOCSTRING_PACKAGES", ("not-installed", "prosaic"))
     package({"a.py": '"""This is the sentence that stands for all of the others."""'})
     expected = [{"text": "This is the sentence that stands for all of the others.", "source": "prosaic"}]
     assert list(load_documents()) == expected
@@ -386,6 +384,14 @@ def test_sources_that_cannot_be_read_are_named(tmp_path, name, content, message,
 def test_unknown_data_set_is_named(name):
     with pytest.raises(ValueError, match=rf"cannot read data set '{name}' \(.*\); check its name or the file"):
         load_documents(name)
+
+
+def test_column_without_text_is_an_error(tmp_path):
+    (tmp_path / "rows.csv").write_text("n,empty,text\n1,,Two.\n")
+    for column in ("n", "empty"):
+        message = rf"rows\.csv' has no text in column '{column}'; choose among: n, empty, text"
+        with pytest.raises(ValueError, match=message):
+            load_documents(tmp_path / "rows.csv", text_column=column)
 
 
 def test_number_of_documents_is_checked():
@@ -619,10 +625,14 @@ def test_blocks_that_cannot_be_cut_are_an_error(tokenizer, arguments, message):
         pack_blocks(Dataset.from_dict({"text": ["the model reads", "the text learns"]}), tokenizer, **arguments)
 
 
-def test_blocks_need_class_and_separator_tokens():
+def test_blocks_need_class_and_separator_tokens(monkeypatch):
     bare = word_level_tokenizer(pad_token="<pad>", mask_token="<mask>")
-    with pytest.raises(ValueError, match="has no cls_token and no sep_token; set it, or take the tokenizer"):
+    message = "has no cls_token and no sep_token; set it, or take the tokenizer"
+    with pytest.raises(ValueError, match=message):
         pack_blocks(Dataset.from_dict({"text": make_texts(3)}), bare)
+    monkeypatch.setattr(data, "load_documents", None)
+    with pytest.raises(ValueError, match=message):
+        prepare_data(tokenizer=bare)
 
 
 # ---- Masking ----
@@ -845,8 +855,8 @@ def test_failure_leaves_nothing_behind(text_file, tmp_path, monkeypatch):
 
 
 def test_process_that_comes_second_takes_what_the_first_has_written(tmp_path):
-    with data._written_at_once(tmp_path / "folder") as slow:
-        with data._written_at_once(tmp_path / "folder") as fast:
+    with docstrings.written_at_once(tmp_path / "folder") as slow:
+        with docstrings.written_at_once(tmp_path / "folder") as fast:
             fast.mkdir()
             (fast / "file").write_text("the same")
         slow.mkdir()
@@ -902,7 +912,7 @@ def test_only_the_head_of_a_stream_is_read_beforehand(text_file, monkeypatch):
 
 
 def test_default_corpus_is_fingerprinted_by_its_packages(package, monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "DOCSTRING_PACKAGES", ("prosaic",))
+    monkeypatch.setattr(docstrings, "DOCSTRING_PACKAGES", ("prosaic",))
     package(
         {
             f"{n}.py": f'"""It is not the same in the file {n}: {text}"""'
@@ -942,7 +952,7 @@ def test_trained_tokenizer_takes_long_blocks(text_file, tmp_path):
 
 def test_cache_folder_is_that_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("MAGIC_CACHE", str(tmp_path / "here"))
-    assert data._cache_folder(None) == tmp_path / "here"
-    assert data._cache_folder(tmp_path) == tmp_path
+    assert docstrings.cache_folder(None) == tmp_path / "here"
+    assert docstrings.cache_folder(tmp_path) == tmp_path
     monkeypatch.delenv("MAGIC_CACHE")
-    assert data._cache_folder(None).parts[-2:] == (".cache", "magic-nas")
+    assert docstrings.cache_folder(None).parts[-2:] == (".cache", "magic-nas")

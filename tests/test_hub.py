@@ -194,6 +194,8 @@ def test_presets_by_name_by_file_and_by_folder(child, tokenizer, tmp_path):
         ('{"model_type": "bert"}', "its model_type is not 'magic'"),
         ('{"hidden_size": 3', "is not JSON"),
         ("[]", "not the configuration of a MAGIC model"),
+        ('{"model_type": "magic", "hidden_size": "big"}', "hidden_size"),
+        ('{"model_type": "magic", "candidate_operators": [["MHA5"]]}', "5 heads, which do not divide"),
     ],
 )
 def test_wrong_presets_are_refused(tmp_path, text, message):

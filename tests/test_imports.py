@@ -19,6 +19,7 @@ TIERS = {
     "costs": 0,
     "shrinking": 0,
     "arguments": 0,
+    "docstrings": 0,
     "figures": 0,
     "trainer": 1,
     "evaluation": 1,

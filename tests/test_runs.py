@@ -232,6 +232,10 @@ def test_every_recipe_is_read_and_checked():
         ({"training_arguments": {"learning_rat": 1}}, "in training_arguments; did you mean 'learning_rate'"),
         ({"training_arguments": {"output_dir": "x"}}, "unknown key 'output_dir' in training_arguments"),
         ({"data": {"zzz": 3}}, "unknown key 'zzz' in data; known keys: block_size"),
+        ({"data": 3}, "data is 3 in the recipe; it must be a mapping"),
+        ({"training_arguments": {"learning_rate": "fast"}}, "learning_rate is 'fast'; it must be a number"),
+        ({"training_arguments": {"shrink": "yes, please"}}, "shrink is 'yes, please'; it must be true or false"),
+        ({"training_arguments": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size is 0; .*at least 1"),
     ],
 )
 def test_broken_recipe_keys_are_named(recipe, message):
@@ -246,6 +250,12 @@ def test_flags_win_over_the_recipe():
     assert settings.preset == "magic-base"
     assert settings.training_arguments == {"max_steps": 5, "seed": 4}
     assert (settings.data.vocab_size, settings.data.block_size) == (7, 9)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    settings = settings_from(PretrainSettings, {"training_arguments": {"learning_rate": "1e-3", "max_steps": "2e3"}})
+    assert settings.training_arguments == {"learning_rate": 1e-3, "max_steps": 2000}
+    assert isinstance(settings.training_arguments["max_steps"], int)
 
 
 def test_recipes_that_are_none(tmp_path):

@@ -1,6 +1,5 @@
 """The command `magic-nas`. Heavy imports stand inside the commands, so that `--help` answers at once."""
 
-import contextlib
 import logging
 import os
 import sys
@@ -198,9 +197,6 @@ def _merge(changes: dict[str, Any], assignments: list[str] | None, of_the_recipe
         if section not in ("", "data", "training_arguments"):
             raise ValueError(f"--set {assignment!r} names no section of a recipe; write data.KEY=VALUE or KEY=VALUE")
         value = yaml.safe_load(text)
-        # YAML reads 1e-3 as text: a number has a point there.
-        with contextlib.suppress(ValueError, TypeError):
-            value = float(value) if isinstance(value, str) else value
         if not section and name in of_the_recipe:
             changes[name] = value
         else:

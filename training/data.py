@@ -11,20 +11,15 @@
 """
 
 import json
-import os
 import platform
-import re
-import sysconfig
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b, sha256
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import version
 from itertools import groupby
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -32,182 +27,25 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoTokenizer, BertTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+
+from .docstrings import cache_folder, docstring_documents, docstring_versions, short_hash, written_at_once
 
 
 Documents: TypeAlias = Dataset | IterableDataset
 
 DOCSTRINGS = "docstrings"
-STANDARD_LIBRARY = "python"
-# What the project and its dependencies bring along, less the packages that hold next to no prose. A fixed list, so
-# that the corpus does not change with whatever else is installed; those that are missing are left out.
-DOCSTRING_PACKAGES = (
-    *("accelerate", "aiohttp", "datasets", "evaluate", "fonttools", "fsspec", "huggingface_hub", "jinja2", "joblib"),
-    *("matplotlib", "mpmath", "networkx", "numpy", "pandas", "pillow", "pyarrow", STANDARD_LIBRARY, "rich"),
-    *("scikit-learn", "scipy", "sympy", "tokenizers", "torch", "transformers", "typer"),
-)
-# Parts of the keys of what is cached: raise them when the same input gives another corpus or other blocks.
-_DOCSTRINGS_VERSION = 1
+# Part of the key of what is cached: raise it when the same text gives other blocks.
 _PREPARED_VERSION = 1
 
 _LOCAL_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Documents packed together; the tokens after their last full block are dropped.
 _PACKED_TOGETHER = 1000
-# A tokenizer learns nothing more from further documents.
+# More than enough to learn a vocabulary from.
 _TOKENIZER_DOCUMENTS = 100_000
 # What is read of a stream beforehand: its held-out documents are the validation set, the others train the tokenizer.
 _STREAM_HEAD = 10_000
-
-
-# ---- The default corpus ----
-
-_TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
-_NO_PROSE = (
-    "autosummary|code|code-block|csv-table|deprecated|doctest|figure|image|ipython|jupyter-execute|list-table|math|"
-    "parsed-literal|plot|rubric|sourcecode|table|testcode|testoutput|toctree|versionadded|versionchanged"
-)
-# What is no prose, or heads a paragraph. Each match becomes a blank line, in this order.
-_BREAKS = tuple(
-    re.compile(pattern, re.MULTILINE)
-    for pattern in (
-        r"^[ \t]*```[\s\S]*?(?:^[ \t]*```|\Z)",  # a fenced block
-        r"^[ \t]*>>>.*(?:\n[ \t]*\S.*)*",  # a doctest with its output
-        rf"^([ \t]*)\.\. (?:(?:{_NO_PROSE})::|\[\w+\]).*(?:\n(?:\1[ \t]+\S.*|[ \t]*$))*",  # a directive with its body
-        r"^[ \t]*[^\w\s]{3}.*$",  # an underline, a rule
-        r"^[ \t]*[|+].*$",  # a row of a table
-        r"^[ \t]*\.\. .*?::",  # a directive whose body is prose: .. note::
-        r"^[ \t]*(?:[-*\u2022+]|\d+[.)]|\(\w\))[ \t]+",  # the bullet or number of an item
-        r"^[ \t]*\*{0,2}[\w.]+(?:, ?\*{0,2}[\w.]+)* : .*$",  # x, y : array_like
-        r"^[ \t]*:\w[^:\n`]*:(?=\s)",  # :param x:
-        r"^[ \t]*[`*]*[\w.]+[`*]*(?: ?\([^\n]*\))? ?:(?=\s)",  # x (int): and Returns:
-    )
-)
-# An indented block after a double colon.
-_LITERAL_BLOCK = re.compile(r"::[ \t]*\n(?:[ \t]*\n)*([ \t]+)\S.*(?:\n(?:\1.*|[ \t]*$))*", re.MULTILINE)
-# Inline markup and the text it stands for.
-_MARKUP = tuple(
-    (re.compile(pattern), text)
-    for pattern, text in (
-        (r"::(?=\s|$)", ":"),
-        (r":[\w:+-]+:`(?:~[\w.]*\.)?([^`<]*?)(?: ?<[^`]*>)?`", r"\1"),  # :class:`~torch.Tensor`
-        (r"\[([^\]\n]+)\]\([^)\s]*\)", r"\1"),  # [text](address)
-        (r"\s?\[\w+\]_", ""),  # a footnote's mark
-        (r"`([^`<]*?)\s*<[^`]*>`__?", r"\1"),  # `text <address>`_
-        (r"\[?`+~?([^`]*)`+\]?_{0,2}", r"\1"),  # ``code`` and [`Code`]
-        (r"\*{1,2}(\w[^*\n]*)\*{1,2}", r"\1"),  # *emphasis*
-    )
-)
-_PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!\bcf\.)(?<!\bvs\.)\s+(?=[A-Z\"'(])")
-_SENTENCE = re.compile(r"[A-Z][\w ,;:'\"()/%&.?!-]{28,}[.!?:]")
-_STOP_WORDS = frozenset(
-    "a an and are as at be been but by can each for from has have if in into is it its may more must no not of on one "
-    "only or other should so such than that the their then there these they this to used was we when where which "
-    "will with you your".split()
-)
-# "..": what a wheel puts outside site-packages.
-_SKIPPED_FOLDERS = frozenset(("..", "test", "tests", "idle_test", "site-packages", "dist-packages"))
-
-
-def reads_as_english(sentence: str) -> bool:
-    """Whether a line is an English sentence: shape, 6 to 100 words, mostly of letters, a sixth of them stop words."""
-    if not _SENTENCE.fullmatch(sentence):
-        return False
-    words = [word.strip(".,;:()'\"!?") for word in sentence.split()]
-    num_stop_words = sum(word.lower() in _STOP_WORDS for word in words)
-    return (
-        6 <= len(words) <= 100
-        and num_stop_words >= max(2, len(words) / 6)
-        and sum(word.isalpha() for word in words) >= 0.8 * len(words)
-    )
-
-
-def docstring_sentences(docstring: str) -> Iterator[list[str]]:
-    """Yields the paragraphs of a docstring as lists of sentences, without code, tables, signatures and markup."""
-    for pattern in _BREAKS:
-        docstring = pattern.sub("\n\n", docstring)
-    docstring = _LITERAL_BLOCK.sub(":\n\n", docstring)
-    for pattern, text in _MARKUP:
-        docstring = pattern.sub(text, docstring)
-    for paragraph in _PARAGRAPH_END.split(docstring):
-        yield _SENTENCE_END.split(" ".join(paragraph.split()))
-
-
-def docstring_documents(
-    packages: Sequence[str] | None = None, cache_dir: str | Path | None = None
-) -> list[dict[str, str]]:
-    """Returns the English sentences of the docstrings of installed packages, one document a .py file.
-
-    Nothing is imported: triple-quoted strings are found by a regular expression. No sentence comes twice. The order is
-    that of package and path. The result is cached, under a key of the packages' versions.
-
-    Args:
-        packages: names of distributions, "python" for the standard library; `None` takes DOCSTRING_PACKAGES, as far as
-            they are installed.
-        cache_dir: `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
-
-    Returns:
-        `{"text": ..., "source": package}` each; a paragraph is a line of the text.
-
-    Raises:
-        ValueError: a package of `packages` is not installed, or there is no English in them.
-    """
-    versions = _docstring_versions(packages)
-    path = _cache_folder(cache_dir) / f"docstrings-{_digest(_DOCSTRINGS_VERSION, versions)}.jsonl"
-    if not path.is_file():
-        documents = _read_docstrings(versions)
-        if not documents:
-            raise ValueError(f"no English in the docstrings of {', '.join(versions)}; name packages with more text")
-        with _written_at_once(path) as temporary:
-            temporary.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def _docstring_versions(packages: Sequence[str] | None) -> dict[str, str]:
-    versions = {}
-    for package in sorted(set(DOCSTRING_PACKAGES if packages is None else packages)):
-        try:
-            versions[package] = platform.python_version() if package == STANDARD_LIBRARY else version(package)
-        except PackageNotFoundError:
-            if packages is not None:
-                raise ValueError(f"package {package!r} is not installed; install it or leave it out") from None
-    return versions
-
-
-def _read_docstrings(packages: Iterable[str]) -> list[dict[str, str]]:
-    files = [(package, path) for package in packages for path in _source_files(package)]
-    documents = []
-    docstrings: set[str] = set()
-    seen: set[str] = set()
-    for package, path in tqdm(files, desc="Reading docstrings", unit="file", disable=None):
-        paragraphs = []
-        for match in _TRIPLE_QUOTED.finditer(path.read_text(encoding="utf-8", errors="replace")):
-            docstring = match[1] or match[2] or ""
-            # A tenth of them are copies, which need not be read again.
-            if docstring in docstrings:
-                continue
-            docstrings.add(docstring)
-            for sentences in docstring_sentences(docstring):
-                new = [text for text in dict.fromkeys(sentences) if text not in seen and reads_as_english(text)]
-                seen.update(new)
-                if new:
-                    paragraphs.append(" ".join(new))
-        if paragraphs:
-            documents.append({"text": "\n".join(paragraphs), "source": package})
-    return documents
-
-
-def _source_files(package: str) -> list[Path]:
-    if package == STANDARD_LIBRARY:
-        root = Path(sysconfig.get_path("stdlib"))
-        files: dict[PurePath, Path] = {path.relative_to(root): path for path in root.rglob("*.py")}
-    else:
-        files = {PurePath(file): Path(str(file.locate())) for file in distribution(package).files or ()}
-    names = [name for name in files if name.suffix == ".py" and _SKIPPED_FOLDERS.isdisjoint(name.parts)]
-    return [files[name] for name in sorted(names, key=PurePath.as_posix) if files[name].is_file()]
 
 
 # ---- Sources ----
@@ -306,7 +144,10 @@ def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, An
     documents = documents.select_columns([text_column])
     if text_column != "text":
         documents = documents.rename_column(text_column, "text")
-    return documents.filter(_has_text, input_columns="text")
+    documents = documents.filter(_has_text, input_columns="text")
+    if isinstance(documents, Dataset) and not len(documents):
+        raise ValueError(f"{str(source)!r} has no text in column {text_column!r}; choose among: {', '.join(columns)}")
+    return documents
 
 
 def _has_text(text: Any) -> bool:
@@ -608,8 +449,8 @@ def prepare_data(
     _check_fraction(validation_fraction)
     if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(tokenizer)
-    elif tokenizer is not None:
-        _require_tokens(tokenizer, "mask_token", "pad_token")
+    if tokenizer is not None:
+        _require_tokens(tokenizer, "mask_token", "pad_token", "cls_token", "sep_token")
     _check_block_size(block_size, None if tokenizer is None else tokenizer.model_max_length)
     reading: dict[str, Any] = {
         "max_documents": max_documents,
@@ -635,20 +476,22 @@ def prepare_data(
     if streaming:
         return build()
     tokenizer_key = vocab_size if tokenizer is None else _tokenizer_sha256(tokenizer)
-    folder = _cache_folder(cache_dir) / f"prepared-{_digest(_PREPARED_VERSION, fingerprint, tokenizer_key)}"
+    folder = cache_folder(cache_dir) / f"prepared-{short_hash(_PREPARED_VERSION, fingerprint, tokenizer_key)}"
     if not folder.is_dir():
-        with _written_at_once(folder) as temporary:
+        with written_at_once(folder) as temporary:
             _save(build(), temporary)
     return _load(folder, tokenizer)
 
 
 def _versions(source: str | Path | None) -> dict[str, str]:
     versions = {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
-    of_the_text = _docstring_versions(None) if source in (None, DOCSTRINGS) else {}
+    of_the_text = docstring_versions() if source in (None, DOCSTRINGS) else {}
     return {"python": platform.python_version(), **versions, **of_the_text}
 
 
-def _by_side(describe: Callable[[Documents], dict[str, Any]], train: Documents, validation: Documents) -> dict:
+def _by_side(
+    describe: Callable[[Documents], dict[str, Any]], train: Documents, validation: Documents
+) -> dict[str, Any]:
     sides = {"train": describe(train), "validation": describe(validation)}
     return {name: {side: facts[name] for side, facts in sides.items()} for name in sides["train"]}
 
@@ -713,29 +556,3 @@ def _load(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> PreparedDa
         validation=load_from_disk(folder / "validation"),
         fingerprint=json.loads((folder / "fingerprint.json").read_text(encoding="utf-8")),
     )
-
-
-# ---- The cache on disk ----
-
-
-def _cache_folder(cache_dir: str | Path | None) -> Path:
-    return Path(cache_dir or os.environ.get("MAGIC_CACHE") or Path.home() / ".cache" / "magic-nas").expanduser()
-
-
-def _digest(*values: Any) -> str:
-    return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=12).hexdigest()
-
-
-@contextmanager
-def _written_at_once(path: Path) -> Iterator[Path]:
-    """Yields a place to write a file or a folder, renamed to `path` at the end: `path` is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        try:
-            temporary.replace(path)
-        except OSError:
-            # A folder does not replace a folder: another process was faster, with the same content.
-            if not path.is_dir():
-                raise

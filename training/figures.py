@@ -78,7 +78,7 @@ def _draw_operators(axes: Axes, search: dict[str, Any]) -> None:
         for layer, candidates in enumerate(layers):
             if name in candidates:
                 step = deleted.get((layer, name))
-                style = {
+                style: dict[str, Any] = {
                     "weight": "normal" if step else "bold",
                     "color": "white" if grid[row][layer] > 0.7 else "black",
                 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
 
 import modeling_magic
@@ -64,7 +65,10 @@ def load_preset(name_or_path: str) -> MagicConfig:
     # What save_pretrained wrote may hold keys that transformers added, such as use_cache.
     if "transformers_version" not in values and (unknown := sorted(values.keys() - known)):
         raise ValueError(f"{name_or_path} has unknown keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    return MagicConfig(**values)
+    try:
+        return MagicConfig(**values)
+    except StrictDataclassError as error:
+        raise ValueError(f"{name_or_path}: {error}") from None
 
 
 def check_export_folder(output_dir: Path) -> None:

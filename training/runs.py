@@ -121,22 +121,47 @@ def settings_from(kind: type, recipe: dict[str, Any], changes: dict[str, Any] | 
     changes = {key: value for key, value in (changes or {}).items() if value is not None}
     merged = {**recipe, **changes}
     for section in ("data", "training_arguments"):
-        values = {**(recipe.get(section) or {}), **(changes.get(section) or {})}
-        merged[section] = {key: value for key, value in values.items() if value is not None or key in values}
-    _check_keys("recipe", merged, [item.name for item in fields(kind)])
-    _check_keys("data", merged["data"], [item.name for item in fields(DataSettings)])
+        merged[section] = {**_mapping(section, recipe), **_mapping(section, changes)}
     arguments = MagicTrainingArguments if kind is PretrainSettings else TrainingArguments
-    known = [item.name for item in fields(arguments) if item.name != "output_dir"]
-    _check_keys("training_arguments", merged["training_arguments"], known)
-    return kind(**{**merged, "data": DataSettings(**merged["data"])})
+    merged = _checked("recipe", merged, kind)
+    merged["training_arguments"] = _checked("training_arguments", merged["training_arguments"], arguments)
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if (value := merged["training_arguments"].get(name, 1)) < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    return kind(**{**merged, "data": DataSettings(**_checked("data", merged["data"], DataSettings))})
 
 
-def _check_keys(section: str, values: dict[str, Any], known: list[str]) -> None:
-    for key in values:
+def _mapping(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    found = values.get(section) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{section} is {found!r} in the recipe; it must be a mapping of keys to values")
+    return found
+
+
+def _checked(section: str, values: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Returns `values` with numbers as numbers; raises a ValueError where `kind` has no such field or another type."""
+    known = {item.name: item.default for item in fields(kind) if item.name != "output_dir"}
+    checked = {}
+    for key, value in values.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
             raise ValueError(f"unknown key {key!r} in {section}; {remedy}")
+        checked[key] = value
+        if isinstance(default := known[key], int | float):
+            checked[key] = _number(key, value, default)
+    return checked
+
+
+def _number(key: str, value: Any, default: float) -> Any:
+    if isinstance(value, str):
+        # YAML takes 1e-3 for text: a number has a point there.
+        try:
+            value = float(value)
+        except ValueError:
+            wanted = "true or false" if isinstance(default, bool) else "a number"
+            raise ValueError(f"{key} is {value!r}; it must be {wanted}") from None
+    return int(value) if isinstance(value, float) and isinstance(default, int) and value.is_integer() else value
 
 
 def _training_arguments(kind: type, output_dir: Path, given: dict[str, Any]) -> Any:

@@ -23,10 +23,10 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_magic import MagicConfig, operator_inner_size, parse_operator
 
 
-def _draw_is_dear(hidden_states: torch.Tensor) -> bool:
-    # On a CPU the Bernoulli draw of `F.dropout` costs more than all of the rest of it; other devices and compilers
-    # have kernels of their own.
-    return hidden_states.device.type == "cpu" and not torch.compiler.is_compiling()
+def _on_plain_cpu(hidden_states: torch.Tensor) -> bool:
+    # Where torch's own kernels for dropout and depth-wise convolution are dear and ours are used. Other devices have
+    # good ones, and compilers, exporters and tracers want to see the standard operations.
+    return hidden_states.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
@@ -37,7 +37,7 @@ def dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tens
     """
     if not training or p == 0.0:
         return hidden_states
-    if not _draw_is_dear(hidden_states):
+    if not _on_plain_cpu(hidden_states):
         return nn.functional.dropout(hidden_states, p, training=True)
     dropped_values = min(max(round(p * 2**16), 1), 2**16 - 1)
     num_draws = -(-hidden_states.numel() // 4)
@@ -74,12 +74,16 @@ class _ShiftedDepthwiseConv(torch.autograd.Function):
                 )
 
     @staticmethod
-    def forward(ctx, hidden_states, weight, bias):
-        ctx.save_for_backward(hidden_states, weight)
+    def forward(hidden_states, weight, bias):
         output = bias.expand_as(hidden_states).clone()
         for tap, to, source in _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1]):
             output[:, to].addcmul_(hidden_states[:, source], weight[:, 0, tap])
         return output
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        hidden_states, weight, _ = inputs
+        ctx.save_for_backward(hidden_states, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -100,7 +104,7 @@ class DepthwiseConv1d(nn.Conv1d):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Returns the convolved states, (batch, seq_len, channels)."""
-        if _draw_is_dear(hidden_states) and hidden_states.dtype == self.weight.dtype:
+        if _on_plain_cpu(hidden_states) and hidden_states.dtype == self.weight.dtype:
             return _ShiftedDepthwiseConv.apply(hidden_states, self.weight, self.bias)
         return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
 
@@ -133,13 +137,14 @@ class MagicEmbeddings(nn.Module):
                 f"the sequence has {seq_len} tokens but the model {max_positions} positions; truncate it, for example "
                 f"with tokenizer(..., truncation=True, max_length={max_positions})"
             )
-        # Rows that are the same for the whole batch are broadcast, not gathered: the backward pass is then a sum
-        # instead of a scatter.
-        token_types = self.token_type_embeddings
-        types = token_types.weight[0] if token_type_ids is None else token_types(token_type_ids)
-        table = self.position_embeddings
-        positions = table.weight[:seq_len] if position_ids is None else table(position_ids)
-        return self.dropout(self.LayerNorm(inputs_embeds + types + positions))
+        # Ids that are the same for the whole batch are looked up once and broadcast: the backward pass is then a sum
+        # over the batch instead of a scatter of all tokens.
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=inputs_embeds.device)
+        if position_ids is None:
+            position_ids = torch.arange(seq_len, device=inputs_embeds.device).unsqueeze(0)
+        embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings(position_ids)))
 
 
 def eager_attention_forward(
@@ -194,11 +199,11 @@ class MagicAttention(nn.Module):
         self.dropout = MagicDropout(config.hidden_dropout_prob)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def _attention_function(self, device: torch.device) -> Callable:
+    def _attention_function(self, hidden_states: torch.Tensor) -> Callable:
         # With dropout on the attention weights, sdpa has only its slow path on a CPU, which draws masks the dear way.
-        if self.training and self.attention_dropout and device.type == "cpu" and not torch.compiler.is_compiling():
-            if self.config._attn_implementation == "sdpa":
-                return eager_attention_forward
+        drops = self.training and self.attention_dropout
+        if drops and self.config._attn_implementation == "sdpa" and _on_plain_cpu(hidden_states):
+            return eager_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
 
     def forward(
@@ -214,7 +219,7 @@ class MagicAttention(nn.Module):
         query = self.query(hidden_states).view(heads).transpose(1, 2)
         key = self.key(hidden_states).view(heads).transpose(1, 2)
         value = self.value(hidden_states).view(heads).transpose(1, 2)
-        context, weights = self._attention_function(hidden_states.device)(
+        context, weights = self._attention_function(hidden_states)(
             self,
             query,
             key,
@@ -408,10 +413,12 @@ class MagicPreTrainedModel(PreTrainedModel):
 
     def extract_child(self, architecture: Sequence[str]) -> Self:
         """Returns the child `architecture` as a model of its own: the same class with copies of its tensors only."""
-        architecture = self.resolve_architecture(architecture)
+        config = self.config.child_config(self.resolve_architecture(architecture))
+        if isinstance(self, MagicModel):
+            config.add_pooling_layer = self.pooler is not None
         # On the meta device, so that nothing is drawn from the random generator for weights about to be replaced.
         with torch.device("meta"):
-            child = type(self)(self.config.child_config(architecture))
+            child = type(self)(config)
         own = self.state_dict()
         child.load_state_dict({name: own[name].detach().clone() for name in child.state_dict()}, assign=True)
         child.tie_weights()

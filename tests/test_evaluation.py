@@ -53,6 +53,13 @@ def test_ranking_is_by_loss_and_evaluates_each_child_once(supernet, batches, mon
     assert [child.architecture for child in ranked] == [("FFN",) * 4, MIXED]
 
 
+def test_nothing_to_predict_is_an_error(supernet, batches):
+    for batch in batches:
+        batch["labels"][:] = -100
+    with pytest.raises(ValueError, match="no token of the validation batches is to be predicted; give more text"):
+        evaluate_child(supernet, batches, MIXED)
+
+
 def test_the_fixed_slice_is_collated_once():
     seen = []
 

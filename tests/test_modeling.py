@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -306,6 +307,57 @@ def test_initialisation(tiny_config):
     assert operators["CONV3"].depthwise.weight.std().item() == pytest.approx(3**-0.5, rel=0.1)
     assert not model.lm_head.bias.any()
     assert not operators["CONV3"].depthwise.bias.any()
+
+
+def test_a_bare_model_is_extracted_with_the_pooler_that_it_has(tiny_config):
+    base = MagicForMaskedLM(tiny_config(add_pooling_layer=True)).magic
+    assert base.extract_child(MIXED).pooler is None
+    pooled = MagicModel(tiny_config(), add_pooling_layer=True)
+    assert torch.equal(pooled.extract_child(MIXED).pooler.dense.weight, pooled.pooler.dense.weight)
+
+
+def test_offloaded_weights_are_fetched(supernet):
+    child = supernet.extract_child(MIXED)
+    ids = padded_batch()["input_ids"]
+    expected = child(ids).logits
+    offloaded = cpu_offload(child, execution_device=torch.device("cpu"))
+    assert torch.equal(offloaded(ids).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(supernet, dtype):
+    child = supernet.extract_child(MIXED)
+    batch = padded_batch()
+    real = batch["attention_mask"].bool()
+    expected = child(**batch).logits[real]
+    half = supernet.extract_child(MIXED).to(dtype).train()
+    output = half(**batch, labels=batch["input_ids"])
+    assert output.logits.dtype == dtype
+    output.loss.backward()
+    assert half.magic.encoder.layer[1].operators["CONV3"].depthwise.weight.grad.isfinite().all()
+    torch.testing.assert_close(half.eval()(**batch).logits[real].float(), expected, rtol=0, atol=0.05)
+
+
+def test_exported_child_runs_on_other_shapes(supernet):
+    child = supernet.extract_child(MIXED)
+    sizes = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=2, max=64)}
+    example = {"input_ids": padded_batch()["input_ids"], "attention_mask": padded_batch()["attention_mask"]}
+    exported = torch.export.export(child, (), example, dynamic_shapes=dict.fromkeys(example, sizes)).module()
+    ids = torch.randint(5, 100, (2, 30))
+    mask = torch.ones_like(ids)
+    mask[1, 11:] = 0
+    actual = exported(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(actual, child(ids, attention_mask=mask).logits[mask.bool()], rtol=0, atol=1e-5)
+
+
+def test_resized_embeddings_stay_tied_and_keep_the_old_logits(supernet):
+    child = supernet.extract_child(MIXED)
+    ids = padded_batch()["input_ids"]
+    before = child(ids).logits
+    child.resize_token_embeddings(110)
+    assert torch.equal(child(ids).logits[..., :100], before)
+    assert child.lm_head.decoder.weight is child.magic.embeddings.word_embeddings.weight
+    assert child.lm_head.bias.shape == (110,)
 
 
 def test_save_and_load(supernet, tmp_path):

@@ -193,6 +193,8 @@ def test_average_alignment_aims_at_the_mean_of_the_children(tmp_path):
     trainer = toy_trainer(tmp_path, toy_config(0.0), alignment="average", num_average_children=3)
     batch = collate(toy_data(8))
     trainer._average_children = [FIRST, SECOND, ("FFN",) * 4]
+    # An anchor of an earlier run with another alignment plays no part.
+    trainer.anchor = Anchor(SECOND, 0.9)
     trainer.architecture, trainer._warmup_steps, trainer.current_gradient_accumulation_steps = FIRST, 0, 1
     model = trainer.model.train()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"] != -100).sum())
@@ -225,6 +227,11 @@ def test_no_alignment_before_the_warm_start_ends(tmp_path):
     align = [entry["loss_align"] for entry in trainer.state.log_history if "loss_align" in entry]
     assert align[:6] == [0.0] * 6
     assert all(value > 0 for value in align[6:])
+
+
+def test_a_warm_start_as_long_as_the_run_is_warned_of(tmp_path, caplog):
+    toy_trainer(tmp_path, max_steps=3, alignment_warmup_steps=3).train()
+    assert "nothing will be aligned: the warm start takes 3 of 3 steps; train longer" in caplog.text
 
 
 def test_warm_start_in_epochs(tmp_path):
@@ -363,6 +370,45 @@ def test_logs_hold_both_losses_and_what_is_sampled(tmp_path):
     assert [entry["num_changed_layers"] for entry in entries[1:]] == [3.0] * 3
     assert 0 <= entries[-1]["anchor_accuracy"] <= 1
     assert trainer.state.total_flos > 0
+
+
+def test_logs_after_a_resumption_are_of_the_steps_since(tmp_path):
+    """A checkpoint between two logs: the steps before it are not counted."""
+    settings = {"max_steps": 12, "logging_steps": 6, "save_strategy": "steps", "save_steps": 4}
+    toy_trainer(tmp_path, **settings).train()
+    resumed = toy_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    entry = next(entry for entry in resumed.state.log_history if entry["step"] == 6)
+    assert entry["loss"] == pytest.approx(entry["loss_pred"] + 0.5 * entry["loss_align"], rel=1e-4)
+    assert entry["num_changed_layers"] == 1
+
+
+def test_training_again_searches_again(tmp_path):
+    settings = {"max_steps": 12, "shrink": True, "shrink_every_n_steps": 3, "alignment": "none"}
+    trainer = toy_trainer(tmp_path, **settings)
+    trainer.train()
+    assert trainer.space.size == 1
+    first = [entry["step"] for entry in trainer.shrink_history]
+    trainer.train()
+    assert [entry["step"] for entry in trainer.shrink_history] == first
+    assert sum(trainer.visits[0].values()) == 12
+
+
+def test_validation_masks_of_any_collator_are_fixed(tmp_path):
+    def random_masks(examples):
+        batch = collate(examples)
+        masked = torch.rand(batch["labels"].shape) < 0.5
+        return {**batch, "labels": batch["input_ids"].masked_fill(~masked, -100)}
+
+    slices = []
+    for _ in range(2):
+        trainer = toy_trainer(tmp_path)
+        trainer.data_collator = random_masks
+        torch.rand(len(slices))
+        before = torch.random.get_rng_state()
+        slices.append(trainer.validation_batches[0]["labels"])
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(*slices)
 
 
 def test_evaluation_loss_is_that_of_the_best_child(tmp_path):
@@ -530,6 +576,7 @@ def test_mixed_precision_trains(tmp_path):
         ({"alignment": "teacher"}, "alignment is 'teacher'; choose one of: none, anchor, top_percent, average"),
         ({"alignment_every_n_layers": 5}, "alignment_every_n_layers is 5 but the super-net has 4 layers"),
         ({"alignment_batch_fraction": 0}, "alignment_batch_fraction is 0; it must be above 0 and at most 1"),
+        ({"alignment_warmup_steps": -5}, "alignment_warmup_steps is -5; it must not be negative"),
         ({"alignment_weight": -1}, "alignment_weight is -1; it must not be negative"),
         ({"anchor_top_percent": 101}, "anchor_top_percent is 101; it must be from 0 to 100"),
         ({"shrink_num_children": 0}, "shrink_num_children is 0; it must be at least 1"),

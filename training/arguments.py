@@ -96,6 +96,9 @@ class MagicTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.shrink_every_n_steps is not None and self.shrink_every_n_steps < 1:
             raise ValueError(f"shrink_every_n_steps is {self.shrink_every_n_steps}; it must be at least 1")
+        for name in ("alignment_warmup_epochs", "alignment_warmup_steps"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"{name} is {value}; it must not be negative")
         if self.alignment_weight < 0:
             raise ValueError(f"alignment_weight is {self.alignment_weight}; it must not be negative")
         if not 0 < self.alignment_batch_fraction <= 1:

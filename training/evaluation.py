@@ -72,6 +72,9 @@ def evaluate_child(
         batches: collated batches with `labels`, -100 where nothing is predicted; every rank passes all of them.
         architecture: the child; may be left out where the model holds only one.
         accelerator: spreads the batches over its processes; every process returns the same numbers.
+
+    Raises:
+        ValueError: there is nothing to predict.
     """
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     was_training = model.training
@@ -85,6 +88,8 @@ def evaluate_child(
     if accelerator is not None:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
     loss, correct, tokens = sums.tolist()
+    if not tokens:
+        raise ValueError("no token of the validation batches is to be predicted; give more text or mask more tokens")
     return loss / tokens, correct / tokens
 
 

@@ -180,19 +180,11 @@ class MagicTrainer(Trainer):
         self.full_space = SearchSpace.from_config(model.config.candidate_operators)
         model.config.sparse_prediction = True
         super().__init__(model=model, args=args, **kwargs)
-        self._set_space(self.full_space)
-        self._average_rng = random.Random(f"average-{args.seed}")
-        self.architecture: Architecture = ()
-        self.anchor: Anchor | None = None
-        self.visits = [dict.fromkeys(layer, 0) for layer in self.full_space.candidates]
-        self.anchor_history: list[dict[str, Any]] = []
-        self.shrink_history: list[dict[str, Any]] = []
-        self._average_children: list[Architecture] = []
+        self._begin_search()
         self._schedule: list[ShrinkRound] = []
         self._warmup_steps = 0
         self._epoch_steps: int | None = None
-        self._loss_sums = {"loss_pred": torch.zeros(()), "loss_align": torch.zeros(())}
-        self._num_changes = 0
+        self._forget_logged()
         self._validation: list[dict[str, Tensor]] | None = None
         self.add_callback(_SearchCallback(self))
         self.pop_callback(PrinterCallback)
@@ -203,12 +195,27 @@ class MagicTrainer(Trainer):
 
     # ---- Before training ----
 
+    def _begin_search(self) -> None:
+        """Puts the search where it stands before the first step."""
+        self._set_space(self.full_space)
+        self._average_rng = random.Random(f"average-{self.args.seed}")
+        self._average_children: list[Architecture] = []
+        self.architecture: Architecture = ()
+        self.anchor: Anchor | None = None
+        self.visits = [dict.fromkeys(layer, 0) for layer in self.full_space.candidates]
+        self.anchor_history: list[dict[str, Any]] = []
+        self.shrink_history: list[dict[str, Any]] = []
+
     def _set_space(self, space: SearchSpace) -> None:
         self.space = space
         self.sampler = _sampler_of(space, self.model.config, self.args)
 
     def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
         """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""
+        if self.state.global_step == 0:
+            # Training may begin anew: auto_find_batch_size does that, and a second call of train.
+            self._begin_search()
+        self._forget_logged()
         try:
             self._epoch_steps = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
         except TypeError:
@@ -217,6 +224,11 @@ class MagicTrainer(Trainer):
             raise ValueError("a streamed data set has no epochs to pick the anchor at; set alignment to anchor")
         if self.args.alignment != "none":
             self._warmup_steps = self._plan_warmup()
+            if self._warmup_steps >= max_steps:
+                logger.warning(
+                    f"nothing will be aligned: the warm start takes {self._warmup_steps} of {max_steps} steps; train "
+                    f"longer, or set alignment_warmup_steps lower"
+                )
         self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
         if not self.args.shrink:
             return
@@ -253,6 +265,7 @@ class MagicTrainer(Trainer):
 
     def _draw_child(self) -> None:
         """Draws alpha_t, once for each optimizer step, and the children whose states are averaged, if any."""
+        self._steps_since_log += 1
         previous, self.architecture = self.architecture, self.sampler.next()
         if previous:
             self._num_changes += self.full_space.distance(previous, self.architecture)
@@ -306,10 +319,18 @@ class MagicTrainer(Trainer):
         Operators and inputs are the same there; the outputs are only without dropout, which the anchor does not have.
         """
         config = self.model.config
-        if self.anchor is None or config.hidden_dropout_prob or config.attention_probs_dropout_prob:
+        drops = config.hidden_dropout_prob or config.attention_probs_dropout_prob
+        if self.args.alignment == "average" or drops:
             return 0
-        pairs = zip(self.architecture, self.anchor.architecture, strict=True)
+        pairs = zip(self.architecture, self._target_children()[0], strict=True)
         return next((layer for layer, (own, other) in enumerate(pairs) if own != other), len(self.architecture))
+
+    def _target_children(self) -> list[Architecture]:
+        """The children whose mean hidden states are aligned to: several (3.2), or the anchor alone (section 4)."""
+        if self.args.alignment == "average":
+            return self._average_children
+        assert self.anchor is not None
+        return [self.anchor.architecture]
 
     def _alignment_loss(
         self, inputs: dict[str, Any], child_states: Sequence[Tensor], aligned: list[int], shared: int
@@ -317,8 +338,7 @@ class MagicTrainer(Trainer):
         rows = math.ceil(self.args.alignment_batch_fraction * inputs["input_ids"].shape[0])
         inputs = {name: value[:rows] for name, value in inputs.items() if isinstance(value, Tensor)}
         bottom = child_states[shared][:rows].detach() if shared else None
-        children = self._average_children if self.anchor is None else [self.anchor.architecture]
-        targets = [self._target_states(inputs, child, aligned, shared, bottom) for child in children]
+        targets = [self._target_states(inputs, child, aligned, shared, bottom) for child in self._target_children()]
         return alignment_loss(
             [child_states[layer][:rows] for layer in aligned],
             targets[0] if len(targets) == 1 else average_states(targets),
@@ -377,12 +397,16 @@ class MagicTrainer(Trainer):
     def validation_batches(self) -> list[dict[str, Tensor]]:
         """The fixed slice of `eval_dataset` that children are validated on, collated once."""
         if self._validation is None:
-            self._validation = validation_batches(
-                self.eval_dataset,
-                self.data_collator,
-                self.args.per_device_eval_batch_size,
-                self.args.num_validation_sequences,
-            )
+            # A collator that masks with torch's global generator gives a resumed run the same masks, and disturbs
+            # nothing that is drawn from that generator later.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.args.seed)
+                self._validation = validation_batches(
+                    self.eval_dataset,
+                    self.data_collator,
+                    self.args.per_device_eval_batch_size,
+                    self.args.num_validation_sequences,
+                )
         return self._validation
 
     def _validate(self, architecture: Architecture) -> RankedChild:
@@ -473,21 +497,21 @@ class MagicTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the two losses of Eq. (2), the mean distance between children and the state of the search."""
         if "loss" in logs:
-            steps = max(self.state.global_step - self._last_logged_step(), 1)
             for name, total in self._loss_sums.items():
                 gathered = self.accelerator.gather(total.to(self.args.device))
-                logs[name] = gathered.mean().item() / steps
-                self._loss_sums[name] = torch.zeros(())
-            logs["num_changed_layers"] = self._num_changes / steps
+                logs[name] = gathered.mean().item() / self._steps_since_log
+            logs["num_changed_layers"] = self._num_changes / self._steps_since_log
             logs["num_operators"] = self.space.num_operators
             if self.anchor is not None:
                 logs["anchor_accuracy"] = self.anchor.val_accuracy
                 logs["num_anchors"] = len(self.anchor_history)
-            self._num_changes = 0
+            self._forget_logged()
         super().log(logs, start_time)
 
-    def _last_logged_step(self) -> int:
-        return int(next((entry["step"] for entry in reversed(self.state.log_history) if "loss_pred" in entry), 0))
+    def _forget_logged(self) -> None:
+        self._loss_sums = {"loss_pred": torch.zeros(()), "loss_align": torch.zeros(())}
+        self._num_changes = 0
+        self._steps_since_log = 0
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns the FLOPs of this step's child alone, not those of all operators of the super-net."""

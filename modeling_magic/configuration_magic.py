@@ -69,6 +69,14 @@ class MagicConfig(PreTrainedConfig):
         sparse_prediction: where labels are given, compute the masked-LM head on the labelled positions only; the
             logits are then (number of labelled positions, vocab_size).
         add_pooling_layer: whether MagicModel ends in BERT's pooler (tanh of a linear map of the first token).
+        embedding_size: width of the embedding tables; where it is not `hidden_size`, a projection follows them and the
+            masked-LM head goes back to it, as in ELECTRA-small. `None` is `hidden_size`.
+        padding_aware_positions: count positions from `pad_token_id` + 1 and over the tokens that are not padding only,
+            as RoBERTa does.
+        lm_head_activation: activation in the masked-LM head; `None` is `hidden_act`.
+        classifier_activation: activation in the heads that classify a sequence, `"tanh"` as in BERT and RoBERTa or
+            `"gelu"` as in ELECTRA.
+        classifier_dropout: dropout in the classification heads; `None` is `hidden_dropout_prob`.
         num_hidden_layers: derived, the length of `candidate_operators`.
 
     Raises:
@@ -104,6 +112,11 @@ class MagicConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool = True
     add_pooling_layer: bool = False
+    embedding_size: int | None = None
+    padding_aware_positions: bool = False
+    lm_head_activation: str | None = None
+    classifier_activation: str = "tanh"
+    classifier_dropout: float | int | None = None
     sparse_prediction: bool = False
 
     def __post_init__(self, **kwargs):
@@ -113,6 +126,16 @@ class MagicConfig(PreTrainedConfig):
         self.validate_sizes()
         self.validate_candidate_operators()
         super().__post_init__(**kwargs)
+
+    @property
+    def max_sequence_length(self) -> int:
+        """The longest sequence that has a position for every token."""
+        return self.max_position_embeddings - self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """Position of the first token: 0, or `pad_token_id` + 1 with `padding_aware_positions`."""
+        return self.pad_token_id + 1 if self.padding_aware_positions and self.pad_token_id is not None else 0
 
     @property
     def is_supernet(self) -> bool:
@@ -134,11 +157,16 @@ class MagicConfig(PreTrainedConfig):
         for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; a probability is at least 0 and below 1")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; transformers knows {', '.join(sorted(ACT2FN))}")
+        if self.embedding_size is not None and self.embedding_size < 1:
+            raise ValueError(f"embedding_size is {self.embedding_size}; it must be at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}; a probability is at least 0 and below 1")
+        for name in ("hidden_act", "lm_head_activation", "classifier_activation"):
+            if (value := getattr(self, name)) is not None and value not in ACT2FN:
+                raise ValueError(f"{name} is {value!r}; transformers knows {', '.join(sorted(ACT2FN))}")
+        if self.padding_aware_positions and self.pad_token_id is None:
+            raise ValueError("padding_aware_positions needs a pad_token_id; set it, or leave positions as they are")
 
     def validate_candidate_operators(self):
         """Part of `@strict`-powered validation: every layer offers operators that fit the sizes."""

@@ -13,7 +13,14 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -114,37 +121,62 @@ class MagicEmbeddings(nn.Module):
 
     def __init__(self, config: MagicConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.config = config
+        width = config.embedding_size or config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = MagicDropout(config.hidden_dropout_prob)
+        self.projection = nn.Linear(width, config.hidden_size) if width != config.hidden_size else None
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns H_0, (batch, seq_len, hidden). Without position ids they count from 0, without types all are 0."""
+        """Returns H_0, (batch, seq_len, hidden), which the first layer takes.
+
+        Without position ids they are counted as the configuration says, without token types all of them are 0.
+        """
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        seq_len = inputs_embeds.shape[1]
-        max_positions = self.position_embeddings.num_embeddings
-        if position_ids is None and not torch.compiler.is_compiling() and seq_len > max_positions:
-            raise ValueError(
-                f"the sequence has {seq_len} tokens but the model {max_positions} positions; truncate it, for example "
-                f"with tokenizer(..., truncation=True, max_length={max_positions})"
-            )
         # Ids that are the same for the whole batch are looked up once and broadcast: the backward pass is then a sum
         # over the batch instead of a scatter of all tokens.
         if token_type_ids is None:
             token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=inputs_embeds.device)
+        elif _on_plain_cpu(inputs_embeds) and token_type_ids.numel():
+            self._check_token_types(token_type_ids)
         if position_ids is None:
-            position_ids = torch.arange(seq_len, device=inputs_embeds.device).unsqueeze(0)
+            position_ids = self._positions(input_ids, inputs_embeds)
         embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids)
-        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings(position_ids)))
+        embeddings = self.dropout(self.LayerNorm(embeddings + self.position_embeddings(position_ids)))
+        return embeddings if self.projection is None else self.projection(embeddings)
+
+    def _check_token_types(self, token_type_ids: torch.Tensor) -> None:
+        largest, num_types = int(token_type_ids.max()), self.config.type_vocab_size
+        if largest >= num_types:
+            raise ValueError(
+                f"token_type_ids go up to {largest} but the model has {num_types} token types; leave them out, or let "
+                f"the tokenizer: tokenizer(..., return_token_type_ids=False)"
+            )
+
+    def _positions(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Returns position ids, (1, seq_len), or (batch, seq_len) where padding has none of its own."""
+        seq_len, longest = inputs_embeds.shape[1], self.config.max_sequence_length
+        if not torch.compiler.is_compiling() and seq_len > longest:
+            raise ValueError(
+                f"the sequence has {seq_len} tokens but the model {longest} positions; truncate it, for example "
+                f"with tokenizer(..., truncation=True, max_length={longest})"
+            )
+        first = self.config.first_position
+        if not self.config.padding_aware_positions or input_ids is None:
+            return torch.arange(first, first + seq_len, device=inputs_embeds.device).unsqueeze(0)
+        pad = first - 1
+        is_token = input_ids.ne(pad).long()
+        return is_token.cumsum(dim=1) * is_token + pad
 
 
 def eager_attention_forward(
@@ -353,15 +385,72 @@ class MagicLMHead(nn.Module):
 
     def __init__(self, config: MagicConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        width = config.embedding_size or config.hidden_size
+        self.dense = nn.Linear(config.hidden_size, width)
+        self.activation = ACT2FN[config.lm_head_activation or config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(width, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Returns logits (..., vocab_size) from hidden states (..., hidden)."""
         return self.decoder(self.LayerNorm(self.activation(self.dense(hidden_states))))
+
+
+class MagicDiscriminatorHead(nn.Module):
+    """ELECTRA's discriminator: one logit for each token, positive where it was replaced."""
+
+    def __init__(self, config: MagicConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dense_prediction = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns (batch, seq_len) from (batch, seq_len, hidden)."""
+        return self.dense_prediction(self.activation(self.dense(hidden_states))).squeeze(-1)
+
+
+def _classifier_dropout(config: MagicConfig) -> MagicDropout:
+    given = config.classifier_dropout
+    return MagicDropout(config.hidden_dropout_prob if given is None else given)
+
+
+class MagicClassificationHead(nn.Module):
+    """Classifies a sequence by its first token: dropout, dense, activation, dropout, projection, as in RoBERTa.
+
+    BERT's pooler and classifier are the same map but for the first dropout.
+    """
+
+    def __init__(self, config: MagicConfig, num_outputs: int):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.classifier_activation]
+        self.dropout = _classifier_dropout(config)
+        self.out_proj = nn.Linear(config.hidden_size, num_outputs)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns (batch, num_outputs) from (batch, seq_len, hidden)."""
+        first = self.dropout(hidden_states[:, 0])
+        return self.out_proj(self.dropout(self.activation(self.dense(first))))
+
+
+def _mean_loss(losses: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+    # The Trainer passes the number of labels of the whole accumulated batch, and does not divide by the number of
+    # micro-batches then.
+    return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+
+
+def _check_classes(labels: torch.Tensor, num_labels: int) -> None:
+    # On other devices the check would wait for the device in every step.
+    if not _on_plain_cpu(labels):
+        return
+    wrong = labels[(labels >= num_labels) | ((labels < 0) & (labels != -100))]
+    if wrong.numel():
+        raise ValueError(
+            f"a label is {int(wrong[0])} but the head has {num_labels} classes, 0 to {num_labels - 1}; load the model "
+            f"with num_labels=..., or mend the labels (-100 is ignored)"
+        )
 
 
 class MagicPreTrainedModel(PreTrainedModel):
@@ -574,4 +663,312 @@ class MagicForMaskedLM(MagicPreTrainedModel):
         )
 
 
-__all__ = ["MagicForMaskedLM", "MagicModel", "MagicPreTrainedModel"]
+class MagicForPreTraining(MagicPreTrainedModel):
+    """MAGIC encoder with ELECTRA's discriminator on top: which tokens were replaced?"""
+
+    # The loss is a mean over the tokens that are not padding, which the Trainer does not count.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MagicConfig):
+        """Builds the model, without a pooler."""
+        super().__init__(config)
+        self.magic = MagicModel(config, add_pooling_layer=False)
+        self.discriminator = MagicDiscriminatorHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        architecture: Sequence[str] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """Tells replaced tokens from original ones; arguments as for `MagicModel.forward`.
+
+        Args:
+            labels: (batch, seq_len), 1 = replaced, 0 = original, -100 = ignored, as padding is.
+
+        Returns:
+            loss where labels are given, the mean binary cross-entropy; logits (batch, seq_len), positive = replaced.
+        """
+        outputs = self.magic(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            architecture=architecture,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.discriminator(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            counted = labels != -100
+            if attention_mask is not None:
+                counted = counted & attention_mask.bool()
+            loss = nn.functional.binary_cross_entropy_with_logits(logits[counted], labels[counted].to(logits.dtype))
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MagicForSequenceClassification(MagicPreTrainedModel):
+    """MAGIC encoder that classifies sequences: one class, several, or numbers (see `config.problem_type`)."""
+
+    def __init__(self, config: MagicConfig):
+        """Builds the model for `config.num_labels` outputs."""
+        super().__init__(config)
+        self.num_labels: int = config.num_labels or 2
+        self.magic = MagicModel(config, add_pooling_layer=False)
+        self.classifier = MagicClassificationHead(config, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        architecture: Sequence[str] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Classifies sequences; arguments as for `MagicModel.forward`.
+
+        Args:
+            labels: (batch,) classes; (batch,) or (batch, num_labels) numbers for regression; (batch, num_labels) of 0
+                and 1 for several classes at once. What it is follows from the labels where `config.problem_type` does
+                not say, as in all of transformers.
+            **kwargs: also `num_items_in_batch`, the number of labels of the whole accumulated batch.
+
+        Returns:
+            loss where labels are given, and logits (batch, num_labels).
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.magic(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            architecture=architecture,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state)
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device), num_items_in_batch)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        if self.config.problem_type is None:
+            if logits.shape[-1] == 1:
+                self.config.problem_type = "regression"
+            elif labels.dtype in (torch.long, torch.int):
+                self.config.problem_type = "single_label_classification"
+            else:
+                self.config.problem_type = "multi_label_classification"
+        if self.config.problem_type == "single_label_classification":
+            _check_classes(labels, logits.shape[-1])
+            return self.loss_function(
+                labels=labels, pooled_logits=logits, config=self.config, num_items_in_batch=num_items_in_batch
+            )
+        labels = labels.to(logits.dtype).view_as(logits)
+        if self.config.problem_type == "regression":
+            return _mean_loss(nn.functional.mse_loss(logits, labels, reduction="none"), num_items_in_batch)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return _mean_loss(losses, num_items_in_batch)
+
+
+class MagicForTokenClassification(MagicPreTrainedModel):
+    """MAGIC encoder that gives every token a class."""
+
+    def __init__(self, config: MagicConfig):
+        """Builds the model for `config.num_labels` classes."""
+        super().__init__(config)
+        self.num_labels: int = config.num_labels or 2
+        self.magic = MagicModel(config, add_pooling_layer=False)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        architecture: Sequence[str] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """Classifies tokens; arguments as for `MagicModel.forward`.
+
+        Args:
+            labels: (batch, seq_len) classes, -100 = ignored.
+            **kwargs: also `num_items_in_batch`, the number of labels of the whole accumulated batch.
+
+        Returns:
+            loss where labels are given, and logits (batch, seq_len, num_labels).
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.magic(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            architecture=architecture,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            _check_classes(labels, logits.shape[-1])
+            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MagicForQuestionAnswering(MagicPreTrainedModel):
+    """MAGIC encoder that finds the span of an answer."""
+
+    def __init__(self, config: MagicConfig):
+        """Builds the model."""
+        super().__init__(config)
+        self.magic = MagicModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        architecture: Sequence[str] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """Finds where an answer starts and ends; arguments as for `MagicModel.forward`.
+
+        Args:
+            start_positions: (batch,) index of the answer's first token; beyond the sequence = ignored.
+            end_positions: (batch,) index of its last token.
+
+        Returns:
+            loss where both positions are given, the mean of the two cross-entropies; start_logits and end_logits, each
+            (batch, seq_len).
+        """
+        outputs = self.magic(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            architecture=architecture,
+            return_dict=True,
+            **kwargs,
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class MagicForMultipleChoice(MagicPreTrainedModel):
+    """MAGIC encoder that chooses among several sequences."""
+
+    def __init__(self, config: MagicConfig):
+        """Builds the model."""
+        super().__init__(config)
+        self.magic = MagicModel(config, add_pooling_layer=False)
+        self.classifier = MagicClassificationHead(config, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        architecture: Sequence[str] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        """Scores choices; arguments as for `MagicModel.forward`, each with a dimension num_choices after the batch.
+
+        Args:
+            labels: (batch,) index of the right choice.
+            **kwargs: also `num_items_in_batch`, the number of labels of the whole accumulated batch.
+
+        Returns:
+            loss where labels are given, and logits (batch, num_choices).
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        num_choices = given.shape[1]
+        flat = [
+            None if value is None else value.flatten(0, 1)
+            for value in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        ]
+        outputs = self.magic(
+            flat[0],
+            attention_mask=flat[1],
+            token_type_ids=flat[2],
+            position_ids=flat[3],
+            inputs_embeds=flat[4],
+            architecture=architecture,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state).view(-1, num_choices)
+        loss = None
+        if labels is not None:
+            _check_classes(labels, num_choices)
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+            loss = _mean_loss(losses, num_items_in_batch)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "MagicForMaskedLM",
+    "MagicForMultipleChoice",
+    "MagicForPreTraining",
+    "MagicForQuestionAnswering",
+    "MagicForSequenceClassification",
+    "MagicForTokenClassification",
+    "MagicModel",
+    "MagicPreTrainedModel",
+]

@@ -155,7 +155,13 @@ def _read_operator(name: str, config: MagicConfig) -> tuple[str, int, int]:
 
 def _embedding_parameters(config: MagicConfig) -> int:
     rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
-    return (rows + 2) * config.hidden_size  # 2: scale and shift of the norm
+    width, hidden = _embedding_width(config), config.hidden_size
+    projection = width * hidden + hidden if width != hidden else 0
+    return (rows + 2) * width + projection  # 2: scale and shift of the norm
+
+
+def _embedding_width(config: MagicConfig) -> int:
+    return config.embedding_size or config.hidden_size
 
 
 def _pooler_parameters(config: MagicConfig) -> int:
@@ -163,10 +169,10 @@ def _pooler_parameters(config: MagicConfig) -> int:
 
 
 def _mlm_head_parameters(config: MagicConfig) -> int:
-    hidden, vocab = config.hidden_size, config.vocab_size
-    transform = hidden * hidden + hidden + 2 * hidden
+    width, vocab = _embedding_width(config), config.vocab_size
+    transform = config.hidden_size * width + width + 2 * width
     # Untied, the decoder has a bias of its own beside the head's.
-    untied = 0 if config.tie_word_embeddings else vocab * hidden + vocab
+    untied = 0 if config.tie_word_embeddings else vocab * width + vocab
     return transform + vocab + untied
 
 
@@ -208,24 +214,25 @@ def _operator_elementwise(operator: tuple[str, int, int], hidden: int, seq_len: 
 
 def _embedding_flops(config: MagicConfig, seq_len: int, convention: str) -> int:
     """FLOPs per token; ELECTRA's script takes positions and types as products even where words are looked up."""
+    width, hidden = _embedding_width(config), config.hidden_size
+    projection = 0 if width == hidden else _in_convention(convention, macs=width * hidden, elementwise=hidden)
     if not convention.startswith("electra"):
-        return 0
+        return projection
     rows = seq_len + config.type_vocab_size + (config.vocab_size if convention == "electra-dense" else 0)
-    return (2 * rows + 2 + _LAYER_NORM_FLOPS + _DROPOUT_FLOPS) * config.hidden_size
+    return (2 * rows + 2 + _LAYER_NORM_FLOPS + _DROPOUT_FLOPS) * width + projection
 
 
 def _head_flops(config: MagicConfig, convention: str, head: str) -> int:
     """FLOPs per predicted token."""
-    hidden, vocab = config.hidden_size, config.vocab_size
-    transform = hidden + _ACTIVATION_FLOPS * hidden
+    hidden, width, vocab = config.hidden_size, _embedding_width(config), config.vocab_size
     if head == "none":
         return 0
     if head == "rtd":
-        return _in_convention(convention, macs=hidden * hidden + hidden, elementwise=transform)
+        elementwise = (1 + _ACTIVATION_FLOPS) * hidden
+        return _in_convention(convention, macs=hidden * hidden + hidden, elementwise=elementwise)
     if head == "mlm":
-        softmax_and_target = (_SOFTMAX_FLOPS + 2) * vocab
-        elementwise = transform + _LAYER_NORM_FLOPS * hidden + softmax_and_target
-        return _in_convention(convention, macs=hidden * hidden + hidden * vocab, elementwise=elementwise)
+        elementwise = (1 + _ACTIVATION_FLOPS + _LAYER_NORM_FLOPS) * width + (_SOFTMAX_FLOPS + 2) * vocab
+        return _in_convention(convention, macs=hidden * width + width * vocab, elementwise=elementwise)
     raise ValueError(f"unknown head {head!r}; choose one of: none, mlm, rtd")
 
 

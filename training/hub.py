@@ -27,6 +27,11 @@ AUTO_MAP = {
     "AutoConfig": "configuration_magic.MagicConfig",
     "AutoModel": "modeling_magic.MagicModel",
     "AutoModelForMaskedLM": "modeling_magic.MagicForMaskedLM",
+    "AutoModelForMultipleChoice": "modeling_magic.MagicForMultipleChoice",
+    "AutoModelForPreTraining": "modeling_magic.MagicForPreTraining",
+    "AutoModelForQuestionAnswering": "modeling_magic.MagicForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_magic.MagicForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_magic.MagicForTokenClassification",
 }
 CODE_FILES = ("configuration_magic.py", "modeling_magic.py")
 

@@ -66,6 +66,8 @@ class MagicConfig(PreTrainedConfig):
             pattern, MHA12 and FFN in turn, 24 layers.
         hidden_size: width of the hidden states that all layers exchange.
         intermediate_size: inner width of an FFN whose name gives none.
+        unpad_inputs: in evaluation, compute real tokens only, packed end to end. Outputs at padded positions are then
+            0; hidden states and attentions, where they are asked for, are still computed with the padding.
         sparse_prediction: where labels are given, compute the masked-LM head on the labelled positions only; the
             logits are then (number of labelled positions, vocab_size).
         add_pooling_layer: whether MagicModel ends in BERT's pooler (tanh of a linear map of the first token).
@@ -118,6 +120,7 @@ class MagicConfig(PreTrainedConfig):
     classifier_activation: str = "tanh"
     classifier_dropout: float | int | None = None
     sparse_prediction: bool = False
+    unpad_inputs: bool = False
 
     def __post_init__(self, **kwargs):
         if self.num_hidden_layers is None:

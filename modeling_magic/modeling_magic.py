@@ -4,7 +4,7 @@ The file is self-contained: exported next to its weights, it needs `configuratio
 """
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -114,6 +114,38 @@ class DepthwiseConv1d(nn.Conv1d):
         if _on_plain_cpu(hidden_states) and hidden_states.dtype == self.weight.dtype:
             return _ShiftedDepthwiseConv.apply(hidden_states, self.weight, self.bias)
         return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
+
+
+class Packing(NamedTuple):
+    """How the real tokens of a padded batch lie end to end in one row, (1, number of real tokens, hidden).
+
+    Attributes:
+        tokens: (batch, seq_len), true where a real token is.
+        lengths: number of real tokens of each sequence.
+    """
+
+    tokens: torch.Tensor
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, attention_mask: torch.Tensor) -> "Packing | None":
+        """Returns the packing of a (batch, seq_len) mask, `None` where there is nothing to gain or a hole in a row."""
+        tokens = attention_mask.bool()
+        starts = tokens[:, 0].long() + (tokens[:, 1:] & ~tokens[:, :-1]).sum(dim=1)
+        # A convolution sees a zero at a hole between tokens; packed, it would see the next token.
+        if tokens.all() or (starts != 1).any():
+            return None
+        return cls(tokens, tokens.sum(dim=1).tolist())
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """Returns (1, number of real tokens, width) from (batch, seq_len, width)."""
+        return padded[self.tokens].unsqueeze(0)
+
+    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
+        """Returns (batch, seq_len, width), zero at padding, from (1, number of real tokens, width)."""
+        padded = packed.new_zeros(*self.tokens.shape, packed.shape[-1])
+        padded[self.tokens] = packed[0]
+        return padded
 
 
 class MagicEmbeddings(nn.Module):
@@ -243,6 +275,7 @@ class MagicAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
+        packing: Packing | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the normed output (batch, seq_len, hidden) and the attention weights where the function has them."""
@@ -251,16 +284,14 @@ class MagicAttention(nn.Module):
         query = self.query(hidden_states).view(heads).transpose(1, 2)
         key = self.key(hidden_states).view(heads).transpose(1, 2)
         value = self.value(hidden_states).view(heads).transpose(1, 2)
-        context, weights = self._attention_function(hidden_states)(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        arguments = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
+        attend = self._attention_function(hidden_states)
+        if packing is None:
+            context, weights = attend(self, query, key, value, attention_mask, **arguments)
+        else:
+            sequences = zip(*(states.split(packing.lengths, dim=2) for states in (query, key, value)), strict=True)
+            contexts = [attend(self, *sequence, None, **arguments)[0] for sequence in sequences]
+            context, weights = torch.cat(contexts, dim=1), None
         context = context.reshape(*batch_and_length, -1).contiguous()
         return self.LayerNorm(self.dropout(self.dense(context)) + hidden_states), weights
 
@@ -281,6 +312,7 @@ class MagicFeedForward(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
+        packing: Packing | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, None]:
         """Returns the normed output (batch, seq_len, hidden) and no attention weights."""
@@ -309,13 +341,16 @@ class MagicConvolution(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
+        packing: Packing | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, None]:
         """Returns the normed output (batch, seq_len, hidden) and no attention weights."""
         inner = self.activation(self.intermediate(hidden_states))
         if padding_mask is not None:
             inner = inner * padding_mask.to(inner.dtype)
-        return self.LayerNorm(self.dropout(self.dense(self.depthwise(inner))) + hidden_states), None
+        # The depth-wise part is a small share of the operator: padded rows keep the sequences apart at little cost.
+        inner = self.depthwise(inner) if packing is None else packing.pack(self.depthwise(packing.unpack(inner)))
+        return self.LayerNorm(self.dropout(self.dense(inner)) + hidden_states), None
 
 
 def _build_operator(config: MagicConfig, name: str) -> nn.Module:
@@ -341,10 +376,11 @@ class MagicLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         operator: str = "",
+        packing: Packing | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Returns H_n, the output of `operator` on H_(n-1); both (batch, seq_len, hidden)."""
-        return self.operators[operator](hidden_states, attention_mask, padding_mask, **kwargs)[0]
+        return self.operators[operator](hidden_states, attention_mask, padding_mask, packing, **kwargs)[0]
 
 
 class MagicEncoder(nn.Module):
@@ -556,6 +592,14 @@ class MagicModel(MagicPreTrainedModel):
             return for_attention, None
         return for_attention, attention_mask.unsqueeze(-1).to(hidden_states.device)
 
+    def _packing(self, attention_mask: torch.Tensor | None, kwargs: dict) -> Packing | None:
+        if not self.config.unpad_inputs or self.training or torch.compiler.is_compiling():
+            return None
+        recorded = ("output_hidden_states", "output_attentions")
+        if any(kwargs.get(name, getattr(self.config, name, False)) for name in recorded):
+            return None
+        return None if attention_mask is None or attention_mask.dim() != 2 else Packing.of(attention_mask)
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(  # type: ignore[misc]
@@ -586,8 +630,13 @@ class MagicModel(MagicPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         architecture = self.resolve_architecture(architecture)
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        masks = self.attention_masks(hidden_states, attention_mask)
-        hidden_states = self.encoder(hidden_states, *masks, architecture, **kwargs)
+        packing = self._packing(attention_mask, kwargs)
+        if packing is None:
+            masks = self.attention_masks(hidden_states, attention_mask)
+            hidden_states = self.encoder(hidden_states, *masks, architecture, **kwargs)
+        else:
+            packed = packing.pack(hidden_states)
+            hidden_states = packing.unpack(self.encoder(packed, None, None, architecture, packing=packing, **kwargs))
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,
             pooler_output=None if self.pooler is None else self.pooler(hidden_states),

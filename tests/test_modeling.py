@@ -431,3 +431,43 @@ def test_wrong_inputs_name_value_and_remedy(supernet):
         supernet(architecture=MIXED)
     with pytest.raises(ValueError, match=r"attention_mask has 4 dimensions.*CONV"):
         supernet(ids[:, :8], attention_mask=torch.ones(1, 1, 8, 8), architecture=MIXED)
+
+
+# ---- Inference on real tokens only ----
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", [MIXED, ("CONV5",) * 4, ("MHA4",) * 4])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_unpadded_equals_padded(tiny_config, attn_implementation, architecture, side):
+    torch.manual_seed(0)
+    supernet = MagicForMaskedLM(tiny_config(attn_implementation=attn_implementation))
+    shake(supernet)
+    child = supernet.extract_child(architecture).eval()
+    batch = padded_batch()
+    if side == "left":
+        batch = {name: value.flip(1) for name, value in batch.items()}
+    real = batch["attention_mask"].bool()
+    expected = child(**batch).logits[real]
+    rows = []
+    handle = child.magic.encoder.layer[0].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape))
+    child.config.unpad_inputs = True
+    torch.testing.assert_close(child(**batch).logits[real], expected, rtol=0, atol=1e-5)
+    assert rows == [(1, 28, 32)]
+    assert not child.magic(**batch).last_hidden_state[~real].any()
+    handle.remove()
+
+
+def test_padding_stays_where_packing_would_change_something(tiny_config):
+    child = MagicForMaskedLM(tiny_config(unpad_inputs=True)).extract_child(MIXED)
+    batch = padded_batch()
+    rows = []
+    child.magic.encoder.layer[0].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
+    child.train()(**batch)
+    child.eval()
+    states = child(**batch, output_hidden_states=True).hidden_states
+    assert states[1].shape == (3, 14, 32)
+    child(batch["input_ids"])
+    batch["attention_mask"][0, 5] = 0
+    child(**batch)
+    assert rows == [3, 3, 3, 3]

@@ -25,6 +25,7 @@ TIERS = {
     "evaluation": 1,
     "data": 2,
     "hub": 2,
+    "onnx_export": 2,
     "runs": 3,
     "search": 3,
     "analysis": 3,

@@ -1,14 +1,16 @@
-"""The README's Python runs, and its commands and options exist."""
+"""The Python of the README and of docs/hub.md runs, and the commands and options of the README exist."""
 
 import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from training.arguments import MagicTrainingArguments
 from training.cli import app
+from training.data import train_tokenizer
+from training.hub import export_model
 from training.runs import DataSettings
 
 
@@ -41,6 +43,21 @@ def test_python_runs_as_it_stands(tmp_path, monkeypatch):
     (tmp_path / "encoder").rename(tmp_path / "demo_run" / "model")
     exec(loading, names)
     assert isinstance(names["model"], AutoModelForMaskedLM._model_mapping[type(names["model"].config)])
+
+
+def test_python_of_the_hub_page_runs(supernet, tmp_path, monkeypatch):
+    tokenizer = train_tokenizer(["it is good", "it is bad", "a sentence", "another one"] * 20, vocab_size=60)
+    child = supernet.extract_child(("MHA4", "CONV3", "FFN", "CONV5"))
+    child.resize_token_embeddings(len(tokenizer))
+    export_model(child, tokenizer, tmp_path / "encoder", {})
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    code = code.replace('TrainingArguments("finetuned",', 'TrainingArguments("finetuned", report_to="none",')
+    names: dict = {}
+    exec(code, names)
+    assert names["states"].shape[:2] == (2, 4)
+    assert AutoModelForSequenceClassification.from_pretrained("classifier").config.num_labels == 2
 
 
 def test_commands_and_options_exist():

@@ -343,9 +343,13 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
     assert code == 0, err
     assert "| this model |" in out
     assert AutoModelForMaskedLM.from_pretrained(child / "model")
-    code, out, err = run_main(monkeypatch, capsys, "export", search, tmp_path / "exported")
+    code, out, err = run_main(monkeypatch, capsys, "export", search, tmp_path / "exported", "--onnx")
     assert code == 0, err
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "exported")
+    assert (tmp_path / "exported" / "onnx" / "model.onnx").is_file()
+    code, out, err = run_main(monkeypatch, capsys, "export", child / "model", tmp_path / "onnx", "--onnx")
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["config.json", "model.onnx"]
 
 
 @pytest.mark.parametrize(

@@ -167,15 +167,23 @@ def retrain(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A finished super-net run.")],
-    output_dir: Annotated[Path, typer.Argument(help="Where to write the model folder.")],
+    source: Annotated[Path, typer.Argument(help="A finished super-net run; with --onnx a model folder as well.")],
+    output_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
     architecture: Child = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: of a model folder, or beside the child.")] = False,
 ) -> None:
-    """Write a child of a super-net, with the weights it has there, as a model folder."""
+    """Write a child of a super-net, with the weights it has there, as a model folder; or a model folder as ONNX."""
     _start()
+    from .onnx_export import export_onnx
     from .runs import export_child
 
-    print(f"model: {export_child(source, output_dir, architecture)}")
+    if onnx and (source / "config.json").is_file():
+        print(f"onnx:  {export_onnx(source, output_dir)}")
+        return
+    folder = export_child(source, output_dir, architecture)
+    print(f"model: {folder}")
+    if onnx:
+        print(f"onnx:  {export_onnx(folder, folder / 'onnx')}")
 
 
 def _merge(changes: dict[str, Any], assignments: list[str] | None, of_the_recipe: list[str]) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
 
@@ -18,10 +21,13 @@ import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from .costs import count_flops, count_parameters, operator_flops, operator_parameters
+from .figures import draw_architecture
 from .search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 
 
 MANIFEST_NAME = "search.json"
+CARD_NAME = "README.md"
+FIGURE_NAME = "architecture.png"
 # Where the exported code has what each Auto class loads.
 AUTO_MAP = {
     "AutoConfig": "configuration_magic.MagicConfig",
@@ -33,7 +39,74 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_magic.MagicForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_magic.MagicForTokenClassification",
 }
+_TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 CODE_FILES = ("configuration_magic.py", "modeling_magic.py")
+SENTENCE = "This function returns the {} of the input."
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model card and the figure say of a class.
+
+    Attributes:
+        auto_class: the Auto class that loads it.
+        task: its task on the Hub, `None` where the Hub has none.
+        kind: what such a model is, in words.
+        name: the head's name in the figure; empty where there is none.
+        flops: the head as `count_flops` names it.
+        call: the last line of the usage example; `{}` is where the mask token goes.
+    """
+
+    auto_class: str
+    task: str | None
+    kind: str
+    name: str
+    flops: str = "none"
+    call: str = f'pipeline("{{task}}", model=encoder, tokenizer=tokenizer)("{SENTENCE.format("value")}")'
+
+
+_LOGITS = 'encoder(**tokenizer("{}", return_tensors="pt")).logits'
+HEADS = {
+    "MagicModel": Head("AutoModel", "feature-extraction", "A text encoder", ""),
+    "MagicForMaskedLM": Head(
+        "AutoModelForMaskedLM",
+        "fill-mask",
+        "A masked language model",
+        "masked-LM head",
+        "mlm",
+        f'pipeline("fill-mask", model=encoder, tokenizer=tokenizer)("{SENTENCE}")',
+    ),
+    "MagicForPreTraining": Head(
+        "AutoModelForPreTraining",
+        None,
+        "A discriminator, which tells the replaced tokens of a text (ELECTRA)",
+        "replaced-token head",
+        "rtd",
+        _LOGITS.format(SENTENCE.format("banana")),
+    ),
+    "MagicForSequenceClassification": Head(
+        "AutoModelForSequenceClassification", "text-classification", "A text classifier", "classifier"
+    ),
+    "MagicForTokenClassification": Head(
+        "AutoModelForTokenClassification", "token-classification", "A token classifier", "token classifier"
+    ),
+    "MagicForQuestionAnswering": Head(
+        "AutoModelForQuestionAnswering",
+        "question-answering",
+        "A model that answers questions by spans of a text",
+        "span head",
+        call='pipeline("question-answering", model=encoder, tokenizer=tokenizer)(\n'
+        f'    question="What does it return?", context="{SENTENCE.format("value")}"\n)',
+    ),
+    "MagicForMultipleChoice": Head(
+        "AutoModelForMultipleChoice",
+        "multiple-choice",
+        "A model that chooses among texts",
+        "choice head",
+        call=f'choices = tokenizer(["{SENTENCE.format("value")}", "{SENTENCE.format("banana")}"], '
+        'return_tensors="pt", padding=True)\nencoder(**{name: ids.unsqueeze(0) for name, ids in choices.items()}).logits',
+    ),
+}
 
 
 def preset_names() -> list[str]:
@@ -92,14 +165,15 @@ def export_model(
     """Writes a child as a model folder of its own and returns its path.
 
     The folder holds config, safetensors, tokenizer, the model's code (so that it loads without this package, with
-    `trust_remote_code=True`), a model card and search.json. It is written under a temporary name and renamed; an older
-    export in its place is replaced.
+    `trust_remote_code=True`), a model card with a figure, and search.json. It is written under a temporary name and
+    renamed; an older export in its place is replaced.
 
     Args:
-        model: a child; a super-net has to be given one with `extract_child` first.
+        model: a child of any class; a super-net has to be given one with `extract_child` first.
         tokenizer: the one it was trained with.
         output_dir: where to write.
         manifest: where the model comes from, for search.json and the card; `describe_model` has what is added to it.
+            Of paths on this machine only the last part is written. "language" and "license" go to the card.
 
     Raises:
         ValueError: the model is a super-net, or `output_dir` holds something else.
@@ -108,7 +182,9 @@ def export_model(
     check_export_folder(output_dir)
     if model.config.is_supernet:
         raise ValueError("the model is a super-net; export one of its children: model.extract_child(architecture)")
-    manifest = {**describe_model(model.config), **manifest}
+    kind = type(model).__name__
+    facts = describe_model(model.config, HEADS[kind].flops)
+    manifest = {**facts, "num_parameters": model.num_parameters(), **_without_paths(manifest)}
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:
@@ -117,8 +193,10 @@ def export_model(
         for name in CODE_FILES:
             shutil.copyfile(Path(modeling_magic.__file__).with_name(name), temporary / name)
         (temporary / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        card = render_model_card(model.config, manifest, output_dir.name, tokenizer.mask_token)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        draw_architecture(manifest["architecture"], temporary / FIGURE_NAME, HEADS[kind].name)
+        card = render_model_card(model.config, manifest, output_dir.resolve().name, tokenizer.mask_token, kind)
+        (temporary / CARD_NAME).write_text(card, encoding="utf-8")
+        _write_benchmark_results(manifest, temporary)
         temporary.chmod(0o755)
         if output_dir.exists():
             shutil.rmtree(output_dir)
@@ -142,26 +220,77 @@ def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:
         model.config = config
 
 
-def describe_model(config: MagicConfig) -> dict[str, Any]:
-    """Returns what search.json says of any child: its architecture, parameters and FLOPs."""
+def describe_model(config: MagicConfig, head: str = "mlm") -> dict[str, Any]:
+    """Returns what search.json says of any child: its architecture, parameters (as a masked LM) and FLOPs.
+
+    Args:
+        config: the child's.
+        head: the head that FLOPs are counted with, see `count_flops`.
+    """
     architecture = tuple(layer[0] for layer in config.candidate_operators)
     return {
         "architecture": list(architecture),
         "num_parameters": count_parameters(config, architecture, head="mlm"),
-        "flops": count_flops(config, architecture, _card_length(config)),
+        "flops": count_flops(config, architecture, _card_length(config), head=head),
     }
+
+
+# ---- What may be published ----
+
+
+def _without_paths(value: Any) -> Any:
+    """Returns `value` with the last part only of every path of this machine in it, whatever it is nested in."""
+    if isinstance(value, dict):
+        cleaned = {key: _without_paths(item) for key, item in value.items()}
+        return {key: _with_source_kind(item) if key == "corpus" else item for key, item in cleaned.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value]
+    is_path = isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("~", "./", "../")))
+    return Path(value).name if is_path else value
+
+
+def _with_source_kind(corpus: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of a text with the kind of its source: "docstrings", "hub" (a data set by name) or "local"."""
+    if "source_kind" in corpus:
+        return corpus
+    source = corpus["source"]
+    if source == "docstrings":
+        return {**corpus, "source_kind": "docstrings"}
+    named = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source)
+    if named and not Path(source).exists() and Path(source).suffix not in _TEXT_SUFFIXES:
+        return {**corpus, "source_kind": "hub"}
+    return {**corpus, "source": Path(source).name, "source_kind": "local"}
 
 
 def _card_length(config: MagicConfig) -> int:
     return min(128, config.max_position_embeddings)
 
 
-def render_model_card(config: MagicConfig, manifest: dict[str, Any], name: str, mask_token: str) -> str:
-    """Returns the model card of a child, the template of hub_configs filled from its manifest."""
-    template = Template(files("hub_configs").joinpath("model_card.md").read_text(encoding="utf-8"))
-    return template.substitute(
+# ---- The model card ----
+
+
+def render_model_card(
+    config: MagicConfig, manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
+) -> str:
+    """Returns the model card of a child, the template of hub_configs filled from its manifest.
+
+    Args:
+        config: the child's.
+        manifest: as in search.json.
+        name: the model's.
+        mask_token: the tokenizer's, for the examples of a masked LM.
+        kind: name of the model's class, a key of `HEADS`.
+    """
+    head = HEADS[kind]
+    call = head.call.replace("{task}", head.task or "")
+    imports = ["AutoTokenizer", head.auto_class] + (["pipeline"] if "pipeline(" in call else [])
+    return card_template().substitute(
+        metadata=card_metadata(manifest, name, mask_token, kind).to_yaml(),
+        kind=head.kind,
+        auto_class=head.auto_class,
+        imports=", ".join(sorted(imports, key=lambda item: (item.islower(), item))),
+        call=call.replace("{}", mask_token or "") if head.flops == "mlm" else call,
         model_name=name,
-        mask_token=mask_token,
         architecture=format_architecture(manifest["architecture"]),
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -169,11 +298,100 @@ def render_model_card(config: MagicConfig, manifest: dict[str, Any], name: str, 
         max_position_embeddings=config.max_position_embeddings,
         num_parameters=f"{manifest['num_parameters']:,}",
         flops=f"{manifest['flops']:.3g}",
+        flops_of="the encoder alone" if head.flops == "none" else f"{head.name} over every position included",
         sequence_length=_card_length(config),
         origin=_origin(manifest.get("search")),
-        training=_training(manifest.get("training")),
+        training=_training(manifest),
         results=results_table(manifest.get("results", [])),
     )
+
+
+def card_template() -> Template:
+    """Returns the template that `render_model_card` fills."""
+    return Template(files("hub_configs").joinpath("model_card.md").read_text(encoding="utf-8"))
+
+
+def card_metadata(
+    manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
+) -> ModelCardData:
+    """Returns the front matter of the card: nothing but what the manifest holds; arguments as `render_model_card`."""
+    head, corpus, evaluations = HEADS[kind], _corpus(manifest), _evaluations(manifest)
+    sentence = SENTENCE.format(mask_token if head.task == "fill-mask" else "value")
+    if head.task == "question-answering":
+        widget = [{"text": "What does it return?", "context": sentence}]
+    else:
+        widget = [{"text": sentence}]
+    return ModelCardData(
+        language=manifest.get("language") or ("en" if corpus.get("source_kind") == "docstrings" else None),
+        license=manifest.get("license", "apache-2.0"),
+        library_name="transformers",
+        pipeline_tag=head.task,
+        tags=["magic", "neural-architecture-search", "encoder"],
+        datasets=[corpus["source"]] if corpus.get("source_kind") == "hub" else None,
+        metrics=["accuracy"] if evaluations else None,
+        mask_token=mask_token if head.task == "fill-mask" else None,
+        widget=widget if head.task and (head.task != "fill-mask" or mask_token) else None,
+        model_name=name,
+        eval_results=evaluations or None,
+    )
+
+
+def _corpus(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The record of the text that the weights were trained on; empty where there is none."""
+    return ((manifest.get("training") or manifest.get("search") or {}).get("corpus")) or {}
+
+
+def _own_result(manifest: dict[str, Any]) -> dict[str, float]:
+    """Loss and accuracy of these very weights on the held-out text; empty where they are not known.
+
+    A row of results holds several seeds of one architecture: of them only the seed of these weights counts.
+    """
+    rows = [row for row in manifest.get("results", []) if list(row["architecture"]) == manifest["architecture"]]
+    training = manifest.get("training")
+    if not rows or training is None:
+        return {}
+    seeds = rows[0].get("seed", [training["seed"]])
+    if training["seed"] not in seeds or len(seeds) != len(rows[0]["val_loss"]):
+        return {}
+    index = seeds.index(training["seed"])
+    return {"loss": round(rows[0]["val_loss"][index], 4), "accuracy": round(rows[0]["val_accuracy"][index], 4)}
+
+
+def _evaluations(manifest: dict[str, Any]) -> list[EvalResult]:
+    """The results in the form of a card's model-index."""
+    corpus = _corpus(manifest)
+    names = {"loss": "masked-LM loss (nats per masked token)", "accuracy": "accuracy on masked tokens"}
+    return [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="masked language modelling",
+            dataset_type=corpus["source"],
+            dataset_name=f"{corpus['source']}, documents held out from training",
+            dataset_config=corpus.get("dataset_config"),
+            dataset_split=corpus.get("split") if corpus["source_kind"] == "hub" else None,
+            dataset_args={"sha256": corpus["sha256"]["validation"]} if "validation" in corpus["sha256"] else None,
+            metric_type=metric,
+            metric_name=names[metric],
+            metric_value=value,
+        )
+        for metric, value in _own_result(manifest).items()
+    ]
+
+
+def _write_benchmark_results(manifest: dict[str, Any], folder: Path) -> None:
+    """Writes .eval_results/<data set>.yaml, the Hub's own form, which can only speak of data sets on the Hub."""
+    corpus, own = _corpus(manifest), _own_result(manifest)
+    if not own or corpus["source_kind"] != "hub":
+        return
+    entry = EvalResultEntry(
+        dataset_id=corpus["source"],
+        task_id=corpus.get("dataset_config") or "default",
+        value=own["accuracy"],
+        notes=f"accuracy on masked tokens; documents held out from the {corpus['split']} split",
+    )
+    path = folder / ".eval_results" / f"{corpus['source'].rpartition('/')[2]}.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
 
 
 def _table(rows: Sequence[tuple[str, Any]]) -> str:
@@ -196,9 +414,12 @@ def _origin(search: dict[str, Any] | None) -> str:
     )
 
 
-def _training(training: dict[str, Any] | None) -> str:
-    if training is None:
+def _training(manifest: dict[str, Any]) -> str:
+    training = manifest.get("training")
+    if training is None and "search" in manifest:
         return "The weights are those of the super-net, not trained on after the search."
+    if training is None:
+        return "How the weights were trained is not recorded."
     corpus = training["corpus"]
     return _table(
         [

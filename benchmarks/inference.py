@@ -9,9 +9,6 @@ depth stands beside them. ONNX Runtime is compared where it is installed (the ex
 
 import argparse
 import platform
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,12 +16,12 @@ from typing import Any
 
 import torch
 import transformers
+from interleaved import HEADER, ratios, row
 from transformers import BertConfig, BertModel
 
 from modeling_magic import MagicConfig, MagicModel
 
 
-Run = Callable[[], Any]
 Batch = dict[str, torch.Tensor]
 
 # Lengths of 32 English sentences in wordpieces: mean 29, longest 75.
@@ -41,34 +38,6 @@ def ragged_batch() -> Batch:
     """The 32 sentences, padded to the longest."""
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     return {"input_ids": full_batch(*mask.shape)["input_ids"] * mask, "attention_mask": mask}
-
-
-def ratios(reference: Run, ours: Run, pairs: int) -> list[float]:
-    """Time of the reference over ours, one ratio a pair; which side goes first alternates."""
-
-    def seconds(run: Run) -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    for _ in range(2):
-        reference()
-        ours()
-    results = []
-    for pair in range(pairs):
-        first, second = (reference, ours) if pair % 2 == 0 else (ours, reference)
-        times = {id(run): seconds(run) for run in (first, second)}
-        results.append(times[id(reference)] / times[id(ours)])
-    return results
-
-
-def row(what: str, values: list[float], target: str) -> str:
-    """One row of the table."""
-    quarters = statistics.quantiles(values, n=4)
-    return (
-        f"| {what} | {statistics.median(values):.2f} | {quarters[0]:.2f} to {quarters[2]:.2f} "
-        f"| {len(values)} | {target} |"
-    )
 
 
 def onnx_session(model: MagicModel, folder: str) -> Any:
@@ -149,8 +118,7 @@ def main() -> None:
         f"One thread of {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"float32. Time of the reference over ours, interleaved pairs; above 1 ours is faster.",
         "",
-        "| comparison | median | quartiles | pairs | target |",
-        "| --- | --- | --- | --- | --- |",
+        HEADER,
     ]
     print("\n".join(lines))
     for shape in arguments.shape:

@@ -11,10 +11,7 @@ import argparse
 import platform
 import random
 import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from interleaved import HEADER, Step, ratios, row
 from transformers import BertConfig, BertForMaskedLM
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
@@ -32,8 +30,6 @@ from training.trainer import Anchor, MagicTrainer
 
 BATCH_SIZE, SEQ_LEN, HIDDEN = 16, 128, 256
 OPERATORS = ["MHA4", "FFN", "CONV3", "CONV5"]
-
-Step = Callable[[], None]
 
 
 def batch(vocab_size: int) -> dict[str, torch.Tensor]:
@@ -68,35 +64,6 @@ def training_step(model: torch.nn.Module, inputs: dict, architecture: Architectu
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-def seconds(step: Step) -> float:
-    """Wall-clock time of one step."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def ratios(reference: Step, ours: Step, pairs: int, warmup: int = 2) -> list[float]:
-    """Time of the reference over ours, one ratio a pair; which side goes first alternates."""
-    for _ in range(warmup):
-        reference()
-        ours()
-    results = []
-    for pair in range(pairs):
-        first, second = (reference, ours) if pair % 2 == 0 else (ours, reference)
-        times = {id(first): seconds(first), id(second): seconds(second)}
-        results.append(times[id(reference)] / times[id(ours)])
-    return results
-
-
-def row(what: str, values: list[float], target: str) -> str:
-    """One row of the table."""
-    quarters = statistics.quantiles(values, n=4)
-    return (
-        f"| {what} | {statistics.median(values):.3f} | {quarters[0]:.3f} to {quarters[2]:.3f} "
-        f"| {min(values):.3f} to {max(values):.3f} | {len(values)} | {target} |"
-    )
 
 
 def masked_lm(pairs: int) -> list[str]:
@@ -224,8 +191,7 @@ def main() -> None:
         f"One thread of {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"float32, hidden {HIDDEN}, batch {BATCH_SIZE} x {SEQ_LEN}, dropout 0.1, fused AdamW. Interleaved pairs.",
         "",
-        "| comparison | median | quartiles | range | pairs | target |",
-        "| --- | --- | --- | --- | --- | --- |",
+        HEADER,
     ]
     print("\n".join(lines))
     for name in arguments.only:

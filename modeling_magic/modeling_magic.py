@@ -48,7 +48,8 @@ def dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tens
         return nn.functional.dropout(hidden_states, p, training=True)
     dropped_values = min(max(round(p * 2**16), 1), 2**16 - 1)
     num_draws = -(-hidden_states.numel() // 4)
-    bits = torch.randint(-(2**63), 2**63 - 1, (num_draws,), dtype=torch.int64).view(torch.int16)
+    draws = torch.randint(-(2**63), 2**63 - 1, (num_draws,), dtype=torch.int64, device=hidden_states.device)
+    bits = draws.view(torch.int16)
     keep = bits[: hidden_states.numel()].view(hidden_states.shape) >= dropped_values - 2**15
     return hidden_states * keep.to(hidden_states.dtype).mul_(2**16 / (2**16 - dropped_values))
 
@@ -64,7 +65,8 @@ class MagicDropout(nn.Dropout):
 class _ShiftedDepthwiseConv(torch.autograd.Function):
     """Depth-wise convolution over (batch, seq_len, channels) as a sum of shifted products.
 
-    `nn.Conv1d(groups=channels)` wants the channels first and takes about three times as long on a CPU.
+    `nn.Conv1d(groups=channels)` wants the channels first and takes about three times as long on a CPU. First
+    derivatives only.
     """
 
     @staticmethod
@@ -545,6 +547,8 @@ class MagicPreTrainedModel(PreTrainedModel):
         with torch.device("meta"):
             child = type(self)(config)
         own = self.state_dict()
+        if any(tensor.is_meta for tensor in own.values()):
+            raise ValueError("the model's weights are offloaded; load it without offloading to extract a child")
         child.load_state_dict({name: own[name].detach().clone() for name in child.state_dict()}, assign=True)
         child.tie_weights()
         return child.train(self.training)
@@ -593,7 +597,7 @@ class MagicModel(MagicPreTrainedModel):
         return for_attention, attention_mask.unsqueeze(-1).to(hidden_states.device)
 
     def _packing(self, attention_mask: torch.Tensor | None, kwargs: dict) -> Packing | None:
-        if not self.config.unpad_inputs or self.training or torch.compiler.is_compiling():
+        if not self.config.unpad_inputs or self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
         recorded = ("output_hidden_states", "output_attentions")
         if any(kwargs.get(name, getattr(self.config, name, False)) for name in recorded):

@@ -18,8 +18,9 @@ os.environ["MAGIC_CACHE"] = os.path.join(_caches.name, "magic")
 import pytest
 import torch
 from hypothesis import settings
+from toy import toy_config
 
-from modeling_magic import MagicConfig, MagicForMaskedLM
+from modeling_magic import MagicForMaskedLM
 
 
 torch.set_num_threads(1)
@@ -47,18 +48,7 @@ def data_folder() -> Path:
 @pytest.fixture(scope="session")
 def tiny_config():
     """Factory of a four-layer super-net's configuration; keywords replace fields."""
-
-    def make(**changes) -> MagicConfig:
-        fields = {
-            "candidate_operators": [["MHA4", "FFN", "CONV3", "CONV5"] for _ in range(4)],
-            "vocab_size": 100,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "max_position_embeddings": 64,
-        }
-        return MagicConfig(**{**fields, **changes})
-
-    return make
+    return toy_config
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from transformers import TrainerCallback
 
 from modeling_magic import MagicForMaskedLM
 from training.arguments import MagicTrainingArguments
+from training.checkpoints import last_complete_checkpoint
 from training.evaluation import RankedChild
 from training.objectives import alignment_loss
 from training.search_space import Architecture, SearchSpace
-from training.trainer import Anchor, MagicTrainer, anchor_of_top_percent, last_complete_checkpoint
+from training.trainer import Anchor, MagicTrainer, anchor_of_top_percent
 
 
 TOY = Path(__file__).with_name("toy.py")
@@ -394,7 +395,7 @@ def test_training_again_searches_again(tmp_path):
     assert sum(trainer.visits[0].values()) == 12
 
 
-def test_validation_masks_of_any_collator_are_fixed(tmp_path):
+def test_validation_masks_of_any_collator_are_fixed(tmp_path, monkeypatch):
     def random_masks(examples):
         batch = collate(examples)
         masked = torch.rand(batch["labels"].shape) < 0.5
@@ -406,9 +407,24 @@ def test_validation_masks_of_any_collator_are_fixed(tmp_path):
         trainer.data_collator = random_masks
         torch.rand(len(slices))
         before = torch.random.get_rng_state()
-        slices.append(trainer.validation_batches[0]["labels"])
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("seeded the generators of a GPU"))
+            slices.append(trainer.validation_batches[0]["labels"])
         assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(*slices)
+
+
+def test_columns_that_the_model_does_not_take_are_left_out(tmp_path):
+    rows = [{**row, "source": "a package"} for row in toy_data()]
+    trainer = toy_trainer(tmp_path, data=rows, max_steps=4)
+    trainer.train()
+    assert trainer.anchor is not None
+
+
+def test_training_leaves_the_configuration_as_it_was(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=2)
+    trainer.train()
+    assert trainer.model.config.sparse_prediction is False
 
 
 def test_evaluation_loss_is_that_of_the_best_child(tmp_path):
@@ -466,6 +482,37 @@ def test_resuming_at_an_epochs_end_is_exact(tmp_path, step):
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert same_weights(whole.model, resumed.model)
     assert json.dumps(whole.nas_state()) == json.dumps(resumed.nas_state())
+
+
+def test_resuming_at_the_end_trains_no_further(tmp_path):
+    """A run killed after its last checkpoint: Trainer alone would take one step more."""
+    settings = {**RESUMABLE, "max_steps": 12, "save_steps": 12, "lr_scheduler_type": "constant"}
+    whole = toy_trainer(tmp_path, **settings)
+    whole.train()
+    resumed = toy_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 12
+    assert same_weights(whole.model, resumed.model)
+    assert json.dumps(whole.nas_state()) == json.dumps(resumed.nas_state())
+
+
+def test_resuming_with_another_schedule_is_refused(tmp_path):
+    toy_trainer(tmp_path, **{**RESUMABLE, "max_steps": 8}).train()
+    with pytest.raises(ValueError, match=r"has shrunk after the steps \[6\], which is not the schedule"):
+        toy_trainer(tmp_path, **{**RESUMABLE, "shrink_every_n_steps": 4}).train(resume_from_checkpoint=True)
+
+
+def test_a_stale_state_file_does_not_pass_for_a_whole_checkpoint(tmp_path, monkeypatch):
+    """Resumed from checkpoint-8, the run fails while it writes checkpoint-16 anew."""
+    settings = {**RESUMABLE, "max_steps": 16, "save_total_limit": None}
+    toy_trainer(tmp_path, **settings).train()
+    again = toy_trainer(tmp_path, **settings)
+    monkeypatch.setattr(
+        again, "_save_optimizer_and_scheduler", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with pytest.raises(OSError, match="No space left"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
 
 
 def test_same_seed_same_bits_and_another_seed_other_children(tmp_path):
@@ -563,6 +610,11 @@ def test_mixed_precision_trains(tmp_path):
     entry = next(entry for entry in reversed(trainer.state.log_history) if "loss_pred" in entry)
     assert math.isfinite(entry["loss_pred"])
     assert entry["loss_align"] > 0
+    dtypes = []
+    operator = trainer.model.magic.encoder.layer[0].operators["FFN"]
+    operator.dense.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    trainer._validate(("FFN",) * 4)
+    assert set(dtypes) == {torch.bfloat16}
 
 
 # ---- Wrong input ----
@@ -577,6 +629,10 @@ def test_mixed_precision_trains(tmp_path):
         ({"alignment_every_n_layers": 5}, "alignment_every_n_layers is 5 but the super-net has 4 layers"),
         ({"alignment_batch_fraction": 0}, "alignment_batch_fraction is 0; it must be above 0 and at most 1"),
         ({"alignment_warmup_steps": -5}, "alignment_warmup_steps is -5; it must not be negative"),
+        (
+            {"alignment_batch_fraction": 0.1, "per_device_train_batch_size": 8},
+            "alignment_batch_fraction 0.1 of a batch of 8 is less than a sequence",
+        ),
         ({"alignment_weight": -1}, "alignment_weight is -1; it must not be negative"),
         ({"anchor_top_percent": 101}, "anchor_top_percent is 101; it must be from 0 to 100"),
         ({"shrink_num_children": 0}, "shrink_num_children is 0; it must be at least 1"),

@@ -105,6 +105,11 @@ class MagicTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"alignment_batch_fraction is {self.alignment_batch_fraction}; it must be above 0 and at most 1"
             )
+        if self.alignment_batch_fraction * self.per_device_train_batch_size < 1:
+            raise ValueError(
+                f"alignment_batch_fraction {self.alignment_batch_fraction} of a batch of "
+                f"{self.per_device_train_batch_size} is less than a sequence; take a larger fraction or batch"
+            )
         for name in ("anchor_top_percent", "anchor_hysteresis_percent"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")

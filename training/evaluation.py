@@ -1,6 +1,7 @@
 """Validation of children with the weights of one super-net."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +82,13 @@ def evaluate_child(
     model.eval()
     try:
         sums = torch.zeros(3, dtype=torch.float64)
-        for batch in batches[rank::world_size]:
-            sums += _sums_of_batch(model, batch, architecture).cpu().double()
+        # In the precision of training, since the model's parts are called here and not the model that was prepared.
+        with accelerator.autocast() if accelerator else nullcontext():
+            for batch in batches[rank::world_size]:
+                sums += _sums_of_batch(model, batch, architecture).cpu().double()
     finally:
         model.train(was_training)
-    if accelerator is not None:
+    if accelerator is not None and world_size > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
     loss, correct, tokens = sums.tolist()
     if not tokens:

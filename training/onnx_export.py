@@ -8,7 +8,7 @@ import transformers
 
 import modeling_magic
 
-from .trainer import write_json
+from .checkpoints import write_json
 
 
 def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:

@@ -1,9 +1,7 @@
 """Super-net training on `Trainer`: sampling (MAGIC-T), alignment (MAGIC-A), the anchor and progressive shrinking."""
 
-import json
 import logging
 import math
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel
 
 from .arguments import MagicTrainingArguments
+from .checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished, read_nas_state, write_json
 from .costs import operator_parameters, training_flops
 from .evaluation import RankedChild, evaluate_child, rank_children, validation_batches
 from .objectives import alignment_loss, average_states
@@ -27,16 +27,6 @@ from .shrinking import ShrinkRound, deletions_short, operator_scores, shrink, sh
 
 
 logger = logging.getLogger(__name__)
-
-NAS_STATE_NAME = "nas_state.json"
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as JSON under a temporary name and renames it, so that a kill never leaves half a file."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _sampler_of(space: SearchSpace, config: MagicConfig, args: MagicTrainingArguments) -> UniformSampler:
@@ -166,7 +156,7 @@ class MagicTrainer(Trainer):
     model: MagicForMaskedLM
 
     def __init__(self, model: MagicForMaskedLM, args: MagicTrainingArguments, **kwargs):
-        """Takes what `Trainer` takes; `eval_dataset` is needed wherever children are validated.
+        """Takes what `Trainer` takes but `model_init`; `eval_dataset` is needed wherever children are validated.
 
         Raises:
             ValueError: the model is no super-net, the sampler or the alignment does not fit its layers, or there is no
@@ -178,8 +168,13 @@ class MagicTrainer(Trainer):
                 "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none', shrink=False"
             )
         self.full_space = SearchSpace.from_config(model.config.candidate_operators)
-        model.config.sparse_prediction = True
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed gather weights for whole forward passes, but alignment and validation run parts "
+                "of the model on their own; train on one device, or on several with DDP"
+            )
+        self._resumed: dict[str, Any] | None = None
         self._begin_search()
         self._schedule: list[ShrinkRound] = []
         self._warmup_steps = 0
@@ -212,9 +207,11 @@ class MagicTrainer(Trainer):
 
     def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
         """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""
-        if self.state.global_step == 0:
-            # Training may begin anew: auto_find_batch_size does that, and a second call of train.
+        # Training may begin anew: auto_find_batch_size does that, and a second call of train.
+        if self._resumed is None:
             self._begin_search()
+        else:
+            self.load_nas_state(self._resumed)
         self._forget_logged()
         try:
             self._epoch_steps = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
@@ -230,6 +227,12 @@ class MagicTrainer(Trainer):
                     f"longer, or set alignment_warmup_steps lower"
                 )
         self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
+        done = [entry["step"] for entry in self.shrink_history]
+        if done != [entry.step for entry in self._schedule if entry.step <= self.state.global_step]:
+            raise ValueError(
+                f"the checkpoint has shrunk after the steps {done}, which is not the schedule of these arguments; "
+                f"resume with the shrink_... arguments that it was made with"
+            )
         if not self.args.shrink:
             return
         if (short := deletions_short(self.full_space, self._schedule)) == 0:
@@ -286,9 +289,12 @@ class MagicTrainer(Trainer):
         return list(range(every, self.full_space.num_layers + 1, every))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Returns L_pred + lambda L_align, Eq. (2), in training; in evaluation L_pred of the best child so far."""
+        """Returns L_pred + lambda L_align, Eq. (2), in training; in evaluation L_pred of one child.
+
+        That child is the anchor, or the one trained last where there is none.
+        """
         if not model.training:
-            inputs = {**inputs, "architecture": self._best_so_far()}
+            inputs = {**inputs, "architecture": self._evaluated_child()}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         aligned = self._aligned_layers()
         shared = self._num_shared_layers() if aligned else 0
@@ -304,14 +310,15 @@ class MagicTrainer(Trainer):
             loss = loss + self.args.alignment_weight * loss_align
         return (loss, outputs) if return_outputs else loss
 
-    def _best_so_far(self) -> Architecture:
+    def _evaluated_child(self) -> Architecture:
         if self.anchor is not None:
             return self.anchor.architecture
         return self.architecture or self.space.sample(random.Random(0))
 
     def _add_loss(self, name: str, loss: Tensor) -> None:
         # Summed where they were computed: a step never waits for the device to log.
-        self._loss_sums[name] = self._loss_sums[name].to(loss.device) + loss.detach()
+        # A step without a token to predict has no mean; it does not count.
+        self._loss_sums[name] = self._loss_sums[name].to(loss.device) + loss.detach().nan_to_num(nan=0.0)
 
     def _num_shared_layers(self) -> int:
         """Layers from the bottom up whose states anchor and child have in common, so that their alignment is zero.
@@ -399,14 +406,18 @@ class MagicTrainer(Trainer):
         if self._validation is None:
             # A collator that masks with torch's global generator gives a resumed run the same masks, and disturbs
             # nothing that is drawn from that generator later.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.args.seed)
+            before = torch.get_rng_state()
+            # Not torch.manual_seed, which seeds the generators of all devices.
+            torch.default_generator.manual_seed(self.args.seed)
+            try:
                 self._validation = validation_batches(
                     self.eval_dataset,
-                    self.data_collator,
+                    self._get_collator_with_removed_columns(self.data_collator),
                     self.args.per_device_eval_batch_size,
                     self.args.num_validation_sequences,
                 )
+            finally:
+                torch.set_rng_state(before)
         return self._validation
 
     def _validate(self, architecture: Architecture) -> RankedChild:
@@ -573,42 +584,29 @@ class MagicTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"no complete checkpoint in {self.args.output_dir}; train without resuming")
-        if resume_from_checkpoint:
-            self.load_nas_state(_read_nas_state(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        self._resumed = read_nas_state(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed is not None:
+            self.load_nas_state(self._resumed)
+            if load_finished(self, str(resume_from_checkpoint)):
+                return TrainOutput(self.state.global_step, 0.0, {})
+        config, sparse_prediction = self.model.config, self.model.config.sparse_prediction
+        # No step looks at the logits of tokens that are not masked.
+        config.sparse_prediction = True
+        try:
+            return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        finally:
+            config.sparse_prediction = sparse_prediction
 
     def _save_checkpoint(self, model, trial):
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
+            # One that an earlier run left must not pass for this one's.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
             # Before all else: trainer_state.json is what Trainer writes last, so that a folder which holds a readable
             # one is complete, and older checkpoints are deleted after that only.
             write_json(folder / NAS_STATE_NAME, self.nas_state())
         super()._save_checkpoint(model, trial)
-
-
-def _read_nas_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
-    path = Path(checkpoint) / NAS_STATE_NAME
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} is no super-net checkpoint: it has no {NAS_STATE_NAME}")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """Returns the newest checkpoint under `output_dir` that was written to its end, or `None`.
-
-    A run killed while it saves leaves a folder whose last file, trainer_state.json, is missing or cut short.
-    """
-    folders = [
-        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
-    ]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return str(folder)
-    return None
 
 
 __all__ = [
@@ -618,4 +616,5 @@ __all__ = [
     "PostfixProgressCallback",
     "anchor_of_top_percent",
     "last_complete_checkpoint",
+    "load_finished",
 ]

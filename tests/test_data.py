@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertTokenizer, PreTrainedTokenizerFast
 
 from training import data, docstrings
 from training.data import (
@@ -956,3 +956,9 @@ def test_cache_folder_is_that_of_the_environment(monkeypatch, tmp_path):
     assert docstrings.cache_folder(tmp_path) == tmp_path
     monkeypatch.delenv("MAGIC_CACHE")
     assert docstrings.cache_folder(None).parts[-2:] == (".cache", "magic-nas")
+
+
+def test_a_model_without_a_vocabulary_is_no_tokenizer(tmp_path):
+    BertConfig(vocab_size=50).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no vocabulary; name a model or a folder that holds a tokenizer"):
+        load_tokenizer(tmp_path)

@@ -148,12 +148,8 @@ def test_model_card_leaves_no_template_text():
     assert (ROOT / "model_card.md").resolve() == FOLDER / "model_card.md"
     template = string.Template((FOLDER / "model_card.md").read_text(encoding="utf-8"))
     assert template.is_valid()
-    values = {name: f"value of {name}" for name in template.get_identifiers()}
-    filled = template.substitute(values, mask_token="[MASK]")
+    values = {name: f"{name}: value" for name in template.get_identifiers()}
+    filled = template.substitute(values)
     assert "$" not in filled
-    assert all(value in filled for name, value in values.items() if name != "mask_token")
-    data = ModelCard(filled).data
-    assert (data.language, data.license, data.library_name) == ("en", "apache-2.0", "transformers")
-    assert data.pipeline_tag == "fill-mask"
-    assert data.mask_token == "[MASK]"
-    assert "[MASK]" in data.widget[0]["text"]
+    assert all(value in filled for value in values.values())
+    assert ModelCard(filled).data.to_dict() == {"metadata": "value"}

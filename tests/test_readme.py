@@ -11,7 +11,7 @@ from training.arguments import MagicTrainingArguments
 from training.cli import app
 from training.data import train_tokenizer
 from training.hub import export_model
-from training.runs import DataSettings
+from training.settings import DataSettings
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -2,29 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from training import demo
 from training.cli import main
 from training.costs import count_parameters, training_flops
 from training.hub import load_preset
-from training.runs import (
-    DataSettings,
-    PretrainSettings,
-    RetrainSettings,
-    export_child,
-    follow_search,
-    load_recipe,
-    pretrain,
-    retrain,
-    settings_from,
-)
+from training.runs import export_child, follow_search, pretrain, retrain
+from training.settings import DataSettings, PretrainSettings, RetrainSettings, load_recipe, settings_from
 
 
 WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
@@ -112,7 +107,7 @@ def search_run(preset, data, tmp_path_factory):
 def test_a_search_ends_with_a_child_and_a_supernet(search_run):
     folder, result = search_run
     assert len(result["architecture"]) == 4
-    assert result["space"] == [[name] for name in result["architecture"]] or result["shrink_history"]
+    assert all(name in layer for name, layer in zip(result["architecture"], result["space"], strict=True))
     assert len(result["shrink_history"]) == 2
     assert json.loads((folder / "result.json").read_text()) == result
     model = AutoModelForMaskedLM.from_pretrained(folder / "supernet")
@@ -168,6 +163,10 @@ def test_a_stopped_retraining_goes_on_with_the_same_bits(tmp_path, preset, data,
     monkeypatch.undo()
     for name in ("checkpoint-8", "checkpoint-6"):
         assert (tmp_path / "stopped" / name).is_dir()
+    # Stopped after the last checkpoint: not a step more is trained.
+    shutil.copytree(tmp_path / "stopped", tmp_path / "at the end")
+    ended = retrain(train_settings(preset, data), tmp_path / "at the end")
+    assert (ended["steps"], ended["val_loss"]) == (8, whole["val_loss"])
     # As if the process had died between the checkpoints 6 and 8.
     (tmp_path / "stopped" / "checkpoint-8" / "trainer_state.json").unlink()
     resumed = retrain(train_settings(preset, data), tmp_path / "stopped")
@@ -176,6 +175,41 @@ def test_a_stopped_retraining_goes_on_with_the_same_bits(tmp_path, preset, data,
         AutoModelForMaskedLM.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "stopped")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path, preset, data):
+    lock = FileLock(tmp_path / ".lock")
+    with lock, pytest.raises(ValueError, match=r"another process works in .*; wait for it, or take another"):
+        retrain(train_settings(preset, data), tmp_path)
+    assert retrain(train_settings(preset, data), tmp_path)["steps"] == 8
+
+
+def test_a_refused_start_leaves_its_folder_free(tmp_path, preset, data, monkeypatch):
+    """Settings that only the trainer can refuse, then others; and a kill while run.json was written."""
+    stream = replace(data, streaming=True)
+    arguments = {"alignment_warmup_steps": None, "shrink": False}
+    with pytest.raises(ValueError, match="set alignment_warmup_steps"):
+        pretrain(search_settings(preset, stream, **arguments), tmp_path)
+    (tmp_path / "run.json").rename(tmp_path / "run.json.1.tmp")
+    with pytest.raises(ValueError, match="set alignment_warmup_steps"):
+        pretrain(search_settings(preset, stream, **arguments), tmp_path)
+    assert pretrain(search_settings(preset, data, max_steps=3), tmp_path)["steps"] == 3
+
+
+def test_inheriting_needs_the_super_nets_sizes_and_tokenizer(search_run, tmp_path, preset, data):
+    folder, _ = search_run
+    other = json.loads(Path(preset).read_text()) | {"hidden_size": 64}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    settings = replace(train_settings(str(tmp_path / "other.json"), data), inherit=str(folder))
+    with pytest.raises(ValueError, match="hidden_size is 64 in the preset but 32 in the super-net"):
+        retrain(settings, tmp_path / "run")
+    settings = replace(train_settings(preset, replace(data, vocab_size=80)), inherit=str(folder))
+    with pytest.raises(ValueError, match=r"another vocabulary \(80 tokens\) than the super-net's"):
+        retrain(settings, tmp_path / "run")
+    settings = replace(train_settings(preset, data, architecture="CONV7,FFN,FFN,FFN"), inherit=str(folder))
+    with pytest.raises(ValueError, match="layer 0 has no operator 'CONV7'"):
+        retrain(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_retraining_follows_a_search(search_run, tmp_path):
@@ -209,6 +243,15 @@ def test_export_of_the_found_child_and_of_another(search_run, tmp_path):
         export_child(tmp_path / "nowhere", tmp_path / "none")
 
 
+def test_damaged_weights_are_named(search_run, tmp_path):
+    folder, _ = search_run
+    shutil.copytree(folder, tmp_path / "copy")
+    weights = tmp_path / "copy" / "supernet" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"the weights in .* are cut off or damaged"):
+        export_child(tmp_path / "copy", tmp_path / "out")
+
+
 # ---- Settings ----
 
 
@@ -235,6 +278,14 @@ def test_every_recipe_is_read_and_checked():
         ({"data": 3}, "data is 3 in the recipe; it must be a mapping"),
         ({"training_arguments": {"learning_rate": "fast"}}, "learning_rate is 'fast'; it must be a number"),
         ({"training_arguments": {"shrink": "yes, please"}}, "shrink is 'yes, please'; it must be true or false"),
+        ({"training_arguments": {"num_substitutions": 1.5}}, "num_substitutions is 1.5; it must be a whole number"),
+        ({"training_arguments": {"alignment_weight": None}}, "alignment_weight is None; it must be a number"),
+        ({"training_arguments": {"max_steps": [1]}}, r"max_steps is \[1\]; it must be a whole number"),
+        ({"training_arguments": {"shrink_every_n_steps": "soon"}}, "is 'soon'; it must be a whole number or null"),
+        ({"data": {"block_size": None}}, "block_size is None; it must be a whole number"),
+        ({"preset": 3}, "preset is 3; it must be text"),
+        ({1: 2}, "unknown key 1 in recipe"),
+        ({"mlm_probability": 0.0}, "mlm_probability is 0.0; it must be between 0 and 1"),
         ({"training_arguments": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size is 0; .*at least 1"),
     ],
 )
@@ -253,8 +304,9 @@ def test_flags_win_over_the_recipe():
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers():
-    settings = settings_from(PretrainSettings, {"training_arguments": {"learning_rate": "1e-3", "max_steps": "2e3"}})
-    assert settings.training_arguments == {"learning_rate": 1e-3, "max_steps": 2000}
+    given = {"learning_rate": "1e-3", "max_steps": "2e3", "shrink_every_n_steps": "1e2"}
+    settings = settings_from(PretrainSettings, {"training_arguments": given})
+    assert settings.training_arguments == {"learning_rate": 1e-3, "max_steps": 2000, "shrink_every_n_steps": 100}
     assert isinstance(settings.training_arguments["max_steps"], int)
 
 
@@ -362,6 +414,7 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
         (["pretrain", "-o", "{tmp}/run", "--text", "{tmp}/empty"], "empty"),
         (["pretrain", "-o", "{tmp}/run", "--preset", "bert-base"], "super-net needs a layer with a choice"),
         (["pretrain", "-o", "{tmp}/run", "--set", "num_substitutions=99"], "choose 1 to 6, the number of layers"),
+        (["pretrain", "-o", "{tmp}/run", "--set", "optim=[1"], "is not a value that YAML reads"),
         (["pretrain", "-o", "{tmp}/run", "--set", "max_step=3"], "did you mean 'max_steps'"),
         (["pretrain", "-o", "{tmp}/run", "--set", "max_steps"], "has no value; write KEY=VALUE"),
         (["pretrain", "-o", "{tmp}/run", "--set", "a.b=3"], "names no section"),
@@ -399,6 +452,7 @@ import os, signal, torch
 torch.set_num_threads(1)
 from transformers import TrainerCallback
 from training import runs, trainer
+from training.settings import PretrainSettings, load_recipe, settings_from
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 7:
@@ -408,7 +462,7 @@ def patched(self, *args, **kwargs):
     init(self, *args, **kwargs)
     self.add_callback(Kill())
 trainer.MagicTrainer.__init__ = patched
-settings = runs.settings_from(runs.PretrainSettings, runs.load_recipe({str(recipe)!r}))
+settings = settings_from(PretrainSettings, load_recipe({str(recipe)!r}))
 runs.pretrain(settings, {str(tmp_path / "run")!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=dict(os.environ))

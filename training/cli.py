@@ -85,12 +85,17 @@ def pretrain(
     sampler: Annotated[str | None, typer.Option(help="gradual (MAGIC-T), uniform (SPOS), fair or sandwich.")] = None,
     alignment: Annotated[str | None, typer.Option(help="anchor (MAGIC-A), top_percent, average or none.")] = None,
     shrink: Annotated[bool | None, typer.Option(help="Delete operators until one child is left.")] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="A BERT, RoBERTa, ELECTRA or MAGIC checkpoint: start from its weights where operators fit."),
+    ] = None,
     assignments: Assignments = None,
     num_threads: Threads = None,
 ) -> None:
     """Train a weight-sharing super-net and name the child that it finds."""
     changes = {
         "preset": preset,
+        "init_from": init_from,
         "data": {"source": text, "tokenizer": tokenizer},
         "training_arguments": {
             "max_steps": max_steps,
@@ -104,12 +109,17 @@ def pretrain(
     }
     changes = _merge(changes, assignments, ["mlm_probability"])
     _start(num_threads)
+    from accelerate import PartialState
+
     from .figures import draw_search
     from .hub import search_table
-    from .runs import PretrainSettings, load_recipe, load_supernet, settings_from
+    from .runs import load_supernet
     from .runs import pretrain as run_pretrain
+    from .settings import PretrainSettings, load_recipe, settings_from
 
     result = run_pretrain(settings_from(PretrainSettings, load_recipe(config), changes), output_dir)
+    if not PartialState().is_main_process:
+        return
     figure = draw_search(result, {}, output_dir / "report.png")
     print(f"\n{search_table(load_supernet(output_dir).config, result)}\n")
     print(f"figure:    {figure}\nsuper-net: {output_dir / 'supernet'}")
@@ -153,15 +163,20 @@ def retrain(
     if inherit and search is None:
         raise ValueError("--inherit takes its weights from a super-net; say which with --search RUN")
     _start(num_threads)
+    from accelerate import PartialState
+
     from .hub import results_table
-    from .runs import RetrainSettings, follow_search, load_recipe, settings_from, summarise
+    from .runs import follow_search, summarise
     from .runs import retrain as run_retrain
+    from .settings import RetrainSettings, load_recipe, settings_from
 
     recipe, record = load_recipe(config), None
     if search is not None:
         recipe, record = follow_search(search, recipe, inherit)
     settings = settings_from(RetrainSettings, recipe, changes)
     result = run_retrain(settings, output_dir, record)
+    if not PartialState().is_main_process:
+        return
     print(f"\n{results_table([summarise('this model', [result])])}\n\nmodel: {output_dir / 'model'}")
 
 
@@ -186,6 +201,44 @@ def export(
         print(f"onnx:  {export_onnx(folder, folder / 'onnx')}")
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A model's folder or name on the Hub.")],
+    output_dir: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    to: Annotated[str, typer.Option(help="magic, or of a chain of MHA,FFN: bert, roberta or electra.")] = "magic",
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer's name or folder, if not the source's.")] = None,
+) -> None:
+    """Write a BERT, RoBERTa or ELECTRA checkpoint as a MAGIC model, or a MAGIC model as one of these."""
+    _start()
+    from .runs import convert_checkpoint
+
+    folder, dropped = convert_checkpoint(source, output_dir, to, tokenizer)
+    print(f"left out: {', '.join(dropped) or 'nothing'}\nmodel:    {folder}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="An exported model folder.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made where it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch; made where it does not exist. Left out, main.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and list what would be sent.")] = False,
+) -> None:
+    """Publish a model folder on the Hub, all of it in one commit, with the token of `hf auth login` or HF_TOKEN."""
+    _start()
+    from .publish import push_model
+
+    report = push_model(folder, repo, private=private, revision=revision, dry_run=dry_run)
+    for name, size in report.files.items():
+        print(f"{size:>14,}  {name}")
+    print(f"{sum(report.files.values()):>14,}  bytes in {len(report.files)} files")
+    print(f"\nnothing was sent; it would go to {report.url}" if dry_run else f"\nmodel:  {report.url}")
+    if report.commit:
+        print(f"commit: {report.commit}")
+
+
 def _merge(changes: dict[str, Any], assignments: list[str] | None, of_the_recipe: list[str]) -> dict[str, Any]:
     """Returns `changes` with the `--set` assignments in their sections and without what was not given.
 
@@ -204,7 +257,10 @@ def _merge(changes: dict[str, Any], assignments: list[str] | None, of_the_recipe
         section, _, name = key.rpartition(".")
         if section not in ("", "data", "training_arguments"):
             raise ValueError(f"--set {assignment!r} names no section of a recipe; write data.KEY=VALUE or KEY=VALUE")
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {assignment!r}: {text!r} is not a value that YAML reads; quote it") from None
         if not section and name in of_the_recipe:
             changes[name] = value
         else:

@@ -267,6 +267,9 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
     except OSError as error:
         raise ValueError(f"no tokenizer {str(name_or_path)!r}; name a model or a folder that holds one") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # What transformers makes of a folder that holds a model and no vocabulary.
+        raise ValueError(f"{str(name_or_path)!r} has no vocabulary; name a model or a folder that holds a tokenizer")
     _require_tokens(tokenizer, "mask_token", "pad_token")
     return tokenizer
 

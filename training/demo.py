@@ -16,23 +16,13 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from modeling_magic import MagicConfig
 
+from .checkpoints import write_json
 from .costs import count_parameters, nearest_bert_pattern, training_flops
 from .figures import draw_search
 from .hub import export_model, results_table
-from .runs import (
-    MODEL_FOLDER,
-    PretrainSettings,
-    RetrainSettings,
-    load_recipe,
-    load_supernet,
-    pretrain,
-    retrain,
-    settings_from,
-    summarise,
-    training_manifest,
-    write_json,
-)
+from .runs import MODEL_FOLDER, load_supernet, pretrain, retrain, summarise, training_manifest
 from .search_space import Architecture, SearchSpace, format_architecture
+from .settings import PretrainSettings, RetrainSettings, load_recipe, settings_from
 
 
 logger = logging.getLogger(__name__)

@@ -42,9 +42,10 @@ def draw_architecture(architecture: Sequence[str], path: str | Path, head: str =
         axes.text(x + 0.5, row + 0.29, text, ha="center", va="center", size=9)
         if index + 1 < len(boxes):
             next_column, next_row = divmod(index + 1, num_rows)
-            start, end = ((x + 0.5, row + 0.6), (x + 0.5, next_row))
-            if next_column != column:
-                start, end = (x + 1, row + 0.3), (1.3 * next_column, next_row + 0.3)
+            if next_column == column:
+                start, end = (x + 0.5, row + 0.6), (x + 0.5, row + 1.0)
+            else:
+                start, end = (x + 1.0, row + 0.3), (x + 1.3, next_row + 0.3)
             axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": "#333333"})
     shown = [kind for kind in KIND_COLORS if any(_kind(name) == kind for name in architecture)]
     handles = [FancyBboxPatch((0, 0), 1, 1, fc=KIND_COLORS[kind], ec="#333333") for kind in shown]

@@ -41,7 +41,6 @@ AUTO_MAP = {
 }
 _TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 CODE_FILES = ("configuration_magic.py", "modeling_magic.py")
-SENTENCE = "This function returns the {} of the input."
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Head:
         kind: what such a model is, in words.
         name: the head's name in the figure; empty where there is none.
         flops: the head as `count_flops` names it.
-        call: the last line of the usage example; `{}` is where the mask token goes.
     """
 
     auto_class: str
@@ -62,27 +60,13 @@ class Head:
     kind: str
     name: str
     flops: str = "none"
-    call: str = f'pipeline("{{task}}", model=encoder, tokenizer=tokenizer)("{SENTENCE.format("value")}")'
 
 
-_LOGITS = 'encoder(**tokenizer("{}", return_tensors="pt")).logits'
 HEADS = {
     "MagicModel": Head("AutoModel", "feature-extraction", "A text encoder", ""),
-    "MagicForMaskedLM": Head(
-        "AutoModelForMaskedLM",
-        "fill-mask",
-        "A masked language model",
-        "masked-LM head",
-        "mlm",
-        f'pipeline("fill-mask", model=encoder, tokenizer=tokenizer)("{SENTENCE}")',
-    ),
+    "MagicForMaskedLM": Head("AutoModelForMaskedLM", "fill-mask", "A masked language model", "masked-LM head", "mlm"),
     "MagicForPreTraining": Head(
-        "AutoModelForPreTraining",
-        None,
-        "A discriminator, which tells the replaced tokens of a text (ELECTRA)",
-        "replaced-token head",
-        "rtd",
-        _LOGITS.format(SENTENCE.format("banana")),
+        "AutoModelForPreTraining", None, "A detector of replaced tokens (ELECTRA)", "replaced-token head", "rtd"
     ),
     "MagicForSequenceClassification": Head(
         "AutoModelForSequenceClassification", "text-classification", "A text classifier", "classifier"
@@ -91,22 +75,14 @@ HEADS = {
         "AutoModelForTokenClassification", "token-classification", "A token classifier", "token classifier"
     ),
     "MagicForQuestionAnswering": Head(
-        "AutoModelForQuestionAnswering",
-        "question-answering",
-        "A model that answers questions by spans of a text",
-        "span head",
-        call='pipeline("question-answering", model=encoder, tokenizer=tokenizer)(\n'
-        f'    question="What does it return?", context="{SENTENCE.format("value")}"\n)',
+        "AutoModelForQuestionAnswering", "question-answering", "A model that answers questions by a span", "span head"
     ),
     "MagicForMultipleChoice": Head(
-        "AutoModelForMultipleChoice",
-        "multiple-choice",
-        "A model that chooses among texts",
-        "choice head",
-        call=f'choices = tokenizer(["{SENTENCE.format("value")}", "{SENTENCE.format("banana")}"], '
-        'return_tensors="pt", padding=True)\nencoder(**{name: ids.unsqueeze(0) for name, ids in choices.items()}).logits',
+        "AutoModelForMultipleChoice", "multiple-choice", "A model that chooses among texts", "choice head"
     ),
 }
+_SENTENCE = "This function returns the {} of the input."
+_QUESTION = "What does it return?"
 
 
 def preset_names() -> list[str]:
@@ -196,7 +172,7 @@ def export_model(
         draw_architecture(manifest["architecture"], temporary / FIGURE_NAME, HEADS[kind].name)
         card = render_model_card(model.config, manifest, output_dir.resolve().name, tokenizer.mask_token, kind)
         (temporary / CARD_NAME).write_text(card, encoding="utf-8")
-        _write_benchmark_results(manifest, temporary)
+        _write_benchmark_results(manifest, kind, temporary)
         temporary.chmod(0o755)
         if output_dir.exists():
             shutil.rmtree(output_dir)
@@ -241,8 +217,9 @@ def describe_model(config: MagicConfig, head: str = "mlm") -> dict[str, Any]:
 def _without_paths(value: Any) -> Any:
     """Returns `value` with the last part only of every path of this machine in it, whatever it is nested in."""
     if isinstance(value, dict):
-        cleaned = {key: _without_paths(item) for key, item in value.items()}
-        return {key: _with_source_kind(item) if key == "corpus" else item for key, item in cleaned.items()}
+        # The kind first: its last part alone, a path could pass for the name of a data set.
+        kinds = {key: _with_source_kind(item) if key == "corpus" else item for key, item in value.items()}
+        return {key: _without_paths(item) for key, item in kinds.items()}
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value]
     is_path = isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("~", "./", "../")))
@@ -250,7 +227,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _with_source_kind(corpus: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record of a text with the kind of its source: "docstrings", "hub" (a data set by name) or "local"."""
+    """Returns the record of a text with the kind of its source: "docstrings", "hub" (a data set's name) or "local"."""
     if "source_kind" in corpus:
         return corpus
     source = corpus["source"]
@@ -281,15 +258,14 @@ def render_model_card(
         mask_token: the tokenizer's, for the examples of a masked LM.
         kind: name of the model's class, a key of `HEADS`.
     """
-    head = HEADS[kind]
-    call = head.call.replace("{task}", head.task or "")
-    imports = ["AutoTokenizer", head.auto_class] + (["pipeline"] if "pipeline(" in call else [])
+    head, call = HEADS[kind], _example_call(kind, mask_token)
+    imports = [head.auto_class, "AutoTokenizer", *(["pipeline"] if "pipeline(" in call else [])]
     return card_template().substitute(
         metadata=card_metadata(manifest, name, mask_token, kind).to_yaml(),
         kind=head.kind,
         auto_class=head.auto_class,
-        imports=", ".join(sorted(imports, key=lambda item: (item.islower(), item))),
-        call=call.replace("{}", mask_token or "") if head.flops == "mlm" else call,
+        imports=", ".join(imports),
+        call=call,
         model_name=name,
         architecture=format_architecture(manifest["architecture"]),
         num_layers=config.num_hidden_layers,
@@ -306,6 +282,29 @@ def render_model_card(
     )
 
 
+def _example_call(kind: str, mask_token: str | None) -> str:
+    """Returns the last lines of the usage example."""
+    sentence = _sentence(kind, mask_token)
+    if kind == "MagicForPreTraining":
+        return f'encoder(**tokenizer("{sentence}", return_tensors="pt")).logits'
+    if kind == "MagicForMultipleChoice":
+        return (
+            f'choices = tokenizer(["{sentence}", "{sentence.upper()}"], return_tensors="pt", padding=True)\n'
+            "encoder(**{name: values.unsqueeze(0) for name, values in choices.items()}).logits"
+        )
+    if kind == "MagicForQuestionAnswering":
+        return (
+            f'inputs = tokenizer("{_QUESTION}", "{sentence}", return_tensors="pt")\n'
+            "outputs = encoder(**inputs)\n"
+            "tokenizer.decode(inputs.input_ids[0, outputs.start_logits.argmax() : outputs.end_logits.argmax() + 1])"
+        )
+    return f'pipeline("{HEADS[kind].task}", model=encoder, tokenizer=tokenizer)("{sentence}")'
+
+
+def _sentence(kind: str, mask_token: str | None) -> str:
+    return _SENTENCE.format(mask_token if kind == "MagicForMaskedLM" and mask_token else "value")
+
+
 def card_template() -> Template:
     """Returns the template that `render_model_card` fills."""
     return Template(files("hub_configs").joinpath("model_card.md").read_text(encoding="utf-8"))
@@ -315,12 +314,11 @@ def card_metadata(
     manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
 ) -> ModelCardData:
     """Returns the front matter of the card: nothing but what the manifest holds; arguments as `render_model_card`."""
-    head, corpus, evaluations = HEADS[kind], _corpus(manifest), _evaluations(manifest)
-    sentence = SENTENCE.format(mask_token if head.task == "fill-mask" else "value")
-    if head.task == "question-answering":
-        widget = [{"text": "What does it return?", "context": sentence}]
-    else:
-        widget = [{"text": sentence}]
+    head, corpus, evaluations = HEADS[kind], _corpus(manifest), _evaluations(manifest, kind)
+    fills_masks = kind == "MagicForMaskedLM" and mask_token is not None
+    example = {"text": _sentence(kind, mask_token)}
+    if kind == "MagicForQuestionAnswering":
+        example = {"text": _QUESTION, "context": example["text"]}
     return ModelCardData(
         language=manifest.get("language") or ("en" if corpus.get("source_kind") == "docstrings" else None),
         license=manifest.get("license", "apache-2.0"),
@@ -329,9 +327,9 @@ def card_metadata(
         tags=["magic", "neural-architecture-search", "encoder"],
         datasets=[corpus["source"]] if corpus.get("source_kind") == "hub" else None,
         metrics=["accuracy"] if evaluations else None,
-        mask_token=mask_token if head.task == "fill-mask" else None,
-        widget=widget if head.task and (head.task != "fill-mask" or mask_token) else None,
-        model_name=name,
+        mask_token=mask_token if fills_masks else None,
+        widget=[example] if head.task else None,
+        model_name=name if evaluations else None,
         eval_results=evaluations or None,
     )
 
@@ -341,47 +339,53 @@ def _corpus(manifest: dict[str, Any]) -> dict[str, Any]:
     return ((manifest.get("training") or manifest.get("search") or {}).get("corpus")) or {}
 
 
-def _own_result(manifest: dict[str, Any]) -> dict[str, float]:
-    """Loss and accuracy of these very weights on the held-out text; empty where they are not known.
+def _own_result(manifest: dict[str, Any], kind: str) -> dict[str, float]:
+    """Masked-LM loss and accuracy of these very weights on the held-out text; empty where they are not known.
 
     A row of results holds several seeds of one architecture: of them only the seed of these weights counts.
     """
-    rows = [row for row in manifest.get("results", []) if list(row["architecture"]) == manifest["architecture"]]
-    training = manifest.get("training")
-    if not rows or training is None:
+    training, search = manifest.get("training"), manifest.get("search") or {}
+    if kind != "MagicForMaskedLM" or not _corpus(manifest):
         return {}
-    seeds = rows[0].get("seed", [training["seed"]])
-    if training["seed"] not in seeds or len(seeds) != len(rows[0]["val_loss"]):
-        return {}
-    index = seeds.index(training["seed"])
-    return {"loss": round(rows[0]["val_loss"][index], 4), "accuracy": round(rows[0]["val_accuracy"][index], 4)}
+    if training is None:
+        own = {"loss": search.get("val_loss"), "accuracy": search.get("val_accuracy")}
+    else:
+        rows = [row for row in manifest.get("results", []) if row["architecture"] == manifest["architecture"]]
+        seeds = rows[0].get("seed", [training["seed"]]) if rows else []
+        if training["seed"] not in seeds:
+            return {}
+        index = seeds.index(training["seed"])
+        own = {"loss": rows[0]["val_loss"][index], "accuracy": rows[0]["val_accuracy"][index]}
+    return {name: round(value, 4) for name, value in own.items() if value is not None}
 
 
-def _evaluations(manifest: dict[str, Any]) -> list[EvalResult]:
+def _evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
     """The results in the form of a card's model-index."""
     corpus = _corpus(manifest)
+    on_hub = corpus.get("source_kind") == "hub"
     names = {"loss": "masked-LM loss (nats per masked token)", "accuracy": "accuracy on masked tokens"}
     return [
         EvalResult(
             task_type="fill-mask",
             task_name="masked language modelling",
-            dataset_type=corpus["source"],
+            # "text" is what `datasets` calls files of text; the name of one must not point at a stranger's data set.
+            dataset_type=corpus["source"] if on_hub else "text",
             dataset_name=f"{corpus['source']}, documents held out from training",
             dataset_config=corpus.get("dataset_config"),
-            dataset_split=corpus.get("split") if corpus["source_kind"] == "hub" else None,
-            dataset_args={"sha256": corpus["sha256"]["validation"]} if "validation" in corpus["sha256"] else None,
+            dataset_split=corpus["split"] if on_hub else None,
+            dataset_args={"sha256": corpus["sha256"]["validation"]},
             metric_type=metric,
             metric_name=names[metric],
             metric_value=value,
         )
-        for metric, value in _own_result(manifest).items()
+        for metric, value in _own_result(manifest, kind).items()
     ]
 
 
-def _write_benchmark_results(manifest: dict[str, Any], folder: Path) -> None:
+def _write_benchmark_results(manifest: dict[str, Any], kind: str, folder: Path) -> None:
     """Writes .eval_results/<data set>.yaml, the Hub's own form, which can only speak of data sets on the Hub."""
-    corpus, own = _corpus(manifest), _own_result(manifest)
-    if not own or corpus["source_kind"] != "hub":
+    corpus, own = _corpus(manifest), _own_result(manifest, kind)
+    if "accuracy" not in own or corpus["source_kind"] != "hub":
         return
     entry = EvalResultEntry(
         dataset_id=corpus["source"],

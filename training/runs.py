@@ -1,167 +1,55 @@
 """Runs: a super-net trained, a child re-trained, each in a folder of its own that a later call continues."""
 
-import difflib
 import json
 import logging
 import platform
+import tempfile
 import time
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from filelock import FileLock, Timeout
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
+from modeling_magic.conversion import chain_config, convert_from_magic, convert_to_magic, load_magic
+from modeling_magic.warm_start import check_initialization, initialize_from
 
+from .arguments import MagicTrainingArguments
+from .checkpoints import last_complete_checkpoint, load_finished, write_json
 from .costs import training_flops
 from .data import MaskingCollator, PreparedData, prepare_data
 from .evaluation import RankedChild, evaluate_child, validation_batches
-from .hub import describe_model, export_model, load_preset
-from .search_space import Architecture, SearchSpace, format_architecture, parse_architecture
-from .trainer import (
-    MagicTrainer,
-    MagicTrainingArguments,
-    PostfixProgressCallback,
-    check_search,
-    last_complete_checkpoint,
-    write_json,
-)
+from .hub import check_export_folder, describe_model, export_model, load_preset
+from .search_space import SearchSpace, format_architecture, parse_architecture
+from .settings import DataSettings, PretrainSettings, RetrainSettings, mapping_of
+from .trainer import MagicTrainer, PostfixProgressCallback, check_search
 
 
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
 RESULT_NAME = "result.json"
+LOCK_NAME = ".lock"
 SUPERNET_FOLDER = "supernet"
 MODEL_FOLDER = "model"
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Where the text comes from and how it is cut into blocks; the keys of `data` in a recipe."""
-
-    source: str | None = None
-    dataset_config: str | None = None
-    split: str = "train"
-    text_column: str = "text"
-    streaming: bool = False
-    max_documents: int | None = None
-    tokenizer: str | None = None
-    vocab_size: int = 8192
-    block_size: int = 128
-    validation_fraction: float = 0.02
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """What a super-net run does; the keys of a recipe for `magic-nas pretrain`."""
-
-    preset: str = "magic-tiny"
-    mlm_probability: float = 0.15
-    data: DataSettings = field(default_factory=DataSettings)
-    training_arguments: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RetrainSettings:
-    """What the training of one child does; the keys of a recipe for `magic-nas retrain`.
-
-    Attributes:
-        preset: sizes of the model; its operators are replaced by the architecture's.
-        architecture: one operator name a layer, as text.
-        inherit: folder of a super-net whose weights the child starts from; left out, it starts from random ones.
-    """
-
-    preset: str = "magic-tiny"
-    architecture: str = ""
-    inherit: str | None = None
-    mlm_probability: float = 0.15
-    num_validation_sequences: int = 256
-    data: DataSettings = field(default_factory=DataSettings)
-    training_arguments: dict[str, Any] = field(default_factory=dict)
-
-
-def load_recipe(name_or_path: str | None) -> dict[str, Any]:
-    """Returns what a recipe says: one of hub_configs/recipes by name, or a YAML file.
-
-    Raises:
-        ValueError: there is no such recipe, or it is no YAML mapping.
-    """
-    if name_or_path is None:
-        return {}
-    packaged = files("hub_configs").joinpath("recipes", f"{name_or_path}.yaml")
-    path = packaged if packaged.is_file() else Path(name_or_path)
-    if not path.is_file():
-        names = sorted(item.name.removesuffix(".yaml") for item in files("hub_configs").joinpath("recipes").iterdir())
-        raise ValueError(f"there is no recipe {name_or_path!r}; choose one of {', '.join(names)}, or give a YAML file")
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{name_or_path} is not a recipe: a YAML mapping is expected")
-    return recipe
-
-
-def settings_from(kind: type, recipe: dict[str, Any], changes: dict[str, Any] | None = None) -> Any:
-    """Returns settings of `kind` from a recipe, `changes` winning over it; every key is checked.
-
-    Args:
-        kind: PretrainSettings or RetrainSettings.
-        recipe: as `load_recipe` returns it.
-        changes: keys as in a recipe; `data` and `training_arguments` are merged key by key, `None` changes nothing.
-    """
-    changes = {key: value for key, value in (changes or {}).items() if value is not None}
-    merged = {**recipe, **changes}
-    for section in ("data", "training_arguments"):
-        merged[section] = {**_mapping(section, recipe), **_mapping(section, changes)}
-    arguments = MagicTrainingArguments if kind is PretrainSettings else TrainingArguments
-    merged = _checked("recipe", merged, kind)
-    merged["training_arguments"] = _checked("training_arguments", merged["training_arguments"], arguments)
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if (value := merged["training_arguments"].get(name, 1)) < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    return kind(**{**merged, "data": DataSettings(**_checked("data", merged["data"], DataSettings))})
-
-
-def _mapping(section: str, values: dict[str, Any]) -> dict[str, Any]:
-    found = values.get(section) or {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{section} is {found!r} in the recipe; it must be a mapping of keys to values")
-    return found
-
-
-def _checked(section: str, values: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Returns `values` with numbers as numbers; raises a ValueError where `kind` has no such field or another type."""
-    known = {item.name: item.default for item in fields(kind) if item.name != "output_dir"}
-    checked = {}
-    for key, value in values.items():
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
-            raise ValueError(f"unknown key {key!r} in {section}; {remedy}")
-        checked[key] = value
-        if isinstance(default := known[key], int | float):
-            checked[key] = _number(key, value, default)
-    return checked
-
-
-def _number(key: str, value: Any, default: float) -> Any:
-    if isinstance(value, str):
-        # YAML takes 1e-3 for text: a number has a point there.
-        try:
-            value = float(value)
-        except ValueError:
-            wanted = "true or false" if isinstance(default, bool) else "a number"
-            raise ValueError(f"{key} is {value!r}; it must be {wanted}") from None
-    return int(value) if isinstance(value, float) and isinstance(default, int) and value.is_integer() else value
 
 
 def _training_arguments(kind: type, output_dir: Path, given: dict[str, Any]) -> Any:
@@ -171,29 +59,52 @@ def _training_arguments(kind: type, output_dir: Path, given: dict[str, Any]) -> 
         "logging_steps": 10,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return kind(output_dir=str(output_dir), **{**defaults, **given})
+    try:
+        return kind(output_dir=str(output_dir), **{**defaults, **given})
+    except (TypeError, ImportError, RuntimeError) as error:
+        raise ValueError(f"training_arguments: {error}") from None
 
 
 # ---- Run folders ----
 
 
 def check_run_folder(output_dir: Path, command: str, settings: Any) -> None:
-    """Raises a ValueError where `output_dir` holds another run or something else; the same run may go on there."""
+    """Raises a ValueError where `output_dir` holds another run or something else; the same run may go on there.
+
+    A run that has neither a checkpoint nor a result has lost nothing: its folder may be taken by another.
+    """
     path = output_dir / RUN_NAME
     if path.is_file():
         found, wanted = json.loads(path.read_text(encoding="utf-8")), _describe_run(command, settings)
-        if found != wanted:
+        begun = (output_dir / RESULT_NAME).is_file() or last_complete_checkpoint(output_dir) is not None
+        if begun and found != wanted:
             raise ValueError(
                 f"{output_dir} holds another run ({_difference(found, wanted)}); take another --output-dir"
             )
-    elif output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"{output_dir} is not empty and holds no run; take another --output-dir")
+    elif output_dir.exists():
+        own = (LOCK_NAME, f"{RUN_NAME}.")
+        if not output_dir.is_dir() or any(not item.name.startswith(own) for item in output_dir.iterdir()):
+            raise ValueError(f"{output_dir} is not empty and holds no run; take another --output-dir")
 
 
-def claim_run_folder(output_dir: Path, command: str, settings: Any) -> None:
-    """Makes `output_dir` the folder of a run."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / RUN_NAME, _describe_run(command, settings))
+@contextmanager
+def claim_run_folder(output_dir: Path, command: str, settings: Any, args: TrainingArguments) -> Iterator[None]:
+    """Makes `output_dir` the folder of a run, this process's (and its ranks') alone until the context ends.
+
+    Raises:
+        ValueError: another process works in the folder.
+    """
+    with args.main_process_first(local=False):
+        output_dir.mkdir(parents=True, exist_ok=True)
+    if not args.should_save:
+        yield
+        return
+    try:
+        with FileLock(output_dir / LOCK_NAME, timeout=0):
+            write_json(output_dir / RUN_NAME, _describe_run(command, settings))
+            yield
+    except Timeout:
+        raise ValueError(f"another process works in {output_dir}; wait for it, or take another --output-dir") from None
 
 
 def _describe_run(command: str, settings: Any) -> dict[str, Any]:
@@ -237,9 +148,9 @@ def fit_to_tokenizer(config: MagicConfig, data: PreparedData, block_size: int) -
     Raises:
         ValueError: the blocks are longer than the model's positions.
     """
-    if block_size > config.max_position_embeddings:
+    if block_size > config.max_sequence_length:
         raise ValueError(
-            f"block_size is {block_size} but the model has {config.max_position_embeddings} positions; take a smaller "
+            f"block_size is {block_size} but the model has {config.max_sequence_length} positions; take a smaller "
             f"block_size or a preset with more positions"
         )
     config.vocab_size = len(data.tokenizer)
@@ -264,6 +175,8 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     config = load_preset(settings.preset)
     args = _training_arguments(MagicTrainingArguments, output_dir, settings.training_arguments)
     check_search(config, args)
+    if settings.init_from is not None:
+        check_initialization(config, settings.init_from, vocabulary=False)
     check_run_folder(output_dir, "pretrain", settings)
     if (result := read_result(output_dir)) is not None:
         return result
@@ -271,10 +184,19 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     with args.main_process_first():
         data = load_data(settings.data)
     config = fit_to_tokenizer(config, data, settings.data.block_size)
-    with args.main_process_first(local=False):
-        claim_run_folder(output_dir, "pretrain", settings)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
+    # A run that goes on has all weights in its checkpoint, and its start may be gone.
+    if settings.init_from is not None and last_complete_checkpoint(output_dir) is None:
+        logger.info("%s", initialize_from(model, settings.init_from))
+    with claim_run_folder(output_dir, "pretrain", settings, args):
+        return _train_supernet(model, data, args, settings)
+
+
+def _train_supernet(
+    model: MagicForMaskedLM, data: PreparedData, args: MagicTrainingArguments, settings: PretrainSettings
+) -> dict[str, Any]:
+    output_dir = Path(str(args.output_dir))
     trainer = MagicTrainer(
         model=model,
         args=args,
@@ -288,6 +210,7 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     found = trainer.best_child()
     result = {
         **_search_record(trainer, found),
+        "init_from": settings.init_from,
         "seconds": time.perf_counter() - start,
         "shrink_history": trainer.shrink_history,
         "anchor_history": trainer.anchor_history,
@@ -302,6 +225,8 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
         model.save_pretrained(output_dir / SUPERNET_FOLDER)
         data.tokenizer.save_pretrained(output_dir / SUPERNET_FOLDER)
         write_json(output_dir / RESULT_NAME, result)
+    # What the other processes do next may read these files.
+    trainer.accelerator.wait_for_everyone()
     return result
 
 
@@ -338,8 +263,10 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
     """
     output_dir = Path(output_dir)
     args = _training_arguments(TrainingArguments, output_dir, settings.training_arguments)
-    architecture = parse_architecture(settings.architecture)
-    config = load_preset(settings.preset).child_config(architecture)
+    config = load_preset(settings.preset).child_config(parse_architecture(settings.architecture))
+    supernet = None if settings.inherit is None else load_supernet(settings.inherit)
+    if supernet is not None:
+        _check_inheritance(config, supernet.config)
     check_run_folder(output_dir, "retrain", settings)
     if (result := read_result(output_dir)) is not None:
         return result
@@ -347,11 +274,26 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
     with args.main_process_first():
         data = load_data(settings.data)
     config = fit_to_tokenizer(config, data, settings.data.block_size)
-    with args.main_process_first(local=False):
-        claim_run_folder(output_dir, "retrain", settings)
     set_seed(args.seed)
-    model = _child_model(config, architecture, settings.inherit)
-    model.config.sparse_prediction = True
+    model = MagicForMaskedLM(config) if supernet is None else _inherited_child(config, supernet, data, settings)
+    with claim_run_folder(output_dir, "retrain", settings, args):
+        return _train_child(model, data, args, settings, search)
+
+
+def _train_child(
+    model: MagicForMaskedLM,
+    data: PreparedData,
+    args: TrainingArguments,
+    settings: RetrainSettings,
+    search: dict[str, Any] | None,
+) -> dict[str, Any]:
+    output_dir, config = Path(str(args.output_dir)), model.config
+    config.sparse_prediction = True
+    # The masks of the validation text do not depend on the run's seed, so that runs compare on the same tokens.
+    judge = MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=0)
+    batches = validation_batches(
+        data.validation, judge, args.per_device_eval_batch_size, settings.num_validation_sequences
+    )
     collator = MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=args.seed)
     trainer = Trainer(
         model=model,
@@ -364,16 +306,14 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(PostfixProgressCallback(["loss", "learning_rate"]))
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
+    checkpoint = last_complete_checkpoint(output_dir)
+    if checkpoint is None or not load_finished(trainer, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
-    # The masks of the validation text do not depend on the run's seed, so that runs compare on the same tokens.
-    judge = MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=0)
-    batches = validation_batches(
-        data.validation, judge, args.per_device_eval_batch_size, settings.num_validation_sequences
-    )
     val_loss, val_accuracy = evaluate_child(model, batches, accelerator=trainer.accelerator)
     tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     tokens_per_step *= settings.data.block_size
+    architecture = [layer[0] for layer in config.candidate_operators]
     result = {
         **describe_model(config),
         "val_loss": val_loss,
@@ -394,7 +334,35 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
     if trainer.is_world_process_zero():
         export_model(model, data.tokenizer, output_dir / MODEL_FOLDER, training_manifest(result, search))
         write_json(output_dir / RESULT_NAME, result)
+    trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _check_inheritance(config: MagicConfig, supernet: MagicConfig) -> None:
+    """Raises a ValueError where a child of `config` cannot hold the super-net's weights."""
+    SearchSpace.from_config(supernet.candidate_operators).check([layer[0] for layer in config.candidate_operators])
+    for name in ("hidden_size", "intermediate_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
+        own, other = getattr(config, name), getattr(supernet, name)
+        if own != other:
+            raise ValueError(
+                f"{name} is {own} in the preset but {other} in the super-net to inherit from; take the super-net's "
+                f"folder as the preset"
+            )
+
+
+def _inherited_child(
+    config: MagicConfig, supernet: MagicForMaskedLM, data: PreparedData, settings: RetrainSettings
+) -> MagicForMaskedLM:
+    """Returns the child with the super-net's weights and, where sizes do not depend on it, the preset's settings."""
+    trained_with = AutoTokenizer.from_pretrained(_supernet_folder(str(settings.inherit)))
+    if trained_with.get_vocab() != data.tokenizer.get_vocab():
+        raise ValueError(
+            f"the tokenizer has another vocabulary ({len(data.tokenizer)} tokens) than the super-net's "
+            f"({len(trained_with)}), so that its embeddings mean other words; set data.tokenizer to {settings.inherit}"
+        )
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        setattr(supernet.config, name, getattr(config, name))
+    return supernet.extract_child([layer[0] for layer in config.candidate_operators])
 
 
 def follow_search(
@@ -402,8 +370,8 @@ def follow_search(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns a retrain recipe that follows a finished super-net run, and the record of that search.
 
-    The child, the sizes and the text are the search's where the recipe does not say otherwise; the tokenizer is the
-    one that the super-net was trained with.
+    The child, the text and the tokenizer are the search's where the recipe does not say otherwise, the sizes are the
+    super-net's in any case.
 
     Args:
         run: folder of the super-net run.
@@ -417,10 +385,10 @@ def follow_search(
     record, supernet = read_search(run), str(run / SUPERNET_FOLDER)
     settings = json.loads((run / RUN_NAME).read_text(encoding="utf-8"))["settings"]
     followed = {
-        "preset": supernet,
         "architecture": format_architecture(record["architecture"]),
         **recipe,
-        "data": {**settings["data"], "tokenizer": supernet, **(recipe.get("data") or {})},
+        "preset": supernet,
+        "data": {**settings["data"], "tokenizer": supernet, **mapping_of("data", recipe)},
     }
     return ({**followed, "inherit": supernet} if inherit else followed), record
 
@@ -464,25 +432,24 @@ def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _child_model(config: MagicConfig, architecture: Architecture, inherit: str | None) -> MagicForMaskedLM:
-    if inherit is None:
-        return MagicForMaskedLM(config)
-    supernet = load_supernet(inherit)
-    SearchSpace.from_config(supernet.config.candidate_operators).check(architecture)
-    return supernet.extract_child(architecture)
-
-
 def load_supernet(folder: str | Path) -> MagicForMaskedLM:
     """Returns the super-net of a run's folder, or of a model folder.
 
     Raises:
         ValueError: there is no model there.
     """
-    folder = Path(folder)
-    folder = folder / SUPERNET_FOLDER if (folder / SUPERNET_FOLDER).is_dir() else folder
+    folder = _supernet_folder(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model; give the folder of a finished `magic-nas pretrain`")
-    return AutoModelForMaskedLM.from_pretrained(folder)
+    try:
+        return AutoModelForMaskedLM.from_pretrained(folder)
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {folder} are cut off or damaged ({error}); copy them anew") from None
+
+
+def _supernet_folder(folder: str | Path) -> Path:
+    inside = Path(folder) / SUPERNET_FOLDER
+    return inside if inside.is_dir() else Path(folder)
 
 
 def export_child(source: str | Path, output_dir: str | Path, architecture: str | None = None) -> Path:
@@ -503,3 +470,65 @@ def export_child(source: str | Path, output_dir: str | Path, architecture: str |
     tokenizer = AutoTokenizer.from_pretrained(source / SUPERNET_FOLDER)
     found = list(child) == search["architecture"]
     return export_model(model, tokenizer, output_dir, {"search": search_manifest(search) if found else None})
+
+
+def convert_checkpoint(
+    source: str, output_dir: str | Path, to: str = "magic", tokenizer: str | None = None
+) -> tuple[Path, tuple[str, ...]]:
+    """Writes a checkpoint as a model folder of another type; returns it and the names of the weights left out.
+
+    Args:
+        source: a folder or a name on the Hub: a BERT, RoBERTa or ELECTRA to become `"magic"`, or a MAGIC child to
+            become one of these.
+        output_dir: where to write; a MAGIC model as by `export_model`, others as transformers saves them.
+        to: `"magic"`, `"bert"`, `"roberta"` or `"electra"`.
+        tokenizer: a name or a folder; left out, the source's goes along.
+
+    Raises:
+        ValueError: the source cannot be converted, a tokenizer is named or needed that is not there, or `output_dir`
+            holds something else.
+    """
+    output_dir = Path(output_dir)
+    check_export_folder(output_dir)
+    chain_config(source)
+    found = _tokenizer_of(tokenizer or source)
+    if to == MagicConfig.model_type and found is not None:
+        magic, dropped = convert_to_magic(source)
+        manifest = {"converted_from": source, "dropped_weights": list(dropped), **_card_facts(source)}
+        return export_model(magic, found, output_dir, manifest), dropped
+    if found is None and (to == MagicConfig.model_type or tokenizer is not None):
+        raise ValueError(f"{tokenizer or source} holds no tokenizer; name one with --tokenizer")
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        # It may be the source.
+        raise ValueError(f"{output_dir} holds a MAGIC model; take another folder")
+    model, dropped = convert_from_magic(load_magic(source), to)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as temporary:
+        written = Path(temporary) / output_dir.name
+        model.save_pretrained(written)
+        if found is not None:
+            found.save_pretrained(written)
+        # Over an empty folder, should there be one.
+        written.rename(output_dir)
+    return output_dir, dropped
+
+
+def _tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError):
+        return None
+    # A folder without a vocabulary gives a tokenizer that knows its special tokens only.
+    return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
+
+
+def _card_facts(source: str) -> dict[str, Any]:
+    """Returns the license and the language that the source's own model card states, `None` where it states none."""
+    path = cached_file(
+        source,
+        "README.md",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    data = ModelCard.load(path, ignore_metadata_errors=True).data if path is not None else ModelCardData()
+    return {"license": data.license, "language": data.language}

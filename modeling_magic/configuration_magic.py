@@ -125,7 +125,9 @@ class MagicConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.num_hidden_layers is None:
             self.num_hidden_layers = len(self.candidate_operators)
-        self._refuse_misspelt(kwargs)
+        # A saved configuration, which alone names its model_type, may hold what other libraries have set on it.
+        if "model_type" not in kwargs:
+            self._refuse_misspelt(kwargs)
         self.validate_sizes()
         self.validate_candidate_operators()
         super().__post_init__(**kwargs)

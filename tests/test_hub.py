@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,13 @@ def test_export_overwrites_nothing_but_an_export(child, tokenizer, tmp_path):
         export_model(child, tokenizer, folder, {})
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
     (folder / "thesis.txt").unlink()
+    export_model(child, tokenizer, folder, {"note": "first"})
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref")
+    with pytest.raises(ValueError, match=r"holds \.git/HEAD beside an exported model; take another folder"):
+        export_model(child, tokenizer, folder, {})
+    assert (folder / ".git" / "HEAD").is_file()
+    shutil.rmtree(folder / ".git")
     export_model(child, tokenizer, folder, {"note": "first"})
     export_model(child, tokenizer, folder, {"note": "second"})
     assert json.loads((folder / "search.json").read_text())["note"] == "second"

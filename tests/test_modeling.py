@@ -407,6 +407,14 @@ def test_bad_configurations_name_value_and_remedy(tiny_config, changes, message)
         tiny_config(**changes)
 
 
+def test_what_was_saved_loads(tiny_config, tmp_path):
+    config = tiny_config()
+    config.layer_norm_epsilon = 1.0
+    config.save_pretrained(tmp_path)
+    assert MagicConfig.from_pretrained(tmp_path).layer_norm_epsilon == 1.0
+    assert config.child_config(MIXED).layer_norm_epsilon == 1.0
+
+
 @pytest.mark.parametrize("name", ["", "MHA", "FFN3", "CONV", "MHA0", "MHA4x", "mha4", "FFNx0", "CONV3 ", "XMHA4"])
 def test_names_outside_the_grammar_are_refused(name):
     with pytest.raises(ValueError, match="unknown operator"):

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -16,6 +17,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
@@ -85,6 +87,35 @@ _SENTENCE = "This function returns the {} of the input."
 _QUESTION = "What does it return?"
 
 
+# What an export may hold. Those that belong to the weights are removed from the Hub where a new export lacks them.
+WEIGHT_FILES = (
+    SAFE_WEIGHTS_NAME,
+    "model-*-of-*.safetensors",
+    SAFE_WEIGHTS_INDEX_NAME,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "onnx/model.onnx",
+    "onnx/model.onnx.data",
+    "onnx/config.json",
+)
+OTHER_FILES = (
+    "config.json",
+    CARD_NAME,
+    MANIFEST_NAME,
+    FIGURE_NAME,
+    *CODE_FILES,
+    ".eval_results/*.yaml",
+    ".gitattributes",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
 def preset_names() -> list[str]:
     """Returns the names of the configurations that the package carries."""
     return sorted(
@@ -130,6 +161,10 @@ def check_export_folder(output_dir: Path) -> None:
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         if not (output_dir / MANIFEST_NAME).is_file():
             raise ValueError(f"{output_dir} holds something else than an exported model; take another folder")
+        names = [path.relative_to(output_dir).as_posix() for path in output_dir.rglob("*") if not path.is_dir()]
+        for name in sorted(names):
+            if not any(fnmatch(name, pattern) for pattern in (*WEIGHT_FILES, *OTHER_FILES)):
+                raise ValueError(f"{output_dir} holds {name} beside an exported model; take another folder")
 
 
 def export_model(
@@ -174,13 +209,22 @@ def export_model(
         (temporary / CARD_NAME).write_text(card, encoding="utf-8")
         _write_benchmark_results(manifest, kind, temporary)
         temporary.chmod(0o755)
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
-        temporary.rename(output_dir)
+        _replace(output_dir, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return output_dir
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Puts a folder in the place of another, which is whole in one place or the other at every moment."""
+    if not old.exists():
+        new.rename(old)
+        return
+    aside = new.with_name(f"{new.name}-old")
+    old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside)
 
 
 def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:

@@ -28,36 +28,17 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
-from .hub import CARD_NAME, CODE_FILES, FIGURE_NAME, HEADS, MANIFEST_NAME, card_template, load_preset
-
-
-# What an export may hold. Those that belong to the weights are removed from the Hub where a new export lacks them.
-_OF_THE_WEIGHTS = (
-    SAFE_WEIGHTS_NAME,
-    "model-*-of-*.safetensors",
-    SAFE_WEIGHTS_INDEX_NAME,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "onnx/model.onnx",
-    "onnx/model.onnx.data",
-    "onnx/config.json",
-)
-_OTHERS = (
-    "config.json",
+from .hub import (
     CARD_NAME,
+    HEADS,
     MANIFEST_NAME,
-    FIGURE_NAME,
-    *CODE_FILES,
-    ".eval_results/*.yaml",
-    ".gitattributes",
-    "LICENSE*",
-    "NOTICE*",
+    OTHER_FILES,
+    WEIGHT_FILES,
+    card_template,
+    load_preset,
 )
+
+
 _AGAIN = "export the model again"
 
 
@@ -135,7 +116,7 @@ def push_model(
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, item if isinstance(item, bytes) else str(item)) for name, item in contents.items()
         ]
-        operations += [CommitOperationDelete(name) for name in stale if _matches(name, _OF_THE_WEIGHTS)]
+        operations += [CommitOperationDelete(name) for name in stale if _matches(name, WEIGHT_FILES)]
         commit = api.create_commit(
             repo_id, operations, commit_message=commit_message, revision=branch, parent_commit=before.sha
         )
@@ -168,7 +149,7 @@ def check_export(folder: str | Path) -> list[str]:
         raise ValueError(f"{folder} is no exported model: it has no {MANIFEST_NAME}; make one with `magic-nas export`")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if not _is_litter(name)]
-    strays = [name for name in names if not _matches(name, _OF_THE_WEIGHTS + _OTHERS)]
+    strays = [name for name in names if not _matches(name, WEIGHT_FILES + OTHER_FILES)]
     if strays:
         shown = ", ".join(strays[:5]) + (f" and {len(strays) - 5} more" if len(strays) > 5 else "")
         raise ValueError(f"{folder} holds files that are no part of an exported model: {shown}; move them away")
@@ -209,7 +190,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _is_litter(name: str) -> bool:
     parts = name.split("/")
-    hidden = any(part.startswith(".") for part in parts) and not _matches(name, _OTHERS)
+    hidden = any(part.startswith(".") for part in parts) and not _matches(name, OTHER_FILES)
     return hidden or "__pycache__" in parts
 
 

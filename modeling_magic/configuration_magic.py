@@ -54,6 +54,9 @@ def operator_inner_size(spec: OperatorSpec, config: "MagicConfig") -> int:
     return config.intermediate_size if spec.kind == "FFN" else config.hidden_size
 
 
+CONFIG_VERSION = 1
+
+
 @strict
 class MagicConfig(PreTrainedConfig):
     """Configuration of a MAGIC encoder or of the super-net that encoders are searched in.
@@ -80,6 +83,7 @@ class MagicConfig(PreTrainedConfig):
             `"gelu"` as in ELECTRA.
         classifier_dropout: dropout in the classification heads; `None` is `hidden_dropout_prob`.
         num_hidden_layers: derived, the length of `candidate_operators`.
+        config_version: version of this format; one from a later release is refused, since what it means is not known.
 
     Raises:
         ValueError: an operator that the grammar does not know, heads that do not divide the inner size, an empty
@@ -121,6 +125,7 @@ class MagicConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     sparse_prediction: bool = False
     unpad_inputs: bool = False
+    config_version: int = CONFIG_VERSION
 
     def __post_init__(self, **kwargs):
         if self.num_hidden_layers is None:
@@ -128,6 +133,11 @@ class MagicConfig(PreTrainedConfig):
         # A saved configuration, which alone names its model_type, may hold what other libraries have set on it.
         if "model_type" not in kwargs:
             self._refuse_misspelt(kwargs)
+        if self.config_version > CONFIG_VERSION:
+            raise ValueError(
+                f"the configuration is of version {self.config_version}, this code knows up to {CONFIG_VERSION}; take "
+                f"a newer release, or the code that was published with the model: trust_remote_code=True"
+            )
         self.validate_sizes()
         self.validate_candidate_operators()
         super().__post_init__(**kwargs)

@@ -397,6 +397,7 @@ def test_weights_are_plain_tensors(supernet):
         ({"candidate_operators": []}, "candidate_operators is empty"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3 but candidate_operators has 4 layers"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; a probability is at least 0 and below 1"),
+        ({"config_version": 2}, "configuration is of version 2, this code knows up to 1; take a newer release"),
         ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
         ({"hidden_act": "gelou"}, "hidden_act is 'gelou'; transformers knows"),
         ({"intermediat_size": 64}, "unknown configuration key 'intermediat_size'; did you mean 'intermediate_size'"),

@@ -20,6 +20,7 @@ from interleaved import HEADER, ratios, row
 from transformers import BertConfig, BertModel
 
 from modeling_magic import MagicConfig, MagicModel
+from training.onnx_export import export_onnx
 
 
 Batch = dict[str, torch.Tensor]
@@ -46,24 +47,14 @@ def onnx_session(model: MagicModel, folder: str) -> Any:
         import onnxruntime
     except ImportError:
         return None
-    path = str(Path(folder) / "model.onnx")
-    example = ragged_batch()
-    sizes = {0: torch.export.Dim("batch", min=1, max=512), 1: torch.export.Dim("length", min=2, max=128)}
-    torch.onnx.export(
-        model,
-        kwargs={**example, "return_dict": False},
-        f=path,
-        dynamo=True,
-        verbose=False,
-        dynamic_shapes={**dict.fromkeys(example, sizes), "return_dict": None},
-    )
-    model.eval()
+    model.save_pretrained(folder)
+    path = str(export_onnx(folder, Path(folder) / "onnx"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def compare(num_blocks: int, hidden: int, pairs: int) -> list[str]:
     """All comparisons at one shape."""
     heads, name = hidden // (32 if hidden == 384 else 64), f"{num_blocks} x {hidden}"
@@ -97,6 +88,7 @@ def compare(num_blocks: int, hidden: int, pairs: int) -> list[str]:
         child.config.unpad_inputs = True
         if session is not None:
             inputs = {name: value.numpy() for name, value in ragged.items()}
+            inputs["token_type_ids"] = 0 * inputs["input_ids"]
             values = ratios(lambda: session.run(None, inputs), lambda: child(**ragged), pairs)
             rows.append(row(f"{name}, ragged 32: ONNX Runtime / BERT-pattern child, unpadded", values, "> 1"))
     return rows

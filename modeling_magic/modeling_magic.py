@@ -281,6 +281,14 @@ class MagicAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the normed output (batch, seq_len, hidden) and the attention weights where the function has them."""
+        context, weights = self._attend(hidden_states, attention_mask, packing, **kwargs)
+        return self.LayerNorm(self.dropout(self.dense(context)) + hidden_states), weights
+
+    def _attend(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, packing: Packing | None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # On its own, so that queries, keys and values are free before the output projection: on a CPU their memory is
+        # then used again while it is warm.
         batch_and_length = hidden_states.shape[:-1]
         heads = (*batch_and_length, -1, self.head_size)
         query = self.query(hidden_states).view(heads).transpose(1, 2)
@@ -294,8 +302,7 @@ class MagicAttention(nn.Module):
             sequences = zip(*(states.split(packing.lengths, dim=2) for states in (query, key, value)), strict=True)
             contexts = [attend(self, *sequence, None, **arguments)[0] for sequence in sequences]
             context, weights = torch.cat(contexts, dim=1), None
-        context = context.reshape(*batch_and_length, -1).contiguous()
-        return self.LayerNorm(self.dropout(self.dense(context)) + hidden_states), weights
+        return context.reshape(*batch_and_length, -1).contiguous(), weights
 
 
 class MagicFeedForward(nn.Module):
@@ -318,8 +325,8 @@ class MagicFeedForward(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, None]:
         """Returns the normed output (batch, seq_len, hidden) and no attention weights."""
-        inner = self.activation(self.intermediate(hidden_states))
-        return self.LayerNorm(self.dropout(self.dense(inner)) + hidden_states), None
+        output = self.dense(self.activation(self.intermediate(hidden_states)))
+        return self.LayerNorm(self.dropout(output) + hidden_states), None
 
 
 class MagicConvolution(nn.Module):

@@ -61,13 +61,16 @@ def compare(num_blocks: int, hidden: int, pairs: int) -> list[str]:
     sizes: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "max_position_embeddings": 128}
     config = BertConfig(**sizes, num_hidden_layers=num_blocks, num_attention_heads=heads)
     config._attn_implementation = "sdpa"
-    bert = BertModel(config, add_pooling_layer=False).eval()
+    bert, again = (BertModel(config, add_pooling_layer=False).eval() for _ in range(2))
     child = MagicModel(MagicConfig(**sizes, candidate_operators=[[f"MHA{heads}"], ["FFN"]] * num_blocks)).eval()
     operators = [[f"MHA{heads}"], ["FFN"], ["CONV3"], ["FFN"], ["CONV5"], ["CONV3"]]
     mixed = MagicModel(MagicConfig(**sizes, candidate_operators=operators * (num_blocks // 3))).eval()
     ragged = ragged_batch()
     rows = []
     for what, batch in (("1 x 128", full_batch(1, 128)), ("32 x 128", full_batch(32, 128))):
+        # What two models of one kind differ by is the noise of the place their weights have in memory.
+        values = ratios(partial(bert, **batch), partial(again, **batch), pairs)
+        rows.append(row(f"{name}, {what}: BertModel / another BertModel", values, "noise"))
         values = ratios(partial(bert, **batch), partial(child, **batch), pairs)
         rows.append(row(f"{name}, {what}: BertModel / BERT-pattern child", values, ">= 1.0"))
         values = ratios(partial(bert, **batch), partial(mixed, **batch), pairs)

@@ -32,7 +32,8 @@ def test_python_runs_as_it_stands(tmp_path, monkeypatch):
     for old, new in {
         "vocab_size=4096": "'text', vocab_size=200",
         "max_steps=1600": "max_steps=4, num_validation_sequences=4, report_to='none'",
-        "shrink_every_n_steps=400": "shrink_every_n_steps=1",
+        '"shrink_every_n_steps": 400': '"shrink_every_n_steps": 1',
+        '"alignment_warmup_steps": 200': '"alignment_warmup_steps": 1',
     }.items():
         assert searching.count(old) == 1
         searching = searching.replace(old, new)

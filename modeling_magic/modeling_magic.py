@@ -281,8 +281,9 @@ class MagicAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the normed output (batch, seq_len, hidden) and the attention weights where the function has them."""
-        context, weights = self._attend(hidden_states, attention_mask, packing, **kwargs)
-        return self.LayerNorm(self.dropout(self.dense(context)) + hidden_states), weights
+        output, weights = self._attend(hidden_states, attention_mask, packing, **kwargs)
+        output = self.dense(output)
+        return self.LayerNorm(self.dropout(output) + hidden_states), weights
 
     def _attend(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, packing: Packing | None, **kwargs

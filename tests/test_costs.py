@@ -1,22 +1,31 @@
-"""Closed forms of parameters and FLOPs against built models, torch's counter and published figures."""
+"""Closed forms of parameters, FLOPs and activation memory against built models, torch and published figures."""
 
+import random
 from itertools import product
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel
+from training.budgets import Budget, BudgetedSpace, Limit
 from training.costs import (
     CONVENTIONS,
+    COSTS,
+    activation_bytes,
+    additive_cost,
     bert_pattern,
     count_flops,
     count_parameters,
     nearest_bert_pattern,
+    operator_activation_bytes,
     operator_flops,
     operator_parameters,
     training_flops,
 )
+from training.search_space import SearchSpace
 
 
 BERT_BASE = bert_pattern(24, "MHA12", "FFN")
@@ -66,6 +75,32 @@ def test_parameters_of_every_child(architecture):
     config = small_config().child_config(architecture)
     assert count_parameters(config, architecture) == built_parameters(MagicModel, config)
     assert count_parameters(config, architecture, head="mlm") == built_parameters(MagicForMaskedLM, config)
+
+
+@pytest.mark.parametrize("model_class", [MagicModel, MagicForMaskedLM])
+def test_parameters_of_every_child_of_a_space_of_five_layers(model_class):
+    """Each child's parameters are those of the super-net's own modules that it runs through."""
+    candidates = ["MHA4", "FFN", "CONV3", "CONV5"]
+    config = small_config(candidate_operators=[candidates] * 5, embedding_size=16)
+    with torch.device("meta"):
+        supernet = model_class(config)
+    in_layers = [
+        {
+            name: sum(parameter.numel() for parameter in operator.parameters())
+            for name, operator in layer.operators.items()
+        }
+        for layer in supernet.base_model.encoder.layer
+    ]
+    outside = supernet.num_parameters() - sum(sum(layer.values()) for layer in in_layers)
+    head = "mlm" if model_class is MagicForMaskedLM else "none"
+    cost = additive_cost(config, "num_parameters", head=head)
+    children = list(SearchSpace.from_config(config.candidate_operators).children())
+    assert len(children) == 4**5
+    for child in children:
+        built = outside + sum(layer[operator] for layer, operator in zip(in_layers, child, strict=True))
+        assert count_parameters(config, child, head=head) == cost(child) == built
+    for child in random.Random(0).sample(children, 5):
+        assert cost(child) == built_parameters(model_class, config.child_config(child))
 
 
 @pytest.mark.parametrize("tie_word_embeddings", [True, False])
@@ -197,6 +232,119 @@ def test_training_flops_of_bert_base_in_the_papers_setting():
     )
 
 
+# Activation memory
+
+
+def kept_bytes(config, architecture, seq_len, batch_size):
+    """What a forward pass in training saves: the storages of all saved tensors, each once, without parameters."""
+    model = MagicModel(config, add_pooling_layer=False).train()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            # Held here, so that no later tensor gets the address.
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    input_ids = torch.randint(1, config.vocab_size, (batch_size, seq_len))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids, architecture=architecture)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, "MHA1"])
+@pytest.mark.parametrize("hidden_dropout", [0.0, 0.1])
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.1])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", None])
+def test_what_autograd_keeps_of_every_operator(name, hidden_dropout, attention_dropout, attention):
+    config = small_config(
+        candidate_operators=[[name]],
+        hidden_dropout_prob=hidden_dropout,
+        attention_probs_dropout_prob=attention_dropout,
+        attn_implementation=attention,
+    )
+    for batch_size, seq_len in ((1, 1), (3, 1), (1, 7), (3, 7)):
+        assert activation_bytes(config, (name,), seq_len, batch_size) == kept_bytes(
+            config, (name,), seq_len, batch_size
+        )
+
+
+@given(
+    st.lists(st.sampled_from(OPERATORS), min_size=1, max_size=6),
+    st.integers(1, 16),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.1]),
+    st.sampled_from([None, 16]),
+    st.booleans(),
+)
+def test_what_autograd_keeps_of_random_children(child, seq_len, batch_size, dropout, embedding_size, padding_aware):
+    config = small_config(
+        candidate_operators=[[name] for name in child],
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        embedding_size=embedding_size,
+        padding_aware_positions=padding_aware,
+        attn_implementation="sdpa",
+    )
+    assert activation_bytes(config, child, seq_len, batch_size) == kept_bytes(config, child, seq_len, batch_size)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"])
+@pytest.mark.parametrize("name", ["FFN", "CONV3"])
+def test_what_autograd_keeps_of_other_activations(activation, name):
+    config = small_config(candidate_operators=[[name]], hidden_act=activation)
+    assert activation_bytes(config, (name,), 7, 2) == kept_bytes(config, (name,), 7, 2)
+
+
+# Costs for budgets
+
+
+@given(
+    st.lists(st.sampled_from(OPERATORS), min_size=1, max_size=8),
+    st.sampled_from([None, 16]),
+    st.booleans(),
+    st.sampled_from(CONVENTIONS),
+    st.sampled_from(["none", "mlm", "rtd"]),
+    st.integers(1, 20),
+)
+def test_additive_cost_is_the_count_of_every_child(child, embedding_size, tied, convention, head, seq_len):
+    config = small_config(embedding_size=embedding_size, tie_word_embeddings=tied, add_pooling_layer=True)
+    flops = additive_cost(config, "flops", seq_len=seq_len, convention=convention, head=head)
+    assert flops(child) == count_flops(config, child, seq_len, convention, head)
+    activations = additive_cost(config, "activation_mb", seq_len=seq_len)
+    assert activations.count(child) == activation_bytes(config, child, seq_len)
+    assert activations(child) * 2**20 == activation_bytes(config, child, seq_len)
+    if head != "rtd":
+        parameters = additive_cost(config, "num_parameters", head=head)
+        assert parameters(child) == count_parameters(config, child, head=head)
+        assert isinstance(parameters(child), int)
+
+
+def test_additive_cost_knows_the_candidates_of_all_layers_or_those_given():
+    config = small_config(candidate_operators=[["FFN", "MHA4"], ["CONV3", "FFN"]])
+    for name in COSTS:
+        cost = additive_cost(config, name, seq_len=8)
+        assert (cost.name, list(cost.operators)) == (name, ["FFN", "MHA4", "CONV3"])
+        assert list(additive_cost(config, name, seq_len=8, operators=["MHA2"]).operators) == ["MHA2"]
+
+
+def test_a_budget_over_real_costs():
+    config = small_config(candidate_operators=[["MHA4", "FFN", "CONV3"]] * 3)
+    space = SearchSpace.from_config(config.candidate_operators)
+    parameters, flops = (additive_cost(config, name, seq_len=12) for name in ("num_parameters", "flops"))
+    most_parameters, most_flops = parameters(("FFN", "MHA4", "CONV3")), flops(("FFN", "CONV3", "CONV3"))
+    budget = Budget((Limit(parameters, maximum=most_parameters), Limit(flops, maximum=most_flops)))
+    within = [
+        child
+        for child in space.children()
+        if count_parameters(config, child, head="mlm") <= most_parameters
+        and count_flops(config, child, 12) <= most_flops
+    ]
+    assert 0 < BudgetedSpace(space, budget).size == len(within) < space.size
+
+
 # The BERT pattern
 
 
@@ -272,3 +420,11 @@ def test_other_wrong_arguments_are_refused():
         training_flops(config, ("FFN",), 8, -1)
     with pytest.raises(ValueError, match="seq_len is 0"):
         training_flops(config, ("FFN",), 0, 800)
+    with pytest.raises(ValueError, match="unknown cost 'params'; choose one of: num_parameters, flops, activation_mb"):
+        additive_cost(config, "params")
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+        activation_bytes(config, ("FFN",), 8, 0)
+    with pytest.raises(ValueError, match="seq_len is 21; max_position_embeddings allows 1 to 20"):
+        operator_activation_bytes("FFN", config, 21)
+    with pytest.raises(ValueError, match="what the activation 'xielu' keeps is not known; known: gelu, "):
+        activation_bytes(small_config(hidden_act="xielu"), ("FFN",), 8)

@@ -24,7 +24,6 @@ from training.hub import (
     CODE_FILES,
     HEADS,
     compact_architecture,
-    describe_space,
     export_model,
     load_preset,
     preset_names,
@@ -456,12 +455,3 @@ def test_wrong_presets_are_refused(tmp_path, text, message):
 def test_unknown_presets_are_listed():
     with pytest.raises(ValueError, match=r"unknown preset 'magic-huge'; choose one of bert-base, .*magic-tiny"):
         load_preset("magic-huge")
-
-
-def test_description_of_a_space():
-    text = describe_space(load_preset("magic-base"))
-    assert "26 layers, 104 operators, 4,503,599,627,370,496 children (4.5e+15)" in text
-    child = describe_space(load_preset("magic-base"), architecture="(MHA12,FFN)*12")
-    assert "109,514,298" in child
-    assert "2.864e+10" in child
-    assert Path(__file__).name not in text

@@ -1,11 +1,13 @@
 """When shrinking deletes, what it deletes, and what it never does."""
 
 import random
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.budgets import AdditiveCost, Budget, Limit, is_feasible
 from training.search_space import SearchSpace
 from training.shrinking import ShrinkRound, deletions_short, operator_scores, shrink, shrink_schedule
 
@@ -87,6 +89,69 @@ def test_shrinking_never_empties_a_layer_and_ends_in_one_child(space, per_round,
         assert len(deleted) == entry.num_deletions == before - space.num_operators
         assert all(set(left) <= set(all_) for left, all_ in zip(space.candidates, whole.candidates, strict=True))
     assert space.size == 1
+
+
+@st.composite
+def budgets(draw) -> Budget:
+    """Limits that some child within five layers of `spaces` is on, or not far from."""
+    limits = []
+    for name in draw(st.sampled_from([("num_parameters",), ("num_parameters", "flops")])):
+        operators = {f"FFNx{number}": draw(st.integers(0, 9)) for number in range(1, 6)}
+        low, high = sorted((draw(st.integers(0, 25)), draw(st.integers(0, 25))))
+        limits.append(Limit(AdditiveCost(name, 0, operators), low, high))
+    return Budget(tuple(limits))
+
+
+def some_child_is_within(space: SearchSpace, budget: Budget) -> bool:
+    return any(budget.allows(child) for child in space.children())
+
+
+small_spaces = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(
+    lambda widths: SearchSpace(tuple(tuple(f"FFNx{number + 1}" for number in range(width)) for width in widths))
+)
+
+
+@given(small_spaces, budgets(), st.integers(1, 7), st.randoms(use_true_random=False))
+def test_shrinking_within_a_budget_ends_in_one_child_within_it(space, budget, per_round, rng):
+    allowed = partial(is_feasible, budget=budget)
+    if not some_child_is_within(space, budget):
+        with pytest.raises(ValueError, match="the space that is left holds no child within the budget"):
+            shrink(space, dict.fromkeys(((0, name) for name in space.candidates[0]), 1.0), 1, allowed)
+        return
+    for entry in shrink_schedule(space, num_steps=10_000, round_every=1, per_round=per_round):
+        scores = {
+            (layer, name): rng.random() for layer, candidates in enumerate(space.candidates) for name in candidates
+        }
+        before = space
+        space, deleted = shrink(space, scores, entry.num_deletions, allowed)
+        assert len(deleted) == entry.num_deletions == before.num_operators - space.num_operators
+        assert some_child_is_within(space, budget)
+        assert deleted == worst_that_may_go(before, scores, entry.num_deletions, budget)
+    assert space.size == 1
+    assert budget.allows(next(space.children()))
+
+
+def worst_that_may_go(space, scores, num_deletions, budget):
+    """The same by trying again from the worst operator after every deletion."""
+    deleted = []
+    while len(deleted) < num_deletions:
+        left = [(layer, name) for layer, names in enumerate(space.candidates) if len(names) > 1 for name in names]
+        worst_first = sorted(left, key=lambda operator: (-scores[operator], operator))
+        gone = next(operator for operator in worst_first if some_child_is_within(space.without(*operator), budget))
+        space = space.without(*gone)
+        deleted.append(gone)
+    return deleted
+
+
+def test_an_operator_that_the_budget_needs_stays():
+    space = SearchSpace((("FFN", "CONV3"), ("FFN", "CONV3")))
+    cost = AdditiveCost("num_parameters", 0, {"FFN": 4, "CONV3": 1})
+    scores = {(0, "CONV3"): 9.0, (1, "CONV3"): 8.0, (0, "FFN"): 2.0, (1, "FFN"): 1.0}
+    allowed = partial(is_feasible, budget=Budget((Limit(cost, maximum=5),)))
+    assert shrink(space, scores, 2)[1] == [(0, "CONV3"), (1, "CONV3")]
+    smaller, deleted = shrink(space, scores, 2, allowed)
+    assert deleted == [(0, "CONV3"), (1, "FFN")]
+    assert smaller == SearchSpace((("FFN",), ("CONV3",)))
 
 
 def test_ties_are_broken_alike():

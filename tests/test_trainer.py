@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import random
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,12 +16,16 @@ from toy import PLAIN, RESUMABLE, collate, toy_config, toy_data, toy_trainer
 from transformers import TrainerCallback
 
 from modeling_magic import MagicForMaskedLM
+from training.anchors import target_states
 from training.arguments import MagicTrainingArguments
+from training.budgets import AdditiveCost, InfeasibleBudgetError
 from training.checkpoints import last_complete_checkpoint
+from training.costs import count_flops, count_parameters
 from training.evaluation import RankedChild
 from training.objectives import alignment_loss
-from training.search_space import Architecture, SearchSpace
-from training.trainer import Anchor, MagicTrainer, anchor_of_top_percent
+from training.search_space import Architecture, GradualSampler, SearchSpace
+from training.shrinking import sample_children
+from training.trainer import Anchor, MagicTrainer, anchor_of_top_percent, check_search
 
 
 TOY = Path(__file__).with_name("toy.py")
@@ -182,7 +187,7 @@ def test_anchor_is_computed_without_dropout(tmp_path):
     trainer = toy_trainer(tmp_path, toy_config(0.3))
     trainer.model.train()
     inputs = {"input_ids": collate(toy_data(8))["input_ids"]}
-    states = trainer._target_states(inputs, SECOND, [2, 4], 0, None)
+    states = target_states(trainer.model.magic, inputs, SECOND, [2, 4])
     assert trainer.model.magic.training
     expected = trainer.model.eval()(**inputs, architecture=SECOND, output_hidden_states=True).hidden_states
     assert torch.equal(states[0], expected[2])
@@ -357,6 +362,154 @@ def test_a_run_too_short_to_end_in_one_child_says_so(tmp_path, caplog):
     assert trainer.best_child().architecture in trainer.space
 
 
+@pytest.mark.parametrize("sampling", ["fair", "nested", "chain"])
+def test_children_of_a_round_are_drawn_as_asked_for(tmp_path, monkeypatch, sampling):
+    settings = {"max_steps": 8, "shrink": True, "shrink_every_n_steps": 4, "seed": 0}
+    trainer = toy_trainer(tmp_path, shrink_sampling=sampling, **settings)
+    pools, rank = [], trainer._rank
+    monkeypatch.setattr(trainer, "_rank", lambda pool: pools.append(pool) or rank(pool))
+    space = trainer.full_space
+    trainer.train()
+    pools = [pool for pool in pools if len(pool) > 4]
+    for entry, pool in zip(trainer.shrink_history, pools, strict=True):
+        assert pool == sample_children(space, 8, entry["step"], sampling)
+        space = SearchSpace.from_json(entry["space"])
+
+
+# ---- The budget ----
+
+
+def parameters(child: Architecture) -> int:
+    return count_parameters(toy_config(), child, head="mlm")
+
+
+def flops(child: Architecture) -> int:
+    return count_flops(toy_config(), child, seq_len=64)
+
+
+CHILDREN = list(SearchSpace.from_config(toy_config().candidate_operators).children())
+BY_PARAMETERS = sorted(map(parameters, CHILDREN))
+BY_FLOPS = sorted(map(flops, CHILDREN))
+FEWEST, MOST = BY_PARAMETERS[0], BY_PARAMETERS[-1]
+BUDGETS: list[dict] = [
+    {"max_params": FEWEST},
+    {"max_params": BY_PARAMETERS[20]},
+    {"min_params": MOST},
+    {"min_params": BY_PARAMETERS[100], "max_params": BY_PARAMETERS[100]},
+    {"max_params": BY_PARAMETERS[120], "min_flops": BY_FLOPS[100], "max_flops": BY_FLOPS[110]},
+]
+
+
+def allowed(budget: dict, child: Architecture) -> bool:
+    """What the arguments say, counted without the code of budgets."""
+    within_parameters = budget.get("min_params", 0) <= parameters(child) <= budget.get("max_params", math.inf)
+    return within_parameters and budget.get("min_flops", 0) <= flops(child) <= budget.get("max_flops", math.inf)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_budget_stays_reachable_and_ends_in_a_child_within(tmp_path, monkeypatch, budget, sign):
+    """Planted losses: the costlier a child, the better it is, or the worse; one of the two leads out of the budget."""
+    settings = {"shrink": True, "shrink_every_n_steps": 2, "shrink_operators_per_round": 3, "max_steps": 8}
+    trainer = toy_trainer(tmp_path, alignment="none", num_probe_children=0, **settings, **budget)
+    monkeypatch.setattr(
+        trainer,
+        "_rank",
+        lambda pool: sorted((RankedChild(child, sign * parameters(child), 0.5) for child in pool), key=losses),
+    )
+    trainer.train()
+    assert [len(entry["deleted"]) for entry in trainer.shrink_history] == [3, 3, 3, 3]
+    for entry in trainer.shrink_history:
+        assert any(allowed(budget, child) for child in SearchSpace.from_json(entry["space"]).children())
+    assert trainer.space.size == 1
+    assert allowed(budget, next(trainer.space.children()))
+    assert trainer.best_child().architecture in trainer.space
+
+
+def losses(child: RankedChild) -> float:
+    return child.val_loss
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_best_child_comes_from_all_children_within_the_budget(tmp_path, monkeypatch, budget):
+    trainer = toy_trainer(tmp_path, **budget)
+    pools: list[list[Architecture]] = []
+    monkeypatch.setattr(trainer, "_rank", lambda pool: pools.append(pool) or [RankedChild(pool[0], 1.0, 0.5)])
+    within = {child for child in CHILDREN if allowed(budget, child)}
+    beyond = next(child for child in CHILDREN if child not in within)
+    trainer.anchor = Anchor(beyond, 0.9)
+    trainer.best_child(num_children=256)
+    assert set(pools[0]) == within
+    # More children than are asked for: as many are drawn, and an anchor within the budget is one more.
+    if len(within) > 3:
+        trainer.anchor = Anchor(max(within), 0.9)
+        trainer.best_child(num_children=3)
+        assert len(pools[1]) == 4
+        assert set(pools[1]) <= within
+        assert pools[1][-1] == max(within)
+
+
+def test_without_a_budget_children_are_drawn_as_ever(tmp_path, monkeypatch):
+    trainer = toy_trainer(tmp_path, max_steps=6, seed=3, alignment="average")
+    recorder = recorded(trainer)
+    trainer.train()
+    sampler = GradualSampler(trainer.full_space, seed=3)
+    assert recorder.children == [sampler.next() for _ in range(6)]
+    rng = random.Random("average-3")
+    assert trainer._average_children == [trainer.full_space.sample(rng) for _ in range(24)][-4:]
+    monkeypatch.setattr(trainer, "_rank", lambda pool: pool)
+    rng = random.Random("best-3")
+    expected = [trainer.full_space.sample(rng) for _ in range(100)]
+    assert trainer._pool_within(100, random.Random("best-3")) == expected
+
+
+def test_a_budget_that_no_child_meets_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    args = MagicTrainingArguments(str(tmp_path), report_to="none", alignment_every_n_layers=2, max_params=FEWEST - 1)
+    with pytest.raises(InfeasibleBudgetError, match=f"num_parameters <= {FEWEST - 1:,}.*{FEWEST:,} above"):
+        check_search(toy_config(), args)
+    # Before the text is read its vocabulary is not known, and so the embeddings' parameters are not.
+    check_search(toy_config(), args, vocabulary=False)
+    monkeypatch.setattr("transformers.Trainer.__init__", lambda *_, **__: pytest.fail("was built"))
+    with pytest.raises(InfeasibleBudgetError, match="move a limit to a reachable value"):
+        MagicTrainer(model=MagicForMaskedLM(toy_config()), args=args, eval_dataset=toy_data(8))
+
+
+def test_a_latency_limit_is_by_the_table(tmp_path, monkeypatch):
+    milliseconds = {"MHA4": 4.0, "FFN": 2.0, "CONV3": 1.0, "CONV5": 3.0}
+    read = []
+
+    class Table:
+        def check(self, config):
+            read.append(config.num_hidden_layers)
+
+        def cost(self):
+            whole = {name: round(1e6 * value) for name, value in milliseconds.items()}
+            return AdditiveCost("latency_ms", 500_000, whole, unit=1e-6)
+
+    monkeypatch.setattr("training.settings.LatencyTable.load", lambda path: read.append(path) or Table())
+    trainer = toy_trainer(tmp_path, max_latency_ms=5.5, latency_table="table.json")
+    assert read[:2] == ["table.json", 4]
+    pool = trainer._pool_within(100, random.Random(0))
+    within = {child for child in CHILDREN if 0.5 + sum(milliseconds[name] for name in child) <= 5.5}
+    assert set(pool) == within
+    with pytest.raises(InfeasibleBudgetError, match="latency_ms <= 4"):
+        toy_trainer(tmp_path, max_latency_ms=4, latency_table="table.json")
+
+
+def test_resuming_under_a_budget_is_exact_and_another_one_may_be_out_of_reach(tmp_path):
+    settings = {**RESUMABLE, "max_steps": 24, "save_total_limit": None, "max_params": FEWEST}
+    whole = toy_trainer(tmp_path, **settings)
+    whole.train()
+    assert parameters(next(whole.space.children())) == FEWEST
+    resumed = toy_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert same_weights(whole.model, resumed.model)
+    assert json.dumps(whole.nas_state()) == json.dumps(resumed.nas_state())
+    other = toy_trainer(tmp_path, **{**settings, "max_params": None, "min_params": MOST})
+    with pytest.raises(InfeasibleBudgetError, match="num_parameters >= "):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-24"))
+
+
 # ---- Logging ----
 
 
@@ -461,6 +614,12 @@ def test_resumed_run_equals_one_never_stopped(tmp_path):
     assert rest.children == children.children[16:]
     assert same_weights(whole.model, resumed.model)
     assert json.dumps(whole.nas_state()) == json.dumps(resumed.nas_state())
+    health = resumed.nas_state()["health"]
+    assert [sum(layer.values()) for layer in health["visits"]] == [40] * 4
+    assert sum(norm["steps"] for layer in health["gradient_norms"] for norm in layer.values()) == 4 * 40
+    assert sum(health["distances"]) == 39
+    # From before the kill and after it.
+    assert any(min(probe["steps"]) < 16 < max(probe["steps"]) for probe in health["probes"])
     assert whole.shrink_history
     first, second = whole.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
     assert first.keys() == second.keys()
@@ -596,7 +755,12 @@ def test_two_processes_of_four_sequences_are_one_of_eight(tmp_path):
     alone.train()
     assert alone.anchor is not None
     assert first["architecture"] == second["architecture"] == list(alone.architecture)
-    assert first["visits"] == alone.visits
+    health = alone.health.to_json()
+    assert first["health"]["visits"] == health["visits"]
+    assert first["health"]["distances"] == health["distances"]
+    for expected_norms, norms in zip(health["gradient_norms"], first["health"]["gradient_norms"], strict=True):
+        for operator, norm in norms.items():
+            assert norm["mean"] == pytest.approx(expected_norms[operator]["mean"], rel=1e-4)
     for expected, own, other in zip(alone.model.parameters(), first["weights"], second["weights"], strict=True):
         assert torch.equal(own, other)
         torch.testing.assert_close(own, expected.detach(), rtol=0, atol=1e-6)
@@ -638,6 +802,14 @@ def test_mixed_precision_trains(tmp_path):
         ({"shrink_num_children": 0}, "shrink_num_children is 0; it must be at least 1"),
         ({"shrink_every_n_steps": 0}, "shrink_every_n_steps is 0; it must be at least 1"),
         ({"anchor_eval_steps": 0}, "anchor_eval_steps is 0; it must be at least 1"),
+        ({"num_probe_children": -1}, "num_probe_children is -1; it must not be negative"),
+        ({"probe_every_n_steps": 0}, "probe_every_n_steps is 0; it must be at least 1"),
+        ({"shrink_sampling": "pairs"}, "shrink_sampling is 'pairs'; choose one of: fair, nested, chain"),
+        ({"max_params": 0}, "max_params is 0; it must be a number above 0, or left out"),
+        ({"max_flops": float("nan")}, "max_flops is nan; it must be a number above 0, or left out"),
+        ({"min_flops": 3e8, "max_flops": 2e8}, r"min_flops is 300000000.0, above max_flops, 200000000.0; swap them"),
+        ({"max_latency_ms": 5}, "max_latency_ms is 5 and latency_table is None; give both, or neither"),
+        ({"latency_table": "t.json"}, "max_latency_ms is None and latency_table is t.json; give both, or neither"),
     ],
 )
 def test_wrong_arguments_name_value_and_remedy(tmp_path, arguments, message):

@@ -1,11 +1,14 @@
 """The paper's hyper-parameters as training arguments."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 
 ALIGNMENTS = ("none", "anchor", "top_percent", "average")
+SHRINK_SAMPLINGS = ("fair", "nested", "chain")
+BUDGET_ARGUMENTS = ("max_params", "min_params", "max_flops", "min_flops", "max_latency_ms", "latency_table")
 
 
 @dataclass
@@ -70,6 +73,40 @@ class MagicTrainingArguments(TrainingArguments):
     shrink_num_children: int = field(
         default=100, metadata={"help": "Children validated in a round to score the operators."}
     )
+    shrink_sampling: str = field(
+        default="fair",
+        metadata={
+            "help": "How these children are drawn: fair, nested or chain; the latter two share more layers and take "
+            "about half the time to validate, with noisier scores."
+        },
+    )
+    max_params: int | None = field(
+        default=None,
+        metadata={"help": "Most parameters of the child to be found, embeddings and masked-LM head included."},
+    )
+    min_params: int | None = field(default=None, metadata={"help": "Fewest parameters of the child to be found."})
+    max_flops: float | None = field(
+        default=None,
+        metadata={
+            "help": "Most FLOPs of the child to be found, by ELECTRA's counting with the masked-LM head over every "
+            "position, for 128 tokens or the model's longest sequence, whichever is shorter."
+        },
+    )
+    min_flops: float | None = field(default=None, metadata={"help": "Fewest FLOPs of the child to be found."})
+    max_latency_ms: float | None = field(
+        default=None, metadata={"help": "Longest time of the child to be found, in milliseconds by latency_table."}
+    )
+    latency_table: str | None = field(
+        default=None, metadata={"help": "A file that `magic-nas benchmark` wrote on the device that counts."}
+    )
+    num_probe_children: int = field(
+        default=4,
+        metadata={"help": "Fixed uniform children whose validation loss is followed until shrinking removes them."},
+    )
+    probe_every_n_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps between validations of the probe children; left out, about ten in the whole run."},
+    )
     # Logits of masked positions only differ in number from batch to batch, so that they cannot be gathered.
     prediction_loss_only: bool = field(
         default=True,
@@ -94,9 +131,14 @@ class MagicTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.shrink_every_n_steps is not None and self.shrink_every_n_steps < 1:
-            raise ValueError(f"shrink_every_n_steps is {self.shrink_every_n_steps}; it must be at least 1")
-        for name in ("alignment_warmup_epochs", "alignment_warmup_steps"):
+        if self.shrink_sampling not in SHRINK_SAMPLINGS:
+            raise ValueError(
+                f"shrink_sampling is {self.shrink_sampling!r}; choose one of: {', '.join(SHRINK_SAMPLINGS)}"
+            )
+        for name in ("shrink_every_n_steps", "probe_every_n_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        for name in ("alignment_warmup_epochs", "alignment_warmup_steps", "num_probe_children"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"{name} is {value}; it must not be negative")
         if self.alignment_weight < 0:
@@ -113,3 +155,19 @@ class MagicTrainingArguments(TrainingArguments):
         for name in ("anchor_top_percent", "anchor_hysteresis_percent"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")
+        self._check_budget()
+
+    def _check_budget(self):
+        for name in BUDGET_ARGUMENTS:
+            value = getattr(self, name)
+            if name != "latency_table" and value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a number above 0, or left out")
+        for cost in ("params", "flops"):
+            lowest, highest = getattr(self, f"min_{cost}"), getattr(self, f"max_{cost}")
+            if lowest is not None and highest is not None and lowest > highest:
+                raise ValueError(f"min_{cost} is {lowest}, above max_{cost}, {highest}; swap them")
+        if (self.max_latency_ms is None) != (self.latency_table is None):
+            raise ValueError(
+                f"max_latency_ms is {self.max_latency_ms} and latency_table is {self.latency_table}; give both, or "
+                f"neither"
+            )

@@ -39,6 +39,15 @@ Assignments = Annotated[
     typer.Option("--set", help="Any other key of a recipe: data.vocab_size=4096, warmup_steps=100, ..."),
 ]
 Threads = Annotated[int | None, typer.Option("--num-threads", help="CPU threads of torch.")]
+MaxParams = Annotated[float | None, typer.Option(help="Most parameters, embeddings included: 8e6.")]
+MinParams = Annotated[float | None, typer.Option(help="Fewest parameters.")]
+MaxFlops = Annotated[float | None, typer.Option(help="Most FLOPs of a forward pass over a sequence.")]
+MinFlops = Annotated[float | None, typer.Option(help="Fewest FLOPs.")]
+MaxLatency = Annotated[float | None, typer.Option("--max-latency-ms", help="Most milliseconds by --latency-table.")]
+MaxActivations = Annotated[
+    float | None, typer.Option("--max-activation-mb", help="Most MiB that training keeps of one sequence.")
+]
+Latencies = Annotated[str | None, typer.Option("--latency-table", help="A file that `magic-nas benchmark` wrote.")]
 
 
 @app.command()
@@ -64,11 +73,59 @@ def describe(
     space: Annotated[str, typer.Argument(help="A preset, a JSON file or a model folder.")],
     architecture: Child = None,
     sequence_length: Annotated[int, typer.Option(help="Tokens for which FLOPs are counted.")] = 128,
+    max_params: MaxParams = None,
+    min_params: MinParams = None,
+    max_flops: MaxFlops = None,
+    min_flops: MinFlops = None,
+    max_latency: MaxLatency = None,
+    max_activations: MaxActivations = None,
+    latency_table: Latencies = None,
 ) -> None:
-    """Show a search space: its size, operators, and the cost of its children."""
-    from .hub import describe_space, load_preset
+    """Show a search space: its size, operators, the cost of its children, and how many are within a budget."""
+    from .describe import describe_space
+    from .hub import load_preset
+    from .settings import BudgetSettings, budget_of, costs_of
 
-    print(describe_space(load_preset(space), sequence_length, architecture))
+    config = load_preset(space)
+    limits = BudgetSettings(
+        max_params=_whole(max_params, "--max-params"),
+        min_params=_whole(min_params, "--min-params"),
+        max_flops=max_flops,
+        min_flops=min_flops,
+        max_latency_ms=max_latency,
+        max_activation_mb=max_activations,
+        latency_table=latency_table,
+        sequence_length=min(sequence_length, config.max_sequence_length),
+    )
+    further = [cost for cost in costs_of(config, limits) if cost.name not in ("num_parameters", "flops")]
+    print(describe_space(config, sequence_length, architecture, budget_of(config, limits), further))
+
+
+@app.command()
+def benchmark(
+    space: Annotated[str, typer.Argument(help="A preset, a JSON file or a model folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write.")] = Path("latency.json"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    num_threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    sequence_length: Annotated[int, typer.Option(help="Tokens of each sequence; none of them is padding.")] = 128,
+) -> None:
+    """Measure the latency of each operator of a space on this device, and how well their sums predict children."""
+    _start(num_threads)
+    from .hub import load_preset
+    from .latency import measure_latency
+
+    config = load_preset(space)
+    table = measure_latency(
+        config,
+        device=device,
+        num_threads=num_threads,
+        batch_size=batch_size,
+        seq_len=min(sequence_length, config.max_sequence_length),
+    )
+    table.save(output)
+    print(f"\n{table.to_markdown()}\n\ntable: {output}")
+    print(f"next:  magic-nas search ... --latency-table {output} --max-latency-ms ...")
 
 
 @app.command()
@@ -111,7 +168,7 @@ def pretrain(
     _start(num_threads)
     from accelerate import PartialState
 
-    from .figures import draw_search
+    from .figures import draw_health, draw_search
     from .hub import search_table
     from .runs import load_supernet
     from .runs import pretrain as run_pretrain
@@ -121,9 +178,106 @@ def pretrain(
     if not PartialState().is_main_process:
         return
     figure = draw_search(result, {}, output_dir / "report.png")
+    health = draw_health(result, output_dir / "health.png")
     print(f"\n{search_table(load_supernet(output_dir).config, result)}\n")
-    print(f"figure:    {figure}\nsuper-net: {output_dir / 'supernet'}")
+    print(f"figure:    {figure}\nhealth:    {health}\nsuper-net: {output_dir / 'supernet'}")
     print(f"next:      magic-nas retrain --search {output_dir} --output-dir ...")
+
+
+@app.command()
+def search(
+    output_dir: OutputDir,
+    supernet: Annotated[
+        Path | None, typer.Argument(help="A finished super-net run, or the folder of a super-net.")
+    ] = None,
+    config: Recipe = None,
+    max_params: MaxParams = None,
+    min_params: MinParams = None,
+    max_flops: MaxFlops = None,
+    min_flops: MinFlops = None,
+    max_latency: MaxLatency = None,
+    max_activations: MaxActivations = None,
+    latency_table: Latencies = None,
+    searcher: Annotated[
+        str | None, typer.Option(help="evolution, random, or pareto (loss against the limited costs).")
+    ] = None,
+    num_evaluations: Annotated[
+        int | None, typer.Option(help="Children that the searcher evaluates; as many random ones stand beside them.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="File of the evaluations; searches of one super-net may share it.")
+    ] = None,
+    text: Text = None,
+    seed: Seed = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Find the best child of a super-net within a budget, and show it beside random search and the BERT pattern."""
+    budget = {
+        "max_params": max_params,
+        "min_params": min_params,
+        "max_flops": max_flops,
+        "min_flops": min_flops,
+        "max_latency_ms": max_latency,
+        "max_activation_mb": max_activations,
+        "latency_table": None if latency_table is None else str(Path(latency_table).resolve()),
+    }
+    changes = {
+        "searcher": searcher,
+        "num_evaluations": num_evaluations,
+        "journal": None if journal is None else str(journal.resolve()),
+        "seed": seed,
+        "budget": budget,
+        "data": {"source": text},
+    }
+    own = ["population_size", "num_validation_sequences", "batch_size", "mlm_probability", "precision", "full_space"]
+    changes = _merge(changes, assignments, own, ("data", "budget"))
+    _start(num_threads)
+    from accelerate import PartialState
+
+    from .search_run import follow_supernet, search_summary, search_supernet
+    from .settings import SearchSettings, load_recipe, settings_from
+
+    recipe = load_recipe(config)
+    source = supernet or recipe.get("supernet")
+    if source is None:
+        raise ValueError("name the super-net to search in: magic-nas search RUN --output-dir ...")
+    recipe = follow_supernet(source, recipe)
+    search_supernet(settings_from(SearchSettings, recipe, changes), output_dir)
+    if not PartialState().is_main_process:
+        return
+    print(f"\n{search_summary(output_dir)}\n")
+    print(f"report: {output_dir / 'report.html'}\nmodel:  {output_dir / 'model'}")
+    print(f"next:   magic-nas retrain --search {output_dir} --output-dir ...")
+
+
+@app.command()
+def best(
+    search_run: Annotated[Path, typer.Argument(help="The folder of a search, finished or not.")],
+    max_params: MaxParams = None,
+    min_params: MinParams = None,
+    max_flops: MaxFlops = None,
+    min_flops: MinFlops = None,
+    max_latency: MaxLatency = None,
+    max_activations: MaxActivations = None,
+    latency_table: Latencies = None,
+    top: Annotated[int, typer.Option(help="How many children to show.")] = 5,
+) -> None:
+    """Show the best children within another budget among those that a search has evaluated; none is evaluated now."""
+    _start()
+    from .search_run import best_table
+    from .settings import BudgetSettings
+
+    limits = BudgetSettings(
+        max_params=_whole(max_params, "--max-params"),
+        min_params=_whole(min_params, "--min-params"),
+        max_flops=max_flops,
+        min_flops=min_flops,
+        max_latency_ms=max_latency,
+        max_activation_mb=max_activations,
+        latency_table=latency_table,
+    )
+    print(best_table(search_run, limits, top))
 
 
 @app.command()
@@ -132,7 +286,7 @@ def retrain(
     config: Recipe = None,
     architecture: Child = None,
     search: Annotated[
-        Path | None, typer.Option(help="A finished super-net run: train the child that it found.")
+        Path | None, typer.Option(help="A finished super-net run or search: train the child that it found.")
     ] = None,
     inherit: Annotated[
         bool, typer.Option("--inherit", help="Start from the weights of the --search super-net.")
@@ -239,12 +393,23 @@ def push(
         print(f"commit: {report.commit}")
 
 
-def _merge(changes: dict[str, Any], assignments: list[str] | None, of_the_recipe: list[str]) -> dict[str, Any]:
+def _whole(value: float | None, option: str) -> int | None:
+    if value is not None and not value.is_integer():
+        raise ValueError(f"{option} is {value}; it must be a whole number, such as 8e6")
+    return None if value is None else int(value)
+
+
+def _merge(
+    changes: dict[str, Any],
+    assignments: list[str] | None,
+    of_the_recipe: list[str],
+    sections: tuple[str, ...] = ("data", "training_arguments"),
+) -> dict[str, Any]:
     """Returns `changes` with the `--set` assignments in their sections and without what was not given.
 
-    A key without a section is a training argument, but for those `of_the_recipe` itself.
+    A key without a section belongs to the last of `sections`, but for those `of_the_recipe` itself.
     """
-    for section in ("data", "training_arguments"):
+    for section in sections:
         changes[section] = {key: value for key, value in changes[section].items() if value is not None}
     if not assignments:
         return changes
@@ -255,7 +420,7 @@ def _merge(changes: dict[str, Any], assignments: list[str] | None, of_the_recipe
         if not equals:
             raise ValueError(f"--set {assignment!r} has no value; write KEY=VALUE")
         section, _, name = key.rpartition(".")
-        if section not in ("", "data", "training_arguments"):
+        if section not in ("", *sections):
             raise ValueError(f"--set {assignment!r} names no section of a recipe; write data.KEY=VALUE or KEY=VALUE")
         try:
             value = yaml.safe_load(text)
@@ -264,7 +429,7 @@ def _merge(changes: dict[str, Any], assignments: list[str] | None, of_the_recipe
         if not section and name in of_the_recipe:
             changes[name] = value
         else:
-            changes[section or "training_arguments"][name] = value
+            changes[section or sections[-1]][name] = value
     return changes
 
 

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a child in closed form: no model is built, a child takes microseconds.
+"""Parameters, FLOPs and activation memory of a child in closed form: no model is built, a child takes microseconds.
 
 FLOPs come in named conventions, because published figures differ by them:
 
@@ -12,13 +12,16 @@ FLOPs come in named conventions, because published figures differ by them:
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from modeling_magic.configuration_magic import MagicConfig, operator_inner_size, parse_operator
 
+from .budgets import AdditiveCost
 from .search_space import Architecture
 
 
+COSTS = ("num_parameters", "flops", "activation_mb")
 CONVENTIONS = ("electra", "electra-dense", "macs", "torch")
 
 # Operations per element, as ELECTRA's script has them.
@@ -26,6 +29,22 @@ _DROPOUT_FLOPS = 4
 _LAYER_NORM_FLOPS = 5
 _ACTIVATION_FLOPS = 8
 _SOFTMAX_FLOPS = 5
+
+_FLOAT_BYTES = 4
+_INT_BYTES = 8
+# How many tensors of its size autograd keeps of an activation and the product after it: where the derivative is
+# computed from the output, which the product keeps anyway, the input is not kept.
+_ACTIVATION_TENSORS = {
+    "gelu": 2,
+    "gelu_new": 5,
+    "gelu_python": 4,
+    "gelu_pytorch_tanh": 2,
+    "quick_gelu": 3,
+    "relu": 1,
+    "silu": 2,
+    "swish": 2,
+    "tanh": 1,
+}
 
 
 def operator_parameters(name: str, config: MagicConfig) -> int:
@@ -144,6 +163,83 @@ def training_flops(
     return 3 * (encoder + predicted_tokens * _head_flops(config, "electra", head))
 
 
+def operator_activation_bytes(name: str, config: MagicConfig, seq_len: int, batch_size: int = 1) -> int:
+    """Bytes that one operator keeps for the backward pass, its input included; see `activation_bytes`."""
+    _check_activations(config, seq_len, batch_size)
+    kind, size, inner = _read_operator(name, config)
+    tokens, hidden = batch_size * seq_len, config.hidden_size
+    # Its input, what goes into the norm, the norm's mean and deviation, and the mask of the dropout.
+    around = tokens * (2 * hidden + 2) + _dropout_mask(config, tokens * hidden)
+    if kind != "MHA":
+        convolved = inner if kind == "CONV" else 0
+        return _FLOAT_BYTES * (around + tokens * (_ACTIVATION_TENSORS[config.hidden_act] * inner + convolved))
+    # Queries, keys, values and context; of the attention weights sdpa keeps their normaliser only.
+    weights = tokens * seq_len * size
+    if config.attention_probs_dropout_prob:
+        attention = 3 * weights
+    else:
+        attention = weights if config._attn_implementation == "eager" else tokens * size
+    return _FLOAT_BYTES * (around + 4 * tokens * inner + attention)
+
+
+def activation_bytes(config: MagicConfig, architecture: Sequence[str], seq_len: int = 128, batch_size: int = 1) -> int:
+    """Bytes that autograd keeps of a child's encoder between the forward and the backward pass.
+
+    Counted is each storage that a tensor saved for the backward pass lies in, once; parameters are left out. The
+    forward pass is one of training on a CPU in float32, without a padding mask and without gradient checkpointing: the
+    embeddings, token ids included, and the operators, but neither head nor pooler nor H_N, which the head would keep.
+    Attention is what the model picks then: eager with dropout on the attention weights, else the implementation that
+    the configuration names, sdpa where it names none. The peak is higher: it has temporary tensors, too.
+
+    Args:
+        config: the sizes and dropout probabilities; its `candidate_operators` play no part.
+        architecture: one operator name per layer.
+        seq_len: number of tokens of a sequence.
+        batch_size: number of sequences.
+
+    Raises:
+        ValueError: `seq_len` or `batch_size` is out of range, or an activation function's needs are not known.
+    """
+    counts = Counter(architecture).items()
+    operators = sum(times * operator_activation_bytes(name, config, seq_len, batch_size) for name, times in counts)
+    return _embedding_activation_bytes(config, seq_len, batch_size) + operators
+
+
+def additive_cost(
+    config: MagicConfig,
+    name: str,
+    *,
+    seq_len: int = 128,
+    convention: str = "electra",
+    head: str = "mlm",
+    operators: Iterable[str] | None = None,
+) -> AdditiveCost:
+    """Returns a cost of the children of a super-net in the form that budgets and searchers take.
+
+    Args:
+        config: the sizes and, where `operators` is left out, the operators.
+        name: "num_parameters", embeddings included; "flops"; or "activation_mb", `activation_bytes` of one sequence
+            in units of 2**20 bytes.
+        seq_len: number of tokens, for "flops" and "activation_mb".
+        convention: for "flops", one of `CONVENTIONS`.
+        head: for "num_parameters" see `count_parameters`, for "flops" `count_flops`; no part of "activation_mb".
+        operators: names of the operators; by default the candidates of all layers.
+    """
+    names = dict.fromkeys(operators if operators is not None else chain.from_iterable(config.candidate_operators))
+    if name == "num_parameters":
+        outside = count_parameters(config, (), head=head)
+        return AdditiveCost(name, outside, {operator: operator_parameters(operator, config) for operator in names})
+    if name == "flops":
+        outside = count_flops(config, (), seq_len, convention, head)
+        each = {operator: operator_flops(operator, config, seq_len, convention) for operator in names}
+        return AdditiveCost(name, outside, each)
+    if name == "activation_mb":
+        outside = activation_bytes(config, (), seq_len)
+        each = {operator: operator_activation_bytes(operator, config, seq_len) for operator in names}
+        return AdditiveCost(name, outside, each, unit=2**-20)
+    raise ValueError(f"unknown cost {name!r}; choose one of: {', '.join(COSTS)}")
+
+
 def _read_operator(name: str, config: MagicConfig) -> tuple[str, int, int]:
     """Kind, size (heads or kernel, 0 for an FFN) and inner size of an operator."""
     spec = parse_operator(name)
@@ -176,9 +272,37 @@ def _mlm_head_parameters(config: MagicConfig) -> int:
     return transform + vocab + untied
 
 
+def _embedding_activation_bytes(config: MagicConfig, seq_len: int, batch_size: int) -> int:
+    _check_activations(config, seq_len, batch_size)
+    tokens, width = batch_size * seq_len, _embedding_width(config)
+    # Ids of words, positions (of the batch or of each sequence) and the one type.
+    ids = tokens + (tokens if config.padding_aware_positions else seq_len) + 1
+    norm = tokens * (width + 2)
+    projection = tokens * width if width != config.hidden_size else 0
+    return _INT_BYTES * ids + _FLOAT_BYTES * (norm + _dropout_mask(config, tokens * width) + projection)
+
+
+def _dropout_mask(config: MagicConfig, num_elements: int) -> int:
+    return num_elements if config.hidden_dropout_prob else 0
+
+
+def _check_activations(config: MagicConfig, seq_len: int, batch_size: int) -> None:
+    _check_length(config, seq_len)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if config.hidden_act not in _ACTIVATION_TENSORS:
+        raise ValueError(
+            f"what the activation {config.hidden_act!r} keeps is not known; known: {', '.join(_ACTIVATION_TENSORS)}"
+        )
+
+
 def _check_counting(config: MagicConfig, seq_len: int, convention: str) -> None:
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; choose one of: {', '.join(CONVENTIONS)}")
+    _check_length(config, seq_len)
+
+
+def _check_length(config: MagicConfig, seq_len: int) -> None:
     if not 1 <= seq_len <= config.max_position_embeddings:
         raise ValueError(f"seq_len is {seq_len}; max_position_embeddings allows 1 to {config.max_position_embeddings}")
 

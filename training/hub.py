@@ -22,9 +22,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
-from .costs import count_flops, count_parameters, operator_flops, operator_parameters
+from .costs import count_flops, count_parameters
 from .figures import draw_architecture
-from .search_space import Architecture, SearchSpace, format_architecture, parse_architecture
+from .search_space import Architecture, format_architecture
 
 
 MANIFEST_NAME = "search.json"
@@ -530,44 +530,3 @@ def search_table(config: MagicConfig, search: dict[str, Any]) -> str:
             ("anchors", len(search["anchor_history"])),
         ]
     )
-
-
-def describe_space(config: MagicConfig, sequence_length: int = 128, architecture: str | None = None) -> str:
-    """Returns a text about a search space, or about one child of its sizes: size, operators, costs.
-
-    Args:
-        config: a super-net's or a child's.
-        sequence_length: tokens for which FLOPs are counted; one multiply-add is 2, masked-LM head everywhere.
-        architecture: a child, as text; its operators need not be in the space, only fit its sizes.
-    """
-    sequence_length = min(sequence_length, config.max_position_embeddings)
-    space = SearchSpace.from_config(config.candidate_operators)
-    lines = [
-        f"{space.num_layers} layers, {space.num_operators} operators, {space.size:,} children ({space.size:.2g})",
-        f"hidden size {config.hidden_size}, {config.vocab_size:,} tokens, {config.max_position_embeddings} positions",
-        "",
-        f"operator     parameters     FLOPs at {sequence_length} tokens     layers",
-    ]
-    for name in dict.fromkeys(name for layer in space.candidates for name in layer):
-        layers = sum(name in layer for layer in space.candidates)
-        flops = operator_flops(name, config, sequence_length)
-        lines.append(f"{name:<12} {operator_parameters(name, config):>10,}     {flops:>20.3e}     {layers:>6}")
-    children = {"the child": parse_architecture(architecture)} if architecture else _extreme_children(config, space)
-    lines += ["", "child        parameters (with masked-LM head)          FLOPs"]
-    for label, child in children.items():
-        flops = count_flops(config, child, sequence_length)
-        lines.append(f"{label:<12} {count_parameters(config, child, head='mlm'):>32,} {flops:>14.3e}")
-        lines.append(f"             {compact_architecture(child)}")
-    return "\n".join(lines)
-
-
-def _extreme_children(config: MagicConfig, space: SearchSpace) -> dict[str, Architecture]:
-    def cost(name: str) -> int:
-        return operator_parameters(name, config)
-
-    if space.size == 1:
-        return {"the child": next(space.children())}
-    return {
-        "smallest": tuple(min(layer, key=cost) for layer in space.candidates),
-        "largest": tuple(max(layer, key=cost) for layer in space.candidates),
-    }

@@ -48,3 +48,62 @@ def average_states(states_of_children: Sequence[Sequence[Tensor]]) -> list[Tenso
         states_of_children: for each child one (batch, seq_len, hidden) tensor for each aligned layer.
     """
     return [torch.stack(layer).mean(dim=0) for layer in zip(*states_of_children, strict=True)]
+
+
+@torch.no_grad()
+def sample_tokens(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Returns a draw from softmax(logits) for each row: what the generator puts at a masked position (5.1, ELECTRA).
+
+    The draw is argmax(logits + Gumbel noise), at temperature 1. No gradient flows through it.
+
+    Args:
+        logits: (..., vocab_size), of any precision.
+        generator: of the device of the logits; `None` is torch's global one.
+
+    Returns:
+        (...) token ids.
+    """
+    # In place: for a large vocabulary this is the largest tensor of a step. Uniform numbers are multiples of 2**-24;
+    # the middle of their intervals, taken where floats are dense, near 0, keeps rare tokens as likely as they are.
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device).add_(2**-25)
+    noise = uniform.neg_().log1p_().neg_().log_().neg_()
+    return noise.add_(logits).argmax(dim=-1)
+
+
+@torch.no_grad()
+def corrupt_tokens(input_ids: Tensor, labels: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the discriminator's input and which of its tokens were replaced (5.1, ELECTRA).
+
+    A generator that guesses right makes no replacement: a token is one where it differs from the original, not where
+    it was masked.
+
+    Args:
+        input_ids: (batch, seq_len), masked.
+        labels: (batch, seq_len), the original token where one is masked, -100 elsewhere. Masked may be any token, also
+            one that masking has left as it was or changed for a random one.
+        sampled: (number of masked positions,) in reading order, see `sample_tokens`.
+
+    Returns:
+        The original sequence with the sampled tokens at the masked positions, (batch, seq_len), and a bool of that
+        shape, true where it differs from the original.
+    """
+    masked = labels != -100
+    original = torch.where(masked, labels, input_ids)
+    corrupted = original.masked_scatter(masked, sampled)
+    return corrupted, corrupted != original
+
+
+def replaced_token_losses(logits: Tensor, replaced: Tensor, counted: Tensor) -> Tensor:
+    """Returns the discriminator's binary cross-entropy at each token (5.1, ELECTRA), 0 where a token does not count.
+
+    Args:
+        logits: (batch, seq_len), positive where a token looks replaced; carries gradients.
+        replaced: (batch, seq_len) bool, the truth, see `corrupt_tokens`.
+        counted: (batch, seq_len) bool, false at padding.
+
+    Returns:
+        (batch, seq_len), float32. ELECTRA's loss is their sum over the tokens that count, divided by their number.
+    """
+    logits = logits.float()
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
+    return losses.masked_fill(~counted, 0.0)

@@ -52,7 +52,12 @@ SUPERNET_FOLDER = "supernet"
 MODEL_FOLDER = "model"
 
 
-def _training_arguments(kind: type, output_dir: Path, given: dict[str, Any]) -> Any:
+def training_arguments(kind: type, output_dir: Path, given: dict[str, Any]) -> Any:
+    """Returns arguments of `kind` from those that a recipe gives and the defaults of runs.
+
+    Raises:
+        ValueError: a value is refused, or asks for what is not installed.
+    """
     defaults = {
         "report_to": "none",
         "save_total_limit": 2,
@@ -88,15 +93,17 @@ def check_run_folder(output_dir: Path, command: str, settings: Any) -> None:
 
 
 @contextmanager
-def claim_run_folder(output_dir: Path, command: str, settings: Any, args: TrainingArguments) -> Iterator[None]:
+def claim_run_folder(output_dir: Path, command: str, settings: Any, should_save: bool) -> Iterator[None]:
     """Makes `output_dir` the folder of a run, this process's (and its ranks') alone until the context ends.
+
+    Args:
+        should_save: whether this rank is the one that writes the run's files.
 
     Raises:
         ValueError: another process works in the folder.
     """
-    with args.main_process_first(local=False):
-        output_dir.mkdir(parents=True, exist_ok=True)
-    if not args.should_save:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not should_save:
         yield
         return
     try:
@@ -173,8 +180,9 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     output_dir = Path(output_dir)
     # All checks that need no text come first, and nothing is written before the text has been read.
     config = load_preset(settings.preset)
-    args = _training_arguments(MagicTrainingArguments, output_dir, settings.training_arguments)
-    check_search(config, args)
+    args = training_arguments(MagicTrainingArguments, output_dir, settings.training_arguments)
+    # The preset's vocabulary may be larger than the tokenizer's, which a budget must not be held to.
+    check_search(config, args, vocabulary=False)
     if settings.init_from is not None:
         check_initialization(config, settings.init_from, vocabulary=False)
     check_run_folder(output_dir, "pretrain", settings)
@@ -184,12 +192,13 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     with args.main_process_first():
         data = load_data(settings.data)
     config = fit_to_tokenizer(config, data, settings.data.block_size)
+    check_search(config, args)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
     # A run that goes on has all weights in its checkpoint, and its start may be gone.
     if settings.init_from is not None and last_complete_checkpoint(output_dir) is None:
         logger.info("%s", initialize_from(model, settings.init_from))
-    with claim_run_folder(output_dir, "pretrain", settings, args):
+    with claim_run_folder(output_dir, "pretrain", settings, args.should_save):
         return _train_supernet(model, data, args, settings)
 
 
@@ -215,6 +224,8 @@ def _train_supernet(
         "shrink_history": trainer.shrink_history,
         "anchor_history": trainer.anchor_history,
         "visits": trainer.visits,
+        "health": trainer.health.to_json(),
+        "budget": str(trainer.budget),
         "log_history": trainer.state.log_history,
         "corpus": data.fingerprint,
         "versions": versions(),
@@ -262,7 +273,7 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
         ValueError: the settings contradict one another, or the folder holds another run.
     """
     output_dir = Path(output_dir)
-    args = _training_arguments(TrainingArguments, output_dir, settings.training_arguments)
+    args = training_arguments(TrainingArguments, output_dir, settings.training_arguments)
     config = load_preset(settings.preset).child_config(parse_architecture(settings.architecture))
     supernet = None if settings.inherit is None else load_supernet(settings.inherit)
     if supernet is not None:
@@ -276,7 +287,7 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
     config = fit_to_tokenizer(config, data, settings.data.block_size)
     set_seed(args.seed)
     model = MagicForMaskedLM(config) if supernet is None else _inherited_child(config, supernet, data, settings)
-    with claim_run_folder(output_dir, "retrain", settings, args):
+    with claim_run_folder(output_dir, "retrain", settings, args.should_save):
         return _train_child(model, data, args, settings, search)
 
 
@@ -354,27 +365,32 @@ def _inherited_child(
     config: MagicConfig, supernet: MagicForMaskedLM, data: PreparedData, settings: RetrainSettings
 ) -> MagicForMaskedLM:
     """Returns the child with the super-net's weights and, where sizes do not depend on it, the preset's settings."""
-    trained_with = AutoTokenizer.from_pretrained(_supernet_folder(str(settings.inherit)))
-    if trained_with.get_vocab() != data.tokenizer.get_vocab():
-        raise ValueError(
-            f"the tokenizer has another vocabulary ({len(data.tokenizer)} tokens) than the super-net's "
-            f"({len(trained_with)}), so that its embeddings mean other words; set data.tokenizer to {settings.inherit}"
-        )
+    check_vocabulary(str(settings.inherit), data)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         setattr(supernet.config, name, getattr(config, name))
     return supernet.extract_child([layer[0] for layer in config.candidate_operators])
 
 
+def check_vocabulary(supernet: str, data: PreparedData) -> None:
+    """Raises a ValueError where the text was cut into other words than the super-net's embeddings stand for."""
+    trained_with = AutoTokenizer.from_pretrained(supernet_folder(supernet))
+    if trained_with.get_vocab() != data.tokenizer.get_vocab():
+        raise ValueError(
+            f"the tokenizer has another vocabulary ({len(data.tokenizer)} tokens) than the super-net's "
+            f"({len(trained_with)}), so that its embeddings mean other words; set data.tokenizer to {supernet}"
+        )
+
+
 def follow_search(
     run: str | Path, recipe: dict[str, Any], inherit: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns a retrain recipe that follows a finished super-net run, and the record of that search.
+    """Returns a retrain recipe that follows a finished super-net run or search, and the record of the search.
 
     The child, the text and the tokenizer are the search's where the recipe does not say otherwise, the sizes are the
     super-net's in any case.
 
     Args:
-        run: folder of the super-net run.
+        run: folder of the super-net run, or of a search in one.
         recipe: a recipe for retrain, which may be empty.
         inherit: whether the child starts from the super-net's weights.
 
@@ -382,8 +398,8 @@ def follow_search(
         ValueError: the run has not ended, or is none.
     """
     run = Path(run)
-    record, supernet = read_search(run), str(run / SUPERNET_FOLDER)
-    settings = json.loads((run / RUN_NAME).read_text(encoding="utf-8"))["settings"]
+    record, settings = read_search(run), read_settings(run)
+    supernet = str(supernet_folder(settings.get("supernet", run)))
     followed = {
         "architecture": format_architecture(record["architecture"]),
         **recipe,
@@ -393,8 +409,13 @@ def follow_search(
     return ({**followed, "inherit": supernet} if inherit else followed), record
 
 
+def read_settings(run: str | Path) -> dict[str, Any]:
+    """Returns the settings that a run was started with."""
+    return json.loads((Path(run) / RUN_NAME).read_text(encoding="utf-8"))["settings"]
+
+
 def read_search(run: str | Path) -> dict[str, Any]:
-    """Returns the result of a finished super-net run.
+    """Returns the result of a finished super-net run, or of a search.
 
     Raises:
         ValueError: the run has not ended, or is none.
@@ -419,7 +440,7 @@ def search_manifest(search: dict[str, Any] | None) -> dict[str, Any] | None:
     """Returns what a manifest tells of a search: its record without the logs."""
     if search is None:
         return None
-    return {key: value for key, value in search.items() if key not in ("log_history", "visits", "seconds")}
+    return {key: value for key, value in search.items() if key not in ("log_history", "visits", "health", "seconds")}
 
 
 def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -438,7 +459,7 @@ def load_supernet(folder: str | Path) -> MagicForMaskedLM:
     Raises:
         ValueError: there is no model there.
     """
-    folder = _supernet_folder(folder)
+    folder = supernet_folder(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model; give the folder of a finished `magic-nas pretrain`")
     try:
@@ -447,7 +468,8 @@ def load_supernet(folder: str | Path) -> MagicForMaskedLM:
         raise ValueError(f"the weights in {folder} are cut off or damaged ({error}); copy them anew") from None
 
 
-def _supernet_folder(folder: str | Path) -> Path:
+def supernet_folder(folder: str | Path) -> Path:
+    """Returns where the model of a super-net run lies; any other folder is taken for the model's own."""
     inside = Path(folder) / SUPERNET_FOLDER
     return inside if inside.is_dir() else Path(folder)
 

@@ -4,8 +4,10 @@ import logging
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -15,92 +17,23 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel
+from modeling_magic import MagicForMaskedLM
 
+from .anchors import Anchor, anchor_of_top_percent, target_states
 from .arguments import MagicTrainingArguments
+from .budgets import BudgetedSpace, is_feasible
 from .checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished, read_nas_state, write_json
-from .costs import operator_parameters, training_flops
+from .costs import training_flops
 from .evaluation import RankedChild, evaluate_child, rank_children, validation_batches
+from .health import LOOK_EVERY, SupernetHealth
 from .objectives import alignment_loss, average_states
-from .search_space import Architecture, FairSampler, SearchSpace, UniformSampler, make_sampler
-from .shrinking import ShrinkRound, deletions_short, operator_scores, shrink, shrink_schedule
+from .progress import PostfixProgressCallback
+from .search_setup import check_search, search_budget, search_sampler
+from .search_space import Architecture, SearchSpace
+from .shrinking import ShrinkRound, deletions_short, operator_scores, sample_children, shrink, shrink_schedule
 
 
 logger = logging.getLogger(__name__)
-
-
-def _sampler_of(space: SearchSpace, config: MagicConfig, args: MagicTrainingArguments) -> UniformSampler:
-    return make_sampler(
-        args.sampler,
-        space,
-        seed=args.seed,
-        num_substitutions=args.num_substitutions,
-        cost=lambda operator: operator_parameters(operator, config),
-    )
-
-
-def check_search(config: MagicConfig, args: MagicTrainingArguments) -> None:
-    """Raises a ValueError where a super-net of `config` cannot be trained with `args`, before anything is built."""
-    if not config.is_supernet:
-        raise ValueError("the model has one operator in each layer; a super-net needs a layer with a choice")
-    space = SearchSpace.from_config(config.candidate_operators)
-    _sampler_of(space, config, args)
-    if args.alignment != "none" and args.alignment_every_n_layers > space.num_layers:
-        raise ValueError(
-            f"alignment_every_n_layers is {args.alignment_every_n_layers} but the super-net has {space.num_layers} "
-            f"layers, so that none would be aligned; take at most {space.num_layers}"
-        )
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """The child that others are aligned to, and its validation accuracy when it was last measured (section 4)."""
-
-    architecture: Architecture
-    val_accuracy: float
-
-    def challenge(self, architecture: Architecture, val_accuracy: float) -> "Anchor":
-        """Returns the anchor of the next step: the challenger if Val(challenger) > Val(anchor), else this one."""
-        return Anchor(architecture, val_accuracy) if val_accuracy > self.val_accuracy else self
-
-
-def anchor_of_top_percent(
-    ranked: Sequence[RankedChild], previous: Architecture | None, percent: float, hysteresis: float
-) -> Anchor:
-    """Returns the anchor that stands at the top `percent` of validated children (5.2).
-
-    The previous anchor stays while its rank is within `percent` +- `hysteresis`, since the exact child at a rank
-    changes from epoch to epoch.
-
-    Args:
-        ranked: children validated with the same weights, the previous anchor among them; any order.
-        previous: the anchor so far.
-        percent: 0 is the best child, 100 the worst.
-        hysteresis: r of the paper, in percent.
-    """
-    by_accuracy = sorted(ranked, key=lambda child: (-child.val_accuracy, child.architecture))
-    last = max(len(by_accuracy) - 1, 1)
-    for index, child in enumerate(by_accuracy):
-        if child.architecture == previous and abs(100 * index / last - percent) <= hysteresis:
-            return Anchor(child.architecture, child.val_accuracy)
-    chosen = by_accuracy[round(percent / 100 * (len(by_accuracy) - 1))]
-    return Anchor(chosen.architecture, chosen.val_accuracy)
-
-
-class PostfixProgressCallback(ProgressCallback):
-    """One progress bar with the newest of some logged values beside it, instead of a line for each log."""
-
-    def __init__(self, shown: Sequence[str]):
-        """Takes the names of the logged values to show."""
-        super().__init__()
-        self._shown = shown
-        self._newest: dict[str, float] = {}
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Shows the newest values."""
-        if state.is_world_process_zero and self.training_bar is not None:
-            self._newest |= {name: logs[name] for name in self._shown if name in (logs or {})}
-            self.training_bar.set_postfix(self._newest, refresh=False)
 
 
 class _SearchCallback(TrainerCallback):
@@ -127,10 +60,11 @@ class MagicTrainer(Trainer):
 
     Attributes:
         space: what shrinking has left of the search space.
+        budget: what the child that is found may cost; children beyond it are trained as well.
         architecture: the child of the current step.
         anchor: the child that others are aligned to, the best one seen with `alignment="anchor"`; `None` before the
             first comparison.
-        visits: for each layer, how often each operator was trained.
+        health: visits and gradient norms of each operator, distances between children, losses of probe children.
         anchor_history: one entry for each change of the anchor.
         shrink_history: one entry for each round, with what was deleted and the score of every operator.
 
@@ -159,6 +93,7 @@ class MagicTrainer(Trainer):
         """Takes what `Trainer` takes but `model_init`; `eval_dataset` is needed wherever children are validated.
 
         Raises:
+            InfeasibleBudgetError: no child is within the budget.
             ValueError: the model is no super-net, the sampler or the alignment does not fit its layers, or there is no
                 validation data for the anchor or for shrinking.
         """
@@ -168,6 +103,7 @@ class MagicTrainer(Trainer):
                 "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none', shrink=False"
             )
         self.full_space = SearchSpace.from_config(model.config.candidate_operators)
+        self.budget = search_budget(model.config, args)
         super().__init__(model=model, args=args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -179,6 +115,7 @@ class MagicTrainer(Trainer):
         self._schedule: list[ShrinkRound] = []
         self._warmup_steps = 0
         self._epoch_steps: int | None = None
+        self._probe_every = 1
         self._forget_logged()
         self._validation: list[dict[str, Tensor]] | None = None
         self.add_callback(_SearchCallback(self))
@@ -197,13 +134,20 @@ class MagicTrainer(Trainer):
         self._average_children: list[Architecture] = []
         self.architecture: Architecture = ()
         self.anchor: Anchor | None = None
-        self.visits = [dict.fromkeys(layer, 0) for layer in self.full_space.candidates]
+        probe_rng = random.Random(f"probe-{self.args.seed}")
+        probes = [self.full_space.sample(probe_rng) for _ in range(self.args.num_probe_children)]
+        self.health = SupernetHealth(self.full_space, probes)
         self.anchor_history: list[dict[str, Any]] = []
         self.shrink_history: list[dict[str, Any]] = []
 
+    @property
+    def visits(self) -> list[dict[str, int]]:
+        """For each layer, how often each operator was trained."""
+        return self.health.visits
+
     def _set_space(self, space: SearchSpace) -> None:
         self.space = space
-        self.sampler = _sampler_of(space, self.model.config, self.args)
+        self.sampler = search_sampler(space, self.model.config, self.args)
 
     def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
         """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""
@@ -226,6 +170,7 @@ class MagicTrainer(Trainer):
                     f"nothing will be aligned: the warm start takes {self._warmup_steps} of {max_steps} steps; train "
                     f"longer, or set alignment_warmup_steps lower"
                 )
+        self._probe_every = self.args.probe_every_n_steps or math.ceil(max_steps / 10)
         self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
         done = [entry["step"] for entry in self.shrink_history]
         if done != [entry.step for entry in self._schedule if entry.step <= self.state.global_step]:
@@ -270,10 +215,7 @@ class MagicTrainer(Trainer):
         """Draws alpha_t, once for each optimizer step, and the children whose states are averaged, if any."""
         self._steps_since_log += 1
         previous, self.architecture = self.architecture, self.sampler.next()
-        if previous:
-            self._num_changes += self.full_space.distance(previous, self.architecture)
-        for visits, operator in zip(self.visits, self.architecture, strict=True):
-            visits[operator] += 1
+        self._num_changes += self.health.add_child(self.architecture, previous, self.space)
         if self.args.alignment == "average":
             self._average_children = [
                 self.space.sample(self._average_rng) for _ in range(self.args.num_average_children)
@@ -345,49 +287,28 @@ class MagicTrainer(Trainer):
         rows = math.ceil(self.args.alignment_batch_fraction * inputs["input_ids"].shape[0])
         inputs = {name: value[:rows] for name, value in inputs.items() if isinstance(value, Tensor)}
         bottom = child_states[shared][:rows].detach() if shared else None
-        targets = [self._target_states(inputs, child, aligned, shared, bottom) for child in self._target_children()]
+        encoder = self.accelerator.unwrap_model(self.model_wrapped).magic
+        with self.accelerator.autocast():
+            targets = [
+                target_states(encoder, inputs, child, aligned, shared, bottom) for child in self._target_children()
+            ]
         return alignment_loss(
             [child_states[layer][:rows] for layer in aligned],
             targets[0] if len(targets) == 1 else average_states(targets),
             inputs.get("attention_mask"),
         )
 
-    @torch.no_grad()
-    def _target_states(
-        self,
-        inputs: dict[str, Tensor],
-        architecture: Architecture,
-        layers: list[int],
-        start: int,
-        bottom: Tensor | None,
-    ) -> list[Tensor]:
-        """Hidden states of `architecture` at `layers`, without gradient, dropout, head or the layers above the last.
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Trainer calls this once a step, after it has unscaled, averaged and clipped the gradients; the total is that
+        # from before clipping.
+        total = super()._get_grad_norm(model, grad_norm=grad_norm)
+        path = zip(self.model.magic.encoder.layer, self.architecture, strict=True)
+        weights = [list(layer.operators[operator].parameters()) for layer, operator in path]
+        step = self.state.global_step + 1
+        self.health.add_gradients(step, self.architecture, weights, total, self.args.max_grad_norm)
+        return total
 
-        `bottom` is H_start where it is known already.
-        """
-        encoder: MagicModel = self.accelerator.unwrap_model(self.model_wrapped).magic
-        encoder.eval()
-        try:
-            with self.accelerator.autocast():
-                if bottom is None:
-                    start, bottom = (
-                        0,
-                        encoder.embeddings(
-                            inputs.get("input_ids"), inputs.get("token_type_ids"), inputs.get("position_ids")
-                        ),
-                    )
-                masks = encoder.attention_masks(bottom, inputs.get("attention_mask"))
-                states = {start: bottom}
-                for layer in range(start, layers[-1]):
-                    operator = architecture[layer]
-                    states[layer + 1] = encoder.encoder.layer[layer](states[layer], *masks, operator=operator)
-                    if layer not in layers:
-                        del states[layer]
-        finally:
-            encoder.train()
-        return [states[layer] for layer in layers]
-
-    # ---- After a step: anchor and shrinking ----
+    # ---- After a step: anchor, shrinking and health ----
 
     def _after_step(self, step: int) -> None:
         if self.args.alignment == "anchor" and self._anchor_is_due(step):
@@ -396,6 +317,11 @@ class MagicTrainer(Trainer):
             self._shrink_round(step)
         if self.args.alignment == "top_percent" and self._epoch_steps and step % self._epoch_steps == 0:
             self._rank_for_anchor(step)
+        if step % LOOK_EVERY == 0 or step == self.state.max_steps:
+            self.health.look(step, self.space)
+        # Several data sets to evaluate on, a dict, are nothing to validate children on.
+        if step % self._probe_every == 0 and not isinstance(self.eval_dataset, (dict, NoneType)):
+            self.health.add_probes(step, self._rank(self.health.probes_in(self.space)))
 
     def _anchor_is_due(self, step: int) -> bool:
         return step % self.args.anchor_eval_steps == 0 or (self.anchor is None and step == self._warmup_steps)
@@ -460,12 +386,12 @@ class MagicTrainer(Trainer):
     def _shrink_round(self, step: int) -> None:
         """Scores every operator by the mean loss of validated children that hold it and deletes the worst (5.1)."""
         num_deletions = next(round_.num_deletions for round_ in self._schedule if round_.step == step)
-        # Strict fairness draws every operator of a layer equally often; a child drawn twice counts once.
-        sampler = FairSampler(self.space, seed=1_000_003 * self.args.seed + step)
-        widest = max(len(layer) for layer in self.space.candidates)
-        ranked = self._rank([sampler.next() for _ in range(max(self.args.shrink_num_children, widest))])
+        seed, wanted = 1_000_003 * self.args.seed + step, self.args.shrink_num_children
+        # A child drawn twice counts once.
+        ranked = self._rank(sample_children(self.space, wanted, seed, self.args.shrink_sampling))
         scores = operator_scores(self.space, ((child.architecture, child.val_loss) for child in ranked))
-        space, deleted = shrink(self.space, scores, num_deletions)
+        is_reachable = partial(is_feasible, budget=self.budget) if self.budget.limits else None
+        space, deleted = shrink(self.space, scores, num_deletions, is_reachable)
         self.space = space
         self.sampler.restrict(space)
         self.shrink_history.append(
@@ -496,17 +422,29 @@ class MagicTrainer(Trainer):
     def best_child(self, num_children: int = 100) -> RankedChild:
         """Returns the child that the run has found: the only one left, or the best of `num_children` and the anchor.
 
-        Children are validated on the fixed slice with the present weights; the lowest validation loss wins.
+        All of them are within the budget. They are validated on the fixed slice with the present weights; the lowest
+        validation loss wins.
         """
-        candidates = self._pool(num_children, random.Random(f"best-{self.args.seed}"))
-        if self.anchor is not None and self.anchor.architecture in self.space:
-            candidates.append(self.anchor.architecture)
+        candidates = self._pool_within(num_children, random.Random(f"best-{self.args.seed}"))
+        anchor = None if self.anchor is None else self.anchor.architecture
+        if anchor is not None and anchor in self.space and self.budget.allows(anchor):
+            candidates.append(anchor)
         return self._rank(candidates)[0]
+
+    def _pool_within(self, num_children: int, rng: random.Random) -> list[Architecture]:
+        """The same within the budget."""
+        if not self.budget.limits:
+            return self._pool(num_children, rng)
+        within = BudgetedSpace(self.space, self.budget)
+        if within.size > num_children:
+            return [within.sample(rng) for _ in range(num_children)]
+        # Each one is missed with a probability of exp(-25); the space around them may be too large to walk.
+        return [within.sample(rng) for _ in range(25 * within.size)]
 
     # ---- Logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the two losses of Eq. (2), the mean distance between children and the state of the search."""
+        """Adds the two losses of Eq. (2), the mean distance between children, the search's state and the health."""
         if "loss" in logs:
             for name, total in self._loss_sums.items():
                 gathered = self.accelerator.gather(total.to(self.args.device))
@@ -516,6 +454,7 @@ class MagicTrainer(Trainer):
             if self.anchor is not None:
                 logs["anchor_accuracy"] = self.anchor.val_accuracy
                 logs["num_anchors"] = len(self.anchor_history)
+            logs |= self.health.scalars(self.space)
             self._forget_logged()
         super().log(logs, start_time)
 
@@ -542,13 +481,14 @@ class MagicTrainer(Trainer):
             "anchor": asdict(self.anchor) if self.anchor else None,
             "anchor_history": self.anchor_history,
             "shrink_history": self.shrink_history,
-            "visits": self.visits,
+            "health": self.health.to_json(),
         }
 
     def load_nas_state(self, state: dict[str, Any]) -> None:
         """Restores what `nas_state` returned.
 
         Raises:
+            InfeasibleBudgetError: shrinking under another budget has left no child within this one.
             ValueError: the state is of another search space, or of another sampler.
         """
         if state["candidate_operators"] != self.full_space.to_json():
@@ -558,7 +498,9 @@ class MagicTrainer(Trainer):
                 f"this super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} children); "
                 f"resume with the configuration it was made with, or take another output folder"
             )
-        self._set_space(SearchSpace.from_json(state["space"]))
+        space = SearchSpace.from_json(state["space"])
+        BudgetedSpace(space, self.budget).check()
+        self._set_space(space)
         self.sampler.load_state_dict(state["sampler"])
         version, internal, gauss = state["average_rng"]
         self._average_rng.setstate((version, tuple(internal), gauss))
@@ -567,7 +509,7 @@ class MagicTrainer(Trainer):
         self.anchor = Anchor(tuple(anchor["architecture"]), anchor["val_accuracy"]) if anchor else None
         self.anchor_history = state["anchor_history"]
         self.shrink_history = state["shrink_history"]
-        self.visits = state["visits"]
+        self.health = SupernetHealth.from_json(self.full_space, state["health"])
 
     def train(
         self,
@@ -615,6 +557,7 @@ __all__ = [
     "MagicTrainingArguments",
     "PostfixProgressCallback",
     "anchor_of_top_percent",
+    "check_search",
     "last_complete_checkpoint",
     "load_finished",
 ]

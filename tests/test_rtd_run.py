@@ -1,0 +1,160 @@
+"""The run of replaced-token detection in its folder: two exports, one result, stopped and continued."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+
+from modeling_magic import MagicForMaskedLM, MagicForPreTraining
+from training.hub import load_preset
+from training.rtd import rtd_training_flops
+from training.rtd_run import RtdSettings, retrain_rtd
+from training.runs import load_data
+from training.settings import DataSettings, settings_from
+
+
+CHAIN = "MHA4,FFN,CONV3,FFN"
+WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(0, len(WORDS), (60, 40), generator=generator).tolist()
+    documents = [". ".join(f"the {WORDS[a]} of the {WORDS[(a + 3) % len(WORDS)]}" for a in row) for row in picks]
+    (folder / "a.txt").write_text("\n\n".join(documents))
+    return DataSettings(source=str(folder), vocab_size=80, block_size=16, validation_fraction=0.1)
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("preset") / "toy.json"
+    config = {"model_type": "magic", "candidate_operators": [["MHA4", "FFN", "CONV3"]] * 4, "vocab_size": 80}
+    path.write_text(json.dumps({**config, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 16}))
+    return str(path)
+
+
+def run_settings(preset, data, architecture=CHAIN, **arguments) -> RtdSettings:
+    given: dict[str, Any] = {"max_steps": 6, "per_device_train_batch_size": 8, "disable_tqdm": True, "save_steps": 4}
+    given |= {"logging_steps": 3, "learning_rate": 1e-3, **arguments}
+    return RtdSettings(
+        preset,
+        architecture,
+        num_validation_sequences=16,
+        data=data,
+        training_arguments=given,
+        generator_fraction=1 / 4,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(preset, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "rtd"
+    return folder, retrain_rtd(run_settings(preset, data), folder)
+
+
+def test_a_run_ends_with_two_models_that_share_their_embeddings(finished):
+    folder, result = finished
+    discriminator = AutoModelForPreTraining.from_pretrained(folder / "model")
+    generator = AutoModelForMaskedLM.from_pretrained(folder / "generator")
+    assert isinstance(discriminator, MagicForPreTraining)
+    assert isinstance(generator, MagicForMaskedLM)
+    own, other = (model.get_input_embeddings().weight for model in (discriminator, generator))
+    assert torch.equal(own, other)
+    assert generator.config.hidden_size == 8
+    assert len(AutoTokenizer.from_pretrained(folder / "model")) == own.shape[0]
+    assert result["architecture"] == CHAIN.split(",")
+    assert result["generator"]["architecture"] == ["MHA1", "FFN", "CONV3", "FFN"]
+    assert result["steps"] == 6
+    assert result["tokens_per_step"] == 8 * 16
+    of_a_step = rtd_training_flops(discriminator.config, generator.config, 16, 128)
+    assert result["training_flops"] == 6 * of_a_step
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
+def test_the_result_and_both_manifests_hold_what_was_measured(finished):
+    folder, result = finished
+    validation = result["validation"]
+    assert result["val_loss"] == validation["loss_rtd"]
+    assert result["val_accuracy"] == validation["discriminator_accuracy"]
+    assert validation["loss"] == pytest.approx(validation["loss_mlm"] + 50 * validation["loss_rtd"])
+    manifests = [json.loads((folder / name / "search.json").read_text()) for name in ("model", "generator")]
+    assert manifests[0]["results"][0]["val_loss"] == [validation["loss_rtd"]]
+    assert manifests[1]["results"][0]["val_loss"] == [validation["loss_mlm"]]
+    assert manifests[1]["results"][0]["architecture"] == manifests[1]["architecture"]
+    for manifest in manifests:
+        assert manifest["training"]["objective"].startswith("replaced-token detection")
+        assert manifest["training"]["start"] == "random weights"
+    assert {"loss_mlm", "loss_rtd", "discriminator_recall"} <= set(result["log_history"][0])
+
+
+def test_a_finished_run_is_not_run_again_and_its_folder_is_its_own(finished, preset, data, monkeypatch):
+    folder, result = finished
+    monkeypatch.setattr("training.rtd_run.load_data", lambda settings: pytest.fail("read the text again"))
+    assert retrain_rtd(run_settings(preset, data), folder) == result
+    with pytest.raises(ValueError, match=r"another run .rtd_weight is 50.0 there, 20.0 here"):
+        retrain_rtd(replace(run_settings(preset, data), rtd_weight=20.0), folder)
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits(finished, tmp_path, preset, data, monkeypatch):
+    folder, whole = finished
+    monkeypatch.setattr("training.rtd_run.export_pair", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        retrain_rtd(run_settings(preset, data), tmp_path)
+    monkeypatch.undo()
+    # As if the process had died between the checkpoints 4 and 6.
+    (tmp_path / "checkpoint-6" / "trainer_state.json").unlink()
+    resumed = retrain_rtd(run_settings(preset, data), tmp_path)
+    assert resumed["validation"] == whole["validation"]
+    first, second = (
+        AutoModelForPreTraining.from_pretrained(path / "model").state_dict() for path in (folder, tmp_path)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_discriminator_inherits_from_a_super_net(tmp_path, preset, data):
+    """With a learning rate of zero, encoder and embeddings are the super-net's."""
+    torch.manual_seed(1)
+    prepared = load_data(data)
+    config = load_preset(preset)
+    config.vocab_size = len(prepared.tokenizer)
+    supernet = MagicForMaskedLM(config)
+    supernet.save_pretrained(tmp_path / "supernet")
+    prepared.tokenizer.save_pretrained(tmp_path / "supernet")
+    settings = replace(run_settings(preset, data, learning_rate=0.0, max_steps=1), inherit=str(tmp_path / "supernet"))
+    result = retrain_rtd(settings, tmp_path / "run")
+    assert result["start"] == "the super-net's weights"
+    child = supernet.extract_child(CHAIN.split(",")).magic.state_dict()
+    own = AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "model").magic.state_dict()
+    assert all(torch.equal(child[name], tensor) for name, tensor in own.items())
+    other = replace(settings, architecture="MHA4,FFN,CONV5,FFN")
+    with pytest.raises(ValueError, match="layer 2 has no operator 'CONV5'"):
+        retrain_rtd(other, tmp_path / "other")
+
+
+def test_settings_are_a_recipe(preset):
+    recipe = {"preset": preset, "architecture": CHAIN, "rtd_weight": 20, "training_arguments": {"max_steps": 3}}
+    settings = settings_from(RtdSettings, recipe, {"generator_architecture": "MHA2,FFN"})
+    assert (settings.rtd_weight, settings.generator_fraction) == (20.0, 1 / 3)
+    assert settings.training_arguments == {"max_steps": 3}
+    with pytest.raises(ValueError, match="unknown key 'generator_fractio' in recipe; did you mean"):
+        settings_from(RtdSettings, {**recipe, "generator_fractio": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rtd_weight": -1.0}, "rtd_weight is -1.0; it must not be negative"),
+        ({"generator_fraction": 0.0}, "fraction is 0.0; it must be above 0 and at most 1"),
+        ({"generator_architecture": "MHA3,FFN"}, "MHA3 has 3 heads, which do not divide its inner size 8"),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_is_read(tmp_path, preset, data, change, message, monkeypatch):
+    monkeypatch.setattr("training.rtd_run.load_data", lambda settings: pytest.fail("read the text"))
+    with pytest.raises(ValueError, match=message):
+        retrain_rtd(replace(run_settings(preset, data), **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

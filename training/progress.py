@@ -1,0 +1,21 @@
+"""The progress bar of a training run."""
+
+from collections.abc import Sequence
+
+from transformers.trainer_callback import ProgressCallback
+
+
+class PostfixProgressCallback(ProgressCallback):
+    """One progress bar with the newest of some logged values beside it, instead of a line for each log."""
+
+    def __init__(self, shown: Sequence[str]):
+        """Takes the names of the logged values to show."""
+        super().__init__()
+        self._shown = shown
+        self._newest: dict[str, float] = {}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Shows the newest values."""
+        if state.is_world_process_zero and self.training_bar is not None:
+            self._newest |= {name: logs[name] for name in self._shown if name in (logs or {})}
+            self.training_bar.set_postfix(self._newest, refresh=False)

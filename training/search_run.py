@@ -1,0 +1,294 @@
+"""The run of a search: a trained super-net, a budget, and the folder that holds the winner and the proof."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from modeling_magic import MagicConfig, MagicForMaskedLM
+
+from .budgets import AdditiveCost, Budget, BudgetedSpace
+from .checkpoints import write_json
+from .data import MaskingCollator
+from .evaluation import Evaluator, validation_batches
+from .hub import compact_architecture, export_model, load_preset
+from .journal import Journal
+from .latency import LatencyTable
+from .pareto import format_cost, report_children
+from .report import Report, WinnerLatency, pareto_table, write_report
+from .runs import (
+    MODEL_FOLDER,
+    RESULT_NAME,
+    check_run_folder,
+    check_vocabulary,
+    claim_run_folder,
+    load_data,
+    load_supernet,
+    read_result,
+    read_settings,
+    supernet_folder,
+    versions,
+)
+from .search import SearchResult, search
+from .search_space import Architecture, SearchSpace
+from .searchers import EvolutionSearcher, ParetoSearcher, RandomSearcher, Searcher, rank_key
+from .settings import BudgetSettings, SearchSettings, budget_of, costs_of, mapping_of, settings_from
+
+
+JOURNAL_NAME = "journal.jsonl"
+TABLE_NAME = "report.md"
+_OF_THE_SUPERNET = ("sampler", "alignment", "alignment_weight", "steps", "seed")
+
+
+def follow_supernet(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns a search recipe for a super-net: its text and tokenizer are those of its run, unless the recipe says.
+
+    Args:
+        supernet: a finished super-net run, or the folder of a super-net.
+        recipe: a recipe for search, which may be empty.
+    """
+    folder = str(supernet_folder(supernet).resolve())
+    data = read_settings(supernet)["data"] if read_result(Path(supernet)) is not None else {}
+    return {
+        **recipe,
+        "supernet": str(Path(supernet).resolve()),
+        "data": {**data, "tokenizer": folder, **mapping_of("data", recipe)},
+    }
+
+
+def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[str, Any]:
+    """Searches the children of a super-net under a budget and returns the result, with the controls beside the winner.
+
+    The folder then holds `model/` (the winner with the super-net's weights), report.html and its tables and figures,
+    journal.jsonl and result.json. A search that was stopped is continued, one that has ended returns its result.
+
+    Args:
+        settings: the super-net, the budget and how to search.
+        output_dir: the run's folder.
+
+    Raises:
+        InfeasibleBudgetError: no child is within the budget; nothing has been evaluated then.
+        ValueError: the settings contradict one another, or the folder holds another run.
+    """
+    output_dir = Path(output_dir)
+    accelerator = Accelerator(mixed_precision=settings.precision)
+    model = load_supernet(settings.supernet)
+    space = searched_space(settings, model.config)
+    costs, budget = costs_of(model.config, settings.budget), budget_of(model.config, settings.budget)
+    BudgetedSpace(space, budget).check()
+    check_run_folder(output_dir, "search", settings)
+    if (result := read_result(output_dir)) is not None:
+        return result
+    hf_logging.disable_progress_bar()
+    with accelerator.main_process_first():
+        data = load_data(settings.data)
+    check_vocabulary(settings.supernet, data)
+    judge = MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=0)
+    batches = validation_batches(data.validation, judge, settings.batch_size, settings.num_validation_sequences)
+    model = model.to(accelerator.device)
+    with claim_run_folder(output_dir, "search", settings, accelerator.is_main_process):
+        start = time.perf_counter()
+        evaluator = Evaluator(model, batches, accelerator, journal=settings.journal or output_dir / JOURNAL_NAME)
+        found = search(
+            evaluator,
+            space,
+            budget,
+            make_searcher(settings, space, budget, costs),
+            settings.num_evaluations,
+            seed=settings.seed,
+            bert_pattern_cost=costs[0],
+            progress=accelerator.is_main_process,
+        )
+        seconds = time.perf_counter() - start
+        if accelerator.is_main_process:
+            model_folder = _export_winner(settings, model, data.tokenizer, found, data.fingerprint, output_dir)
+            check_exported(model_folder, budget, costs)
+            latency = _winner_latency(settings.budget, model_folder, found.winner.architecture)
+            facts = {"seconds": seconds, "num_evaluated": evaluator.num_evaluated, "corpus": data.fingerprint}
+            _write_report(settings, found, costs, latency, facts, output_dir)
+            # As it will be read back: lists, not tuples.
+            record = {**_search_record(settings, model.config, found), **facts, "search": found.to_json()}
+            write_json(output_dir / RESULT_NAME, {**record, "latency": latency and asdict(latency)})
+        accelerator.wait_for_everyone()
+    result = read_result(output_dir)
+    assert result is not None
+    return result
+
+
+def searched_space(settings: SearchSettings, config: MagicConfig) -> SearchSpace:
+    """Returns the children to search among: those that shrinking has left in the super-net's run, or all of them.
+
+    Raises:
+        ValueError: shrinking has left a single child, or the model is none but one child.
+    """
+    if not config.is_supernet:
+        raise ValueError(
+            f"{settings.supernet} holds one child; search in a super-net, as `magic-nas pretrain` makes it"
+        )
+    record = read_result(Path(settings.supernet))
+    if record is None or settings.full_space:
+        return SearchSpace.from_config(config.candidate_operators)
+    space = SearchSpace.from_json(record["space"])
+    if space.size == 1:
+        raise ValueError(
+            f"shrinking has left one child in {settings.supernet}, so that nothing is left to search; train without "
+            f"--shrink, or search all operators that it once had with --set full_space=true"
+        )
+    return space
+
+
+def make_searcher(
+    settings: SearchSettings, space: SearchSpace, budget: Budget, costs: Sequence[AdditiveCost]
+) -> Searcher:
+    """Returns the searcher that the settings name; "pareto" takes the limited costs, or parameters, as objectives."""
+    within = BudgetedSpace(space, budget)
+    if settings.searcher == "random":
+        return RandomSearcher(within, settings.seed, settings.population_size)
+    if settings.searcher == "evolution":
+        return EvolutionSearcher(within, settings.seed, settings.population_size)
+    limited = [limit.cost for limit in budget.limits] or [costs[0]]
+    return ParetoSearcher(within, settings.seed, limited, settings.population_size)
+
+
+def check_exported(folder: Path, budget: Budget, costs: Sequence[AdditiveCost]) -> None:
+    """Counts the parameters of an exported model and holds them to its count in closed form; raises a ValueError."""
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    architecture = tuple(layer[0] for layer in model.config.candidate_operators)
+    counted = next(cost for cost in costs if cost.name == "num_parameters")(architecture)
+    if model.num_parameters() != counted or not budget.allows(architecture):
+        raise ValueError(
+            f"the model in {folder} has {model.num_parameters():,} parameters, not the {counted:,} that its "
+            f"architecture was searched with, under the budget {budget}; its files are not to be used"
+        )
+
+
+def _search_record(settings: SearchSettings, config: MagicConfig, found: SearchResult) -> dict[str, Any]:
+    """What the manifest of an export tells: the training of the super-net, where it is known, and the search in it."""
+    trained = read_result(Path(settings.supernet)) or {}
+    winner = found.winner
+    return {
+        **{
+            key: trained[key]
+            for key in ("sampler", "alignment", "alignment_weight", "steps", "seed")
+            if key in trained
+        },
+        "architecture": list(winner.architecture),
+        "val_loss": winner.val_loss,
+        "val_accuracy": winner.val_accuracy,
+        "candidate_operators": config.candidate_operators,
+        "searcher": settings.searcher,
+        "search_seed": settings.seed,
+        "num_evaluations": len(found.searched),
+        "num_random": len(found.random),
+        "found_by": found.found_by,
+        "budget": str(found.budget),
+        "better_than_random": found.better_than_random.text,
+        "better_than_bert": found.better_than_bert.text if found.better_than_bert else None,
+        "versions": versions(),
+    }
+
+
+def _export_winner(
+    settings: SearchSettings,
+    model: MagicForMaskedLM,
+    tokenizer: PreTrainedTokenizerBase,
+    found: SearchResult,
+    corpus: dict[str, Any],
+    output_dir: Path,
+) -> Path:
+    child = model.extract_child(found.winner.architecture).cpu()
+    record = {**_search_record(settings, model.config, found), "corpus": corpus}
+    return export_model(child, tokenizer, output_dir / MODEL_FOLDER, {"search": record})
+
+
+def _winner_latency(settings: BudgetSettings, folder: Path, architecture: Architecture) -> WinnerLatency | None:
+    """The winner measured whole, beside what the table of operators predicts; `None` where there is no table."""
+    if settings.latency_table is None:
+        return None
+    table = LatencyTable.load(settings.latency_table)
+    predicted, conditions = table.predict_ms(architecture), f"{table.settings}; {table.device_name}"
+    if not table.is_of_this_device():
+        # A search may run on another machine than the one that the encoder is meant for.
+        return WinnerLatency(predicted, conditions=conditions, warnings=(*table.warnings, "not measured whole"))
+    measured = table.measure_child(AutoModelForMaskedLM.from_pretrained(folder), architecture)
+    return WinnerLatency(
+        predicted,
+        measured.latency.median_ms,
+        (measured.latency.low_ms, measured.latency.high_ms),
+        conditions,
+        tuple(dict.fromkeys((*table.warnings, *measured.warnings))),
+    )
+
+
+def _write_report(
+    settings: SearchSettings,
+    found: SearchResult,
+    costs: Sequence[AdditiveCost],
+    latency: WinnerLatency | None,
+    facts: dict[str, Any],
+    output_dir: Path,
+) -> None:
+    comparisons = {"random search": found.better_than_random.text}
+    if found.better_than_bert is not None:
+        comparisons["BERT pattern"] = found.better_than_bert.text
+    shown = {
+        "super-net": Path(settings.supernet).name,
+        "searcher": f"{settings.searcher}, seed {settings.seed}",
+        "text": f"{Path(facts['corpus']['source']).name}, {settings.num_validation_sequences} held-out sequences",
+        "children evaluated in this run": f"{facts['num_evaluated']:,} in {facts['seconds']:,.0f} s",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+    report = Report(
+        report_children(
+            found.searched, found.random, found.bert_pattern, {cost.name: cost for cost in costs}, found.budget.allows
+        ),
+        found.winner.architecture,
+        str(found.budget),
+        [(limit.cost.name, limit.minimum, limit.maximum) for limit in found.budget.limits],
+        comparisons,
+        latency,
+        shown,
+    )
+    write_report(report, output_dir)
+    (output_dir / TABLE_NAME).write_text(f"{pareto_table(report)}\n\n{found.summary}\n", encoding="utf-8")
+
+
+def search_summary(output_dir: str | Path) -> str:
+    """Returns the Pareto table of a finished search and what its winner is worth, as text."""
+    return (Path(output_dir) / TABLE_NAME).read_text(encoding="utf-8").rstrip()
+
+
+def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> str:
+    """Returns the best children within a budget among those that a search has evaluated, as a Markdown table.
+
+    Args:
+        search_run: the folder of a search, finished or not; only its journal is read.
+        limits: the budget, which may be another than the search's.
+        top: how many children.
+
+    Raises:
+        ValueError: the folder holds no search, or none of its children is within the budget.
+    """
+    settings = settings_from(SearchSettings, read_settings(search_run))
+    config = load_preset(str(supernet_folder(settings.supernet)))
+    budget, costs = budget_of(config, limits), costs_of(config, limits)
+    evaluated = list(Journal(settings.journal or Path(search_run) / JOURNAL_NAME))
+    within = sorted((child for child in evaluated if budget.allows(child.architecture)), key=rank_key)[:top]
+    if not within:
+        BudgetedSpace(searched_space(settings, config), budget).check()
+        raise ValueError(
+            f"none of the {len(evaluated):,} children that were evaluated is within {budget}, but such children "
+            f"exist; search with that budget and the same --journal"
+        )
+    names = [cost.name for cost in costs]
+    lines = [f"| architecture | validation loss | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]
+    for child in within:
+        values = " | ".join(format_cost(cost.name, cost(child.architecture)) for cost in costs)
+        lines.append(f"| {compact_architecture(child.architecture)} | {child.val_loss:.4f} | {values} |")
+    num_within = sum(budget.allows(child.architecture) for child in evaluated)
+    return "\n".join([*lines, "", f"{num_within:,} of {len(evaluated):,} evaluated children are within {budget}."])

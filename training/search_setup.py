@@ -1,0 +1,59 @@
+"""What training arguments ask of a super-net: its sampler, the budget of its children, and whether both fit it."""
+
+from modeling_magic import MagicConfig
+
+from .arguments import BUDGET_ARGUMENTS, MagicTrainingArguments
+from .budgets import Budget, BudgetedSpace
+from .costs import operator_parameters
+from .search_space import SearchSpace, UniformSampler, make_sampler
+from .settings import BudgetSettings, budget_of
+
+
+def search_sampler(space: SearchSpace, config: MagicConfig, args: MagicTrainingArguments) -> UniformSampler:
+    """Returns the sampler of a run over `space`, at its start.
+
+    Raises:
+        ValueError: there is no such sampler, or it changes more operators than a child has.
+    """
+    return make_sampler(
+        args.sampler,
+        space,
+        seed=args.seed,
+        num_substitutions=args.num_substitutions,
+        cost=lambda operator: operator_parameters(operator, config),
+    )
+
+
+def search_budget(config: MagicConfig, args: MagicTrainingArguments) -> Budget:
+    """Returns what the child to be found may cost.
+
+    Raises:
+        ValueError: the latency table is damaged or of another model.
+    """
+    return budget_of(config, BudgetSettings(**{name: getattr(args, name) for name in BUDGET_ARGUMENTS}))
+
+
+def check_search(config: MagicConfig, args: MagicTrainingArguments, vocabulary: bool = True) -> None:
+    """Raises an error where a super-net of `config` cannot be trained with `args`, before anything is built.
+
+    Args:
+        config: the super-net's.
+        args: the run's.
+        vocabulary: whether `config` has the vocabulary of the text already; without it costs are not known, and the
+            budget is not looked at.
+
+    Raises:
+        InfeasibleBudgetError: no child is within the budget.
+        ValueError: the model is no super-net, or the sampler, the alignment or the latency table does not fit it.
+    """
+    if not config.is_supernet:
+        raise ValueError("the model has one operator in each layer; a super-net needs a layer with a choice")
+    space = SearchSpace.from_config(config.candidate_operators)
+    search_sampler(space, config, args)
+    if args.alignment != "none" and args.alignment_every_n_layers > space.num_layers:
+        raise ValueError(
+            f"alignment_every_n_layers is {args.alignment_every_n_layers} but the super-net has {space.num_layers} "
+            f"layers, so that none would be aligned; take at most {space.num_layers}"
+        )
+    if vocabulary:
+        BudgetedSpace(space, search_budget(config, args)).check()

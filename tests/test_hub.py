@@ -138,7 +138,8 @@ def test_every_class_is_exported(exports, kind):
     loaded = getattr(transformers, head.auto_class).from_pretrained(folder)
     assert type(loaded) is type(model)
     for ours, theirs in zip(tensors(model(ids)), tensors(loaded(ids)), strict=True):
-        assert torch.equal(ours, theirs)
+        # Not to the bit: a product with one column sums in an order that depends on where its weights lie.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == [kind]
     assert config["auto_map"] == AUTO_MAP
@@ -190,7 +191,7 @@ assert "training" not in sys.modules and "modeling_magic" not in sys.modules
     with torch.no_grad():
         for kind, (model, _) in exports.items():
             for ours, theirs in zip(tensors(model(example_inputs(kind))), found[kind], strict=True):
-                assert torch.equal(ours, theirs), kind
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=kind)
             hidden_states = model.base_model(example_inputs("")).last_hidden_state
             assert torch.equal(found[f"encoder of {kind}"][0], hidden_states), kind
 

@@ -16,7 +16,7 @@ from toy import collate, toy_data
 from training.budgets import AdditiveCost, Budget, BudgetedSpace, InfeasibleBudgetError, Limit
 from training.evaluation import Evaluator
 from training.journal import RankedChild
-from training.search import best_within, compare_with_child, compare_with_random, nearest_bert_child, search
+from training.search import best_within, compare_with_child, compare_with_random, nearest_bert_child, search_children
 from training.search_space import SearchSpace
 from training.searchers import EvolutionSearcher, ParetoSearcher, RandomSearcher, rank_key
 
@@ -89,7 +89,7 @@ def run(make, evaluate, layers=4, share=0.5, num_evaluations=30, seed=0, **optio
     space = planted_space(layers)
     budget = budget_below(share, space)
     searcher = make(BudgetedSpace(space, budget), seed)
-    return search(evaluate, space, budget, searcher, num_evaluations, seed=seed, **options)
+    return search_children(evaluate, space, budget, searcher, num_evaluations, seed=seed, **options)
 
 
 def with_best(best, evaluate):
@@ -109,7 +109,7 @@ def comparable(result):
 
 def result_or_message(*arguments):
     try:
-        return search(*arguments)
+        return search_children(*arguments)
     except ValueError as error:
         return str(error)
 
@@ -141,7 +141,7 @@ def test_the_answer_is_within_the_budget_exactly_where_a_child_is(
 
     if not allowed:
         with pytest.raises(InfeasibleBudgetError):
-            search(evaluate, space, budget, Script([space.sample(rng)]), num_evaluations)
+            search_children(evaluate, space, budget, Script([space.sample(rng)]), num_evaluations)
         assert not evaluated
         return
     searcher = make(BudgetedSpace(space, budget), seed)
@@ -168,20 +168,20 @@ def test_an_infeasible_budget_names_the_nearest_value_before_anything_is_evaluat
     space = planted_space(26)
     budget = Budget((Limit(COST, maximum=50_000),))
     with pytest.raises(InfeasibleBudgetError, match=f"{1000 + 26 * 3347:,} above the window"):
-        search(evaluate, space, budget, Script(), 10)
+        search_children(evaluate, space, budget, Script(), 10)
 
 
 def test_bad_arguments_are_named():
     space, evaluate = planted_space(4), planted_losses(0, 4, noise=1.0)
     with pytest.raises(ValueError, match="num_evaluations is 0; it must be at least 1"):
-        search(evaluate, space, budget_below(0.5, space), Script(), 0)
+        search_children(evaluate, space, budget_below(0.5, space), Script(), 0)
     with pytest.raises(ValueError, match="bert_pattern_cost is missing"):
-        search(evaluate, space, Budget(), Script(), 1)
+        search_children(evaluate, space, Budget(), Script(), 1)
     unknown = planted_cost(MHA4=1, FFN=1)
     with pytest.raises(ValueError, match="'CONV3'"):
-        search(evaluate, space, Budget(), Script([("MHA4",) * 4]), 1, bert_pattern_cost=unknown)
+        search_children(evaluate, space, Budget(), Script([("MHA4",) * 4]), 1, bert_pattern_cost=unknown)
     with pytest.raises(ValueError, match="the evaluator gave no answer for MHA4,MHA4,MHA4,MHA4"):
-        search(lambda _: [], space, Budget(), Script([("MHA4",) * 4]), 1, bert_pattern_cost=COST)
+        search_children(lambda _: [], space, Budget(), Script([("MHA4",) * 4]), 1, bert_pattern_cost=COST)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,9 @@ def test_a_winner_that_is_the_bert_pattern_is_not_compared_with_itself():
 def test_a_space_without_a_bert_pattern_says_so():
     space = SearchSpace((OPERATORS, ("CONV3", "MHA4")))
     budget = Budget((Limit(COST, maximum=1e6),))
-    result = search(planted_losses(0, 2, noise=1.0), space, budget, RandomSearcher(BudgetedSpace(space, budget), 0), 5)
+    result = search_children(
+        planted_losses(0, 2, noise=1.0), space, budget, RandomSearcher(BudgetedSpace(space, budget), 0), 5
+    )
     assert result.bert_pattern is None
     assert result.better_than_bert is None
     assert "no child of attention and feed-forward layers in turn" in result.summary
@@ -648,7 +650,7 @@ def test_the_json_holds_what_a_report_needs():
     budget = Budget((*budget_below(0.5, space).limits, Limit(other, minimum=1000)))
     searcher = EvolutionSearcher(BudgetedSpace(space, budget), 0)
     evaluate = planted_losses(0, 6, structure=1.0)
-    result = search(evaluate, space, budget, searcher, 60)
+    result = search_children(evaluate, space, budget, searcher, 60)
     told = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert told["budget"]["limits"][1] == {"cost": "flops", "minimum": 1000, "maximum": None}
     assert told["winner"]["architecture"] == list(result.winner.architecture)

@@ -6,17 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .arguments import MagicTrainingArguments
+    from .budgets import BudgetedSpace
     from .data import MaskingCollator, prepare_data
+    from .evaluation import Evaluator, validation_batches
     from .hub import export_model, load_preset
+    from .search import search_children
+    from .search_space import SearchSpace
+    from .searchers import EvolutionSearcher
+    from .settings import BudgetSettings, budget_of
     from .trainer import MagicTrainer
 
 _HOMES = {
+    "BudgetSettings": "settings",
+    "BudgetedSpace": "budgets",
+    "EvolutionSearcher": "searchers",
+    "Evaluator": "evaluation",
     "MagicTrainer": "trainer",
     "MagicTrainingArguments": "arguments",
     "MaskingCollator": "data",
+    "SearchSpace": "search_space",
+    "budget_of": "settings",
     "export_model": "hub",
     "load_preset": "hub",
     "prepare_data": "data",
+    "search_children": "search",
+    "validation_batches": "evaluation",
 }
 
 
@@ -28,10 +42,18 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "BudgetSettings",
+    "BudgetedSpace",
+    "Evaluator",
+    "EvolutionSearcher",
     "MagicTrainer",
     "MagicTrainingArguments",
     "MaskingCollator",
+    "SearchSpace",
+    "budget_of",
     "export_model",
     "load_preset",
     "prepare_data",
+    "search_children",
+    "validation_batches",
 ]

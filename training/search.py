@@ -1,7 +1,7 @@
 """The search of a super-net's children under a budget, with the controls that say whether it was worth it.
 
-Beside the children that the searcher asks for, `search` evaluates as many uniform random children within the budget,
-and the BERT pattern nearest in cost. The answer is the best child of all that were evaluated within the budget.
+Beside the children that the searcher asks for, `search_children` evaluates as many uniform random children within the
+budget, and the BERT pattern nearest in cost. The answer is the best child of all that were evaluated within the budget.
 Whether the search did better than its controls is another question, and `Comparison` answers it.
 """
 
@@ -153,7 +153,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def search(
+def search_children(
     evaluate: Evaluate,
     space: SearchSpace,
     budget: Budget,
@@ -404,7 +404,7 @@ def _paired(
     total, whole = math.fsum(differences), math.fsum(sums)
     # Losses below zero, which no cross-entropy has, do not tell how large a batch is.
     shares = [part / whole for part in sums] if min(sums) > 0 else [1 / num_batches] * num_batches
-    residuals = [value - total / num_batches for value, share in zip(differences, shares, strict=True)]
+    residuals = [value - share * total for value, share in zip(differences, shares, strict=True)]
     error = math.sqrt(math.fsum(r * r for r in residuals) * num_batches / (num_batches - 1)) / num_tokens
     level = (1 - _INTERVAL_LEVEL) / num_comparisons
     half = float(student_t.isf(level / 2, num_batches - 1)) * error

@@ -34,7 +34,7 @@ from .runs import (
     supernet_folder,
     versions,
 )
-from .search import SearchResult, search
+from .search import SearchResult, search_children
 from .search_space import Architecture, SearchSpace
 from .searchers import EvolutionSearcher, ParetoSearcher, RandomSearcher, Searcher, rank_key
 from .settings import BudgetSettings, SearchSettings, budget_of, costs_of, mapping_of, settings_from
@@ -94,7 +94,7 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
     with claim_run_folder(output_dir, "search", settings, accelerator.is_main_process):
         start = time.perf_counter()
         evaluator = Evaluator(model, batches, accelerator, journal=settings.journal or output_dir / JOURNAL_NAME)
-        found = search(
+        found = search_children(
             evaluator,
             space,
             budget,

@@ -1,0 +1,105 @@
+"""The run of a search, from a super-net's folder to an exported winner within the budget."""
+
+import json
+
+import pytest
+from transformers import AutoModelForMaskedLM
+from typer.testing import CliRunner
+
+from modeling_magic import MagicForMaskedLM
+from training.budgets import InfeasibleBudgetError
+from training.cli import app
+from training.costs import count_parameters
+from training.data import prepare_data
+from training.journal import Journal
+from training.runs import follow_search
+from training.search_run import best_table, follow_supernet, search_supernet
+from training.settings import BudgetSettings, SearchSettings, settings_from
+
+
+SENTENCES = "the anchor aligns the child. a layer holds the operators of the super-net. every step trains one child. "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_config):
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "text").mkdir()
+    (folder / "text" / "a.txt").write_text("\n\n".join(f"{number} {SENTENCES * 3}" for number in range(200)))
+    data = prepare_data(str(folder / "text"), vocab_size=150, block_size=32, cache_dir=folder / "cache")
+    config = tiny_config(vocab_size=len(data.tokenizer), pad_token_id=data.tokenizer.pad_token_id)
+    MagicForMaskedLM(config).save_pretrained(folder / "supernet")
+    data.tokenizer.save_pretrained(folder / "supernet")
+    return folder
+
+
+def settings(folder, **changes) -> SearchSettings:
+    recipe = {"num_evaluations": 12, "population_size": 6, "num_validation_sequences": 8, "batch_size": 4}
+    data = {"source": str(folder / "text"), "block_size": 32}
+    return settings_from(SearchSettings, follow_supernet(folder / "supernet", {**recipe, "data": data, **changes}))
+
+
+def largest(folder) -> int:
+    config = MagicForMaskedLM.from_pretrained(folder / "supernet").config
+    return count_parameters(config, ("MHA4", "CONV3", "CONV3", "CONV3"), head="mlm")
+
+
+@pytest.mark.parametrize("searcher", ["evolution", "random", "pareto"])
+def test_winner_is_exported_within_the_budget(folder, searcher):
+    limit, output = largest(folder), folder / searcher
+    result = search_supernet(settings(folder, searcher=searcher, budget={"max_params": limit}), output)
+    model = AutoModelForMaskedLM.from_pretrained(output / "model")
+    assert model.num_parameters() <= limit
+    assert [layer[0] for layer in model.config.candidate_operators] == result["architecture"]
+    assert json.loads((output / "model" / "search.json").read_text())["search"]["budget"] in str(result["budget"])
+    assert (output / "report.html").is_file()
+    losses = [child.val_loss for child in Journal(output / "journal.jsonl")]
+    assert result["val_loss"] == min(
+        child["val_loss"] for child in [*result["search"]["searched"], *result["search"]["random"]]
+    )
+    # A run that has ended evaluates nothing more.
+    assert search_supernet(settings(folder, searcher=searcher, budget={"max_params": limit}), output) == result
+    assert len(losses) == len(list(Journal(output / "journal.jsonl")))
+    recipe, _ = follow_search(output, {})
+    assert recipe["architecture"].split(",") == result["architecture"]
+    assert recipe["preset"] == str(folder / "supernet")
+
+
+def test_a_shared_journal_evaluates_nothing_twice(folder):
+    budget = {"max_params": largest(folder)}
+    search_supernet(settings(folder, budget=budget), folder / "first")
+    journal = str(folder / "first" / "journal.jsonl")
+    again = search_supernet(settings(folder, budget=budget, journal=journal), folder / "second")
+    assert again["num_evaluated"] == 0
+
+
+def test_other_questions_are_answered_from_the_journal(folder):
+    limit = largest(folder)
+    search_supernet(settings(folder, seed=1), folder / "asked")
+    table = best_table(folder / "asked", BudgetSettings(max_params=limit))
+    assert f"are within num_parameters <= {limit:,}" in table
+    with pytest.raises(InfeasibleBudgetError, match="nearest"):
+        best_table(folder / "asked", BudgetSettings(max_params=10))
+
+
+def test_a_budget_that_cannot_be_met_costs_nothing(folder):
+    with pytest.raises(InfeasibleBudgetError, match="nearest"):
+        search_supernet(settings(folder, budget={"max_params": 10}), folder / "impossible")
+    assert not (folder / "impossible").exists()
+
+
+def test_commands(folder):
+    run = CliRunner().invoke(app, ["describe", str(folder / "supernet"), "--max-params", "1e9"])
+    assert run.exit_code == 0, run.output
+    assert "256" in run.output
+    table = folder / "latency.json"
+    run = CliRunner().invoke(app, ["benchmark", str(folder / "supernet"), "-o", str(table), "--sequence-length", "8"])
+    assert run.exit_code == 0, run.output
+    limits = ["--latency-table", str(table), "--max-latency-ms", "1000", "--num-evaluations", "4"]
+    own = ["--set", "num_validation_sequences=8", "--set", "data.block_size=32", "--text", str(folder / "text")]
+    command = ["search", str(folder / "supernet"), "-o", str(folder / "by-latency"), *limits, *own]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+    assert "latency" in (folder / "by-latency" / "report.html").read_text()
+    assert json.loads((folder / "by-latency" / "result.json").read_text())["latency"]["measured_ms"] > 0
+    run = CliRunner().invoke(app, ["best", str(folder / "by-latency")])
+    assert run.exit_code == 0, run.output

@@ -450,16 +450,20 @@ def _origin(search: dict[str, Any] | None) -> str:
     if search is None:
         return "The architecture was given, not searched."
     layers = search["candidate_operators"]
-    return _table(
-        [
-            ("search space", f"{len(layers)} layers, {math.prod(map(len, layers)):,} children"),
-            ("sampler", search["sampler"]),
-            ("alignment", search["alignment"]),
-            ("optimizer steps of the super-net", f"{search['steps']:,}"),
-            ("seed", search["seed"]),
-            ("validation loss with shared weights", f"{search['val_loss']:.3f}"),
-        ]
-    )
+    facts = [
+        ("sampler", search.get("sampler")),
+        ("alignment", search.get("alignment")),
+        ("optimizer steps of the super-net", f"{search['steps']:,}" if "steps" in search else None),
+        ("seed", search.get("seed")),
+        ("budget", search.get("budget")),
+        ("searcher", search.get("searcher")),
+        ("children evaluated", search.get("num_evaluations")),
+        ("beside random children", search.get("better_than_random")),
+        ("validation loss with shared weights", f"{search['val_loss']:.3f}"),
+    ]
+    space = f"{len(layers)} layers, {math.prod(map(len, layers)):,} children"
+    # What is not on record is left out.
+    return _table([("search space", space), *(fact for fact in facts if fact[1] is not None)])
 
 
 def _training(manifest: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The search of a super-net's children under a budget, with the controls that say whether it was worth it.
 
 Beside the children that the searcher asks for, `search_children` evaluates as many uniform random children within the
-budget, and the BERT pattern nearest in cost. The answer is the best child of all that were evaluated within the budget.
-Whether the search did better than its controls is another question, and `Comparison` answers it.
+budget, and the BERT pattern nearest in cost. The answer is the best child of all that were evaluated within the
+budget. Whether the search did better than its controls is another question, and `Comparison` answers it.
 """
 
 import math

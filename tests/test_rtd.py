@@ -96,9 +96,7 @@ def test_the_generators_chain_may_be_given():
 @settings(max_examples=60)
 @given(
     hidden=st.sampled_from([96, 128, 312, 512, 768]),
-    operators=st.lists(
-        st.sampled_from(["MHA1", "MHA3x300", "MHA8x512", "FFN", "FFNx7", "CONV5", "CONV3x33"]), min_size=1
-    ),
+    operators=st.lists(st.sampled_from(OPERATORS), min_size=1),
     fraction=st.floats(0.02, 1),
 )
 def test_every_scaled_chain_is_a_model(hidden, operators, fraction):

@@ -19,6 +19,7 @@ from modeling_magic import MagicConfig, parse_operator
 from training.arguments import MagicTrainingArguments
 from training.cli import app
 from training.hub import preset_names
+from training.rtd_run import RtdSettings
 from training.runs import DataSettings, PretrainSettings
 from training.search_space import SearchSpace, make_sampler
 
@@ -66,7 +67,8 @@ def is_recipe_key(reference: str) -> bool:
     section, _, name = reference.partition("=")[0].rpartition(".")
     if section == "data":
         return name in names_of(DataSettings)
-    return section == "" and name in names_of(PretrainSettings) | names_of(MagicTrainingArguments)
+    kinds = (PretrainSettings, RtdSettings, MagicTrainingArguments)
+    return section == "" and any(name in names_of(kind) for kind in kinds)
 
 
 def is_argument(reference: str, folder: Path) -> bool:

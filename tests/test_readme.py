@@ -1,16 +1,23 @@
-"""The Python of the README and of docs/hub.md runs, and the commands and options of the README exist."""
+"""The Python of the README and of the pages in docs/ runs, and the commands and options of the README exist."""
 
 import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
+from toy import toy_config
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from modeling_magic import MagicForMaskedLM
 from training.arguments import MagicTrainingArguments
+from training.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
 from training.cli import app
 from training.data import train_tokenizer
 from training.hub import export_model
+from training.journal import RankedChild
+from training.search import search_children
+from training.search_space import SearchSpace
 from training.settings import DataSettings
 
 
@@ -24,8 +31,9 @@ def blocks(language: str) -> list[str]:
 
 def test_python_runs_as_it_stands(tmp_path, monkeypatch):
     """On a small text and for a few steps; the lines are the README's."""
-    loading, searching = blocks("python")
+    loading, searching, under_a_budget = blocks("python")
     assert len(searching.strip().splitlines()) <= 12
+    assert len([line for line in under_a_budget.splitlines() if line]) < 12
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("\n\n".join(f"{number} {SENTENCES * 3}" for number in range(300)))
     monkeypatch.chdir(tmp_path)
@@ -44,6 +52,17 @@ def test_python_runs_as_it_stands(tmp_path, monkeypatch):
     (tmp_path / "encoder").rename(tmp_path / "demo_run" / "model")
     exec(loading, names)
     assert isinstance(names["model"], AutoModelForMaskedLM._model_mapping[type(names["model"].config)])
+    supernet = MagicForMaskedLM(toy_config(vocab_size=len(names["tokenizer"]), max_position_embeddings=128))
+    supernet.save_pretrained(tmp_path / "run" / "supernet")
+    names["tokenizer"].save_pretrained(tmp_path / "run" / "supernet")
+    for old, new in {"batch_size=16, num_sequences=256": "batch_size=2, num_sequences=4", ", 500)": ", 6)"}.items():
+        assert under_a_budget.count(old) == 1
+        under_a_budget = under_a_budget.replace(old, new)
+    exec(under_a_budget, names)
+    found = names["found"].winner.architecture
+    encoder = AutoModelForMaskedLM.from_pretrained(tmp_path / "encoder")
+    assert [layer[0] for layer in encoder.config.candidate_operators] == list(found)
+    assert encoder.num_parameters() <= 800_000
 
 
 def test_python_of_the_hub_page_runs(supernet, tmp_path, monkeypatch):
@@ -59,6 +78,33 @@ def test_python_of_the_hub_page_runs(supernet, tmp_path, monkeypatch):
     exec(code, names)
     assert names["states"].shape[:2] == (2, 4)
     assert AutoModelForSequenceClassification.from_pretrained("classifier").config.num_labels == 2
+
+
+def test_the_searcher_of_the_search_page_climbs():
+    page = (Path(__file__).parent.parent / "docs" / "search.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    space = SearchSpace((("MHA4", "FFN", "CONV3"),) * 4)
+    cost = AdditiveCost("cost", 0, {"MHA4": 3, "FFN": 2, "CONV3": 1})
+    within = BudgetedSpace(space, Budget((Limit(cost, maximum=10),)))
+
+    def evaluate(children):
+        return [RankedChild(child, 4.0 - child.count("FFN"), 0.0) for child in children]
+
+    found = search_children(evaluate, space, within.budget, names["Climber"](within, seed=0), 60)
+    assert min(child.val_loss for child in found.searched) == 0.0
+
+
+def test_commands_of_the_search_page_exist():
+    page = (Path(__file__).parent.parent / "docs" / "search.md").read_text(encoding="utf-8")
+    commands = typer.main.get_command(app).commands
+    lines = re.findall(r"^magic-nas (\w+)(.*)$", page, re.MULTILINE)
+    assert lines
+    for name, rest in lines:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", rest.partition("#")[0])) <= known
+    limits = {option for parameter in commands["search"].params for option in parameter.opts}
+    assert set(re.findall(r"`(--(?:max|min)-[\w-]+)", page)) <= limits
 
 
 def test_commands_and_options_exist():

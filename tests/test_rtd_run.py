@@ -1,14 +1,16 @@
 """The run of replaced-token detection in its folder: two exports, one result, stopped and continued."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+from typer.testing import CliRunner
 
 from modeling_magic import MagicForMaskedLM, MagicForPreTraining
+from training.cli import app
 from training.hub import load_preset
 from training.rtd import rtd_training_flops
 from training.rtd_run import RtdSettings, retrain_rtd
@@ -89,12 +91,42 @@ def test_the_result_and_both_manifests_hold_what_was_measured(finished):
     for manifest in manifests:
         assert manifest["training"]["objective"].startswith("replaced-token detection")
         assert manifest["training"]["start"] == "random weights"
+        card = (folder / ("model" if manifest is manifests[0] else "generator") / "README.md").read_text()
+        assert "| objective | replaced-token detection" in card
+        assert "masked language modelling, 15%" not in card
     assert {"loss_mlm", "loss_rtd", "discriminator_recall"} <= set(result["log_history"][0])
+
+
+def test_the_command_trains_the_pair(tmp_path, preset, data):
+    arguments = [
+        "max_steps=1",
+        "per_device_train_batch_size=8",
+        "generator_fraction=0.25",
+        "num_validation_sequences=8",
+    ]
+    arguments += [f"data.{name}={value}" for name, value in asdict(data).items() if value is not None]
+    command = [
+        "retrain",
+        "--objective",
+        "rtd",
+        "--preset",
+        str(preset),
+        "--architecture",
+        CHAIN,
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    run = CliRunner().invoke(app, [*command, *(word for item in arguments for word in ("--set", item))])
+    assert run.exit_code == 0, run.output
+    assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "model"), MagicForPreTraining)
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "generator").config.hidden_size == 8
+    refused = CliRunner().invoke(app, [*command[:2], "electra", *command[3:]])
+    assert "choose mlm or rtd" in str(refused.exception)
 
 
 def test_a_finished_run_is_not_run_again_and_its_folder_is_its_own(finished, preset, data, monkeypatch):
     folder, result = finished
-    monkeypatch.setattr("training.rtd_run.load_data", lambda settings: pytest.fail("read the text again"))
+    monkeypatch.setattr("training.runs.load_data", lambda settings: pytest.fail("read the text again"))
     assert retrain_rtd(run_settings(preset, data), folder) == result
     with pytest.raises(ValueError, match=r"another run .rtd_weight is 50.0 there, 20.0 here"):
         retrain_rtd(replace(run_settings(preset, data), rtd_weight=20.0), folder)
@@ -154,7 +186,7 @@ def test_settings_are_a_recipe(preset):
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_read(tmp_path, preset, data, change, message, monkeypatch):
-    monkeypatch.setattr("training.rtd_run.load_data", lambda settings: pytest.fail("read the text"))
+    monkeypatch.setattr("training.runs.load_data", lambda settings: pytest.fail("read the text"))
     with pytest.raises(ValueError, match=message):
         retrain_rtd(replace(run_settings(preset, data), **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -43,11 +43,9 @@ MaxParams = Annotated[float | None, typer.Option(help="Most parameters, embeddin
 MinParams = Annotated[float | None, typer.Option(help="Fewest parameters.")]
 MaxFlops = Annotated[float | None, typer.Option(help="Most FLOPs of a forward pass over a sequence.")]
 MinFlops = Annotated[float | None, typer.Option(help="Fewest FLOPs.")]
-MaxLatency = Annotated[float | None, typer.Option("--max-latency-ms", help="Most milliseconds by --latency-table.")]
-MaxActivations = Annotated[
-    float | None, typer.Option("--max-activation-mb", help="Most MiB that training keeps of one sequence.")
-]
-Latencies = Annotated[str | None, typer.Option("--latency-table", help="A file that `magic-nas benchmark` wrote.")]
+MaxLatency = Annotated[float | None, typer.Option(help="Most milliseconds by --latency-table.")]
+MaxActivations = Annotated[float | None, typer.Option(help="Most MiB that training keeps of one sequence.")]
+Latencies = Annotated[str | None, typer.Option(help="A file that `magic-nas benchmark` wrote.")]
 
 
 @app.command()
@@ -77,25 +75,27 @@ def describe(
     min_params: MinParams = None,
     max_flops: MaxFlops = None,
     min_flops: MinFlops = None,
-    max_latency: MaxLatency = None,
-    max_activations: MaxActivations = None,
+    max_latency_ms: MaxLatency = None,
+    max_activation_mb: MaxActivations = None,
     latency_table: Latencies = None,
 ) -> None:
     """Show a search space: its size, operators, the cost of its children, and how many are within a budget."""
     from .describe import describe_space
     from .hub import load_preset
-    from .settings import BudgetSettings, budget_of, costs_of
+    from .settings import budget_of, budget_settings, costs_of
 
     config = load_preset(space)
-    limits = BudgetSettings(
-        max_params=_whole(max_params, "--max-params"),
-        min_params=_whole(min_params, "--min-params"),
-        max_flops=max_flops,
-        min_flops=min_flops,
-        max_latency_ms=max_latency,
-        max_activation_mb=max_activations,
-        latency_table=latency_table,
-        sequence_length=min(sequence_length, config.max_sequence_length),
+    limits = budget_settings(
+        {
+            "max_params": max_params,
+            "min_params": min_params,
+            "max_flops": max_flops,
+            "min_flops": min_flops,
+            "max_latency_ms": max_latency_ms,
+            "max_activation_mb": max_activation_mb,
+            "latency_table": latency_table,
+            "sequence_length": min(sequence_length, config.max_sequence_length),
+        }
     )
     further = [cost for cost in costs_of(config, limits) if cost.name not in ("num_parameters", "flops")]
     print(describe_space(config, sequence_length, architecture, budget_of(config, limits), further))
@@ -195,8 +195,8 @@ def search(
     min_params: MinParams = None,
     max_flops: MaxFlops = None,
     min_flops: MinFlops = None,
-    max_latency: MaxLatency = None,
-    max_activations: MaxActivations = None,
+    max_latency_ms: MaxLatency = None,
+    max_activation_mb: MaxActivations = None,
     latency_table: Latencies = None,
     searcher: Annotated[
         str | None, typer.Option(help="evolution, random, or pareto (loss against the limited costs).")
@@ -218,8 +218,8 @@ def search(
         "min_params": min_params,
         "max_flops": max_flops,
         "min_flops": min_flops,
-        "max_latency_ms": max_latency,
-        "max_activation_mb": max_activations,
+        "max_latency_ms": max_latency_ms,
+        "max_activation_mb": max_activation_mb,
         "latency_table": None if latency_table is None else str(Path(latency_table).resolve()),
     }
     changes = {
@@ -243,10 +243,10 @@ def search(
     if source is None:
         raise ValueError("name the super-net to search in: magic-nas search RUN --output-dir ...")
     recipe = follow_supernet(source, recipe)
-    search_supernet(settings_from(SearchSettings, recipe, changes), output_dir)
+    result = search_supernet(settings_from(SearchSettings, recipe, changes), output_dir)
     if not PartialState().is_main_process:
         return
-    print(f"\n{search_summary(output_dir)}\n")
+    print(f"\n{search_summary(result)}\n")
     print(f"report: {output_dir / 'report.html'}\nmodel:  {output_dir / 'model'}")
     print(f"next:   magic-nas retrain --search {output_dir} --output-dir ...")
 
@@ -258,24 +258,26 @@ def best(
     min_params: MinParams = None,
     max_flops: MaxFlops = None,
     min_flops: MinFlops = None,
-    max_latency: MaxLatency = None,
-    max_activations: MaxActivations = None,
+    max_latency_ms: MaxLatency = None,
+    max_activation_mb: MaxActivations = None,
     latency_table: Latencies = None,
     top: Annotated[int, typer.Option(help="How many children to show.")] = 5,
 ) -> None:
     """Show the best children within another budget among those that a search has evaluated; none is evaluated now."""
     _start()
     from .search_run import best_table
-    from .settings import BudgetSettings
+    from .settings import budget_settings
 
-    limits = BudgetSettings(
-        max_params=_whole(max_params, "--max-params"),
-        min_params=_whole(min_params, "--min-params"),
-        max_flops=max_flops,
-        min_flops=min_flops,
-        max_latency_ms=max_latency,
-        max_activation_mb=max_activations,
-        latency_table=latency_table,
+    limits = budget_settings(
+        {
+            "max_params": max_params,
+            "min_params": min_params,
+            "max_flops": max_flops,
+            "min_flops": min_flops,
+            "max_latency_ms": max_latency_ms,
+            "max_activation_mb": max_activation_mb,
+            "latency_table": latency_table,
+        }
     )
     print(best_table(search_run, limits, top))
 
@@ -284,6 +286,9 @@ def best(
 def retrain(
     output_dir: OutputDir,
     config: Recipe = None,
+    objective: Annotated[
+        str, typer.Option(help="mlm (masked LM) or rtd (ELECTRA: a generator beside it, the discriminator is kept).")
+    ] = "mlm",
     architecture: Child = None,
     search: Annotated[
         Path | None, typer.Option(help="A finished super-net run or search: train the child that it found.")
@@ -301,7 +306,7 @@ def retrain(
     assignments: Assignments = None,
     num_threads: Threads = None,
 ) -> None:
-    """Train one child with the masked-LM objective, from scratch or from a super-net's weights, and export it."""
+    """Train one child, from scratch or from a super-net's weights, and export it."""
     changes = {
         "preset": preset,
         "architecture": architecture,
@@ -313,13 +318,18 @@ def retrain(
             "seed": seed,
         },
     }
-    changes = _merge(changes, assignments, ["mlm_probability", "num_validation_sequences"])
+    if objective not in ("mlm", "rtd"):
+        raise ValueError(f"--objective is {objective!r}; choose mlm or rtd")
+    own = ["mlm_probability", "num_validation_sequences"]
+    own += ["generator_fraction", "generator_architecture", "rtd_weight"] if objective == "rtd" else []
+    changes = _merge(changes, assignments, own)
     if inherit and search is None:
         raise ValueError("--inherit takes its weights from a super-net; say which with --search RUN")
     _start(num_threads)
     from accelerate import PartialState
 
     from .hub import results_table
+    from .rtd_run import RtdSettings, retrain_rtd
     from .runs import follow_search, summarise
     from .runs import retrain as run_retrain
     from .settings import RetrainSettings, load_recipe, settings_from
@@ -327,8 +337,10 @@ def retrain(
     recipe, record = load_recipe(config), None
     if search is not None:
         recipe, record = follow_search(search, recipe, inherit)
-    settings = settings_from(RetrainSettings, recipe, changes)
-    result = run_retrain(settings, output_dir, record)
+    if objective == "rtd":
+        result = retrain_rtd(settings_from(RtdSettings, recipe, changes), output_dir, record)
+    else:
+        result = run_retrain(settings_from(RetrainSettings, recipe, changes), output_dir, record)
     if not PartialState().is_main_process:
         return
     print(f"\n{results_table([summarise('this model', [result])])}\n\nmodel: {output_dir / 'model'}")
@@ -391,12 +403,6 @@ def push(
     print(f"\nnothing was sent; it would go to {report.url}" if dry_run else f"\nmodel:  {report.url}")
     if report.commit:
         print(f"commit: {report.commit}")
-
-
-def _whole(value: float | None, option: str) -> int | None:
-    if value is not None and not value.is_integer():
-        raise ValueError(f"{option} is {value}; it must be a whole number, such as 8e6")
-    return None if value is None else int(value)
 
 
 def _merge(

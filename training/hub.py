@@ -475,7 +475,7 @@ def _training(manifest: dict[str, Any]) -> str:
     corpus = training["corpus"]
     return _table(
         [
-            ("objective", "masked language modelling, 15% of the tokens, 80/10/10"),
+            ("objective", training.get("objective", "not recorded")),
             ("text", corpus["source"]),
             ("sha256 of the text", f"`{corpus['sha256']['train'][:16]}`"),
             ("steps", f"{training['steps']:,}"),

@@ -1,34 +1,27 @@
 """The run of replaced-token detection: one child trained as ELECTRA's discriminator, with a generator beside it."""
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments, set_seed
-from transformers.utils import logging as hf_logging
+from transformers import TrainingArguments
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicForPreTraining
 
-from .checkpoints import last_complete_checkpoint, load_finished, write_json
+from .checkpoints import write_json
 from .data import MaskingCollator, PreparedData
-from .hub import describe_model, load_preset
+from .hub import describe_model
 from .rtd import RTD_WEIGHT, ReplacedTokenTrainer, export_pair, rtd_training_flops
 from .rtd_model import GENERATOR_FRACTION, ReplacedTokenModel, generator_config
 from .runs import (
     MODEL_FOLDER,
     RESULT_NAME,
-    _check_inheritance,
-    _inherited_child,
-    check_run_folder,
+    begin_child_run,
+    child_of,
     claim_run_folder,
-    fit_to_tokenizer,
-    load_data,
-    load_supernet,
-    read_result,
+    finish_training,
     summarise,
-    training_arguments,
     training_manifest,
     versions,
 )
@@ -72,26 +65,15 @@ def retrain_rtd(settings: RtdSettings, output_dir: str | Path, search: dict[str,
         ValueError: the settings contradict one another, or the folder holds another run.
     """
     output_dir = Path(output_dir)
-    args = training_arguments(TrainingArguments, output_dir, settings.training_arguments)
-    config = load_preset(settings.preset).child_config(parse_architecture(settings.architecture))
     if settings.rtd_weight < 0:
         raise ValueError(f"rtd_weight is {settings.rtd_weight}; it must not be negative")
-    _generator_of(config, settings)
-    supernet = None if settings.inherit is None else load_supernet(settings.inherit)
-    if supernet is not None:
-        _check_inheritance(config, supernet.config)
-    check_run_folder(output_dir, COMMAND, settings)
-    if (result := read_result(output_dir)) is not None:
-        return result
-    hf_logging.disable_progress_bar()
-    with args.main_process_first():
-        data = load_data(settings.data)
-    config = fit_to_tokenizer(config, data, settings.data.block_size)
-    set_seed(args.seed)
-    child = None if supernet is None else _inherited_child(config, supernet, data, settings)
-    model = _build_model(config if child is None else child.config, child, settings)
-    with claim_run_folder(output_dir, COMMAND, settings, args.should_save):
-        return _train(model, data, args, settings, search)
+    _generator_of(child_of(settings), settings)
+    run = begin_child_run(settings, output_dir, COMMAND)
+    if run is None:
+        return json.loads((output_dir / RESULT_NAME).read_text(encoding="utf-8"))
+    model = _build_model(run.config, run.inherited, settings)
+    with claim_run_folder(output_dir, COMMAND, settings, run.args.should_save):
+        return _train(model, run.data, run.args, settings, search)
 
 
 def _generator_of(config: MagicConfig, settings: RtdSettings) -> MagicConfig:
@@ -123,11 +105,7 @@ def _train(
         data_collator=MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=args.seed),
         processing_class=data.tokenizer,
     )
-    start = time.perf_counter()
-    checkpoint = last_complete_checkpoint(output_dir)
-    if checkpoint is None or not load_finished(trainer, checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - start
+    seconds = finish_training(trainer)
     result = {
         **_describe(trainer, settings),
         **_validate(trainer, data, settings),
@@ -186,7 +164,7 @@ def _validate(trainer: ReplacedTokenTrainer, data: PreparedData, settings: RtdSe
 def _manifests(result: dict[str, Any], search: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the manifest of the discriminator and of the generator, each with its own result."""
     manifest = training_manifest(result, search)
-    manifest["training"] |= {key: result[key] for key in ("objective", "generator", "rtd_weight", "validation")}
+    manifest["training"] |= {key: result[key] for key in ("generator", "rtd_weight", "validation")}
     validation = result["validation"]
     own = {"val_loss": validation["loss_mlm"], "val_accuracy": validation["generator_accuracy"]}
     row = summarise("the generator", [{**result, **result["generator"], **own}])

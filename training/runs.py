@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -273,22 +273,67 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
         ValueError: the settings contradict one another, or the folder holds another run.
     """
     output_dir = Path(output_dir)
+    run = begin_child_run(settings, output_dir, "retrain")
+    if run is None:
+        return json.loads((output_dir / RESULT_NAME).read_text(encoding="utf-8"))
+    model = run.inherited or MagicForMaskedLM(run.config)
+    with claim_run_folder(output_dir, "retrain", settings, run.args.should_save):
+        return _train_child(model, run.data, run.args, settings, search)
+
+
+class ChildRun(NamedTuple):
+    """What the training of one child begins with.
+
+    Attributes:
+        args: how to train.
+        data: the text.
+        config: the child's, fitted to the tokenizer.
+        inherited: the child with the super-net's weights, `None` where it starts from random ones.
+    """
+
+    args: TrainingArguments
+    data: PreparedData
+    config: MagicConfig
+    inherited: MagicForMaskedLM | None
+
+
+def child_of(settings: RetrainSettings) -> MagicConfig:
+    """Returns the sizes and the architecture that the settings name."""
+    return load_preset(settings.preset).child_config(parse_architecture(settings.architecture))
+
+
+def begin_child_run(settings: RetrainSettings, output_dir: Path, command: str) -> ChildRun | None:
+    """Checks the settings and the folder, reads the text and seeds; returns `None` where the run has ended.
+
+    All checks that need no text come first, and nothing is written.
+
+    Raises:
+        ValueError: the settings contradict one another, or the folder holds another run.
+    """
     args = training_arguments(TrainingArguments, output_dir, settings.training_arguments)
-    config = load_preset(settings.preset).child_config(parse_architecture(settings.architecture))
+    config = child_of(settings)
     supernet = None if settings.inherit is None else load_supernet(settings.inherit)
     if supernet is not None:
         _check_inheritance(config, supernet.config)
-    check_run_folder(output_dir, "retrain", settings)
-    if (result := read_result(output_dir)) is not None:
-        return result
+    check_run_folder(output_dir, command, settings)
+    if read_result(output_dir) is not None:
+        return None
     hf_logging.disable_progress_bar()
     with args.main_process_first():
         data = load_data(settings.data)
     config = fit_to_tokenizer(config, data, settings.data.block_size)
     set_seed(args.seed)
-    model = MagicForMaskedLM(config) if supernet is None else _inherited_child(config, supernet, data, settings)
-    with claim_run_folder(output_dir, "retrain", settings, args.should_save):
-        return _train_child(model, data, args, settings, search)
+    inherited = None if supernet is None else _inherited_child(config, supernet, data, settings)
+    return ChildRun(args, data, config if inherited is None else inherited.config, inherited)
+
+
+def finish_training(trainer: Trainer) -> float:
+    """Trains from the start or from the last complete checkpoint to the end; returns the seconds that this took."""
+    start = time.perf_counter()
+    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir))
+    if checkpoint is None or not load_finished(trainer, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return time.perf_counter() - start
 
 
 def _train_child(
@@ -316,11 +361,7 @@ def _train_child(
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(PostfixProgressCallback(["loss", "learning_rate"]))
-    start = time.perf_counter()
-    checkpoint = last_complete_checkpoint(output_dir)
-    if checkpoint is None or not load_finished(trainer, checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - start
+    seconds = finish_training(trainer)
     val_loss, val_accuracy = evaluate_child(model, batches, accelerator=trainer.accelerator)
     tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     tokens_per_step *= settings.data.block_size
@@ -332,10 +373,11 @@ def _train_child(
         "steps": trainer.state.global_step,
         "tokens_per_step": tokens_per_step,
         "training_flops": trainer.state.global_step
-        * training_flops(config, architecture, settings.data.block_size, tokens_per_step),
+        * training_flops(config, architecture, settings.data.block_size, tokens_per_step, settings.mlm_probability),
         "seed": args.seed,
         "seconds": seconds,
         "start": "the super-net's weights" if settings.inherit else "random weights",
+        "objective": f"masked language modelling, {settings.mlm_probability:.0%} of the tokens, 80/10/10",
         "log_history": trainer.state.log_history,
         "corpus": data.fingerprint,
         "versions": versions(),
@@ -428,7 +470,7 @@ def read_search(run: str | Path) -> dict[str, Any]:
 
 def training_manifest(result: dict[str, Any], search: dict[str, Any] | None) -> dict[str, Any]:
     """Returns the manifest of a re-trained child from its result and the record of its search."""
-    kept = ("steps", "tokens_per_step", "training_flops", "seed", "start", "corpus", "versions")
+    kept = ("objective", "steps", "tokens_per_step", "training_flops", "seed", "start", "corpus", "versions")
     return {
         "search": search_manifest(search),
         "training": {key: result[key] for key in kept},

@@ -14,6 +14,7 @@ from modeling_magic import MagicConfig, MagicForMaskedLM
 
 from .budgets import AdditiveCost, Budget, BudgetedSpace
 from .checkpoints import write_json
+from .costs import count_parameters
 from .data import MaskingCollator
 from .evaluation import Evaluator, validation_batches
 from .hub import compact_architecture, export_model, load_preset
@@ -24,6 +25,7 @@ from .report import Report, WinnerLatency, pareto_table, write_report
 from .runs import (
     MODEL_FOLDER,
     RESULT_NAME,
+    RUN_NAME,
     check_run_folder,
     check_vocabulary,
     claim_run_folder,
@@ -41,7 +43,6 @@ from .settings import BudgetSettings, SearchSettings, budget_of, costs_of, mappi
 
 
 JOURNAL_NAME = "journal.jsonl"
-TABLE_NAME = "report.md"
 _OF_THE_SUPERNET = ("sampler", "alignment", "alignment_weight", "steps", "seed")
 
 
@@ -107,13 +108,19 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
         seconds = time.perf_counter() - start
         if accelerator.is_main_process:
             model_folder = _export_winner(settings, model, data.tokenizer, found, data.fingerprint, output_dir)
-            check_exported(model_folder, budget, costs)
+            check_exported(model_folder, settings.budget)
             latency = _winner_latency(settings.budget, model_folder, found.winner.architecture)
             facts = {"seconds": seconds, "num_evaluated": evaluator.num_evaluated, "corpus": data.fingerprint}
-            _write_report(settings, found, costs, latency, facts, output_dir)
-            # As it will be read back: lists, not tuples.
-            record = {**_search_record(settings, model.config, found), **facts, "search": found.to_json()}
-            write_json(output_dir / RESULT_NAME, {**record, "latency": latency and asdict(latency)})
+            report = _report(settings, found, costs, latency, facts)
+            write_report(report, output_dir)
+            result = {
+                **_search_record(settings, model.config, found),
+                **facts,
+                "search": found.to_json(),
+                "latency": latency and asdict(latency),
+                "table": pareto_table(report),
+            }
+            write_json(output_dir / RESULT_NAME, result)
         accelerator.wait_for_everyone()
     result = read_result(output_dir)
     assert result is not None
@@ -155,16 +162,18 @@ def make_searcher(
     return ParetoSearcher(within, settings.seed, limited, settings.population_size)
 
 
-def check_exported(folder: Path, budget: Budget, costs: Sequence[AdditiveCost]) -> None:
-    """Counts the parameters of an exported model and holds them to its count in closed form; raises a ValueError."""
+def check_exported(folder: Path, limits: BudgetSettings) -> None:
+    """Counts the costs of a model again on its files; raises a ValueError where they are not within the limits."""
     model = AutoModelForMaskedLM.from_pretrained(folder)
     architecture = tuple(layer[0] for layer in model.config.candidate_operators)
-    counted = next(cost for cost in costs if cost.name == "num_parameters")(architecture)
-    if model.num_parameters() != counted or not budget.allows(architecture):
+    counted = count_parameters(model.config, architecture, head="mlm")
+    if model.num_parameters() != counted:
         raise ValueError(
             f"the model in {folder} has {model.num_parameters():,} parameters, not the {counted:,} that its "
-            f"architecture was searched with, under the budget {budget}; its files are not to be used"
+            f"architecture was searched with; its files are not to be used"
         )
+    if not (budget := budget_of(model.config, limits)).allows(architecture):
+        raise ValueError(f"the model in {folder} is not within {budget}; its files are not to be used")
 
 
 def _search_record(settings: SearchSettings, config: MagicConfig, found: SearchResult) -> dict[str, Any]:
@@ -172,11 +181,7 @@ def _search_record(settings: SearchSettings, config: MagicConfig, found: SearchR
     trained = read_result(Path(settings.supernet)) or {}
     winner = found.winner
     return {
-        **{
-            key: trained[key]
-            for key in ("sampler", "alignment", "alignment_weight", "steps", "seed")
-            if key in trained
-        },
+        **{key: trained[key] for key in _OF_THE_SUPERNET if key in trained},
         "architecture": list(winner.architecture),
         "val_loss": winner.val_loss,
         "val_accuracy": winner.val_accuracy,
@@ -225,14 +230,13 @@ def _winner_latency(settings: BudgetSettings, folder: Path, architecture: Archit
     )
 
 
-def _write_report(
+def _report(
     settings: SearchSettings,
     found: SearchResult,
     costs: Sequence[AdditiveCost],
     latency: WinnerLatency | None,
     facts: dict[str, Any],
-    output_dir: Path,
-) -> None:
+) -> Report:
     comparisons = {"random search": found.better_than_random.text}
     if found.better_than_bert is not None:
         comparisons["BERT pattern"] = found.better_than_bert.text
@@ -243,7 +247,7 @@ def _write_report(
         "children evaluated in this run": f"{facts['num_evaluated']:,} in {facts['seconds']:,.0f} s",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-    report = Report(
+    return Report(
         report_children(
             found.searched, found.random, found.bert_pattern, {cost.name: cost for cost in costs}, found.budget.allows
         ),
@@ -254,13 +258,11 @@ def _write_report(
         latency,
         shown,
     )
-    write_report(report, output_dir)
-    (output_dir / TABLE_NAME).write_text(f"{pareto_table(report)}\n\n{found.summary}\n", encoding="utf-8")
 
 
-def search_summary(output_dir: str | Path) -> str:
+def search_summary(result: dict[str, Any]) -> str:
     """Returns the Pareto table of a finished search and what its winner is worth, as text."""
-    return (Path(output_dir) / TABLE_NAME).read_text(encoding="utf-8").rstrip()
+    return f"{result['table']}\n\n{result['search']['summary']}"
 
 
 def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> str:
@@ -274,7 +276,9 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
     Raises:
         ValueError: the folder holds no search, or none of its children is within the budget.
     """
-    settings = settings_from(SearchSettings, read_settings(search_run))
+    if not (Path(search_run) / RUN_NAME).is_file() or "supernet" not in (found := read_settings(search_run)):
+        raise ValueError(f"{search_run} holds no search; name the --output-dir of `magic-nas search`")
+    settings = settings_from(SearchSettings, found)
     config = load_preset(str(supernet_folder(settings.supernet)))
     budget, costs = budget_of(config, limits), costs_of(config, limits)
     evaluated = list(Journal(settings.journal or Path(search_run) / JOURNAL_NAME))

@@ -112,7 +112,7 @@ class SearchSettings:
         num_validation_sequences: held-out sequences that every child is validated on.
         batch_size: sequences of a validation batch.
         precision: "no" for float32, "bf16" or "fp16".
-            full_space: search all operators of a super-net, those that shrinking has deleted too.
+        full_space: search all operators of a super-net, those that shrinking has deleted too.
         journal: file of the evaluations, which several searches may share; left out, journal.jsonl in the folder.
         data: the text; left out, that of the super-net's run.
     """
@@ -174,6 +174,11 @@ def budget_of(config: MagicConfig, settings: BudgetSettings) -> Budget:
         if minimum is not None or maximum is not None:
             limits.append(Limit(cost, minimum, maximum))
     return Budget(tuple(limits))
+
+
+def budget_settings(values: dict[str, Any]) -> BudgetSettings:
+    """Returns the limits that a mapping of their keys to numbers names; every key and its type are checked."""
+    return BudgetSettings(**_checked("budget", values, BudgetSettings))
 
 
 _SECTIONS: dict[str, type] = {"data": DataSettings, "budget": BudgetSettings}

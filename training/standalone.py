@@ -35,7 +35,7 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class StandaloneSettings:
-    """How children are trained one by one; the keys of a recipe for `magic-nas analyze standalone`.
+    """Which children are trained one by one, and how.
 
     Attributes:
         preset: sizes and candidate operators of the space.

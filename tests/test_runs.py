@@ -155,6 +155,13 @@ def test_retraining_exports_a_model_and_is_reproducible(tmp_path, preset, data):
     assert other["val_loss"] != results[0]["val_loss"]
 
 
+def test_more_masked_tokens_cost_more(tmp_path, preset, data):
+    result = retrain(replace(train_settings(preset, data), mlm_probability=0.5), tmp_path)
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    assert result["training_flops"] == 8 * training_flops(model.config, result["architecture"], 16, 128, 0.5)
+    assert "| objective | masked language modelling, 50% of the tokens" in (tmp_path / "model/README.md").read_text()
+
+
 def test_a_stopped_retraining_goes_on_with_the_same_bits(tmp_path, preset, data, monkeypatch):
     whole = retrain(train_settings(preset, data), tmp_path / "whole")
     monkeypatch.setattr("training.runs.export_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

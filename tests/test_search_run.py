@@ -1,6 +1,8 @@
 """The run of a search, from a super-net's folder to an exported winner within the budget."""
 
 import json
+from dataclasses import replace
+from itertools import product
 
 import pytest
 from transformers import AutoModelForMaskedLM
@@ -13,7 +15,7 @@ from training.costs import count_parameters
 from training.data import prepare_data
 from training.journal import Journal
 from training.runs import follow_search
-from training.search_run import best_table, follow_supernet, search_supernet
+from training.search_run import best_table, check_exported, follow_supernet, search_supernet, searched_space
 from training.settings import BudgetSettings, SearchSettings, settings_from
 
 
@@ -87,10 +89,58 @@ def test_a_budget_that_cannot_be_met_costs_nothing(folder):
     assert not (folder / "impossible").exists()
 
 
+def test_costs_are_counted_on_the_exported_files(folder):
+    search_supernet(settings(folder), folder / "recounted")
+    model = folder / "recounted" / "model"
+    counted = AutoModelForMaskedLM.from_pretrained(model).num_parameters()
+    check_exported(model, BudgetSettings(max_params=counted))
+    with pytest.raises(ValueError, match=f"not within num_parameters <= {counted - 1:,}"):
+        check_exported(model, BudgetSettings(max_params=counted - 1))
+    # As if the export had untied a weight.
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    untied = AutoModelForMaskedLM.from_pretrained(model).num_parameters()
+    assert untied > counted
+    check_exported(model, BudgetSettings(max_params=untied))
+    with pytest.raises(ValueError, match="not within"):
+        check_exported(model, BudgetSettings(max_params=counted))
+
+
+def test_parameters_that_the_count_does_not_know_are_noticed(folder, monkeypatch):
+    search_supernet(settings(folder), folder / "noticed")
+    monkeypatch.setattr(MagicForMaskedLM, "num_parameters", lambda self: 1)
+    with pytest.raises(ValueError, match="has 1 parameters, not the"):
+        check_exported(folder / "noticed" / "model", BudgetSettings())
+
+
+def test_what_shrinking_has_left_is_searched(folder):
+    config = MagicForMaskedLM.from_pretrained(folder / "supernet").config
+    run = folder / "shrunk"
+    run.mkdir()
+    left = [["MHA4", "FFN"], ["CONV3"], ["CONV3"], ["CONV3"]]
+    (run / "result.json").write_text(json.dumps({"space": left, "candidate_operators": config.candidate_operators}))
+    asked = SearchSettings(supernet=str(run))
+    assert searched_space(asked, config).to_json() == left
+    assert searched_space(replace(asked, full_space=True), config).size == 256
+    (run / "result.json").write_text(json.dumps({"space": [["MHA4"], *left[1:]]}))
+    with pytest.raises(ValueError, match="full_space=true"):
+        searched_space(asked, config)
+    with pytest.raises(ValueError, match="holds one child"):
+        searched_space(asked, config.child_config(["FFN"] * 4))
+
+
+def test_a_folder_that_is_no_search_is_named(folder):
+    with pytest.raises(ValueError, match="holds no search"):
+        best_table(folder / "text", BudgetSettings())
+
+
 def test_commands(folder):
-    run = CliRunner().invoke(app, ["describe", str(folder / "supernet"), "--max-params", "1e9"])
+    limit = largest(folder)
+    config = MagicForMaskedLM.from_pretrained(folder / "supernet").config
+    costs = [count_parameters(config, child, head="mlm") for child in product(*config.candidate_operators)]
+    run = CliRunner().invoke(app, ["describe", str(folder / "supernet"), "--max-params", str(limit)])
     assert run.exit_code == 0, run.output
-    assert "256" in run.output
+    assert f"{sum(cost <= limit for cost in costs)} of 256" in run.output
     table = folder / "latency.json"
     run = CliRunner().invoke(app, ["benchmark", str(folder / "supernet"), "-o", str(table), "--sequence-length", "8"])
     assert run.exit_code == 0, run.output

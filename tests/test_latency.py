@@ -85,8 +85,10 @@ def fake_time(monkeypatch) -> FakeTime:
 
 
 def measure(config=None, **settings) -> LatencyTable:
-    settings = {"seq_len": 8, "min_run_time": 0.001, "num_held_out": 4, "progress": False, **settings}
-    return measure_latency(config or toy_config(), **settings)
+    settings = {"seq_len": 8, "min_run_time": 0.001, "num_held_out": 4, **settings}
+    num_held_out = settings.pop("num_held_out")
+    config = config or toy_config()
+    return measure_latency(config, LatencySettings(**settings), num_held_out=num_held_out, progress=False)
 
 
 def table_of(**changes) -> LatencyTable:
@@ -165,14 +167,14 @@ def test_a_single_child_is_a_space_too(fake_time):
 
 def test_a_child_is_measured_whole(fake_time):
     child = ("FFN", "FFN", "CONV3", "MHA4")
-    measured = measure_child(toy_config(), child, seq_len=8)
+    measured = measure_child(toy_config(), child, LatencySettings(seq_len=8))
     assert dataclasses.astuple(measured.latency) == pytest.approx((24, 24, 24))
     assert measured.trusted
 
 
 def test_waiting_for_a_core_is_seen(fake_time):
     fake_time.core_share = 0.6
-    measured = measure_child(toy_config(), ("FFN",) * 4, seq_len=8)
+    measured = measure_child(toy_config(), ("FFN",) * 4, LatencySettings(seq_len=8))
     assert measured.conditions.core_share == pytest.approx(0.6)
     assert not measured.trusted
     table = measure()
@@ -253,6 +255,41 @@ def test_held_out_children_are_no_part_of_the_fit():
         assert child.count(name) == 2
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_measurement_fits_and_what_it_is_held_to_are_apart(fake_time, monkeypatch, kept):
+    workloads, extracted = {}, []
+    make, extract = latency._workloads, MagicModel.extract_child
+
+    def remember(*args):
+        workloads.update(make(*args))
+        return workloads
+
+    def count(self, architecture):
+        extracted.append(architecture)
+        return extract(self, architecture)
+
+    monkeypatch.setattr(latency, "_workloads", remember)
+    monkeypatch.setattr(MagicModel, "extract_child", count)
+    monkeypatch.setattr(latency, "_MAX_KEPT_PARAMETERS", 2**27 if kept else 0)
+    table = measure(num_held_out=40)
+    fitted = {child for kind, child in workloads if kind == "fitted"}
+    held_out = {child for kind, child in workloads if kind == "held out"}
+    assert held_out == {child.architecture for child in table.held_out}
+    assert fitted
+    assert not fitted & held_out
+    # Small children are extracted once, large ones in each round, so that one is there at a time.
+    times = [extracted.count(child) for child in fitted | held_out]
+    assert set(times) == {1} if kept else min(times) > 2
+
+
+def test_no_gradient_is_prepared(fake_time):
+    seen = []
+    bench = Bench(LatencySettings(seq_len=8, min_run_time=0.001), toy_config())
+    bench.run({"one": lambda: lambda: seen.append(torch.is_inference_mode_enabled())}, 2, progress=False)
+    assert seen
+    assert all(seen)
+
+
 def test_a_rich_child_stays_in_an_uneven_space():
     space, rng = SearchSpace((("FFN",), ("FFN", "CONV3"), ("FFN",), ("MHA4", "CONV5", "FFN"))), random.Random(0)
     for name in OPERATORS:
@@ -289,7 +326,7 @@ def test_a_model_is_measured_as_it_is_and_left_so():
     torch.manual_seed(0)
     model = MagicForMaskedLM(toy_config()).train()
     child = ("FFN", "CONV3", "MHA4", "FFN")
-    measured = measure_child(model, child, seq_len=8, dtype="bfloat16")
+    measured = measure_child(model, child, LatencySettings(seq_len=8, dtype="bfloat16"))
     assert measured.architecture == child
     assert 0 < measured.latency.low_ms <= measured.latency.median_ms <= measured.latency.high_ms
     assert model.training
@@ -297,7 +334,7 @@ def test_a_model_is_measured_as_it_is_and_left_so():
     assert isinstance(latency._with_head(model, "none"), MagicModel)
     assert latency._with_head(model, "mlm") is model
     with pytest.raises(ValueError, match=r"mlm.*MagicForSequenceClassification.*head='none'"):
-        measure_child(MagicForSequenceClassification(toy_config()), child, head="mlm", seq_len=8)
+        measure_child(MagicForSequenceClassification(toy_config()), child, LatencySettings(head="mlm", seq_len=8))
 
 
 # The fit.
@@ -424,7 +461,7 @@ def test_burners_are_noticed():
         for burner in burners:
             assert burner.stdout is not None
             burner.stdout.readline()
-        measured = measure_child(toy_config(), ("FFN",) * 4, seq_len=32)
+        measured = measure_child(toy_config(), ("FFN",) * 4, LatencySettings(seq_len=32))
     finally:
         for burner in burners:
             burner.kill()
@@ -495,6 +532,12 @@ def test_check_names_what_differs():
     table = table_of()
     table.check(toy_config())
     table.check(toy_config(candidate_operators=[["FFN"], ["MHA4"], ["FFN", "CONV3"], ["FFN"]], embedding_size=32))
+    # The embeddings look rows up, however many there are; the masked-LM head computes with all of them.
+    table.check(toy_config(vocab_size=99))
+    of_the_head = table_of(settings=LatencySettings(head="mlm"))
+    of_the_head.check(toy_config(vocab_size=99), vocabulary=False)
+    with pytest.raises(ValueError, match="vocab_size is 100 in the table and 99"):
+        of_the_head.check(toy_config(vocab_size=99))
     other = toy_config(candidate_operators=[["CONV7", "FFN"]] * 3, hidden_size=64)
     with pytest.raises(
         ValueError, match=r"hidden_size is 32 .*64 .*num_hidden|num_hidden.*hidden_size is 32 .*64"
@@ -593,4 +636,4 @@ def test_settings_that_cannot_be_are_refused(settings, seen):
 
 def test_a_child_outside_the_space_is_refused():
     with pytest.raises(ValueError, match="CONV7"):
-        measure_child(toy_config(), ("FFN", "FFN", "FFN", "CONV7"), seq_len=8)
+        measure_child(toy_config(), ("FFN", "FFN", "FFN", "CONV7"), LatencySettings(seq_len=8))

@@ -190,7 +190,12 @@ def test_markdown_table_is_cut_and_keeps_the_winner():
     table = pareto_table(replace(REPORT, winner=worst), num_rows=2)
     assert len(markdown_rows(table)) == 4
     assert table.count("**") == 2
-    assert "2 of " in table.splitlines()[-1]
+    # The winner is on no front and takes the place of one that is.
+    on_fronts = len(REPORT.children_on_fronts)
+    assert table.splitlines()[-1] == f"1 of {on_fronts} children on the fronts."
+    whole = pareto_table(replace(REPORT, winner=worst), num_rows=on_fronts)
+    assert whole.splitlines()[-1] == f"{on_fronts - 1} of {on_fronts} children on the fronts."
+    assert "children on the fronts" not in pareto_table(REPORT)
 
 
 @pytest.mark.parametrize(

@@ -141,15 +141,23 @@ def test_commands(folder):
     run = CliRunner().invoke(app, ["describe", str(folder / "supernet"), "--max-params", str(limit)])
     assert run.exit_code == 0, run.output
     assert f"{sum(cost <= limit for cost in costs)} of 256" in run.output
-    table = folder / "latency.json"
-    run = CliRunner().invoke(app, ["benchmark", str(folder / "supernet"), "-o", str(table), "--sequence-length", "8"])
+    table = folder / "tables" / "latency.json"
+    command = ["benchmark", str(folder / "supernet"), "-o", str(table), "--sequence-length", "8"]
+    run = CliRunner().invoke(app, [*command, "--architecture", "FFN,FFN,CONV3,MHA4"])
     assert run.exit_code == 0, run.output
-    limits = ["--latency-table", str(table), "--max-latency-ms", "1000", "--num-evaluations", "4"]
+    assert "FFN,FFN,CONV3,MHA4: predicted" in run.output
+    limited = ["--latency-table", str(table), "--max-latency-ms", "1000"]
+    run = CliRunner().invoke(app, ["describe", str(folder / "supernet"), *limited])
+    assert "latency table: Held-out error over 20 whole children" in run.output
+    limits = [*limited, "--num-evaluations", "4"]
     own = ["--set", "num_validation_sequences=8", "--set", "data.block_size=32", "--text", str(folder / "text")]
     command = ["search", str(folder / "supernet"), "-o", str(folder / "by-latency"), *limits, *own]
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 0, run.output
-    assert "latency" in (folder / "by-latency" / "report.html").read_text()
+    assert "Held-out error over 20" in run.output
+    assert "Latency: predicted" in run.output
+    assert "Held-out error over 20" in (folder / "by-latency" / "report.html").read_text()
     assert json.loads((folder / "by-latency" / "result.json").read_text())["latency"]["measured_ms"] > 0
-    run = CliRunner().invoke(app, ["best", str(folder / "by-latency")])
+    run = CliRunner().invoke(app, ["best", str(folder / "by-latency"), *limited])
     assert run.exit_code == 0, run.output
+    assert "Held-out error over 20" in run.output

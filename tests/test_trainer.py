@@ -23,7 +23,7 @@ from training.checkpoints import last_complete_checkpoint
 from training.costs import count_flops, count_parameters
 from training.evaluation import RankedChild
 from training.objectives import alignment_loss
-from training.search_space import Architecture, GradualSampler, SearchSpace
+from training.search_space import Architecture, GradualSampler, SearchSpace, UniformSampler
 from training.shrinking import sample_children
 from training.trainer import Anchor, MagicTrainer, anchor_of_top_percent, check_search
 
@@ -474,7 +474,7 @@ def test_a_budget_that_no_child_meets_is_refused_before_anything_is_built(tmp_pa
         MagicTrainer(model=MagicForMaskedLM(toy_config()), args=args, eval_dataset=toy_data(8))
 
 
-def test_a_latency_limit_is_by_the_table(tmp_path, monkeypatch):
+def test_a_latency_limit_is_by_the_table(tmp_path, monkeypatch, caplog):
     milliseconds = {"MHA4": 4.0, "FFN": 2.0, "CONV3": 1.0, "CONV5": 3.0}
     read = []
 
@@ -482,13 +482,18 @@ def test_a_latency_limit_is_by_the_table(tmp_path, monkeypatch):
         def check(self, config):
             read.append(config.num_hidden_layers)
 
+        def summary(self):
+            return "Held-out error: 3%."
+
         def cost(self):
             whole = {name: round(1e6 * value) for name, value in milliseconds.items()}
             return AdditiveCost("latency_ms", 500_000, whole, unit=1e-6)
 
     monkeypatch.setattr("training.settings.LatencyTable.load", lambda path: read.append(path) or Table())
+    caplog.set_level("INFO", "training")
     trainer = toy_trainer(tmp_path, max_latency_ms=5.5, latency_table="table.json")
     assert read[:2] == ["table.json", 4]
+    assert "table.json: Held-out error: 3%." in caplog.text
     pool = trainer._pool_within(100, random.Random(0))
     within = {child for child in CHILDREN if 0.5 + sum(milliseconds[name] for name in child) <= 5.5}
     assert set(pool) == within
@@ -779,6 +784,45 @@ def test_mixed_precision_trains(tmp_path):
     operator.dense.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     trainer._validate(("FFN",) * 4)
     assert set(dtypes) == {torch.bfloat16}
+    dtypes.clear()
+    trainer.anchor = Anchor(("FFN",) * 4, 0.5)
+    states = [torch.zeros(2, 12, 32)] * 5
+    trainer._alignment_loss({"input_ids": torch.full((2, 12), 5)}, states, [2, 4], shared=0)
+    assert dtypes == [torch.bfloat16]
+
+
+def test_starved_operators_are_looked_for_in_training(tmp_path, monkeypatch, caplog):
+    class WithoutOne(UniformSampler):
+        def next(self):
+            child = super().next()
+            return (*child[:2], "CONV3" if child[2] == "FFN" else child[2], child[3])
+
+    monkeypatch.setattr("training.trainer.LOOK_EVERY", 60)
+    monkeypatch.setattr("training.trainer.search_sampler", lambda space, config, args: WithoutOne(space, args.seed))
+    trainer = toy_trainer(tmp_path / "long", max_steps=190, alignment="none", num_probe_children=0)
+    trainer.train()
+    expected = [{"step": 180, "layer": 2, "operator": "FFN", "problem": "starved"}]
+    assert trainer.health.warnings == expected
+    assert "FFN in layer 2" in caplog.text
+    # The last step looks too, whatever its number.
+    shorter = toy_trainer(tmp_path / "short", max_steps=179, alignment="none", num_probe_children=0)
+    shorter.train()
+    assert shorter.health.warnings == [{**expected[0], "step": 179}]
+
+
+def test_a_wrong_latency_table_is_found_before_the_text_is_read(tmp_path):
+    args = toy_trainer(tmp_path).args
+    args.latency_table, args.max_latency_ms = str(tmp_path / "none.json"), 5.0
+    with pytest.raises(ValueError, match=r"none\.json is not a latency table"):
+        check_search(toy_config(), args, vocabulary=False)
+
+
+def test_a_checkpoint_of_another_version_is_named(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    state = trainer.nas_state()
+    del state["health"]
+    with pytest.raises(ValueError, match="another version of this package: it has no health; take another"):
+        trainer.load_nas_state(state)
 
 
 # ---- Wrong input ----

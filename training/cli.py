@@ -99,6 +99,10 @@ def describe(
     )
     further = [cost for cost in costs_of(config, limits) if cost.name not in ("num_parameters", "flops")]
     print(describe_space(config, sequence_length, architecture, budget_of(config, limits), further))
+    if latency_table is not None:
+        from .latency import LatencyTable
+
+        print(f"\nlatency table: {LatencyTable.load(latency_table).summary()}")
 
 
 @app.command()
@@ -109,22 +113,32 @@ def benchmark(
     num_threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     sequence_length: Annotated[int, typer.Option(help="Tokens of each sequence; none of them is padding.")] = 128,
+    architecture: Child = None,
 ) -> None:
     """Measure the latency of each operator of a space on this device, and how well their sums predict children."""
     _start(num_threads)
     from .hub import load_preset
-    from .latency import measure_latency
+    from .latency import LatencySettings, measure_latency
+    from .search_space import SearchSpace, parse_architecture
 
     config = load_preset(space)
-    table = measure_latency(
-        config,
+    child = None if architecture is None else parse_architecture(architecture)
+    if child is not None:
+        SearchSpace.from_config(config.candidate_operators).check(child)
+    settings = LatencySettings(
         device=device,
         num_threads=num_threads,
         batch_size=batch_size,
         seq_len=min(sequence_length, config.max_sequence_length),
     )
+    # Before the measurement, which is not to be lost to a folder that cannot be made.
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table = measure_latency(config, settings)
+    print(f"\n{table.to_markdown()}")
+    if child is not None:
+        print(f"\n{architecture}: {table.beside(table.measure_child(config, child))}")
     table.save(output)
-    print(f"\n{table.to_markdown()}\n\ntable: {output}")
+    print(f"\ntable: {output}")
     print(f"next:  magic-nas search ... --latency-table {output} --max-latency-ms ...")
 
 

@@ -74,6 +74,8 @@ _SIZES = (
     "lm_head_activation",
     "add_pooling_layer",
 )
+# Those that only the masked-LM head computes with: the embeddings look rows up, however many there are.
+_SIZES_OF_THE_HEAD = ("vocab_size", "lm_head_activation")
 _MIN_ROUNDS = 5
 _MIN_ROUNDS_OF_ONE_CHILD = 30
 _FITTED_CHILDREN_PER_OPERATOR = 3
@@ -194,12 +196,19 @@ class LatencyTable:
         """Latency as a cost, in milliseconds, kept in whole nanoseconds."""
         return _cost(self.outside, self.operators)
 
-    def check(self, config: MagicConfig) -> None:
-        """Raise a ValueError that names what differs between the model that was measured and a configuration."""
+    def check(self, config: MagicConfig, vocabulary: bool = True) -> None:
+        """Raise a ValueError that names what differs between the model that was measured and a configuration.
+
+        Args:
+            config: of the children to be judged.
+            vocabulary: whether it has the vocabulary of the text already; else its size is not looked at.
+        """
+        ignored = set() if self.settings.head == "mlm" else {*_SIZES_OF_THE_HEAD}
+        ignored |= set() if vocabulary else {"vocab_size"}
         differences = [
             f"{name} is {self.sizes[name]} in the table and {size} in the configuration"
             for name, size in _sizes(config).items()
-            if size != self.sizes[name]
+            if size != self.sizes[name] and name not in ignored
         ]
         attention = config._attn_implementation
         if attention is not None and attention != self.attn_implementation:
@@ -232,7 +241,7 @@ class LatencyTable:
                 f"the table was measured on {self.settings.device} ({self.device_name}), which is not here; measure "
                 f"the child on that device, with `magic-nas benchmark --architecture`"
             )
-        return measure_child(source, architecture, **asdict(self.settings))
+        return measure_child(source, architecture, self.settings)
 
     def beside(self, measured: MeasuredChild) -> str:
         """Predicted beside measured, in a sentence, with a warning where the measurement is not to be trusted."""
@@ -241,14 +250,18 @@ class LatencyTable:
         text = f"predicted {predicted:.3f} ms, measured {measured.latency}: the prediction is off by {error:+.1%}"
         return "\n".join([text, *_distrust(measured.warnings)])
 
-    def summary(self) -> str:
-        """The held-out error in a line, and below it why not to trust the table where that is so."""
+    @property
+    def held_out_text(self) -> str:
+        """The held-out error in a sentence."""
         tau, rho = self.rank_correlations
-        text = (
+        return (
             f"Held-out error over {len(self.held_out)} whole children: median {self.median_error:.1%}, "
             f"largest {self.largest_error:.1%}; Kendall's tau {tau:.2f}, Spearman's rho {rho:.2f}."
         )
-        return "\n".join([text, *_distrust(self.warnings)])
+
+    def summary(self) -> str:
+        """The held-out error in a line, and below it why not to trust the table where that is so."""
+        return "\n".join([self.held_out_text, *_distrust(self.warnings)])
 
     def __str__(self) -> str:
         return f"Latency of {self.settings} ({self.device_name}). {self.summary()}"
@@ -292,16 +305,9 @@ class LatencyTable:
 
 def measure_latency(
     config: MagicConfig,
+    settings: LatencySettings | None = None,
     *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    num_threads: int = 1,
-    batch_size: int = 1,
-    seq_len: int = 128,
-    head: str = "none",
-    min_run_time: float = 0.15,
     num_held_out: int = 20,
-    seed: int = 0,
     progress: bool = True,
 ) -> LatencyTable:
     """Measures the operators of a space on this machine, and whole children to hold the table to.
@@ -311,17 +317,17 @@ def measure_latency(
 
     Args:
         config: the space; a single child will do as well.
-        device: see `LatencySettings`, as for all that is not named here.
+        settings: what is measured, and how; left out, one sequence of 128 tokens on one CPU thread.
         num_held_out: whole children that the table is held to, fewer where the space is smaller.
         progress: show a bar.
 
     Raises:
-        ValueError: a setting that cannot be, or sequences longer than the model takes.
+        ValueError: a device that is not there, or sequences longer than the model takes.
     """
-    settings = LatencySettings(device, dtype, num_threads, batch_size, seq_len, head, min_run_time, seed)
+    settings = settings or LatencySettings()
     if num_held_out < 1:
         raise ValueError(f"num_held_out is {num_held_out}; it must be at least 1")
-    space, rng = SearchSpace.from_config(config.candidate_operators), random.Random(seed)
+    space, rng = SearchSpace.from_config(config.candidate_operators), random.Random(settings.seed)
     held_out = _distinct_children(space, num_held_out, rng)
     names = _operator_names(config)
     fitted = [_child_rich_in(name, space, held_out, rng) for name in names * _FITTED_CHILDREN_PER_OPERATOR]
@@ -351,15 +357,7 @@ def measure_latency(
 def measure_child(
     source: MagicConfig | MagicPreTrainedModel,
     architecture: Sequence[str],
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    num_threads: int = 1,
-    batch_size: int = 1,
-    seq_len: int = 128,
-    head: str = "none",
-    min_run_time: float = 0.15,
-    seed: int = 0,
+    settings: LatencySettings | None = None,
 ) -> MeasuredChild:
     """Measures one child whole, interleaved with the reference workload, as `measure_latency` does.
 
@@ -367,22 +365,22 @@ def measure_child(
         source: sizes, of which a child with random weights is made, or a model to extract the child from; the model
             is left where it is.
         architecture: one operator name a layer.
-        device: see `LatencySettings`, as for all that is not named here.
+        settings: what is measured, and how; left out, one sequence of 128 tokens on one CPU thread.
 
     Raises:
-        ValueError: a setting that cannot be, or a model without the head that is asked for.
+        ValueError: a device that is not there, or a model without the head that is asked for.
     """
-    settings = LatencySettings(device, dtype, num_threads, batch_size, seq_len, head, min_run_time, seed)
-    child = tuple(architecture)
+    child, settings = tuple(architecture), settings or LatencySettings()
     if isinstance(source, MagicConfig):
         SearchSpace.from_config(source.candidate_operators).check(child)
         bench = Bench(settings, source)
         model = _random_model(source.child_config(child), settings)
     else:
         bench = Bench(settings, source.config)
-        model = _with_head(source, settings.head).extract_child(child).eval().to(bench.device, getattr(torch, dtype))
-    workloads = {("child", child): partial(_extracted, model.extract_child, bench.input_ids, child)}
-    samples = bench.run(workloads, _MIN_ROUNDS_OF_ONE_CHILD, progress=False)
+        model = _with_head(source, settings.head).extract_child(child).eval()
+        model = model.to(bench.device, getattr(torch, settings.dtype))
+    call = partial(model, input_ids=bench.input_ids)
+    samples = bench.run({("child", child): lambda: call}, _MIN_ROUNDS_OF_ONE_CHILD, progress=False)
     return MeasuredChild(child, timing_of(samples["child", child]), bench.conditions())
 
 

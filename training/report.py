@@ -45,6 +45,7 @@ class WinnerLatency:
         interval_ms: lower and upper end of the measurement.
         conditions: device, threads, batch and length, in words.
         warnings: why the figures are not to be trusted; empty where they are.
+        held_out: how far the table misses whole children, in words.
     """
 
     predicted_ms: float
@@ -52,6 +53,7 @@ class WinnerLatency:
     interval_ms: tuple[float, float] | None = None
     conditions: str = ""
     warnings: tuple[str, ...] = ()
+    held_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,31 @@ class Report:
                 sources.append(child.source)
         return found
 
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the costs that are known."""
+        return cost_names(self.children)
+
+    @cached_property
+    def fronts(self) -> dict[str, list[ReportChild]]:
+        """The Pareto fronts by cost, and the one of all of them together."""
+        return pareto_fronts(self.children)
+
+    @cached_property
+    def fronts_of(self) -> dict[Architecture, list[str]]:
+        """The fronts that each architecture on one of them stands on."""
+        found: dict[Architecture, list[str]] = {}
+        for name, front in self.fronts.items():
+            for child in front:
+                found.setdefault(child.architecture, []).append(name)
+        return found
+
+    @cached_property
+    def children_on_fronts(self) -> list[ReportChild]:
+        """The children that stand on at least one of the fronts, the lowest validation loss first."""
+        kept = distinct_children(child for front in self.fronts.values() for child in front)
+        return sorted(kept, key=lambda child: (child.val_loss, child.architecture))
+
 
 def write_report(report: Report, output_dir: str | Path) -> dict[str, Path]:
     """Writes all files of a report and returns their paths: "page", "children", "pareto", "pareto_json", figures.
@@ -112,8 +139,7 @@ def write_report(report: Report, output_dir: str | Path) -> dict[str, Path]:
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    names, fronts = cost_names(report.children), pareto_fronts(report.children)
-    figures = _figures(report, names, fronts)
+    figures = _figures(report)
     paths = {
         "page": folder / PAGE_NAME,
         "children": folder / "children.csv",
@@ -121,14 +147,14 @@ def write_report(report: Report, output_dir: str | Path) -> dict[str, Path]:
         "pareto_json": folder / "pareto.json",
         **{name: folder / f"{name}.png" for name in figures},
     }
-    rows = _rows(report, report.children, names, fronts)
-    front_rows = _rows(report, _children_on_fronts(fronts), names, fronts)
+    rows = _rows(report, report.children)
+    front_rows = _rows(report, report.children_on_fronts)
     _write(paths["children"], _csv(list(rows[0]), rows).encode())
     _write(paths["pareto"], _csv(list(rows[0]), front_rows).encode())
     write_json(paths["pareto_json"], {"budget": report.budget, "children": [_json_row(row) for row in front_rows]})
     for name, (figure, _) in figures.items():
         _write(paths[name], render(figure, "png"))
-    _write(paths["page"], _page(report, names, fronts, figures).encode())
+    _write(paths["page"], _page(report, figures).encode())
     return paths
 
 
@@ -138,34 +164,22 @@ def _write(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _children_on_fronts(fronts: Mapping[str, Sequence[ReportChild]]) -> list[ReportChild]:
-    """The children that stand on at least one of the fronts, the lowest validation loss first."""
-    kept = distinct_children(child for front in fronts.values() for child in front)
-    return sorted(kept, key=lambda child: (child.val_loss, child.architecture))
-
-
 Cell = str | int | float | bool | None
 
 
-def _rows(
-    report: Report,
-    children: Iterable[ReportChild],
-    names: Sequence[str],
-    fronts: Mapping[str, Sequence[ReportChild]],
-) -> list[dict[str, Cell]]:
-    on_front = {name: {child.architecture for child in front} for name, front in fronts.items()}
+def _rows(report: Report, children: Iterable[ReportChild]) -> list[dict[str, Cell]]:
     return [
         {
             "architecture": format_architecture(child.architecture),
             "val_loss": child.val_loss,
             "val_accuracy": child.val_accuracy,
-            **{name: child.costs.get(name) for name in names},
+            **{name: child.costs.get(name) for name in report.names},
             "source": child.source,
             "order": child.order,
             "found_by": " and ".join(report.finders[child.architecture]),
             "in_budget": child.in_budget,
             "is_winner": child.architecture == report.winner,
-            **{f"on_front_{name}": child.architecture in on_front[name] for name in fronts},
+            **{f"on_front_{name}": name in report.fronts_of.get(child.architecture, []) for name in report.fronts},
         }
         for child in children
     ]
@@ -194,21 +208,21 @@ def pareto_table(report: Report, num_rows: int = 20) -> str:
         report: what to tell.
         num_rows: rows at most; where there are more a sentence says how many. The winner is always among them.
     """
-    names, fronts = cost_names(report.children), pareto_fronts(report.children)
-    kept = _children_on_fronts(fronts)
+    kept = report.children_on_fronts
     shown = kept[:num_rows]
     if all(child.architecture != report.winner for child in shown):
         shown = [report.winning_child, *shown[: num_rows - 1]]
-    header = ["architecture", *(COST_LABELS.get(name, name) for name in names)]
+    header = ["architecture", *(COST_LABELS.get(name, name) for name in report.names)]
     header += ["validation loss", "validation accuracy", "found by", "front"]
     lines = [f"| {' | '.join(_markdown(cell) for cell in cells)} |" for cells in (header, ["---"] * len(header))]
     for child in shown:
         mark = "**" if child.architecture == report.winner else ""
-        cells = _table_cells(report, child, names, fronts)
+        cells = _table_cells(report, child)
         cells[0] = f"{mark}{cells[0]}{mark}"
         lines.append(f"| {' | '.join(_markdown(cell) for cell in cells)} |")
-    if len(kept) > num_rows:
-        lines += ["", f"{num_rows} of {len(kept):,} children on the fronts."]
+    num_shown = sum(child.architecture in report.fronts_of for child in shown)
+    if num_shown < len(kept):
+        lines += ["", f"{num_shown} of {len(kept):,} children on the fronts."]
     return "\n".join(lines)
 
 
@@ -216,17 +230,15 @@ def _markdown(cell: str) -> str:
     return cell.replace("|", "\\|")
 
 
-def _table_cells(
-    report: Report, child: ReportChild, names: Sequence[str], fronts: Mapping[str, Sequence[ReportChild]]
-) -> list[str]:
+def _table_cells(report: Report, child: ReportChild) -> list[str]:
     found_by = _found_by(report, child) + ("" if child.in_budget else ", outside the budget")
     return [
         compact_architecture(child.architecture),
-        *(format_cost(name, known_cost(child, name)) for name in names),
+        *(format_cost(name, known_cost(child, name)) for name in report.names),
         _loss(child.val_loss),
         f"{100 * child.val_accuracy:.1f}%",
         found_by,
-        _front_names(child, fronts) or "none",
+        _front_names(report, child) or "none",
     ]
 
 
@@ -238,13 +250,11 @@ def _loss(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "not finite"
 
 
-def _front_names(child: ReportChild, fronts: Mapping[str, Sequence[ReportChild]]) -> str:
+def _front_names(report: Report, child: ReportChild) -> str:
     """The fronts that a child is on; the one in all objectives counts beside those of several costs only."""
-    on_front = [
-        name for name, front in fronts.items() if any(kept.architecture == child.architecture for kept in front)
-    ]
-    labels = {**COST_LABELS, ALL_OBJECTIVES: "all together" if len(fronts) > 1 else "loss alone"}
-    if len(fronts) == 2:
+    on_front = report.fronts_of.get(child.architecture, [])
+    labels = {**COST_LABELS, ALL_OBJECTIVES: "all together" if len(report.fronts) > 1 else "loss alone"}
+    if len(report.fronts) == 2:
         on_front = [name for name in on_front if name != ALL_OBJECTIVES]
     return ", ".join(labels.get(name, name) for name in on_front)
 
@@ -252,18 +262,18 @@ def _front_names(child: ReportChild, fronts: Mapping[str, Sequence[ReportChild]]
 Figures = dict[str, tuple[Figure, str]]
 
 
-def _figures(report: Report, names: Sequence[str], fronts: Mapping[str, Sequence[ReportChild]]) -> Figures:
+def _figures(report: Report) -> Figures:
     """Each figure by its file's name, with the text that stands for it where it is not seen."""
     windows: dict[str, list[Window]] = {}
     for name, minimum, maximum in report.windows:
         windows.setdefault(name, []).append((minimum, maximum))
     winner = report.winning_child
     figures: Figures = {}
-    for index, name in enumerate(names):
+    for index, name in enumerate(report.names):
         figures[f"loss_against_{_file_name(name, index)}"] = (
             draw_loss_against_cost(report.children, name, report.winner, windows.get(name, ())),
             f"Validation loss against {COST_LABELS.get(name, name)}, {len(report.children):,} evaluations; lower and "
-            f"further left is better. Children on the front: {len(fronts[name]):,}. The winner: "
+            f"further left is better. Children on the front: {len(report.fronts[name]):,}. The winner: "
             f"{format_cost(name, known_cost(winner, name))}, loss {_loss(winner.val_loss)}.",
         )
     figures["history"] = (
@@ -284,16 +294,16 @@ def _file_name(name: str, index: int) -> str:
     return name if name.replace("_", "").isalnum() and name.isascii() else f"cost_{index}"
 
 
-def _page(report: Report, names: Sequence[str], fronts: Mapping[str, Sequence[ReportChild]], figures: Figures) -> str:
+def _page(report: Report, figures: Figures) -> str:
     return _PAGE.substitute(
         title=html.escape(report.title),
         style=_STYLE,
         script=_SCRIPT,
         budget=html.escape(report.budget),
-        winner=_winner_table(report, names),
+        winner=_winner_table(report),
         comparisons=_comparisons(report),
         latency=_latency(report.latency),
-        pareto=_pareto_html(report, names, fronts),
+        pareto=_pareto_html(report),
         figures="\n".join(_figure_html(figure, alt) for figure, alt in figures.values()),
         facts=_key_value_table("", [*report.facts.items(), *_counts(report)]),
     )
@@ -312,11 +322,11 @@ def _key_value_table(caption: str, rows: Sequence[tuple[str, str]]) -> str:
     return f'<div class="wide"><table>{head}<tbody>\n{body}</tbody></table></div>'
 
 
-def _winner_table(report: Report, names: Sequence[str]) -> str:
+def _winner_table(report: Report) -> str:
     child = report.winning_child
     rows = [
         ("architecture", format_architecture(child.architecture)),
-        *((COST_LABELS.get(name, name), _exact_cost(name, known_cost(child, name))) for name in names),
+        *((COST_LABELS.get(name, name), _exact_cost(name, known_cost(child, name))) for name in report.names),
         ("validation loss, shared weights", _loss(child.val_loss)),
         ("validation accuracy, shared weights", f"{100 * child.val_accuracy:.1f}%"),
         (
@@ -356,18 +366,19 @@ def _latency(latency: WinnerLatency | None) -> str:
             measured += f"; the prediction is off by {100 * error:+.1f}%"
     rows = [("predicted from the table of operators", f"{latency.predicted_ms:.3f} ms"), ("measured whole", measured)]
     rows += [("conditions", latency.conditions)] if latency.conditions else []
+    rows += [("of the table", latency.held_out)] if latency.held_out else []
     rows += [("not to be trusted", warning) for warning in latency.warnings]
     return _key_value_table("Latency of the winner", rows)
 
 
-def _pareto_html(report: Report, names: Sequence[str], fronts: Mapping[str, Sequence[ReportChild]]) -> str:
-    kept = _children_on_fronts(fronts)
+def _pareto_html(report: Report) -> str:
+    kept = report.children_on_fronts
     if not kept:
         return "<p>No child has a finite validation loss.</p>"
-    labels = ["architecture", *(COST_LABELS.get(name, name) for name in names)]
+    labels = ["architecture", *(COST_LABELS.get(name, name) for name in report.names)]
     labels += ["validation loss", "validation accuracy", "found by", "on the front in loss and"]
     header = "".join(f'<th scope="col">{html.escape(label)}</th>' for label in labels)
-    body = "".join(_pareto_row(report, child, names, fronts) for child in kept)
+    body = "".join(_pareto_row(report, child) for child in kept)
     return (
         "<p>The evaluated children that no other evaluated child beats, the lowest loss first.</p>\n"
         '<div class="wide tall" role="region" aria-label="Pareto table" tabindex="0"><table class="sortable">\n'
@@ -375,11 +386,9 @@ def _pareto_html(report: Report, names: Sequence[str], fronts: Mapping[str, Sequ
     )
 
 
-def _pareto_row(
-    report: Report, child: ReportChild, names: Sequence[str], fronts: Mapping[str, Sequence[ReportChild]]
-) -> str:
-    texts = _table_cells(report, child, names, fronts)
-    numbers = [*(known_cost(child, name) for name in names), child.val_loss, child.val_accuracy]
+def _pareto_row(report: Report, child: ReportChild) -> str:
+    texts = _table_cells(report, child)
+    numbers = [*(known_cost(child, name) for name in report.names), child.val_loss, child.val_accuracy]
     cells = [
         f'<td class="number" data-value="{"" if number is None else repr(number)}">{html.escape(text)}</td>'
         for text, number in zip(texts[1:], numbers, strict=False)

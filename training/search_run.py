@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
         if accelerator.is_main_process:
             model_folder = _export_winner(settings, model, data.tokenizer, found, data.fingerprint, output_dir)
             check_exported(model_folder, settings.budget)
-            latency = _winner_latency(settings.budget, model_folder, found.winner.architecture)
+            latency, latency_text = _winner_latency(settings.budget, model_folder, found.winner.architecture)
             facts = {"seconds": seconds, "num_evaluated": evaluator.num_evaluated, "corpus": data.fingerprint}
             report = _report(settings, found, costs, latency, facts)
             write_report(report, output_dir)
@@ -118,6 +118,7 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
                 **facts,
                 "search": found.to_json(),
                 "latency": latency and asdict(latency),
+                "latency_text": latency_text,
                 "table": pareto_table(report),
             }
             write_json(output_dir / RESULT_NAME, result)
@@ -211,23 +212,31 @@ def _export_winner(
     return export_model(child, tokenizer, output_dir / MODEL_FOLDER, {"search": record})
 
 
-def _winner_latency(settings: BudgetSettings, folder: Path, architecture: Architecture) -> WinnerLatency | None:
-    """The winner measured whole, beside what the table of operators predicts; `None` where there is no table."""
+def _winner_latency(
+    settings: BudgetSettings, folder: Path, architecture: Architecture
+) -> tuple[WinnerLatency | None, str]:
+    """The winner measured whole, beside what the table of operators predicts, for the page and in words.
+
+    `None` and no words where there is no table.
+    """
     if settings.latency_table is None:
-        return None
+        return None, ""
     table = LatencyTable.load(settings.latency_table)
     predicted, conditions = table.predict_ms(architecture), f"{table.settings}; {table.device_name}"
+    latency = WinnerLatency(predicted, None, None, conditions, table.warnings, table.held_out_text)
     if not table.is_of_this_device():
         # A search may run on another machine than the one that the encoder is meant for.
-        return WinnerLatency(predicted, conditions=conditions, warnings=(*table.warnings, "not measured whole"))
+        elsewhere = f"predicted {predicted:.3f} ms; not measured whole, as {table.device_name} is not here"
+        return latency, f"{table.summary()}\nLatency: {elsewhere}"
     measured = table.measure_child(AutoModelForMaskedLM.from_pretrained(folder), architecture)
-    return WinnerLatency(
-        predicted,
-        measured.latency.median_ms,
-        (measured.latency.low_ms, measured.latency.high_ms),
-        conditions,
-        tuple(dict.fromkeys((*table.warnings, *measured.warnings))),
+    timing = measured.latency
+    latency = replace(
+        latency,
+        measured_ms=timing.median_ms,
+        interval_ms=(timing.low_ms, timing.high_ms),
+        warnings=tuple(dict.fromkeys((*table.warnings, *measured.warnings))),
     )
+    return latency, f"{table.summary()}\nLatency: {table.beside(measured)}"
 
 
 def _report(
@@ -262,7 +271,8 @@ def _report(
 
 def search_summary(result: dict[str, Any]) -> str:
     """Returns the Pareto table of a finished search and what its winner is worth, as text."""
-    return f"{result['table']}\n\n{result['search']['summary']}"
+    parts = [result["table"], result["search"]["summary"], result["latency_text"]]
+    return "\n\n".join(part for part in parts if part)
 
 
 def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> str:
@@ -295,4 +305,7 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
         values = " | ".join(format_cost(cost.name, cost(child.architecture)) for cost in costs)
         lines.append(f"| {compact_architecture(child.architecture)} | {child.val_loss:.4f} | {values} |")
     num_within = sum(budget.allows(child.architecture) for child in evaluated)
-    return "\n".join([*lines, "", f"{num_within:,} of {len(evaluated):,} evaluated children are within {budget}."])
+    lines += ["", f"{num_within:,} of {len(evaluated):,} evaluated children are within {budget}."]
+    if limits.latency_table is not None:
+        lines.append(LatencyTable.load(limits.latency_table).summary())
+    return "\n".join(lines)

@@ -5,6 +5,7 @@ from modeling_magic import MagicConfig
 from .arguments import BUDGET_ARGUMENTS, MagicTrainingArguments
 from .budgets import Budget, BudgetedSpace
 from .costs import operator_parameters
+from .latency import LatencyTable
 from .search_space import SearchSpace, UniformSampler, make_sampler
 from .settings import BudgetSettings, budget_of
 
@@ -39,8 +40,8 @@ def check_search(config: MagicConfig, args: MagicTrainingArguments, vocabulary: 
     Args:
         config: the super-net's.
         args: the run's.
-        vocabulary: whether `config` has the vocabulary of the text already; without it costs are not known, and the
-            budget is not looked at.
+        vocabulary: whether `config` has the vocabulary of the text already; without it costs are not known, and of
+            the budget only the latency table is looked at.
 
     Raises:
         InfeasibleBudgetError: no child is within the budget.
@@ -57,3 +58,5 @@ def check_search(config: MagicConfig, args: MagicTrainingArguments, vocabulary: 
         )
     if vocabulary:
         BudgetedSpace(space, search_budget(config, args)).check()
+    elif args.latency_table is not None:
+        LatencyTable.load(args.latency_table).check(config, vocabulary=False)

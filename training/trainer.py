@@ -26,6 +26,7 @@ from .checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished
 from .costs import training_flops
 from .evaluation import RankedChild, evaluate_child, rank_children, validation_batches
 from .health import LOOK_EVERY, SupernetHealth
+from .latency import LatencyTable
 from .objectives import alignment_loss, average_states
 from .progress import PostfixProgressCallback
 from .search_setup import check_search, search_budget, search_sampler
@@ -104,6 +105,8 @@ class MagicTrainer(Trainer):
             )
         self.full_space = SearchSpace.from_config(model.config.candidate_operators)
         self.budget = search_budget(model.config, args)
+        if args.latency_table is not None:
+            logger.info(f"{args.latency_table}: {LatencyTable.load(args.latency_table).summary()}")
         super().__init__(model=model, args=args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -497,6 +500,11 @@ class MagicTrainer(Trainer):
                 f"the checkpoint is of another search space ({other.num_layers} layers, {other.size:.3g} children; "
                 f"this super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} children); "
                 f"resume with the configuration it was made with, or take another output folder"
+            )
+        if missing := sorted(self.nas_state().keys() - state.keys()):
+            raise ValueError(
+                f"the checkpoint is of another version of this package: it has no {', '.join(missing)}; take another "
+                f"output folder and train anew"
             )
         space = SearchSpace.from_json(state["space"])
         BudgetedSpace(space, self.budget).check()

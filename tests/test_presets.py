@@ -35,6 +35,7 @@ SIZES = {
     "magic-compact": (4**26, 125_356_032),
     "magic-analysis": (6**12, 366_729_216),
     "magic-tiny": (4**6, 2_137_856),
+    "magic-mini": (4**8, 3_194_368),
     "magic-micro": (4**4, 405_504),
     "bert-base": (1, 109_482_240),
     "roberta-base": (1, 124_645_632),

@@ -18,8 +18,10 @@ from training import demo
 from training.cli import main
 from training.costs import count_parameters, training_flops
 from training.hub import load_preset
+from training.rtd_run import RtdSettings
 from training.runs import export_child, follow_search, pretrain, retrain
 from training.settings import DataSettings, PretrainSettings, RetrainSettings, load_recipe, settings_from
+from training.standalone import StandaloneSettings
 
 
 WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
@@ -262,13 +264,22 @@ def test_damaged_weights_are_named(search_run, tmp_path):
 # ---- Settings ----
 
 
+RECIPES = {
+    "demo-pretrain": PretrainSettings,
+    "demo-pretrain-short": PretrainSettings,
+    "demo-retrain": RetrainSettings,
+    "demo-retrain-short": RetrainSettings,
+    "micro-benchmark": StandaloneSettings,
+    "mini-pretrain": PretrainSettings,
+    "mini-retrain": RetrainSettings,
+    "mini-retrain-rtd": RtdSettings,
+}
+
+
 def test_every_recipe_is_read_and_checked():
-    for name, kind in (
-        ("demo-pretrain", PretrainSettings),
-        ("demo-pretrain-short", PretrainSettings),
-        ("demo-retrain", RetrainSettings),
-        ("demo-retrain-short", RetrainSettings),
-    ):
+    folder = Path(__file__).parent.parent / "hub_configs" / "recipes"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(RECIPES)
+    for name, kind in RECIPES.items():
         settings = settings_from(kind, load_recipe(name))
         assert load_preset(settings.preset)
         assert settings.training_arguments["max_steps"] > 0

@@ -273,6 +273,10 @@ RECIPES = {
     "mini-pretrain": PretrainSettings,
     "mini-retrain": RetrainSettings,
     "mini-retrain-rtd": RtdSettings,
+    "paper-pretrain": PretrainSettings,
+    "paper-retrain": RetrainSettings,
+    "paper-retrain-rtd": RtdSettings,
+    "compact-pretrain": PretrainSettings,
 }
 
 

@@ -333,7 +333,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers():
 
 
 def test_recipes_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match="there is no recipe 'nothing'; choose one of demo-pretrain"):
+    with pytest.raises(ValueError, match="there is no recipe 'nothing'; choose one of compact-pretrain"):
         load_recipe("nothing")
     path = tmp_path / "broken.yaml"
     path.write_text("a: [1")

@@ -69,8 +69,8 @@ class MagicConfig(PreTrainedConfig):
             pattern, MHA12 and FFN in turn, 24 layers.
         hidden_size: width of the hidden states that all layers exchange.
         intermediate_size: inner width of an FFN whose name gives none.
-        unpad_inputs: in evaluation, compute real tokens only, packed end to end. Outputs at padded positions are then
-            0; hidden states and attentions, where they are asked for, are still computed with the padding.
+        unpad_inputs: compute real tokens only, packed end to end. Outputs at padded positions are then 0; hidden
+            states and attentions, where they are asked for, are still computed with the padding.
         sparse_prediction: where labels are given, compute the masked-LM head on the labelled positions only; the
             logits are then (number of labelled positions, vocab_size).
         add_pooling_layer: whether MagicModel ends in BERT's pooler (tanh of a linear map of the first token).

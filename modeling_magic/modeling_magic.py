@@ -605,7 +605,7 @@ class MagicModel(MagicPreTrainedModel):
         return for_attention, attention_mask.unsqueeze(-1).to(hidden_states.device)
 
     def _packing(self, attention_mask: torch.Tensor | None, kwargs: dict) -> Packing | None:
-        if not self.config.unpad_inputs or self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not self.config.unpad_inputs or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
         recorded = ("output_hidden_states", "output_attentions")
         if any(kwargs.get(name, getattr(self.config, name, False)) for name in recorded):

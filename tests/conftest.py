@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread, caches that go away, and a small super-net."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import torch
 from hypothesis import settings
 from toy import toy_config
+from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicForMaskedLM
 
@@ -31,9 +33,22 @@ settings.register_profile("magic", deadline=None, derandomize=True)
 settings.load_profile("magic")
 
 
+def pytest_collection_finish(session):
+    # `Trainer.train` collects garbage, which takes 0.3 s while it walks through all that the imports have made.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("data") and not os.environ.get("MAGIC_DATA"):
         pytest.skip("MAGIC_DATA names no folder of real text")
+
+
+@pytest.fixture(autouse=True)
+def _progress_bars():
+    """Runs switch the bars of transformers off for the rest of their process."""
+    yield
+    hf_logging.enable_progress_bar()
 
 
 @pytest.fixture

@@ -54,6 +54,8 @@ def is_command(reference: str) -> bool:
     """Whether the command and its options exist, and the preset that it names."""
     _, name, *words = shlex.split(reference)
     command = getattr(typer.main.get_command(app), "commands", {}).get(name)
+    if command is not None and hasattr(command, "commands") and words:
+        command = command.commands.get(words.pop(0))
     if command is None:
         return False
     options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

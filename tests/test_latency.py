@@ -461,7 +461,8 @@ def test_burners_are_noticed():
         for burner in burners:
             assert burner.stdout is not None
             burner.stdout.readline()
-        measured = measure_child(toy_config(), ("FFN",) * 4, LatencySettings(seq_len=32))
+        # For longer than the time that a process gets in one piece.
+        measured = measure_child(toy_config(), ("FFN",) * 4, LatencySettings(seq_len=32, min_run_time=1.0))
     finally:
         for burner in burners:
             burner.kill()

@@ -442,7 +442,7 @@ def test_wrong_inputs_name_value_and_remedy(supernet):
         supernet(ids[:, :8], attention_mask=torch.ones(1, 1, 8, 8), architecture=MIXED)
 
 
-# ---- Inference on real tokens only ----
+# ---- Real tokens only ----
 
 
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
@@ -472,11 +472,28 @@ def test_padding_stays_where_packing_would_change_something(tiny_config):
     batch = padded_batch()
     rows = []
     child.magic.encoder.layer[0].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
-    child.train()(**batch)
-    child.eval()
     states = child(**batch, output_hidden_states=True).hidden_states
     assert states[1].shape == (3, 14, 32)
     child(batch["input_ids"])
     batch["attention_mask"][0, 5] = 0
     child(**batch)
-    assert rows == [3, 3, 3, 3]
+    assert rows == [3, 3, 3]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_unpadded_training_has_the_gradients_of_padded(tiny_config, checkpointing):
+    torch.manual_seed(0)
+    supernet = MagicForMaskedLM(tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    shake(supernet)
+    child = supernet.extract_child(MIXED).train()
+    if checkpointing:
+        child.activation_checkpointing_enable()
+    batch = padded_batch()
+    labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), -100)
+    gradients = []
+    for child.config.unpad_inputs in (False, True):
+        child.zero_grad()
+        child(**batch, labels=labels).loss.backward()
+        gradients.append({name: weight.grad.clone() for name, weight in child.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)

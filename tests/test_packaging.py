@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("modeling_magic", "training", "hub_configs")
 # The distribution that an import comes from, where the names differ.
-DISTRIBUTIONS = {"yaml": "pyyaml"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 PIP = (sys.executable, "-m", "pip")
 
 

@@ -15,12 +15,17 @@ from filelock import FileLock
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from training import demo
+from training.blockwise_run import BlockwiseSettings
 from training.cli import main
 from training.costs import count_parameters, training_flops
+from training.distill_run import DistillSettings
+from training.finetune_run import FinetuneSettings, check_finetuning
 from training.hub import load_preset
 from training.rtd_run import RtdSettings
 from training.runs import export_child, follow_search, pretrain, retrain
 from training.settings import DataSettings, PretrainSettings, RetrainSettings, load_recipe, settings_from
+from training.squad_run import SquadSettings
+from training.squad_run import check_settings as check_squad
 from training.standalone import StandaloneSettings
 
 
@@ -265,18 +270,25 @@ def test_damaged_weights_are_named(search_run, tmp_path):
 
 
 RECIPES = {
+    "blockwise-short": BlockwiseSettings,
+    "compact-blockwise": BlockwiseSettings,
+    "compact-pretrain": PretrainSettings,
+    "compact-retrain": DistillSettings,
     "demo-pretrain": PretrainSettings,
     "demo-pretrain-short": PretrainSettings,
     "demo-retrain": RetrainSettings,
     "demo-retrain-short": RetrainSettings,
     "micro-benchmark": StandaloneSettings,
+    "mini-distill": DistillSettings,
     "mini-pretrain": PretrainSettings,
     "mini-retrain": RetrainSettings,
     "mini-retrain-rtd": RtdSettings,
     "paper-pretrain": PretrainSettings,
     "paper-retrain": RetrainSettings,
     "paper-retrain-rtd": RtdSettings,
-    "compact-pretrain": PretrainSettings,
+    "mini-glue": FinetuneSettings,
+    "paper-glue": FinetuneSettings,
+    "paper-squad": SquadSettings,
 }
 
 
@@ -285,8 +297,13 @@ def test_every_recipe_is_read_and_checked():
     assert {path.stem for path in folder.glob("*.yaml")} == set(RECIPES)
     for name, kind in RECIPES.items():
         settings = settings_from(kind, load_recipe(name))
-        assert load_preset(settings.preset)
-        assert settings.training_arguments["max_steps"] > 0
+        if kind is FinetuneSettings:
+            check_finetuning(replace(settings, model="encoder"))
+        elif kind is SquadSettings:
+            check_squad(replace(settings, model="encoder"))
+        else:
+            assert load_preset(settings.preset)
+            assert settings.training_arguments["max_steps"] > 0
 
 
 @pytest.mark.parametrize(
@@ -333,7 +350,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers():
 
 
 def test_recipes_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match="there is no recipe 'nothing'; choose one of compact-pretrain"):
+    with pytest.raises(ValueError, match="there is no recipe 'nothing'; choose one of blockwise-short, "):
         load_recipe("nothing")
     path = tmp_path / "broken.yaml"
     path.write_text("a: [1")

@@ -1,37 +1,34 @@
 """Children trained one by one: resumable, comparable, and kept apart from those of another recipe."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from toy_standalone import toy_standalone, trained_with
 
 from training import standalone
 from training.journal import Journal
-from training.settings import DataSettings
-from training.standalone import (
-    StandaloneChild,
-    StandaloneSettings,
-    journal_path,
-    standalone_children,
-    train_standalone,
-)
+from training.standalone import StandaloneWorker, standalone_children, train_standalone
+from training.truth import StandaloneChild, journal_path
+
+
+HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("standalone")
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 16, "hidden_dropout_prob": 0.0}
-    config = {"model_type": "magic", "candidate_operators": [["FFN", "CONV3"]] * 2, "vocab_size": 80, **sizes}
-    (folder / "toy.json").write_text(json.dumps(config))
-    words = "model layer weight search child anchor token".split()
-    documents = ["\n".join(f"the {words[(n + k) % 7]} of the {words[n * k % 7]}" for k in range(8)) for n in range(60)]
-    (folder / "a.txt").write_text("\n\n".join(f"{number} {text}" for number, text in enumerate(documents)))
-    return StandaloneSettings(
-        preset=str(folder / "toy.json"),
-        num_validation_sequences=8,
-        data=DataSettings(source=str(folder / "a.txt"), vocab_size=80, block_size=16, validation_fraction=0.2),
-        training_arguments={"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
-    )
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("standalone")
+
+
+@pytest.fixture(scope="module")
+def settings(folder):
+    return toy_standalone(folder)
 
 
 def test_all_children_or_a_sample_without_repeats(settings):
@@ -62,12 +59,11 @@ def test_a_stopped_table_goes_on_and_trains_no_child_twice(settings, tmp_path, m
     assert len(trained) == len(set(trained)) == 4
     assert [child.val_loss for child in resumed] == [child.val_loss for child in whole]
     assert [child.losses for child in resumed] == [child.losses for child in whole]
-    assert list(Journal(journal_path(tmp_path / "stopped", 0), child_type=StandaloneChild)) == resumed
+    assert list(Journal(journal_path(tmp_path / "stopped", 0), None, StandaloneChild)) == resumed
 
 
 def test_training_lowers_the_loss_and_seeds_differ(settings, tmp_path):
-    longer = {**settings.training_arguments, "max_steps": 60}
-    both = replace(settings, num_children=1, seeds=(0, 1), training_arguments=longer)
+    both = trained_with(replace(settings, num_children=1, seeds=(0, 1)), max_steps=60)
     first, second = train_standalone(both, tmp_path, progress=False)
     assert (first.seed, second.seed) == (0, 1)
     assert first.architecture == second.architecture
@@ -82,3 +78,108 @@ def test_another_recipe_is_refused(settings, tmp_path, change):
     train_standalone(replace(settings, num_children=1), tmp_path, progress=False)
     with pytest.raises(ValueError, match="another recipe"):
         train_standalone(replace(settings, num_children=1, **change), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": ()}, "seeds is"),
+        ({"seeds": (0, 0)}, "each once"),
+        ({"seeds": 3}, "a list of whole numbers"),
+        ({"num_children": -1}, "num_children is -1"),
+        ({"num_validation_sequences": 0}, "at least 1"),
+        ({"preset": "magic-mikro"}, "unknown preset"),
+        ({"training_arguments": {"learning_rat": 1.0}}, "learning_rat"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_written(settings, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        train_standalone(replace(settings, **change), tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_child_that_another_worker_trains_is_left_to_it(settings, tmp_path, monkeypatch):
+    few = replace(settings, num_children=2)
+    first, second = StandaloneWorker(few, tmp_path), StandaloneWorker(few, tmp_path)
+    child, other = first.children
+    train, nested = standalone._train, []
+
+    def with_a_neighbour(architecture, *rest):
+        if architecture == child:
+            nested.append((second.train(child, 0), second.train(other, 0)))
+        return train(architecture, *rest)
+
+    monkeypatch.setattr(standalone, "_train", with_a_neighbour)
+    assert first.train(child, 0)
+    assert nested == [(False, True)]
+    assert {record.architecture for record in first.trained(0)} == {child, other}
+    assert first.record(other, 0) == second.record(other, 0)
+
+
+def test_the_folder_tells_what_its_children_were_trained_with(settings, tmp_path):
+    train_standalone(replace(settings, num_children=1), tmp_path, progress=False)
+    found = json.loads((tmp_path / "standalone.json").read_text())
+    assert found["settings"]["training_arguments"] == settings.training_arguments
+    assert found["corpus"]["sha256"] == Journal(journal_path(tmp_path, 0)).key["data"]
+    assert "torch" in found["versions"]
+
+
+def test_ranks_of_a_launcher_train_children_of_their_own(settings, tmp_path, monkeypatch):
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    train, seen = standalone._train, []
+
+    def watched(*rest):
+        seen.append({name: os.environ.get(name) for name in (*ranks, "CUDA_VISIBLE_DEVICES")})
+        return train(*rest)
+
+    monkeypatch.setattr(standalone, "_train", watched)
+    assert len(train_standalone(replace(settings, num_children=1), tmp_path, progress=False)) == 1
+    assert seen == [{**dict.fromkeys(ranks), "CUDA_VISIBLE_DEVICES": "7"}]
+    assert {name: os.environ.get(name) for name in ranks} == ranks
+
+
+def _start(*command, **env) -> subprocess.Popen:
+    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **env},
+        start_new_session=True,
+    )
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]] if path.is_file() else []
+
+
+@pytest.mark.slow
+def test_the_child_of_a_killed_process_is_trained_by_another(folder, settings, tmp_path):
+    steps = 150
+    process = _start(HERE / "toy_standalone.py", folder, tmp_path, steps)
+    deadline = time.monotonic() + 120
+    while len(_lines(journal_path(tmp_path, 0))) < 1:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = _lines(journal_path(tmp_path, 0))
+    assert len(before) < 4
+    train_standalone(trained_with(settings, max_steps=steps, use_cpu=True), tmp_path, progress=False)
+    after = _lines(journal_path(tmp_path, 0))
+    assert after[: len(before)] == before
+    assert len({line["architecture"] for line in after}) == len(after) == 4
+
+
+@pytest.mark.slow
+def test_two_ranks_of_torchrun_share_the_children(folder, settings, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29713)
+    process = _start(*launcher, HERE / "toy_standalone.py", folder, tmp_path, 20)
+    assert process.wait(timeout=300) == 0
+    lines = _lines(journal_path(tmp_path, 0))
+    assert len({line["architecture"] for line in lines}) == len(lines) == 4
+    alone = train_standalone(trained_with(settings, max_steps=20, use_cpu=True), tmp_path / "alone", progress=False)
+    by_child = {line["architecture"]: line["val_loss"] for line in lines}
+    assert [by_child[",".join(child.architecture)] for child in alone] == [child.val_loss for child in alone]

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from .data import MaskingCollator, prepare_data
     from .evaluation import Evaluator, validation_batches
     from .hub import export_model, load_preset
+    from .micro_benchmark import load_micro_benchmark
+    from .ranking import evaluate_ranking
+    from .rtd import ReplacedTokenTrainer
     from .search import search_children
     from .search_space import SearchSpace
     from .searchers import EvolutionSearcher
@@ -25,8 +28,11 @@ _HOMES = {
     "MagicTrainingArguments": "arguments",
     "MaskingCollator": "data",
     "SearchSpace": "search_space",
+    "ReplacedTokenTrainer": "rtd",
     "budget_of": "settings",
+    "evaluate_ranking": "ranking",
     "export_model": "hub",
+    "load_micro_benchmark": "micro_benchmark",
     "load_preset": "hub",
     "prepare_data": "data",
     "search_children": "search",
@@ -49,9 +55,12 @@ __all__ = [
     "MagicTrainer",
     "MagicTrainingArguments",
     "MaskingCollator",
+    "ReplacedTokenTrainer",
     "SearchSpace",
     "budget_of",
+    "evaluate_ranking",
     "export_model",
+    "load_micro_benchmark",
     "load_preset",
     "prepare_data",
     "search_children",

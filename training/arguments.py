@@ -107,6 +107,13 @@ class MagicTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Steps between validations of the probe children; left out, about ten in the whole run."},
     )
+    interference_every_n_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Every n steps, log the cosine between the gradients of this step's child and the last one's on "
+            "the operators that both share (section 3); 0 for none."
+        },
+    )
     # Logits of masked positions only differ in number from batch to batch, so that they cannot be gathered.
     prediction_loss_only: bool = field(
         default=True,
@@ -138,7 +145,12 @@ class MagicTrainingArguments(TrainingArguments):
         for name in ("shrink_every_n_steps", "probe_every_n_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name in ("alignment_warmup_epochs", "alignment_warmup_steps", "num_probe_children"):
+        for name in (
+            "alignment_warmup_epochs",
+            "alignment_warmup_steps",
+            "num_probe_children",
+            "interference_every_n_steps",
+        ):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"{name} is {value}; it must not be negative")
         if self.alignment_weight < 0:

@@ -1,12 +1,39 @@
 """The command `magic-nas`. Heavy imports stand inside the commands, so that `--help` answers at once."""
 
-import logging
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .cli_analyze import app as analyze_app
+from .cli_options import (
+    Assignments,
+    BatchSize,
+    Child,
+    Latencies,
+    LearningRate,
+    MaxActivations,
+    MaxFlops,
+    MaxLatency,
+    MaxParams,
+    MaxSteps,
+    MinFlops,
+    MinParams,
+    OutputDir,
+    Preset,
+    Recipe,
+    Seed,
+    Text,
+    Threads,
+    TokenizerName,
+    merge,
+    own_keys,
+    split_names,
+    start,
+    text_of,
+)
 
 
 app = typer.Typer(
@@ -16,36 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of the run; a stopped run goes on there.")]
-Recipe = Annotated[
-    str | None, typer.Option("--config", "-c", help="A recipe: a name or a YAML file. Flags win over it.")
-]
-Child = Annotated[str | None, typer.Option(help="A child: MHA4,FFN,... or (MHA4,FFN)*3.")]
-Preset = Annotated[str | None, typer.Option(help="Sizes and operators: a preset, a JSON file or a model folder.")]
-Text = Annotated[
-    str | None,
-    typer.Option(help="A text file, a folder of them or a `datasets` name; left out, docstrings of packages."),
-]
-TokenizerName = Annotated[
-    str | None, typer.Option("--tokenizer", help="A tokenizer's name or folder; left out, one is trained on the text.")
-]
-MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
-BatchSize = Annotated[int | None, typer.Option(help="Sequences per device and step.")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of weights, data order, masks and children.")]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any other key of a recipe: data.vocab_size=4096, warmup_steps=100, ..."),
-]
-Threads = Annotated[int | None, typer.Option("--num-threads", help="CPU threads of torch.")]
-MaxParams = Annotated[float | None, typer.Option(help="Most parameters, embeddings included: 8e6.")]
-MinParams = Annotated[float | None, typer.Option(help="Fewest parameters.")]
-MaxFlops = Annotated[float | None, typer.Option(help="Most FLOPs of a forward pass over a sequence.")]
-MinFlops = Annotated[float | None, typer.Option(help="Fewest FLOPs.")]
-MaxLatency = Annotated[float | None, typer.Option(help="Most milliseconds by --latency-table.")]
-MaxActivations = Annotated[float | None, typer.Option(help="Most MiB that training keeps of one sequence.")]
-Latencies = Annotated[str | None, typer.Option(help="A file that `magic-nas benchmark` wrote.")]
+app.add_typer(analyze_app)
 
 
 @app.command()
@@ -54,7 +52,7 @@ def demo(
     short: Annotated[bool, typer.Option("--short", help="The shortest setting: shows that all works.")] = False,
 ) -> None:
     """Run the main job from real text to a model folder in a few minutes on a CPU."""
-    _start(num_threads=1)
+    start(num_threads=1)
     from .demo import demo as run_demo
     from .demo import fill_mask_answers
 
@@ -116,7 +114,7 @@ def benchmark(
     architecture: Child = None,
 ) -> None:
     """Measure the latency of each operator of a space on this device, and how well their sums predict children."""
-    _start(num_threads)
+    start(num_threads)
     from .hub import load_preset
     from .latency import LatencySettings, measure_latency
     from .search_space import SearchSpace, parse_architecture
@@ -160,11 +158,16 @@ def pretrain(
         str | None,
         typer.Option(help="A BERT, RoBERTa, ELECTRA or MAGIC checkpoint: start from its weights where operators fit."),
     ] = None,
+    blockwise: Annotated[
+        str | None,
+        typer.Option(help="NAS-BERT's baseline: train block by block to imitate this teacher; a folder or a name."),
+    ] = None,
+    num_blocks: Annotated[int | None, typer.Option(help="Blocks of --blockwise; left out, 4.")] = None,
     assignments: Assignments = None,
     num_threads: Threads = None,
 ) -> None:
     """Train a weight-sharing super-net and name the child that it finds."""
-    changes = {
+    changes: dict[str, Any] = {
         "preset": preset,
         "init_from": init_from,
         "data": {"source": text, "tokenizer": tokenizer},
@@ -178,22 +181,32 @@ def pretrain(
             "shrink": shrink,
         },
     }
-    changes = _merge(changes, assignments, ["mlm_probability"])
-    _start(num_threads)
+    start(num_threads)
     from accelerate import PartialState
 
+    from .blockwise_run import BlockwiseSettings, blockwise_table, run_blockwise
     from .figures import draw_health, draw_search
     from .hub import search_table
     from .runs import load_supernet
     from .runs import pretrain as run_pretrain
     from .settings import PretrainSettings, load_recipe, settings_from
 
-    result = run_pretrain(settings_from(PretrainSettings, load_recipe(config), changes), output_dir)
+    recipe = load_recipe(config)
+    kind: Any = PretrainSettings
+    if blockwise is not None or recipe.keys() & own_keys(BlockwiseSettings, PretrainSettings):
+        kind = BlockwiseSettings
+        changes |= {"teacher": blockwise, "num_blocks": num_blocks}
+    elif num_blocks is not None:
+        raise ValueError("--num-blocks is for a super-net in blocks; name its teacher with --blockwise TEACHER")
+    changes = merge(changes, assignments, own_keys(kind))
+    train = run_blockwise if kind is BlockwiseSettings else run_pretrain
+    result = train(settings_from(kind, recipe, changes), output_dir)
     if not PartialState().is_main_process:
         return
     figure = draw_search(result, {}, output_dir / "report.png")
     health = draw_health(result, output_dir / "health.png")
-    print(f"\n{search_table(load_supernet(output_dir).config, result)}\n")
+    table = blockwise_table if kind is BlockwiseSettings else search_table
+    print(f"\n{table(load_supernet(output_dir).config, result)}\n")
     print(f"figure:    {figure}\nhealth:    {health}\nsuper-net: {output_dir / 'supernet'}")
     print(f"next:      magic-nas retrain --search {output_dir} --output-dir ...")
 
@@ -245,8 +258,8 @@ def search(
         "data": {"source": text},
     }
     own = ["population_size", "num_validation_sequences", "batch_size", "mlm_probability", "precision", "full_space"]
-    changes = _merge(changes, assignments, own, ("data", "budget"))
-    _start(num_threads)
+    changes = merge(changes, assignments, own, ("data", "budget"))
+    start(num_threads)
     from accelerate import PartialState
 
     from .search_run import follow_supernet, search_summary, search_supernet
@@ -278,7 +291,7 @@ def best(
     top: Annotated[int, typer.Option(help="How many children to show.")] = 5,
 ) -> None:
     """Show the best children within another budget among those that a search has evaluated; none is evaluated now."""
-    _start()
+    start()
     from .search_run import best_table
     from .settings import budget_settings
 
@@ -310,6 +323,9 @@ def retrain(
     inherit: Annotated[
         bool, typer.Option("--inherit", help="Start from the weights of the --search super-net.")
     ] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="Distil: a masked LM with the same tokenizer, a run, a folder or a name.")
+    ] = None,
     preset: Preset = None,
     text: Text = None,
     tokenizer: TokenizerName = None,
@@ -334,14 +350,12 @@ def retrain(
     }
     if objective not in ("mlm", "rtd"):
         raise ValueError(f"--objective is {objective!r}; choose mlm or rtd")
-    own = ["mlm_probability", "num_validation_sequences"]
-    own += ["generator_fraction", "generator_architecture", "rtd_weight"] if objective == "rtd" else []
-    changes = _merge(changes, assignments, own)
     if inherit and search is None:
         raise ValueError("--inherit takes its weights from a super-net; say which with --search RUN")
-    _start(num_threads)
+    start(num_threads)
     from accelerate import PartialState
 
+    from .distill_run import DistillSettings, retrain_distilled
     from .hub import results_table
     from .rtd_run import RtdSettings, retrain_rtd
     from .runs import follow_search, summarise
@@ -349,15 +363,159 @@ def retrain(
     from .settings import RetrainSettings, load_recipe, settings_from
 
     recipe, record = load_recipe(config), None
+    kind: Any = RetrainSettings
+    if objective == "rtd":
+        kind = RtdSettings
+    elif teacher is not None or recipe.keys() & own_keys(DistillSettings, RetrainSettings):
+        kind, changes["teacher"] = DistillSettings, teacher
+    if teacher is not None and objective == "rtd":
+        raise ValueError("a teacher is a masked LM; with --objective rtd there is none, leave --teacher out")
+    changes = merge(changes, assignments, own_keys(kind))
     if search is not None:
         recipe, record = follow_search(search, recipe, inherit)
-    if objective == "rtd":
-        result = retrain_rtd(settings_from(RtdSettings, recipe, changes), output_dir, record)
-    else:
-        result = run_retrain(settings_from(RetrainSettings, recipe, changes), output_dir, record)
+    train: Any = {RtdSettings: retrain_rtd, DistillSettings: retrain_distilled}.get(kind, run_retrain)
+    result = train(settings_from(kind, recipe, changes), output_dir, record)
     if not PartialState().is_main_process:
         return
     print(f"\n{results_table([summarise('this model', [result])])}\n\nmodel: {output_dir / 'model'}")
+
+
+@app.command()
+def finetune(
+    output_dir: OutputDir,
+    model: Annotated[
+        str | None, typer.Option(help="A model folder or a name on the Hub: a searched encoder, BERT, ELECTRA, ...")
+    ] = None,
+    config: Recipe = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or all; may be given more than once."),
+    ] = None,
+    glue_folder: Annotated[
+        Path | None, typer.Option(help="GLUE as a folder of TSV; left out, nyu-mll/glue on the Hub.")
+    ] = None,
+    train_file: Annotated[Path | None, typer.Option(help="Your own data: CSV, TSV or JSON lines.")] = None,
+    validation_file: Annotated[Path | None, typer.Option(help="The same columns.")] = None,
+    test_file: Annotated[Path | None, typer.Option(help="The same columns; may be left out.")] = None,
+    mnli_model: Annotated[
+        str | None, typer.Option(help="What STS-B, MRPC and RTE start from: a run or a model fine-tuned on MNLI.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Distil from a fine-tuned model, or from a fine-tuning run with the same tasks.")
+    ] = None,
+    learning_rate: Annotated[list[float] | None, typer.Option(help="May be given more than once.")] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(help="May be given more than once.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="May be given more than once.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Of each training; the best on dev counts.")] = None,
+    max_steps: MaxSteps = None,
+    max_train_samples: Annotated[int | None, typer.Option(help="Rows to train on, for a quick run.")] = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Fine-tune an encoder on GLUE or on your own files, over learning rates and seeds, and show the table."""
+    changes: dict[str, Any] = {
+        "model": model,
+        "tasks": split_names(task),
+        "glue_folder": text_of(glue_folder),
+        "train_file": text_of(train_file),
+        "validation_file": text_of(validation_file),
+        "test_file": text_of(test_file),
+        "mnli_model": mnli_model,
+        "teacher": teacher,
+        "learning_rates": learning_rate or None,
+        "batch_sizes": batch_size or None,
+        "seeds": seed or None,
+        "num_epochs": epochs,
+        "max_steps": max_steps,
+        "max_train_samples": max_train_samples,
+        "training_arguments": {},
+    }
+    start(num_threads)
+    from .finetune_run import FinetuneSettings, run_finetuning
+    from .settings import load_recipe, settings_from
+
+    own = own_keys(FinetuneSettings)
+    changes = merge(changes, assignments, own, ("training_arguments",))
+    run_finetuning(settings_from(FinetuneSettings, load_recipe(config), changes), output_dir)
+    print(f"\n{(output_dir / 'table.md').read_text(encoding='utf-8')}\ntable: {output_dir / 'table.csv'}")
+
+
+@app.command()
+def squad(
+    output_dir: OutputDir,
+    model: Annotated[
+        str | None, typer.Option(help="A model folder or a name on the Hub: a searched encoder, BERT, ELECTRA, ...")
+    ] = None,
+    config: Recipe = None,
+    train_file: Annotated[
+        str | None, typer.Option(help="Official JSON, or rajpurkar/squad; left out, the model is scored as it is.")
+    ] = None,
+    validation_file: Annotated[str | None, typer.Option(help="The same.")] = None,
+    version_2: Annotated[
+        bool | None, typer.Option("--version-2", help="SQuAD 2.0: questions may have no answer.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Distil from a model fine-tuned on the same questions.")] = None,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Fine-tune an encoder on SQuAD 1.1 or 2.0, and score it as the official script does."""
+    changes = {
+        "model": model,
+        "train_file": train_file,
+        "validation_file": validation_file,
+        "version_2": version_2,
+        "teacher": teacher,
+        "training_arguments": {
+            "max_steps": max_steps,
+            "per_device_train_batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+        },
+    }
+    start(num_threads)
+    from accelerate import PartialState
+
+    from .settings import load_recipe, settings_from
+    from .squad_run import SquadSettings, run_squad, squad_table
+
+    changes = merge(changes, assignments, own_keys(SquadSettings), ("training_arguments",))
+    settings = settings_from(SquadSettings, load_recipe(config), changes)
+    result = run_squad(settings, output_dir)
+    if not PartialState().is_main_process:
+        return
+    print(f"\n{squad_table({Path(settings.model).name: result})}\n\npredictions: {output_dir / 'predictions.json'}")
+    if result["train"] is not None:
+        print(f"model:       {output_dir / 'model'}")
+
+
+@app.command("squad-split")
+def squad_split(
+    source: Annotated[Path, typer.Argument(help="One file in SQuAD's layout.")],
+    output_dir: Annotated[Path, typer.Argument(help="Where train.json and test.json go.")],
+    test_fraction: Annotated[float, typer.Option(help="Of the articles.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+) -> None:
+    """Cut one file of questions in two by article, for those who have no training set."""
+    start()
+    from .squad import split_by_article
+
+    for path in split_by_article(source, output_dir, test_fraction, seed):
+        print(path)
+
+
+@app.command()
+def compression(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Finished `magic-nas finetune` runs.")] = None,
+    form: Annotated[str, typer.Option(help="markdown or csv.")] = "markdown",
+) -> None:
+    """Show fine-tuned models beside the published rows of the paper's Table 4."""
+    from .compression_table import compression_table, sweep_row
+
+    print(compression_table([sweep_row(run) for run in runs or []], form))
 
 
 @app.command()
@@ -368,7 +526,7 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: of a model folder, or beside the child.")] = False,
 ) -> None:
     """Write a child of a super-net, with the weights it has there, as a model folder; or a model folder as ONNX."""
-    _start()
+    start()
     from .onnx_export import export_onnx
     from .runs import export_child
 
@@ -389,7 +547,7 @@ def convert(
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer's name or folder, if not the source's.")] = None,
 ) -> None:
     """Write a BERT, RoBERTa or ELECTRA checkpoint as a MAGIC model, or a MAGIC model as one of these."""
-    _start()
+    start()
     from .runs import convert_checkpoint
 
     folder, dropped = convert_checkpoint(source, output_dir, to, tokenizer)
@@ -407,7 +565,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and list what would be sent.")] = False,
 ) -> None:
     """Publish a model folder on the Hub, all of it in one commit, with the token of `hf auth login` or HF_TOKEN."""
-    _start()
+    start()
     from .publish import push_model
 
     report = push_model(folder, repo, private=private, revision=revision, dry_run=dry_run)
@@ -417,53 +575,6 @@ def push(
     print(f"\nnothing was sent; it would go to {report.url}" if dry_run else f"\nmodel:  {report.url}")
     if report.commit:
         print(f"commit: {report.commit}")
-
-
-def _merge(
-    changes: dict[str, Any],
-    assignments: list[str] | None,
-    of_the_recipe: list[str],
-    sections: tuple[str, ...] = ("data", "training_arguments"),
-) -> dict[str, Any]:
-    """Returns `changes` with the `--set` assignments in their sections and without what was not given.
-
-    A key without a section belongs to the last of `sections`, but for those `of_the_recipe` itself.
-    """
-    for section in sections:
-        changes[section] = {key: value for key, value in changes[section].items() if value is not None}
-    if not assignments:
-        return changes
-    import yaml
-
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"--set {assignment!r} has no value; write KEY=VALUE")
-        section, _, name = key.rpartition(".")
-        if section not in ("", *sections):
-            raise ValueError(f"--set {assignment!r} names no section of a recipe; write data.KEY=VALUE or KEY=VALUE")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"--set {assignment!r}: {text!r} is not a value that YAML reads; quote it") from None
-        if not section and name in of_the_recipe:
-            changes[name] = value
-        else:
-            changes[section or sections[-1]][name] = value
-    return changes
-
-
-def _start(num_threads: int | None = None) -> None:
-    """Sets up what every long command wants: messages on the screen, threads, quiet libraries."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("training").setLevel(logging.INFO)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if num_threads is not None:
-        if num_threads < 1:
-            raise ValueError(f"--num-threads is {num_threads}; it must be at least 1")
-        import torch
-
-        torch.set_num_threads(num_threads)
 
 
 def main() -> None:

@@ -478,7 +478,7 @@ def prepare_data(
     build = partial(_build, texts, train, validation, tokenizer, vocab_size, fingerprint)
     if streaming:
         return build()
-    tokenizer_key = vocab_size if tokenizer is None else _tokenizer_sha256(tokenizer)
+    tokenizer_key = vocab_size if tokenizer is None else tokenizer_sha256(tokenizer)
     folder = cache_folder(cache_dir) / f"prepared-{short_hash(_PREPARED_VERSION, fingerprint, tokenizer_key)}"
     if not folder.is_dir():
         with written_at_once(folder) as temporary:
@@ -531,11 +531,12 @@ def _build(
         pack_blocks(documents, tokenizer, block_size, tokenizer.model_max_length) for documents in (train, validation)
     )
     facts = _by_side(partial(_describe_blocks, block_size=block_size), train, validation)
-    facts |= {"tokenizer": _tokenizer_sha256(tokenizer), "vocab_size": len(tokenizer)}
+    facts |= {"tokenizer": tokenizer_sha256(tokenizer), "vocab_size": len(tokenizer)}
     return PreparedData(tokenizer, train, validation, {**fingerprint, **facts})
 
 
-def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns a hash of all by which a tokenizer cuts text."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         # What the last call asked for, no property of the tokenizer.

@@ -86,8 +86,13 @@ def _series(log_history: Sequence[dict[str, Any]], key: str) -> tuple[list[int],
 
 
 def _draw_supernet(axes: Axes, log_history: Sequence[dict[str, Any]]) -> None:
-    axes.plot(*_series(log_history, "loss_pred"), color="tab:blue", label="prediction loss")
-    axes.set(title="super-net", xlabel="optimizer step", ylabel="masked-LM loss")
+    steps, losses = _series(log_history, "loss_pred")
+    if steps:
+        axes.plot(steps, losses, color="tab:blue", label="prediction loss")
+        axes.set(title="super-net", xlabel="optimizer step", ylabel="masked-LM loss")
+    else:
+        axes.plot(*_series(log_history, "loss"), color="tab:blue", label="sum of block losses")
+        axes.set(title="super-net, block-wise", xlabel="optimizer step", ylabel="squared error")
     steps, losses = _series(log_history, "loss_align")
     lines = list(axes.lines)
     if any(losses):

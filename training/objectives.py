@@ -107,3 +107,97 @@ def replaced_token_losses(logits: Tensor, replaced: Tensor, counted: Tensor) -> 
     logits = logits.float()
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
     return losses.masked_fill(~counted, 0.0)
+
+
+# ---- Distillation (5.4) ----
+
+
+@torch.no_grad()
+def teacher_distribution(
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns softmax(logits / temperature) as the logarithms of its `top_k` largest probabilities and of the rest.
+
+    The rest is one number for each row, so that what is kept is a proper distribution of top_k + 1 events.
+
+    Args:
+        logits: (rows, classes), the teacher's.
+        temperature: above 0.
+        top_k: `None`, or as many as there are classes, keeps all of them in their own order.
+
+    Returns:
+        Log-probabilities (rows, top_k), float32; their classes (rows, top_k), `None` where all are kept; and the
+        log-probability of all other classes together, (rows,), `None` where there are none.
+    """
+    log_probs = (logits.float() / temperature).log_softmax(dim=-1)
+    if top_k is None or top_k >= logits.shape[-1]:
+        return log_probs, None, None
+    kept, classes = log_probs.topk(top_k, dim=-1)
+    rest = log_probs.scatter(-1, classes, float("-inf")).logsumexp(dim=-1)
+    return kept, classes, rest
+
+
+def distillation_losses(
+    student_logits: Tensor,
+    teacher_log_probs: Tensor,
+    temperature: float = 1.0,
+    classes: Tensor | None = None,
+    teacher_log_rest: Tensor | None = None,
+) -> Tensor:
+    """Returns temperature^2 * KL(teacher || student) of each row, both softened by the temperature (5.4).
+
+    The paper follows NAS-BERT: the distribution of the prediction layer is distilled, nothing else. KL and soft
+    cross-entropy have the same gradient; KL is 0 where the student has reached the teacher. The factor keeps the size
+    of the gradient when the temperature changes.
+
+    With the teacher's top-k classes alone, the KL is that of k + 1 events, the last one "any other class". It is never
+    above the full one; it falls short by the teacher's mass on the other classes times the KL of the two distributions
+    within them.
+
+    Args:
+        student_logits: (rows, classes), not softened; carries gradients.
+        teacher_log_probs: (rows, k) as `teacher_distribution` returns them, at the same temperature, as the next two.
+        classes: (rows, k), the teacher's; `None` where `teacher_log_probs` are of all classes in order.
+        teacher_log_rest: (rows,), `None` with `classes`.
+
+    Returns:
+        (rows,), float32, in nats, at least 0 up to rounding.
+    """
+    scaled = student_logits.float() / temperature
+    log_probs = scaled.log_softmax(dim=-1)
+    if classes is not None:
+        log_probs = log_probs.gather(-1, classes)
+    losses = _expected_log_ratio(teacher_log_probs, log_probs).sum(dim=-1)
+    if classes is not None and teacher_log_rest is not None:
+        others = scaled.scatter(-1, classes, float("-inf")).logsumexp(dim=-1)
+        losses = losses + _expected_log_ratio(teacher_log_rest, others - scaled.logsumexp(dim=-1))
+    return losses * temperature**2
+
+
+def _expected_log_ratio(teacher_log_probs: Tensor, log_probs: Tensor) -> Tensor:
+    # An event that the teacher rules out contributes nothing, whatever the student thinks of it.
+    probs = teacher_log_probs.exp()
+    return torch.where(probs > 0, probs * (teacher_log_probs - log_probs), 0.0)
+
+
+def multi_label_distillation_losses(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Returns temperature^2 times the binary cross-entropy to the teacher's probabilities, less its minimum (5.4).
+
+    Less the minimum, the entropy of the teacher's probabilities, it is the KL of independent labels: 0 where the
+    student has reached the teacher; the gradient is the cross-entropy's.
+
+    Args:
+        student_logits: (rows, labels); carries gradients.
+        teacher_logits: (rows, labels).
+        temperature: above 0.
+
+    Returns:
+        (rows,), float32, the mean over the labels.
+    """
+    own, target = student_logits.float() / temperature, teacher_logits.float() / temperature
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    losses = cross_entropy(own, target.sigmoid(), reduction="none")
+    smallest = cross_entropy(target, target.sigmoid(), reduction="none")
+    return (losses - smallest).mean(dim=-1) * temperature**2

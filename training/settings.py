@@ -210,7 +210,7 @@ def settings_from(kind: type, recipe: dict[str, Any], changes: dict[str, Any] | 
     """Returns settings of `kind` from a recipe, `changes` winning over it; every key and its type are checked.
 
     Args:
-        kind: PretrainSettings, RetrainSettings or SearchSettings.
+        kind: a dataclass of settings, such as PretrainSettings, RetrainSettings or SearchSettings.
         recipe: as `load_recipe` returns it.
         changes: keys as in a recipe; sections such as `data` are merged key by key, `None` changes nothing.
     """
@@ -222,7 +222,7 @@ def settings_from(kind: type, recipe: dict[str, Any], changes: dict[str, Any] | 
     merged = _checked("recipe", merged, kind)
     for section in sections_of(kind):
         if section == "training_arguments":
-            arguments = MagicTrainingArguments if kind is PretrainSettings else TrainingArguments
+            arguments = MagicTrainingArguments if issubclass(kind, PretrainSettings) else TrainingArguments
             merged[section] = _checked(section, merged[section], arguments)
         else:
             merged[section] = _SECTIONS[section](**_checked(section, merged[section], _SECTIONS[section]))
@@ -237,15 +237,17 @@ def sections_of(kind: type) -> list[str]:
 
 
 def _check_values(settings: Any) -> None:
-    if not 0 < settings.mlm_probability < 1:
-        raise ValueError(f"mlm_probability is {settings.mlm_probability}; it must be between 0 and 1")
+    mlm_probability = getattr(settings, "mlm_probability", None)
+    if mlm_probability is not None and not 0 < mlm_probability < 1:
+        raise ValueError(f"mlm_probability is {mlm_probability}; it must be between 0 and 1")
     if isinstance(settings, SearchSettings):
         _check_choice("searcher", settings.searcher, SEARCHERS)
         _check_choice("precision", settings.precision, PRECISIONS)
         _check_positive(settings, ("num_evaluations", "population_size", "num_validation_sequences", "batch_size"))
         return
+    training_arguments = getattr(settings, "training_arguments", {})
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if (value := settings.training_arguments.get(name, 1)) < 1:
+        if (value := training_arguments.get(name, 1)) < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     if isinstance(settings, RetrainSettings):
         _check_positive(settings, ("num_validation_sequences",))

@@ -1,12 +1,15 @@
 """Children trained one by one from scratch: the truth that the ranking of a super-net is held against (5.2)."""
 
+import os
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -14,13 +17,15 @@ from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
 
+from .checkpoints import write_json
 from .data import MaskingCollator, PreparedData
 from .evaluation import Batch, Evaluator, evaluate_child, validation_batches
 from .hub import load_preset
-from .journal import Journal, RankedChild
-from .runs import fit_to_tokenizer, load_data, training_arguments
+from .journal import Journal
+from .runs import fit_to_tokenizer, load_data, training_arguments, versions
 from .search_space import Architecture, SearchSpace
 from .settings import DataSettings
+from .truth import STANDALONE_NAME, StandaloneChild, journal_path
 
 
 _SIZES = (
@@ -31,6 +36,10 @@ _SIZES = (
     "hidden_dropout_prob",
     "initializer_range",
 )
+# Between two looks at the children that other processes are training.
+_POLL_SECONDS = 1.0
+# What torchrun and accelerate launch tell a process of the others; with it Trainer would train one model on all.
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
 @dataclass(frozen=True)
@@ -56,26 +65,22 @@ class StandaloneSettings:
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class StandaloneChild(RankedChild):
-    """A child trained alone, and what that took.
+def check_standalone(settings: StandaloneSettings) -> None:
+    """Checks what needs no text.
 
-    Attributes:
-        seed: of weights, order of the data and masks.
-        steps: optimizer steps.
-        seconds: CPU time of its training, all threads of the process together.
-        losses: validation loss after each quarter of the training.
+    Raises:
+        ValueError: a seed or a number is none, or the preset or a training argument is refused.
     """
-
-    seed: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    losses: tuple[float, ...] = ()
-
-
-def journal_path(output_dir: str | Path, seed: int) -> Path:
-    """Returns the journal of the children that were trained with `seed`; every seed has one of its own."""
-    return Path(output_dir) / f"standalone-{seed}.jsonl"
+    seeds: Any = settings.seeds
+    if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(f"seeds is {seeds!r}; give a list of whole numbers from 0, such as [0, 1]")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds is {seeds!r}; a child is trained once with each, name each once")
+    for name, lowest in (("num_children", 0), ("num_validation_sequences", 1)):
+        if (value := getattr(settings, name)) < lowest:
+            raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+    load_preset(settings.preset)
+    _arguments(settings, "", 0)
 
 
 def standalone_children(settings: StandaloneSettings) -> tuple[MagicConfig, list[Architecture]]:
@@ -100,58 +105,127 @@ def train_standalone(
     """Trains children one by one and returns them; each is on disk before the next one begins.
 
     A call that was stopped goes on where it was, and any number of processes may work on one folder: a child is
-    trained by one of them, and again only where that one died.
+    trained by one of them, and again only where that one died. So do the ranks of `accelerate launch`, on one machine
+    or on several with a common folder: each trains children of its own, on a device of its own.
 
     Args:
         settings: which children, and how.
-        output_dir: holds a journal for each seed.
+        output_dir: holds a journal for each seed, and the settings and versions of the first call.
+        progress: shows a bar of the children on record with the best loss so far.
 
     Raises:
-        ValueError: the folder holds children of another space, text or recipe.
+        ValueError: the settings contradict one another, or the folder holds children of another space, text or recipe.
     """
-    hf_logging.disable_progress_bar()
-    config, children = standalone_children(settings)
-    data = load_data(settings.data)
-    config = fit_to_tokenizer(config, data, settings.data.block_size)
-    judge = MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=0)
-    args = _arguments(settings, output_dir, 0)
-    batches = validation_batches(
-        data.validation, judge, args.per_device_eval_batch_size, settings.num_validation_sequences
-    )
-    trained: list[StandaloneChild] = []
-    for seed in settings.seeds:
-        journal = Journal(journal_path(output_dir, seed), _key(settings, config, data, seed), StandaloneChild)
-        jobs = tqdm(children, desc=f"children trained, seed {seed}", disable=not progress)
-        waiting = [
-            child for child in jobs if not _train_if_free(child, seed, settings, config, data, batches, journal)
-        ]
-        while waiting:
-            time.sleep(1)
-            journal.refresh()
-            waiting = [
-                child for child in waiting if not _train_if_free(child, seed, settings, config, data, batches, journal)
-            ]
-        trained += [record for child in children if (record := journal.get(child)) is not None]
+    with _apart_from_other_ranks():
+        # Training arguments, too, would wait for the other ranks.
+        check_standalone(settings)
+        worker = StandaloneWorker(settings, output_dir)
+        trained: list[StandaloneChild] = []
+        for seed in settings.seeds:
+            bar = tqdm(total=len(worker.children), desc=f"children trained, seed {seed}", disable=not progress)
+            with bar:
+                _train_all(worker, seed, bar)
+            trained += worker.trained(seed)
     return trained
 
 
-def _train_if_free(
-    architecture: Architecture,
-    seed: int,
-    settings: StandaloneSettings,
-    config: MagicConfig,
-    data: PreparedData,
-    batches: Sequence[Batch],
-    journal: Journal,
-) -> bool:
-    """Trains a child unless it is on record, and returns whether it now is; false where another process trains it."""
-    with journal.claim(architecture) as granted:
-        if not granted:
-            return False
-        journal.refresh()
-        if journal.get(architecture) is None:
-            journal.append(_train(architecture, seed, settings, config, data, batches, journal.path.parent))
-    return True
+def _train_all(worker: "StandaloneWorker", seed: int, bar: tqdm) -> None:
+    """Trains what no other process trains, and waits for those; one that is killed leaves its child to this one."""
+    waiting, best = list(worker.children), float("inf")
+    while waiting:
+        left = []
+        for child in waiting:
+            if not worker.train(child, seed):
+                left.append(child)
+                continue
+            record = worker.record(child, seed)
+            # A loss that is no number is below nothing.
+            if record is not None and record.val_loss < best:
+                best = record.val_loss
+            bar.set_postfix(best_loss=f"{best:.4f}", refresh=False)
+            bar.update()
+        if len(left) == len(waiting):
+            time.sleep(_POLL_SECONDS)
+        waiting = left
+
+
+@contextmanager
+def _apart_from_other_ranks() -> Iterator[None]:
+    """Hides from Trainer and torch that this process is one of several, and all accelerators but its own."""
+    hidden = {name: value for name, value in os.environ.items() if name in _LAUNCHER}
+    if int(hidden.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in hidden:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        rank = int(hidden["LOCAL_RANK"])
+        # Read when the first tensor goes to a device, which has not happened yet.
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)] if visible != [""] else str(rank)
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+class StandaloneWorker:
+    """Trains the children of a folder, one at a time; any number of workers in as many processes share it.
+
+    Attributes:
+        children: all that are to be trained, in the order of `standalone_children`.
+    """
+
+    def __init__(self, settings: StandaloneSettings, output_dir: str | Path):
+        """Reads the text and opens the folder's journals.
+
+        Raises:
+            ValueError: the folder holds children of another space, text or recipe.
+        """
+        hf_logging.disable_progress_bar()
+        self._settings, self._output_dir = settings, Path(output_dir)
+        config, self.children = standalone_children(settings)
+        self._data = load_data(settings.data)
+        self._config = fit_to_tokenizer(config, self._data, settings.data.block_size)
+        judge = MaskingCollator(self._data.tokenizer, mlm_probability=settings.mlm_probability, seed=0)
+        self._batches = validation_batches(
+            self._data.validation,
+            judge,
+            _arguments(settings, output_dir, 0).per_device_eval_batch_size,
+            settings.num_validation_sequences,
+        )
+        self._journals = {
+            seed: Journal(
+                journal_path(output_dir, seed), _key(settings, self._config, self._data, seed), StandaloneChild
+            )
+            for seed in settings.seeds
+        }
+        self._describe()
+
+    def _describe(self) -> None:
+        path = self._output_dir / STANDALONE_NAME
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                facts = {"settings": asdict(self._settings), "corpus": self._data.fingerprint, "versions": versions()}
+                write_json(path, facts)
+
+    def train(self, architecture: Architecture, seed: int) -> bool:
+        """Trains a child unless it is on record; returns whether it now is: false where another process trains it."""
+        journal = self._journals[seed]
+        with journal.claim(architecture) as granted:
+            if not granted:
+                return False
+            # Only now: it may have been put on record just before its claim came free.
+            journal.refresh()
+            if journal.get(architecture) is None:
+                journal.append(_train(architecture, seed, self._settings, self._config, self._data, self._batches))
+        return True
+
+    def record(self, architecture: Architecture, seed: int) -> StandaloneChild | None:
+        """Returns the record of a child, `None` where the journal, as last read, has none."""
+        return self._journals[seed].get(architecture)
+
+    def trained(self, seed: int) -> list[StandaloneChild]:
+        """Returns the children on record with `seed`, those that other processes have trained too."""
+        self._journals[seed].refresh()
+        return [record for child in self.children if (record := self.record(child, seed)) is not None]
 
 
 def _train(
@@ -161,7 +235,6 @@ def _train(
     config: MagicConfig,
     data: PreparedData,
     batches: Sequence[Batch],
-    output_dir: Path,
 ) -> StandaloneChild:
     set_seed(seed)
     child_config = config.child_config(architecture)
@@ -170,7 +243,8 @@ def _train(
     curve = _Curve(batches)
     trainer = Trainer(
         model=model,
-        args=_arguments(settings, output_dir, seed),
+        # Nothing is saved, so that the folder is of no account.
+        args=_arguments(settings, "", seed),
         train_dataset=data.train,
         data_collator=MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=seed),
         callbacks=[curve],

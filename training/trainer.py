@@ -25,6 +25,7 @@ from .budgets import BudgetedSpace, is_feasible
 from .checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished, read_nas_state, write_json
 from .costs import training_flops
 from .evaluation import RankedChild, evaluate_child, rank_children, validation_batches
+from .gradient_watch import GradientWatch
 from .health import LOOK_EVERY, SupernetHealth
 from .latency import LatencyTable
 from .objectives import alignment_loss, average_states
@@ -140,6 +141,7 @@ class MagicTrainer(Trainer):
         probe_rng = random.Random(f"probe-{self.args.seed}")
         probes = [self.full_space.sample(probe_rng) for _ in range(self.args.num_probe_children)]
         self.health = SupernetHealth(self.full_space, probes)
+        self._gradient_watch = GradientWatch(self.args.interference_every_n_steps)
         self.anchor_history: list[dict[str, Any]] = []
         self.shrink_history: list[dict[str, Any]] = []
 
@@ -218,6 +220,7 @@ class MagicTrainer(Trainer):
         """Draws alpha_t, once for each optimizer step, and the children whose states are averaged, if any."""
         self._steps_since_log += 1
         previous, self.architecture = self.architecture, self.sampler.next()
+        self._gradient_watch.begin_step(self.architecture)
         self._num_changes += self.health.add_child(self.architecture, previous, self.space)
         if self.args.alignment == "average":
             self._average_children = [
@@ -309,6 +312,7 @@ class MagicTrainer(Trainer):
         weights = [list(layer.operators[operator].parameters()) for layer, operator in path]
         step = self.state.global_step + 1
         self.health.add_gradients(step, self.architecture, weights, total, self.args.max_grad_norm)
+        self._gradient_watch.add_gradients(step, self.architecture, weights)
         return total
 
     # ---- After a step: anchor, shrinking and health ----
@@ -458,6 +462,7 @@ class MagicTrainer(Trainer):
                 logs["anchor_accuracy"] = self.anchor.val_accuracy
                 logs["num_anchors"] = len(self.anchor_history)
             logs |= self.health.scalars(self.space)
+            logs |= self._gradient_watch.scalars()
             self._forget_logged()
         super().log(logs, start_time)
 
@@ -518,6 +523,7 @@ class MagicTrainer(Trainer):
         self.anchor_history = state["anchor_history"]
         self.shrink_history = state["shrink_history"]
         self.health = SupernetHealth.from_json(self.full_space, state["health"])
+        self._gradient_watch = GradientWatch(self.args.interference_every_n_steps)
 
     def train(
         self,

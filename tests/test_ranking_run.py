@@ -1,0 +1,329 @@
+"""Runs of rankings and sweeps: from super-nets and children trained alone to tables, resumable, nothing mixed."""
+
+import csv
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from scipy.stats import kendalltau
+from toy_standalone import toy_standalone
+
+from training import ranking_run, sweep_run
+from training.evaluation import evaluate_child
+from training.journal import Journal
+from training.ranking_run import RankingSettings, follow_supernets, judging_batches, method_name, run_ranking
+from training.runs import load_data, load_supernet, pretrain
+from training.settings import PretrainSettings, settings_from
+from training.standalone import StandaloneWorker
+from training.sweep_run import SweepSettings, run_sweep, sweep_settings
+from training.truth import StandaloneChild, journal_path, read_standalone
+
+
+TRAINING = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "save_strategy": "no"}
+TRAINING |= {"disable_tqdm": True, "use_cpu": True, "num_validation_sequences": 8, "num_probe_children": 0}
+TRAINING |= {"alignment_every_n_layers": 2, "shrink_num_children": 4}
+METHODS = {"SPOS": {"sampler": "uniform", "alignment": "none"}, "MAGIC-T": {"alignment": "none"}}
+
+
+def pretrain_settings(alone, **changes):
+    return PretrainSettings(preset=alone.preset, data=alone.data, training_arguments={**TRAINING, **changes})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    settings = toy_standalone(tmp_path_factory.mktemp("text"), num_layers=3)
+    return replace(settings, training_arguments={**settings.training_arguments, "use_cpu": True})
+
+
+@pytest.fixture(scope="module")
+def truth(alone, tmp_path_factory):
+    """Children as if trained alone, twice each: their journals with made-up losses."""
+    folder = tmp_path_factory.mktemp("truth")
+    both = replace(alone, seeds=(0, 1))
+    worker, rng = StandaloneWorker(both, folder), random.Random(0)
+    for seed in both.seeds:
+        journal = Journal(journal_path(folder, seed), None, StandaloneChild)
+        journal = Journal(journal.path, journal.key, StandaloneChild)
+        for child in worker.children:
+            loss = 4 - 0.2 * child.count("CONV3") + rng.gauss(0, 0.05)
+            journal.append(StandaloneChild(child, loss, rng.random(), (), seed, 8, 1.0, (6.0, 5.0, 5.0)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def supernets(alone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("supernets")
+    for name, method in METHODS.items():
+        for seed in (0, 1):
+            pretrain(pretrain_settings(alone, seed=seed, **method), folder / f"{name}-{seed}")
+    return [str(folder / f"{name}-{seed}") for name in METHODS for seed in (0, 1)]
+
+
+def ranking_settings(supernets, **changes):
+    recipe = {"num_validation_sequences": 8, "batch_size": 4, "num_resamples": 50, **changes}
+    return settings_from(RankingSettings, follow_supernets(supernets, recipe))
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_hold_what_plain_evaluation_and_scipy_give(alone, truth, supernets, tmp_path, monkeypatch):
+    settings = ranking_settings(supernets, truth=str(truth))
+    result = run_ranking(settings, tmp_path / "out")
+    children = read_csv(tmp_path / "out" / "children.csv")
+    assert len(children) == 8
+    assert [float(row["val_loss"]) for row in children] == sorted(float(row["val_loss"]) for row in children)
+    batches = judging_batches(settings, settings.mlm_probability, load_data(settings.data))
+    model = load_supernet(supernets[2])
+    for row in children:
+        loss = evaluate_child(model, batches, tuple(row["architecture"].split(",")))[0]
+        assert float(row["score MAGIC-T-0"]) == pytest.approx(-loss, abs=1e-5)
+        assert row["num_seeds"] == "2"
+    rows = read_csv(tmp_path / "out" / "supernets.csv")
+    assert [(row["supernet"], row["method"], row["seed"]) for row in rows] == [
+        ("SPOS-0", "SPOS", "0"),
+        ("SPOS-1", "SPOS", "1"),
+        ("MAGIC-T-0", "MAGIC-T, k = 1", "0"),
+        ("MAGIC-T-1", "MAGIC-T, k = 1", "1"),
+    ]
+    for row in rows:
+        tau = kendalltau(
+            [-float(child["val_loss"]) for child in children],
+            [float(child[f"score {row['supernet']}"]) for child in children],
+        ).statistic
+        assert float(row["kendall_tau"]) == pytest.approx(tau)
+    methods = read_csv(tmp_path / "out" / "methods.csv")
+    taus = [float(row["kendall_tau"]) for row in rows]
+    assert [float(row["mean_tau"]) for row in methods] == pytest.approx([sum(taus[:2]) / 2, sum(taus[2:]) / 2])
+    (compared,) = read_csv(tmp_path / "out" / "comparisons.csv")
+    assert float(compared["difference"]) == pytest.approx((sum(taus[:2]) - sum(taus[2:])) / 2)
+    assert result["noise"]["num_repeated"] == 8
+    assert "perfect scores would reach" in result["table"]
+    assert len(list((tmp_path / "out").glob("ranking-*.png"))) == 4
+    assert (tmp_path / "out" / "methods.png").is_file()
+    # A second call neither reads nor evaluates anything, and says the same.
+    monkeypatch.setattr(ranking_run, "load_data", None)
+    assert run_ranking(settings, tmp_path / "out") == result
+    with pytest.raises(ValueError, match="holds another run"):
+        run_ranking(replace(settings, num_resamples=60), tmp_path / "out")
+
+
+def test_a_stopped_ranking_evaluates_no_child_twice(truth, supernets, tmp_path, monkeypatch):
+    settings = ranking_settings(supernets[:2], truth=str(truth))
+    judge = ranking_run.judge
+    monkeypatch.setattr(ranking_run, "judge", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_ranking(settings, tmp_path)
+    journals = {path: path.read_bytes() for path in tmp_path.glob("scores-*.jsonl")}
+    assert len(journals) == 2
+    monkeypatch.setattr(ranking_run, "judge", judge)
+    assert run_ranking(settings, tmp_path)["num_children"] == 8
+    assert {path: path.read_bytes() for path in journals} == journals
+
+
+def test_children_are_trained_where_no_truth_is_given(alone, truth, supernets, tmp_path):
+    recipe = {"num_children": 5, "sample_seed": 3, "training_arguments": alone.training_arguments}
+    result = run_ranking(ranking_settings(supernets[:1], **recipe), tmp_path)
+    assert (result["num_children"], result["noise"]) == (5, None)
+    assert "too few to tell the noise" in result["table"]
+    assert len((tmp_path / "standalone" / "standalone-0.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_downstream_truth_works_as_well(truth, supernets, tmp_path):
+    rows = {",".join(child): 0.5 + 0.01 * number for number, child in enumerate(load_children(truth))}
+    (tmp_path / "mnli.json").write_text(json.dumps(rows))
+    settings = ranking_settings(supernets[:1], truth=str(tmp_path / "mnli.json"), metric="mnli", num_children=6)
+    result = run_ranking(settings, tmp_path / "out")
+    children = read_csv(tmp_path / "out" / "children.csv")
+    assert (result["metric"], len(children)) == ("mnli", 6)
+    assert [float(row["mnli"]) for row in children] == sorted((float(row["mnli"]) for row in children), reverse=True)
+
+
+def load_children(truth):
+    return sorted(ranking_run.load_truth(truth).values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"supernets": []}, "supernets is"),
+        ({"supernets": "run"}, "give a list"),
+        ({"num_children": 4}, "needs at least 5"),
+        ({"num_children": 9}, "num_children is 9, but .* has 8 children"),
+        ({"top_k": [0]}, "top_k"),
+        ({"num_resamples": 0}, "num_resamples is 0"),
+        ({"truth": "nowhere"}, "no folder or file nowhere"),
+        ({"truth": None, "metric": "mnli"}, "children trained here have"),
+        ({"truth": None, "seeds": []}, "seeds is"),
+        ({"metric": "mnli"}, "metric is 'mnli'"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_read(truth, supernets, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(ranking_run, "load_data", None)
+    settings = ranking_settings(supernets[:1], truth=str(truth))
+    with pytest.raises(ValueError, match=message):
+        run_ranking(replace(settings, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truth_of_other_children_is_refused(alone, truth, supernets, tmp_path):
+    settings = ranking_settings(supernets[:1], truth=str(truth))
+    (tmp_path / "other.csv").write_text('architecture,val_loss\n"FFN,FFN,FFN,FFN",3\n')
+    with pytest.raises(ValueError, match=r"another space than the super-net: it has FFN,FFN,FFN,FFN"):
+        run_ranking(replace(settings, truth=str(tmp_path / "other.csv")), tmp_path / "out")
+    tampered = tmp_path / "tampered"
+    tampered.mkdir()
+    key, children = read_standalone(truth)
+    for name, change in {
+        "text": {"data": {"train": "x", "validation": "y"}},
+        "hidden_size": {"sizes": {**key["sizes"], "hidden_size": 99}},
+        "another search space": {"candidate_operators": [["FFN", "CONV3", "CONV5"]] * 3},
+    }.items():
+        folder = tampered / name
+        journal = Journal(folder / "standalone-0.jsonl", {**key, "seed": 0, **change}, StandaloneChild)
+        for child in children:
+            journal.append(child)
+        with pytest.raises(ValueError, match=name):
+            run_ranking(replace(settings, truth=str(folder)), tmp_path / f"out {name}")
+
+
+def test_super_nets_that_do_not_rank_alike_are_refused(alone, truth, supernets, tmp_path):
+    shrinking = {"shrink": True, "shrink_every_n_steps": 2, "shrink_operators_per_round": 1}
+    pretrain(pretrain_settings(alone, **shrinking), tmp_path / "s")
+    settings = ranking_settings([*supernets[:1], str(tmp_path / "s")], truth=str(truth))
+    with pytest.raises(ValueError, match="shrinking has deleted operators"):
+        run_ranking(settings, tmp_path / "out")
+    with pytest.raises(ValueError, match="named twice"):
+        run_ranking(replace(settings, supernets=(supernets[0], supernets[0])), tmp_path / "out")
+    other = replace(pretrain_settings(alone), data=replace(alone.data, seed=5))
+    pretrain(other, tmp_path / "other text")
+    # The tokenizers of both differ, or at least the texts do.
+    with pytest.raises(ValueError, match=r"another text|another vocabulary"):
+        run_ranking(ranking_settings([supernets[0], str(tmp_path / "other text")], truth=str(truth)), tmp_path / "out")
+
+
+def test_equal_scores_are_named(truth, supernets, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranking_run, "shared_scores", lambda supernet, truth, *rest: dict.fromkeys(truth.values, -3.0))
+    with pytest.raises(ValueError, match=r"the score of SPOS-0 is -3\.0 for all 8 children"):
+        run_ranking(ranking_settings(supernets[:1], truth=str(truth)), tmp_path)
+    nan = lambda supernet, truth, *rest: dict.fromkeys(truth.values, float("nan"))  # noqa: E731
+    monkeypatch.setattr(ranking_run, "shared_scores", nan)
+    with pytest.raises(ValueError, match=r"the score of SPOS-0 of 8 of 8 children is no finite number"):
+        run_ranking(ranking_settings(supernets[:1], truth=str(truth)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({}, "MAGIC-AT, k = 1"),
+        ({"alignment": "none", "num_substitutions": 2}, "MAGIC-T, k = 2"),
+        ({"sampler": "uniform"}, "MAGIC-A"),
+        ({"sampler": "uniform", "alignment": "none"}, "SPOS"),
+        ({"sampler": "fair", "alignment": "none"}, "FairNAS"),
+        ({"sampler": "fair", "alignment": "anchor"}, "FairNAS + anchor"),
+        ({"sampler": "uniform", "alignment": "average"}, "SPOS + average"),
+    ],
+)
+def test_methods_have_the_papers_names(arguments, name):
+    assert method_name(arguments) == name
+
+
+def test_super_nets_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    recipes = [
+        {"preset": "p", "training_arguments": {"seed": seed, **more}}
+        for seed, more in ((0, {}), (1, {"alignment_weight": 0.5}), (0, {"alignment_weight": 1.0}))
+    ]
+    names = ranking_run._methods(folders, recipes)
+    # 0.5 is what is taken where nothing is said.
+    assert names == [f"MAGIC-AT, k = 1, alignment_weight = {value}" for value in (0.5, 0.5, 1.0)]
+    assert ranking_run._methods(folders, [{}, {}, recipes[0]]) == ["a", "b", "MAGIC-AT, k = 1"]
+
+
+# ---- Sweeps ----
+
+
+def sweep_recipe(alone, truth):
+    return {
+        "preset": alone.preset,
+        "data": {"source": alone.data.source, "vocab_size": 80, "block_size": 16, "validation_fraction": 0.2},
+        "training_arguments": {**TRAINING, "alignment": "none"},
+        "parameter": "num_substitutions",
+        "values": [2],
+        "references": {"SPOS": METHODS["SPOS"]},
+        "seeds": [3, 4],
+        "truth": str(truth),
+        "num_validation_sequences": 8,
+        "num_resamples": 50,
+    }
+
+
+def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monkeypatch):
+    settings = sweep_settings(sweep_recipe(alone, truth), {"num_resamples": 60})
+    assert settings.num_resamples == 60
+    trained = []
+
+    def stop_after_one(given, folder):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(given.training_arguments)
+        return pretrain(given, folder)
+
+    monkeypatch.setattr(sweep_run, "pretrain", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(settings, tmp_path)
+    # Super-nets that have ended return their result.
+    monkeypatch.setattr(sweep_run, "pretrain", pretrain)
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("supernets/*/supernet/model.safetensors")}
+    assert len(done) == 1
+    result = run_sweep(settings, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert [(row["method"], row["seed"]) for row in result["supernets"]] == [
+        (method, seed) for seed in (3, 4) for method in ("num_substitutions = 2", "SPOS")
+    ]
+    curve = read_csv(tmp_path / "sweep.csv")
+    assert [row["num_substitutions"] for row in curve] == ["2"]
+    assert float(curve[0]["mean_tau"]) == pytest.approx(result["methods"]["num_substitutions = 2"]["mean"])
+    assert len(result["methods"]["num_substitutions = 2"]["taus"]) == 2
+    assert (tmp_path / "sweep.png").is_file()
+    run = json.loads((tmp_path / "supernets" / "num_substitutions=2-4" / "run.json").read_text())
+    arguments = run["settings"]["training_arguments"]
+    assert (arguments["num_substitutions"], arguments["seed"], arguments["alignment"]) == (2, 4, "none")
+    monkeypatch.setattr(sweep_run, "load_data", None)
+    assert run_sweep(settings, tmp_path) == result
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"valuez": [1]}, "did you mean 'values'"),
+        ({"values": []}, "give the values of num_substitutions"),
+        ({"values": [1, 1]}, "each once"),
+        ({"values": 3}, "give a list"),
+        ({"values": [9]}, "9"),
+        ({"values": ["many"]}, "num_substitutions is 'many'"),
+        ({"parameter": "num_substitution"}, "num_substitution"),
+        ({"seeds": [-1]}, "whole numbers"),
+        ({"seeds": [0, 0]}, "each once"),
+        ({"references": [1]}, "give a mapping"),
+        ({"references": {"SPOS": {"sampler": "unifrom"}}}, "unifrom"),
+        ({"references": {"num_substitutions=2": {}}}, "same folder"),
+        ({"references": {"s": {"shrink": True}}}, "s shrinks its super-nets"),
+        ({"num_children": 2}, "at least 5"),
+    ],
+)
+def test_a_sweeps_recipe_is_checked(alone, truth, changes, message):
+    with pytest.raises(ValueError, match=message):
+        sweep_settings({**sweep_recipe(alone, truth), **changes})
+
+
+def test_sweeps_and_rankings_are_of_one_process(alone, truth, supernets, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="by one process"):
+        run_ranking(ranking_settings(supernets[:1], truth=str(truth)), tmp_path / "a")
+    monkeypatch.delenv("WORLD_SIZE")
+    settings = sweep_settings(sweep_recipe(alone, truth))
+    assert isinstance(settings, SweepSettings)

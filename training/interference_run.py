@@ -1,0 +1,588 @@
+"""The run of an interference analysis: from a super-net's folder to matrices, curves and their figures (Fig. 2)."""
+
+import csv
+import io
+import json
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+from transformers.utils import logging as hf_logging
+
+from modeling_magic import MagicForMaskedLM
+from modeling_magic.configuration_magic import parse_operator
+
+from .checkpoints import NAS_STATE_NAME, read_nas_state, write_json
+from .data import MaskingCollator, PreparedData
+from .evaluation import Batch, journal_key, validation_batches
+from .interference import (
+    AlignmentTarget,
+    ChildFamily,
+    Estimate,
+    GradientMeter,
+    by_kind,
+    check_alignment,
+    check_supernet,
+    cosine_matrix,
+    layers_that_differ,
+    mean_off_diagonal,
+    same_and_other_kind,
+)
+from .interference_figures import draw_curves, draw_matrices
+from .runs import (
+    RESULT_NAME,
+    RUN_NAME,
+    check_run_folder,
+    check_vocabulary,
+    claim_run_folder,
+    load_data,
+    load_supernet,
+    read_result,
+    read_settings,
+    versions,
+)
+from .search_figures import render
+from .search_run import follow_supernet
+from .search_space import Architecture, SearchSpace, parse_architecture
+from .settings import DataSettings, mapping_of
+from .timing import device_from
+
+
+COMMAND = "analyze interference"
+REPEATS_NAME = "repeats.json"
+ALIGNMENTS = ("none", "anchor", "average")
+SEQUENCES = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class InterferenceSettings:
+    """What an interference analysis does; the keys of a recipe for `magic-nas analyze interference`.
+
+    Attributes:
+        supernet: a finished super-net run, one of its checkpoints, or the folder of a super-net.
+        shared_layer: the layer of o_g, counted from 0.
+        operator: o_g; left out, one of the layer's is drawn in each repeat, as in Fig. 2.
+        first_differing_layer: the layer that children differ in where it is one only; left out, the one above o_g.
+        max_differing_layers: the largest m of the curve; left out, as many as there are.
+        alignment: "none", where the loss is the prediction loss; "anchor", where it is Eq. (2) with an anchor; or
+            "average", where it is Eq. (2) with the average of several random children (3.2).
+        anchor: its operators as text; left out, that of the super-net's run.
+        alignment_weight: lambda.
+        alignment_every_n_layers: layers n, 2n, 3n, ... are aligned, counted from 1.
+        num_average_children: children whose states are averaged.
+        num_repeats: draws of operator, children and batch; the intervals are over them.
+        num_sequences: sequences in a batch.
+        micro_batch_size: sequences that are computed at a time.
+        sequences: "train" or "validation", where the batches are drawn from.
+        full_space: draw from all operators of a super-net, those that shrinking has deleted too.
+        device: as torch names it.
+        data: the text; left out, that of the super-net's run.
+    """
+
+    supernet: str = ""
+    shared_layer: int = 0
+    operator: str | None = None
+    first_differing_layer: int | None = None
+    max_differing_layers: int | None = None
+    alignment: str = "none"
+    anchor: str | None = None
+    alignment_weight: float = 0.5
+    alignment_every_n_layers: int = 4
+    num_average_children: int = 4
+    num_repeats: int = 10
+    num_sequences: int = 64
+    micro_batch_size: int = 16
+    sequences: str = "train"
+    mlm_probability: float = 0.15
+    seed: int = 0
+    full_space: bool = False
+    device: str = "cpu"
+    data: DataSettings = field(default_factory=DataSettings)
+
+
+def follow_weights(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns a recipe for an analysis of a super-net: its text and tokenizer are its run's, unless the recipe says.
+
+    Args:
+        supernet: a finished super-net run, a checkpoint in its folder, or the folder of a super-net.
+        recipe: a recipe for the analysis, which may be empty.
+    """
+    folder = Path(supernet).resolve()
+    if not (folder / NAS_STATE_NAME).is_file():
+        return follow_supernet(folder, recipe)
+    data = read_settings(folder.parent)["data"] if (folder.parent / RUN_NAME).is_file() else {}
+    data = {**data, "tokenizer": str(folder), **mapping_of("data", recipe)}
+    return {**recipe, "supernet": str(folder), "data": data}
+
+
+def run_interference(settings: InterferenceSettings, output_dir: str | Path) -> dict[str, Any]:
+    """Measures the interference of a super-net's children on a shared operator (section 3, Fig. 2).
+
+    Each repeat draws o_g, the operators that all children share and a batch; then children that differ in one layer
+    are compared, in two, and so on, with that batch. The folder then holds result.json, repeats.json (every matrix),
+    cosines.csv, matrix.csv, kinds.csv, curve.csv and the figures matrix.png and curve.png. An analysis that was
+    stopped goes on with the next repeat, one that has ended returns its result.
+
+    Args:
+        settings: the super-net, o_g, the children and the batches.
+        output_dir: the run's folder.
+
+    Returns:
+        The result, with the `summary` as text.
+
+    Raises:
+        ValueError: the settings contradict one another or the super-net, a loss is not finite, or the folder holds
+            another run.
+    """
+    output_dir = Path(output_dir)
+    _check_settings(settings)
+    device = device_from(settings.device)
+    check_run_folder(output_dir, COMMAND, settings)
+    if (result := read_result(output_dir)) is not None:
+        return result
+    hf_logging.disable_progress_bar()
+    model = load_supernet(settings.supernet)
+    check_supernet(model)
+    space = analysed_space(settings, model)
+    layers = _layers(settings, space)
+    # An operator that is not there, and an alignment that does not fit, before any text is read.
+    ChildFamily(space, settings.shared_layer, layers, random.Random(0), settings.operator)
+    if (alignment := _alignment(settings, space, random.Random(0))) is not None:
+        check_alignment(model, alignment)
+    data = load_data(settings.data)
+    check_vocabulary(settings.supernet, data)
+    with claim_run_folder(output_dir, COMMAND, settings, should_save=True):
+        model = model.to(device)  # type: ignore[arg-type]
+        analysis = _Analysis(settings, model, space, layers, data)
+        repeats = analysis.run(output_dir / REPEATS_NAME)
+        result = {**summarise_repeats(repeats), **analysis.facts()}
+        result["summary"] = _summary(settings, result)
+        # As it will be read back: lists, not tuples.
+        result = json.loads(json.dumps(result))
+        write_tables(result, repeats, output_dir)
+        for name, figure in draw_result(settings, result).items():
+            _write(output_dir / f"{name}.png", render(figure, "png"))
+        write_json(output_dir / RESULT_NAME, result)
+    return result
+
+
+# ---- Checks ----
+
+
+def _check_settings(settings: InterferenceSettings) -> None:
+    for name in ("num_repeats", "num_sequences", "micro_batch_size", "num_average_children"):
+        if (value := getattr(settings, name)) < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name, choices in (("alignment", ALIGNMENTS), ("sequences", SEQUENCES)):
+        if (chosen := getattr(settings, name)) not in choices:
+            raise ValueError(f"{name} is {chosen!r}; choose one of: {', '.join(choices)}")
+    if settings.anchor is not None and settings.alignment != "anchor":
+        raise ValueError(f"an anchor is given but alignment is {settings.alignment!r}; set alignment to anchor")
+
+
+def analysed_space(settings: InterferenceSettings, model: MagicForMaskedLM) -> SearchSpace:
+    """Returns the children to draw from: those that shrinking has left in the run, or at the checkpoint, or all."""
+    whole = SearchSpace.from_config(model.config.candidate_operators)
+    record = _record_of(settings.supernet)
+    if record is None or settings.full_space:
+        return whole
+    space = SearchSpace.from_json(record["space"])
+    if space.size == 1:
+        raise ValueError(
+            f"shrinking has left one child in {settings.supernet}, so that nothing is shared; take an earlier "
+            f"checkpoint, or draw from all operators that it once had: full_space=true"
+        )
+    return space
+
+
+def _record_of(supernet: str) -> dict[str, Any] | None:
+    """What a run's result or a checkpoint's search state tells, `None` of a super-net from elsewhere."""
+    if (Path(supernet) / NAS_STATE_NAME).is_file():
+        return read_nas_state(supernet)
+    return read_result(Path(supernet))
+
+
+def _layers(settings: InterferenceSettings, space: SearchSpace) -> list[int]:
+    """The layers in which children differ, as many as the curve goes up to."""
+    layers = layers_that_differ(space, settings.shared_layer, settings.first_differing_layer)
+    most = settings.max_differing_layers
+    if most is None:
+        return layers
+    if not 1 <= most <= len(layers):
+        raise ValueError(
+            f"max_differing_layers is {most}; beside layer {settings.shared_layer} there are {len(layers)} layers "
+            f"with a choice"
+        )
+    return layers[:most]
+
+
+def _alignment(settings: InterferenceSettings, space: SearchSpace, rng: random.Random) -> AlignmentTarget | None:
+    if settings.alignment == "none":
+        return None
+    if settings.alignment == "average":
+        children = tuple(space.sample(rng) for _ in range(settings.num_average_children))
+    else:
+        children = (_anchor(settings),)
+    return AlignmentTarget(children, settings.alignment_weight, settings.alignment_every_n_layers)
+
+
+def _anchor(settings: InterferenceSettings) -> Architecture:
+    if settings.anchor is not None:
+        return parse_architecture(settings.anchor)
+    record = _record_of(settings.supernet) or {}
+    # A checkpoint holds the anchor, a result its history.
+    known = record.get("anchor") or next(reversed(record.get("anchor_history", [])), None)
+    if known is None:
+        raise ValueError(
+            f"{settings.supernet} knows no anchor; name one with anchor=OPERATOR,OPERATOR,..., or set alignment to "
+            f"average"
+        )
+    return tuple(known["architecture"])
+
+
+# ---- Repeats ----
+
+
+class _Analysis:
+    """The repeats of an analysis: each drawn from the seed and its own number, and on disk before the next one."""
+
+    def __init__(
+        self,
+        settings: InterferenceSettings,
+        model: MagicForMaskedLM,
+        space: SearchSpace,
+        layers: Sequence[int],
+        data: PreparedData,
+    ):
+        self._settings, self._model, self._space, self._layers = settings, model, space, layers
+        self._data = data
+        self._collator = MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=settings.seed)
+        self._weights = journal_key(model, [])["weights"]
+
+    def facts(self) -> dict[str, Any]:
+        """What the figures depend on."""
+        return {
+            "settings": asdict(self._settings),
+            "candidate_operators": self._model.config.candidate_operators,
+            "differing_layers": list(self._layers),
+            "interval": "Student's t over the repeats, 95%",
+            "weights": self._weights,
+            "corpus": self._data.fingerprint,
+            "versions": versions(),
+        }
+
+    def run(self, path: Path) -> list[dict[str, Any]]:
+        """Returns all repeats; those that `path` holds are not measured again."""
+        key = json.loads(json.dumps({"settings": asdict(self._settings), "weights": self._weights}))
+        repeats: list[dict[str, Any]] = []
+        if path.is_file():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known["key"] != key:
+                raise ValueError(
+                    f"{path} is of other settings or of another super-net's weights; take another --output-dir"
+                )
+            repeats = known["repeats"]
+        bar = tqdm(total=self._settings.num_repeats, initial=len(repeats), desc="repeats", leave=False)
+        with bar:
+            while len(repeats) < self._settings.num_repeats:
+                repeats.append(self._repeat(len(repeats)))
+                write_json(path, {"key": key, "repeats": repeats})
+                bar.set_postfix(cosine=f"{_means(repeats, 0).mean:.3f}", refresh=False)
+                bar.update()
+        return repeats
+
+    def _repeat(self, number: int) -> dict[str, Any]:
+        settings = self._settings
+        rng = random.Random(f"interference-{settings.seed}-{number}")
+        family = ChildFamily(self._space, settings.shared_layer, self._layers, rng, settings.operator)
+        batches = self._batches(random.Random(f"batch-{settings.seed}-{number}"))
+        alignment = _alignment(settings, self._space, random.Random(f"average-{settings.seed}-{number}"))
+        meter = GradientMeter(self._model, batches, alignment)
+        matrices = []
+        for num_differing_layers in range(1, len(self._layers) + 1):
+            children = family.children(num_differing_layers)
+            measured = meter.gradients(children, settings.shared_layer)
+            matrices.append(
+                {
+                    "num_differing_layers": num_differing_layers,
+                    "children": [list(child) for child in children],
+                    "losses": list(measured.losses),
+                    "cosines": cosine_matrix(measured.gradients).tolist(),
+                }
+            )
+        return {
+            "repeat": number,
+            "operator": children[0][settings.shared_layer],
+            "aligned_to": [list(child) for child in alignment.children] if alignment else [],
+            "batch": journal_key(self._model, batches)["data"],
+            "matrices": matrices,
+        }
+
+    def _batches(self, rng: random.Random) -> list[Batch]:
+        settings = self._settings
+        source = self._data.train if settings.sequences == "train" else self._data.validation
+        try:
+            num_sequences = len(source)
+        except TypeError:
+            raise ValueError(
+                "a streamed training set cannot be drawn from at random; set sequences to validation"
+            ) from None
+        if settings.num_sequences > num_sequences:
+            raise ValueError(
+                f"num_sequences is {settings.num_sequences} but there are {num_sequences} {settings.sequences} "
+                f"sequences; take fewer, or more text"
+            )
+        chosen = [source[index] for index in rng.sample(range(num_sequences), settings.num_sequences)]
+        return validation_batches(chosen, self._collator, settings.micro_batch_size)
+
+
+# ---- Means over repeats ----
+
+
+def summarise_repeats(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns means with intervals over the repeats: the matrix, its kinds and the curve of Fig. 2.
+
+    Returns:
+        As JSON: `matrix` (operators in the layer that differs, and mean, low and high of each pair), `kinds`,
+        `same_kind`, `other_kind` and their paired difference (`None` where the layer has no such pairs), `curve` (by
+        m), `shared_operators` and, with several m, `first_minus_last`, paired.
+    """
+    ones = [repeat["matrices"][0] for repeat in repeats]
+    layer = next(index for index, own in enumerate(zip(*ones[0]["children"], strict=True)) if len(set(own)) > 1)
+    operators = [child[layer] for child in ones[0]["children"]]
+    cosines = np.array([one["cosines"] for one in ones])
+    cells = [
+        [Estimate.of(cosines[:, row, column].tolist()) for column in range(len(operators))]
+        for row in range(len(operators))
+    ]
+    pairs = [same_and_other_kind(operators, matrix) for matrix in cosines]
+    kinds = [by_kind(operators, matrix) for matrix in cosines]
+    result: dict[str, Any] = {
+        "shared_operators": [repeat["operator"] for repeat in repeats],
+        "matrix": {
+            "layer": layer,
+            "operators": operators,
+            **{name: [[getattr(cell, name) for cell in row] for row in cells] for name in ("mean", "low", "high")},
+        },
+        "kinds": [
+            {"first": first, "second": second, **asdict(Estimate.of([own[first, second] for own in kinds]))}
+            for first, second in kinds[0]
+        ],
+        "same_kind": None,
+        "other_kind": None,
+        "same_minus_other": None,
+        "curve": [
+            {
+                "num_differing_layers": matrix["num_differing_layers"],
+                "num_children": len(matrix["children"]),
+                **asdict(_means(repeats, index)),
+            }
+            for index, matrix in enumerate(repeats[0]["matrices"])
+        ],
+        "first_minus_last": None,
+    }
+    known = [pair for pair in pairs if pair is not None]
+    if known:
+        same, other = zip(*known, strict=True)
+        result["same_kind"], result["other_kind"] = asdict(Estimate.of(same)), asdict(Estimate.of(other))
+        result["same_minus_other"] = asdict(Estimate.of([first - second for first, second in known]))
+    if len(result["curve"]) > 1:
+        ends = [(_mean_cosine(repeat, 0), _mean_cosine(repeat, -1)) for repeat in repeats]
+        result["first_minus_last"] = asdict(Estimate.of([first - last for first, last in ends]))
+    return result
+
+
+def _mean_cosine(repeat: Mapping[str, Any], index: int) -> float:
+    return mean_off_diagonal(np.array(repeat["matrices"][index]["cosines"]))
+
+
+def _means(repeats: Sequence[Mapping[str, Any]], index: int) -> Estimate:
+    return Estimate.of([_mean_cosine(repeat, index) for repeat in repeats])
+
+
+def _summary(settings: InterferenceSettings, result: Mapping[str, Any]) -> str:
+    """The result in a few sentences and a table of the curve."""
+    num_repeats, curve = len(result["shared_operators"]), result["curve"]
+    lines = [
+        f"Gradient cosine on {_shared_text(settings)}, {_loss_text(settings)}; mean of {num_repeats} repeats"
+        + (", 95% t-interval." if num_repeats > 1 else ", without interval."),
+        f"Children that differ in layer {result['matrix']['layer']} only: {Estimate(**_bounds(curve[0]))}.",
+    ]
+    if result["same_kind"] is not None:
+        same, other, less = (Estimate(**result[name]) for name in ("same_kind", "other_kind", "same_minus_other"))
+        lines.append(f"Operators of the same kind there: {same}; of two kinds: {other}; difference {less}.")
+    if result["first_minus_last"] is not None:
+        fall = Estimate(**result["first_minus_last"])
+        lines.append(f"From 1 to {curve[-1]['num_differing_layers']} differing layers it falls by {fall}.")
+    lines += ["", "| m | children | mean cosine | interval |", "| --- | --- | --- | --- |"]
+    for point in curve:
+        interval = "" if point["low"] is None else f"{point['low']:.3f} to {point['high']:.3f}"
+        head = f"| {point['num_differing_layers']} | {point['num_children']} "
+        lines.append(f"{head}| {point['mean']:.3f} | {interval} |")
+    return "\n".join(lines)
+
+
+def _bounds(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in ("mean", "low", "high")}
+
+
+def _shared_text(settings: InterferenceSettings) -> str:
+    return f"{settings.operator or 'a random operator'} of layer {settings.shared_layer}"
+
+
+def _loss_text(settings: InterferenceSettings) -> str:
+    if settings.alignment == "none":
+        return "prediction loss"
+    target = "an anchor" if settings.alignment == "anchor" else f"the mean of {settings.num_average_children} children"
+    return f"loss of Eq. (2), aligned to {target}, lambda {settings.alignment_weight:g}"
+
+
+# ---- Files ----
+
+
+def draw_result(settings: InterferenceSettings, result: Mapping[str, Any]) -> dict[str, Figure]:
+    """Returns the figures of an analysis by name: `matrix` (Fig. 2 a, b) and, with several m, `curve` (Fig. 2 c)."""
+    matrix, num_repeats = result["matrix"], len(result["shared_operators"])
+    operators = matrix["operators"]
+    cells = [
+        [
+            Estimate(*(matrix[name][row][column] for name in ("mean", "low", "high")))
+            for column in range(len(operators))
+        ]
+        for row in range(len(operators))
+    ]
+    kinds = list(dict.fromkeys(parse_operator(name).kind for name in operators))
+    means = {frozenset((own["first"], own["second"])): Estimate(**_bounds(own)) for own in result["kinds"]}
+    kind_cells = [[means.get(frozenset((first, second))) for second in kinds] for first in kinds]
+    note = (
+        f"super-net {Path(settings.supernet).name}, {settings.num_sequences} {settings.sequences} sequences, "
+        f"{_loss_text(settings)}; mean of {num_repeats} repeats"
+    )
+    is_sure = num_repeats > 1
+    shared = _shared_text(settings)
+    title = f"Gradient cosine on {shared}: children that differ in layer {matrix['layer']}"
+    figures = {
+        "matrix": draw_matrices(
+            operators, cells, kinds, kind_cells, title, note + " ± half of the 95% t-interval" * is_sure
+        )
+    }
+    if len(result["curve"]) > 1:
+        curve = {Path(settings.supernet).name: _points(result)}
+        figures["curve"] = draw_curves(
+            curve, f"Gradient cosine on {shared}", note + ", band: 95% t-interval" * is_sure
+        )
+    return figures
+
+
+def _points(result: Mapping[str, Any]) -> list[tuple[int, Estimate]]:
+    return [(point["num_differing_layers"], Estimate(**_bounds(point))) for point in result["curve"]]
+
+
+def write_tables(result: Mapping[str, Any], repeats: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Writes cosines.csv (every pair of children of every repeat), matrix.csv, kinds.csv and curve.csv."""
+    matrix = result["matrix"]
+    operators = matrix["operators"]
+    header = ("first_operator", "second_operator", "mean", "low", "high")
+    cells = [
+        (operators[row], operators[column], *(matrix[name][row][column] for name in ("mean", "low", "high")))
+        for row in range(len(operators))
+        for column in range(len(operators))
+    ]
+    _write(folder / "matrix.csv", _csv(header, cells))
+    _write(folder / "kinds.csv", _csv(list(result["kinds"][0]), [list(own.values()) for own in result["kinds"]]))
+    _write(folder / "curve.csv", _csv(list(result["curve"][0]), [list(own.values()) for own in result["curve"]]))
+    columns = ("repeat", "shared_operator", "num_differing_layers", "first_child", "second_child", "cosine")
+    _write(folder / "cosines.csv", _csv(columns, _pairs(repeats)))
+
+
+def _pairs(repeats: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
+    for repeat in repeats:
+        for matrix in repeat["matrices"]:
+            children = [",".join(child) for child in matrix["children"]]
+            for first in range(len(children)):
+                for second in range(first + 1, len(children)):
+                    head = (repeat["repeat"], repeat["operator"], matrix["num_differing_layers"])
+                    yield (*head, children[first], children[second], matrix["cosines"][first][second])
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+# ---- Several super-nets ----
+
+
+def compare_interference(runs: Mapping[str, str | Path], output_dir: str | Path) -> dict[str, Any]:
+    """Compares finished analyses of several super-nets on the same children and batches, the first against the others.
+
+    Writes comparison.json and comparison.png, one curve of Fig. 2 (c) for each super-net.
+
+    Args:
+        runs: for each name the folder of an analysis; all with the same seed, layers, repeats and text.
+        output_dir: a folder for the two files; it may hold other things.
+
+    Returns:
+        As JSON: for each name its `curve`, and for each but the first `more_than_first`, by m the paired difference of
+        the mean cosine to the first one's, with its interval.
+
+    Raises:
+        ValueError: fewer than two analyses, one that has not ended, or one of other children or batches.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"there is {len(runs)} analysis to compare; give at least two")
+    results, repeats = {}, {}
+    for name, folder in runs.items():
+        result = read_result(Path(folder))
+        if result is None or not (Path(folder) / REPEATS_NAME).is_file():
+            raise ValueError(f"{folder} holds no finished interference analysis; run `magic-nas {COMMAND}` first")
+        results[name] = result
+        repeats[name] = json.loads((Path(folder) / REPEATS_NAME).read_text(encoding="utf-8"))["repeats"]
+    first = next(iter(runs))
+    for name, own in repeats.items():
+        if _drawn(own) != _drawn(repeats[first]):
+            raise ValueError(
+                f"{name} has other children or batches than {first}; analyse both with the same seed, layers, repeats "
+                f"and text"
+            )
+    record: dict[str, Any] = {}
+    for name, result in results.items():
+        record[name] = {"supernet": result["settings"]["supernet"], "curve": result["curve"]}
+        if name != first:
+            record[name]["more_than_first"] = [
+                {"num_differing_layers": point["num_differing_layers"], **asdict(difference)}
+                for index, point in enumerate(result["curve"])
+                for difference in [_paired(repeats[name], repeats[first], index)]
+            ]
+    settings = results[first]["settings"]
+    title = f"Gradient cosine on {settings['operator'] or 'a random operator'} of layer {settings['shared_layer']}"
+    note = f"the same children and batches for all; mean of {len(repeats[first])} repeats, band: 95% t-interval"
+    figure = draw_curves({name: _points(result) for name, result in results.items()}, title, note)
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = json.loads(json.dumps(record))
+    write_json(folder / "comparison.json", record)
+    _write(folder / "comparison.png", render(figure, "png"))
+    return record
+
+
+def _drawn(repeats: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [(own["batch"], [matrix["children"] for matrix in own["matrices"]]) for own in repeats]
+
+
+def _paired(own: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]], index: int) -> Estimate:
+    pairs = zip(own, first, strict=True)
+    return Estimate.of([_mean_cosine(repeat, index) - _mean_cosine(other, index) for repeat, other in pairs])

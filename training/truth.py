@@ -1,0 +1,203 @@
+"""What children are worth alone: the journals of stand-alone training, or a user's own numbers (5.2)."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .journal import Journal, RankedChild
+from .search_space import Architecture, format_architecture, parse_architecture
+
+
+# Settings, text and versions of the first call that trained children in a folder.
+STANDALONE_NAME = "standalone.json"
+_JOURNAL_NAME = re.compile(r"standalone-(\d+)\.jsonl")
+_LOSSES = ("loss", "perplexity", "error")
+
+
+@dataclass(frozen=True)
+class StandaloneChild(RankedChild):
+    """A child trained alone, and what that took.
+
+    Attributes:
+        seed: of weights, order of the data and masks.
+        steps: optimizer steps.
+        seconds: CPU time of its training, all threads of the process together.
+        losses: validation loss after each quarter of the training but the last.
+    """
+
+    seed: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+
+
+def journal_path(output_dir: str | Path, seed: int) -> Path:
+    """Returns the journal of the children that were trained with `seed`; every seed has one of its own."""
+    return Path(output_dir) / f"standalone-{seed}.jsonl"
+
+
+def read_standalone(folder: str | Path) -> tuple[dict[str, Any], list[StandaloneChild]]:
+    """Returns what the journals of a folder belong to, and their children, the lowest seed first.
+
+    The folder may be one that children are being trained in.
+
+    Raises:
+        ValueError: there is no journal, one is damaged, or they are of different spaces, texts or recipes.
+    """
+    folder = Path(folder)
+    names = folder.iterdir() if folder.is_dir() else ()
+    seeds = sorted(int(match[1]) for path in names if (match := _JOURNAL_NAME.fullmatch(path.name)))
+    if not seeds:
+        raise ValueError(f"{folder} holds no stand-alone children; train them with `magic-nas analyze standalone`")
+    keys, children = [], []
+    for seed in seeds:
+        journal = Journal(journal_path(folder, seed), None, StandaloneChild)
+        keys.append({name: value for name, value in journal.key.items() if name != "seed"})
+        children += list(journal)
+        if differing := [name for name in keys[0] if keys[-1].get(name) != keys[0][name]]:
+            raise ValueError(
+                f"{journal.path} is of another {' and '.join(differing)} than {journal_path(folder, seeds[0]).name} "
+                f"beside it; children of different recipes are not to be averaged, give each a folder of its own"
+            )
+    return keys[0], children
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What each child is worth, measured once or several times; higher is better.
+
+    Attributes:
+        metric: what was measured, such as "val_loss".
+        is_loss: whether the measured numbers, which `values` holds with their sign turned, are better when lower.
+        values: for each child one number for each seed.
+        key: the space, text and recipe that a journal names; empty where they are not known.
+    """
+
+    metric: str
+    is_loss: bool
+    values: dict[Architecture, tuple[float, ...]] = field(repr=False)
+    key: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        bad = [child for child, values in self.values.items() if not all(map(math.isfinite, values))]
+        if bad:
+            raise ValueError(
+                f"the {self.metric} of {len(bad)} of {len(self.values)} children is no finite number, first of "
+                f"{format_architecture(bad[0])}; leave such children out of the file or train them again"
+            )
+
+    @property
+    def means(self) -> dict[Architecture, float]:
+        """The mean over seeds of each child."""
+        return {child: math.fsum(values) / len(values) for child, values in self.values.items()}
+
+    @property
+    def num_repeated(self) -> int:
+        """How many children were measured more than once."""
+        return sum(len(values) > 1 for values in self.values.values())
+
+    def subset(self, children: Iterable[Architecture]) -> "Truth":
+        """Returns the truth of these children alone."""
+        return Truth(self.metric, self.is_loss, {child: self.values[child] for child in children}, self.key)
+
+    def show(self, value: float) -> float:
+        """Returns a number of `values` as it was measured."""
+        return -value if self.is_loss else value
+
+
+def truth_of(children: Sequence[StandaloneChild], metric: str, key: dict[str, Any] | None = None) -> Truth:
+    """Returns the truth that stand-alone children state: their "val_loss" or "val_accuracy".
+
+    Raises:
+        ValueError: the metric is neither, or a number is not finite.
+    """
+    if metric not in ("val_loss", "val_accuracy"):
+        raise ValueError(f"metric is {metric!r}; children trained alone have val_loss and val_accuracy")
+    is_loss = metric == "val_loss"
+    values: dict[Architecture, tuple[float, ...]] = {}
+    for child in children:
+        value = getattr(child, metric)
+        values[child.architecture] = (*values.get(child.architecture, ()), -value if is_loss else value)
+    return Truth(metric, is_loss, values, key or {})
+
+
+def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bool | None = None) -> Truth:
+    """Returns the truth of a folder of stand-alone children, or of a user's CSV or JSON file.
+
+    A file has one entry for each child, or for each child and seed: a CSV with a header and the columns
+    "architecture" and `metric`; a JSON list of objects with these keys, or an object of architectures to a number or
+    a list of numbers. Other columns and keys are not looked at.
+
+    Args:
+        source: the folder or the file.
+        metric: the column; of a folder "val_loss" or "val_accuracy".
+        lower_is_better: left out, it is so for a metric whose name ends in "loss", "perplexity" or "error".
+
+    Raises:
+        ValueError: what is there is no such thing; the line or entry is named.
+    """
+    path = Path(source)
+    is_loss = metric.endswith(_LOSSES) if lower_is_better is None else lower_is_better
+    if path.is_dir():
+        key, children = read_standalone(path)
+        return truth_of(children, metric, key)
+    if not path.is_file():
+        raise ValueError(f"there is no folder or file {path}; give stand-alone children, or a CSV or JSON file")
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise ValueError(f"{path} is neither a .csv nor a .json file; give the numbers as one of them")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as that") from None
+    entries = _csv_entries(path, text, metric) if path.suffix.lower() == ".csv" else _json_entries(path, text, metric)
+    values: dict[Architecture, tuple[float, ...]] = {}
+    for where, name, value in entries:
+        try:
+            child, number = parse_architecture(name), float(value)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        if not math.isfinite(number):
+            raise ValueError(f"{where}: {metric} is {value!r}; leave the child out, or measure it again")
+        values[child] = (*values.get(child, ()), -number if is_loss else number)
+    if len({len(child) for child in values}) > 1:
+        raise ValueError(f"{path} holds children of different numbers of layers; give those of one space")
+    return Truth(metric, is_loss, values)
+
+
+_Entry = tuple[str, Any, Any]
+
+
+def _csv_entries(path: Path, text: str, metric: str) -> list[_Entry]:
+    reader = csv.DictReader(text.splitlines())
+    for column in ("architecture", metric):
+        if column not in (reader.fieldnames or ()):
+            raise ValueError(
+                f"{path} has no column {column!r}; its first line names {', '.join(reader.fieldnames or ['none'])}"
+            )
+    return [(f"{path}, line {reader.line_num}", row["architecture"], row[metric]) for row in reader]
+
+
+def _json_entries(path: Path, text: str, metric: str) -> list[_Entry]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if isinstance(found, dict):
+        return [
+            (f"{path}, {name!r}", name, value)
+            for name, values in found.items()
+            for value in (values if isinstance(values, list) else [values])
+        ]
+    if not isinstance(found, list):
+        raise ValueError(f"{path} is neither a JSON object nor a list")
+    entries = []
+    for number, item in enumerate(found, 1):
+        if not isinstance(item, dict) or not {"architecture", metric} <= item.keys():
+            raise ValueError(f"{path}, entry {number}: it has no 'architecture' and {metric!r}")
+        entries.append((f"{path}, entry {number}", item["architecture"], item[metric]))
+    return entries

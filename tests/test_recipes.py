@@ -1,0 +1,84 @@
+"""Every recipe starts: its command runs for two steps, on toy text and with toy sizes in place of its preset's."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from toy_finetune import save_toy_model, toy_model, toy_tokenizer, write_glue
+
+from training.cli import main
+
+
+RECIPES = Path(__file__).parent.parent / "hub_configs" / "recipes"
+STEPS = ["--set", "max_steps=2", "--set", "warmup_steps=1", "--set", "logging_steps=1", "--set", "save_steps=2"]
+SMALL = ["--set", "per_device_train_batch_size=2", "--set", "per_device_eval_batch_size=2"]
+TEXT = ["--preset", "{toy}", "--text", "{text}", "--tokenizer", "{encoder}", "--set", "data.block_size=16"]
+SUPERNET = ["--set", "num_validation_sequences=2"]
+CHILD = ["--architecture", "MHA4,FFN,CONV3,FFN", "--set", "num_validation_sequences=2"]
+TEACHER = ["--teacher", "{encoder}"]
+
+# What follows the recipe's name on the command line.
+PRETRAIN = ["pretrain", *TEXT, *STEPS, *SMALL, *SUPERNET]
+RETRAIN = ["retrain", *TEXT, *STEPS, *SMALL, *CHILD]
+GLUE = ["finetune", "--model", "{encoder}", "--glue-folder", "{glue}", "--max-steps", "2", "--seed", "1"]
+GLUE += ["--learning-rate", "1e-4", "--batch-size", "4", "--set", "max_length=24"]
+SQUAD = ["squad", "--model", "{encoder}", "--train-file", "{squad}", "--validation-file", "{squad}", *STEPS, *SMALL]
+SQUAD += ["--set", "max_seq_length=24", "--set", "doc_stride=8"]
+COMMANDS = {
+    "blockwise-short": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
+    "compact-blockwise": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
+    "compact-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
+    "compact-retrain": [*RETRAIN, *TEACHER],
+    "demo-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
+    "demo-pretrain-short": [*PRETRAIN, "--set", "shrink_num_children=4"],
+    "demo-retrain": RETRAIN,
+    "demo-retrain-short": RETRAIN,
+    "micro-benchmark": [
+        *("analyze", "standalone", *TEXT, *STEPS[:4], *SMALL),
+        *("--num-children", "1", "--set", "num_validation_sequences=2"),
+    ],
+    "mini-distill": [*RETRAIN, *TEACHER],
+    "mini-glue": [*GLUE, "--task", "rte"],
+    "mini-pretrain": PRETRAIN,
+    "mini-retrain": RETRAIN,
+    "mini-retrain-rtd": [*RETRAIN, "--objective", "rtd"],
+    "paper-glue": [*GLUE, "--task", "sst2"],
+    "paper-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
+    "paper-retrain": RETRAIN,
+    "paper-retrain-rtd": [*RETRAIN, "--objective", "rtd"],
+    "paper-squad": SQUAD,
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A text, a preset, an encoder with its tokenizer, GLUE and questions, all of toy size."""
+    folder = tmp_path_factory.mktemp("recipes")
+    words = list(toy_tokenizer().get_vocab())[5:]
+    (folder / "text").mkdir()
+    documents = [" ".join(words[(start + step * 7) % len(words)] for step in range(60)) for start in range(120)]
+    (folder / "text" / "a.txt").write_text("\n\n".join(documents))
+    config = toy_model("magic").config.to_dict() | {"candidate_operators": [["MHA4", "FFN", "CONV3"]] * 4}
+    del config["num_hidden_layers"]
+    (folder / "toy.json").write_text(json.dumps(config))
+    save_toy_model("bert", folder / "encoder")
+    write_glue(folder / "glue")
+    answers = [{"text": words[3], "answer_start": len(" ".join(words[:3])) + 1}]
+    questions = [{"id": str(number), "question": words[number], "answers": answers} for number in range(8)]
+    paragraphs = [{"context": " ".join(words[:12]), "qas": questions}]
+    (folder / "squad.json").write_text(json.dumps({"data": [{"title": "a", "paragraphs": paragraphs}]}))
+    names = {"toy": "toy.json", "squad": "squad.json"}
+    return {name: str(folder / names.get(name, name)) for name in ("text", "toy", "encoder", "glue", "squad")}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_starts(name, places, tmp_path, monkeypatch, capsys):
+    command = [word.format(**places) for word in COMMANDS[name]]
+    start = 2 if command[0] == "analyze" else 1
+    command[start:start] = ["-c", name, "-o", str(tmp_path / "run"), "--set", "disable_tqdm=true"]
+    monkeypatch.setattr(sys, "argv", ["magic-nas", *command])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code, capsys.readouterr().err
+    assert any((tmp_path / "run").iterdir())

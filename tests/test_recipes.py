@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_finetune import save_toy_model, toy_model, toy_tokenizer, write_glue
+from toy_finetune import WORDS, save_toy_model, toy_model, write_glue
 
 from training.cli import main
 
@@ -14,6 +14,7 @@ RECIPES = Path(__file__).parent.parent / "hub_configs" / "recipes"
 STEPS = ["--set", "max_steps=2", "--set", "warmup_steps=1", "--set", "logging_steps=1", "--set", "save_steps=2"]
 SMALL = ["--set", "per_device_train_batch_size=2", "--set", "per_device_eval_batch_size=2"]
 TEXT = ["--preset", "{toy}", "--text", "{text}", "--tokenizer", "{encoder}", "--set", "data.block_size=16"]
+TEXT += ["--set", "data.validation_fraction=0.2"]
 SUPERNET = ["--set", "num_validation_sequences=2"]
 CHILD = ["--architecture", "MHA4,FFN,CONV3,FFN", "--set", "num_validation_sequences=2"]
 TEACHER = ["--teacher", "{encoder}"]
@@ -55,7 +56,7 @@ COMMANDS = {
 def places(tmp_path_factory):
     """A text, a preset, an encoder with its tokenizer, GLUE and questions, all of toy size."""
     folder = tmp_path_factory.mktemp("recipes")
-    words = list(toy_tokenizer().get_vocab())[5:]
+    words = WORDS
     (folder / "text").mkdir()
     documents = [" ".join(words[(start + step * 7) % len(words)] for step in range(60)) for start in range(120)]
     (folder / "text" / "a.txt").write_text("\n\n".join(documents))
@@ -72,6 +73,7 @@ def places(tmp_path_factory):
     return {name: str(folder / names.get(name, name)) for name in ("text", "toy", "encoder", "glue", "squad")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_starts(name, places, tmp_path, monkeypatch, capsys):
     command = [word.format(**places) for word in COMMANDS[name]]

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from toy import toy_config
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -21,7 +22,8 @@ from training.search_space import SearchSpace
 from training.settings import DataSettings
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SENTENCES = "the anchor aligns the child. a layer holds the operators of the super-net. every step trains one child. "
 
 
@@ -71,7 +73,7 @@ def test_python_of_the_hub_page_runs(supernet, tmp_path, monkeypatch):
     child.resize_token_embeddings(len(tokenizer))
     export_model(child, tokenizer, tmp_path / "encoder", {})
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
     code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     code = code.replace('TrainingArguments("finetuned",', 'TrainingArguments("finetuned", report_to="none",')
     names: dict = {}
@@ -81,7 +83,7 @@ def test_python_of_the_hub_page_runs(supernet, tmp_path, monkeypatch):
 
 
 def test_the_searcher_of_the_search_page_climbs():
-    page = (Path(__file__).parent.parent / "docs" / "search.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     names: dict = {}
     exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
     space = SearchSpace((("MHA4", "FFN", "CONV3"),) * 4)
@@ -95,23 +97,31 @@ def test_the_searcher_of_the_search_page_climbs():
     assert min(child.val_loss for child in found.searched) == 0.0
 
 
-def test_commands_of_the_search_page_exist():
-    page = (Path(__file__).parent.parent / "docs" / "search.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_and_options_exist(page):
+    text = "".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)).replace("\\\n", "")
     commands = typer.main.get_command(app).commands
-    lines = re.findall(r"^magic-nas (\w+)(.*)$", page, re.MULTILINE)
-    assert lines
-    for name, rest in lines:
-        known = {option for parameter in commands[name].params for option in parameter.opts}
-        assert set(re.findall(r"--[\w-]+", rest.partition("#")[0])) <= known
-    limits = {option for parameter in commands["search"].params for option in parameter.opts}
+    for line in re.findall(r"^magic-nas (.*)$", text, re.MULTILINE):
+        name, *words = line.partition("#")[0].split()
+        command = commands[name]
+        if hasattr(command, "commands"):
+            command = command.commands[words[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_limits_of_the_search_page_exist():
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    limits = {
+        option for parameter in typer.main.get_command(app).commands["search"].params for option in parameter.opts
+    }
     assert set(re.findall(r"`(--(?:max|min)-[\w-]+)", page)) <= limits
 
 
-def test_commands_and_options_exist():
-    commands = {command.callback.__name__ for command in app.registered_commands}
-    used = set(re.findall(r"^magic-nas (\w+)", "\n".join(blocks("bash")), re.MULTILINE))
-    assert used
-    assert used <= commands
+def test_options_of_the_readme_exist():
     known = {field.name for kind in (MagicTrainingArguments, DataSettings) for field in fields(kind)}
     for name in re.findall(r"--set (?:data\.)?(\w+)=", README):
         assert name in known | {"KEY"}
@@ -119,8 +129,31 @@ def test_commands_and_options_exist():
         assert option in known
 
 
+def test_python_of_the_page_on_fine_tuning_runs():
+    page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    ids = torch.arange(12).view(2, 6)
+    assert names["pair"](ids, labels=ids).loss_rtd.isfinite()
+
+
+def test_python_of_the_page_on_analyses_runs(supernet):
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    for old, new in {
+        '("MHA4", "FFN")': '("MHA4",) * 4',
+        '("MHA4", "CONV3")': '("MHA4", "MHA4", "MHA4", "FFN")',
+    }.items():
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    ids = torch.arange(12).view(2, 6)
+    names: dict = {"model": supernet, "batches": [{"input_ids": ids, "labels": ids}]}
+    exec(code, names)
+    assert len(names["gradients"].gradients) == 2
+
+
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_the_two_commands_are_targets(target):
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"make {target} " in README
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -12,6 +12,7 @@ from toy import toy_config
 from transformers import AutoTokenizer
 
 from modeling_magic import MagicForMaskedLM
+from training.cli_analyze import compare
 from training.data import MaskingCollator, prepare_data
 from training.evaluation import validation_batches
 from training.interference import AlignmentTarget, GradientMeter, cosine_matrix
@@ -179,6 +180,7 @@ def run(folder):
         PretrainSettings,
         {
             "preset": str(folder / "supernet"),
+            "mlm_probability": 0.25,
             "data": {"source": str(folder / "text"), "tokenizer": str(folder / "supernet"), "block_size": 32},
             "training_arguments": {
                 "max_steps": 8, "save_steps": 4, "save_strategy": "steps", "per_device_train_batch_size": 4,
@@ -199,6 +201,8 @@ def test_a_run_and_its_checkpoints_are_analysed_on_its_own_text(folder, run):
         asked = followed(folder / name, recipe)
         assert asked.data.source == str(folder / "text")
         assert asked.data.block_size == 32
+        assert asked.mlm_probability == 0.25
+        assert followed(folder / name, {**recipe, "mlm_probability": 0.4}).mlm_probability == 0.4
         outputs[name] = run_interference(asked, folder / f"of-{name.replace('/', '-')}")
     assert outputs["run"]["weights"] != outputs["run/checkpoint-4"]["weights"]
     # At step 4 nothing is deleted yet, after step 5 half of the operators are.
@@ -244,6 +248,8 @@ def test_analyses_are_compared_on_the_same_children(folder, finished):
         compare_interference({"a": folder / "finished", "b": folder / "text"}, folder / "compared")
     with pytest.raises(ValueError, match="at least two"):
         compare_interference({"a": folder / "finished"}, folder / "compared")
+    with pytest.raises(ValueError, match="two analyses are named 'a'"):
+        compare([f"a={folder / 'finished'}", f"a={folder / 'second'}", "b=b"], folder / "compared")
 
 
 # ---- Figures ----

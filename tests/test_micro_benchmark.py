@@ -90,16 +90,26 @@ def test_means_truth_and_best(table):
     (mean,) = table.score([repeated.architecture])
     both = [row for row in table.rows if row.architecture == repeated.architecture]
     assert len(both) == 2
-    assert mean.val_loss == pytest.approx(sum(row.val_loss for row in both) / 2)
+
+    def shifted(name):
+        """The child's two numbers without what the second seed adds to all five children that have it."""
+        first, second = ({row.architecture: getattr(row, name) for row in table.rows if row.seed == s} for s in (0, 1))
+        added = sum(second[child] - first[child] for child in second) / 5
+        return (getattr(both[0], name) + added * 5 / 21, getattr(both[1], name) - added * 16 / 21)
+
+    losses = shifted("val_loss")
+    assert mean.val_loss == pytest.approx(sum(losses) / 2)
+    assert mean.val_accuracy == pytest.approx(sum(shifted("val_accuracy")) / 2)
+    ratios = [loss / row.val_loss for loss, row in zip(losses, both, strict=True)]
     assert mean.batch_losses == pytest.approx(
-        [sum(pair) / 2 for pair in zip(*(r.batch_losses for r in both), strict=True)]
+        [(a * ratios[0] + b * ratios[1]) / 2 for a, b in zip(*(row.batch_losses for row in both), strict=True)]
     )
     assert table.best.val_loss == min(child.val_loss for child in table.children)
     truth = table.truth()
-    assert truth.values[repeated.architecture] == tuple(-row.val_loss for row in both)
+    assert truth.values[repeated.architecture] == pytest.approx(tuple(-loss for loss in losses))
     assert (truth.num_repeated, len(truth.values), truth.key) == (5, 16, KEY)
     assert max(truth.means, key=truth.means.__getitem__) == table.best.architecture
-    assert table.truth("val_accuracy").values[repeated.architecture] == tuple(row.val_accuracy for row in both)
+    assert table.truth("val_accuracy").values[repeated.architecture] == pytest.approx(shifted("val_accuracy"))
     quality = evaluate_ranking(truth.means, {child.architecture: -child.val_loss for child in table.children})
     assert quality.kendall_tau == pytest.approx(1)
 
@@ -208,3 +218,20 @@ def test_rows_trained_again_match_within_the_noise_of_seeds(data_folder, tmp_pat
         again, row = worker.record(child, 0), next(r for r in table.rows if (r.architecture, r.seed) == (child, 0))
         assert again is not None
         assert abs(again.val_loss - row.val_loss) < 3 * math.sqrt(2) * noise.within_sd
+
+
+def test_a_child_with_more_seeds_is_not_shifted_by_them(tmp_path):
+    def shifted(child):
+        loss = 1 + 0.1 * child.architecture.count("CONV3") + child.seed
+        return replace(child, val_loss=loss, batch_losses=tuple(loss * number for number in (10, 20)))
+
+    table = write_micro_benchmark(journals(tmp_path / "journals", change=shifted), CONFIG, tmp_path / "table.csv")
+    # In what they have in common the children of two seeds are one worse, and no worse for it here.
+    losses = {child.architecture: child.val_loss for child in table.children}
+    for child in CHILDREN:
+        expected = 0.1 * (child.count("CONV3") - 4)
+        assert losses[child] - losses[("CONV3",) * 4] == pytest.approx(expected, abs=1e-5)
+    assert table.best.architecture == ("FFN",) * 4
+    assert {child: -mean for child, mean in table.truth().means.items()} == pytest.approx(losses)
+    for child in table.children:
+        assert child.batch_losses == pytest.approx([10 * child.val_loss, 20 * child.val_loss], rel=0.02)

@@ -7,16 +7,29 @@ from dataclasses import replace
 
 import pytest
 from scipy.stats import kendalltau
+from toy import toy_config, toy_trainer
 from toy_standalone import toy_standalone
 
-from training import ranking_run, sweep_run
-from training.evaluation import evaluate_child
+from training import ranking_run, sweep_run, trainer
+from training.arguments import MagicTrainingArguments
+from training.costs import training_flops
+from training.evaluation import count_layer_evaluations, evaluate_child
 from training.journal import Journal
 from training.ranking_run import RankingSettings, follow_supernets, judging_batches, method_name, run_ranking
 from training.runs import load_data, load_supernet, pretrain
+from training.search_setup import search_sampler
+from training.search_space import SearchSpace
 from training.settings import PretrainSettings, settings_from
 from training.standalone import StandaloneWorker
-from training.sweep_run import SweepSettings, run_sweep, sweep_settings
+from training.sweep_run import (
+    SupernetPasses,
+    SweepSettings,
+    run_sweep,
+    steps_of_equal_compute,
+    supernet_flops,
+    supernet_passes,
+    sweep_settings,
+)
 from training.truth import StandaloneChild, journal_path, read_standalone
 
 
@@ -308,7 +321,12 @@ def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monke
         ({"parameter": "num_substitution"}, "num_substitution"),
         ({"seeds": [-1]}, "whole numbers"),
         ({"seeds": [0, 0]}, "each once"),
+        ({"values": [[1], [1]]}, "each once"),
+        ({"values": [[1]]}, "num_substitutions"),
         ({"references": [1]}, "give a mapping"),
+        ({"equal_compute": "yes"}, "equal_compute is 'yes'; it must be true or false"),
+        ({"equal_compute": True, "references": {"long": {"max_steps": 9}}}, "into steps for long"),
+        ({"equal_compute": True, "training_arguments": {"alignment": "none"}}, "give max_steps once"),
         ({"references": {"SPOS": {"sampler": "unifrom"}}}, "unifrom"),
         ({"references": {"num_substitutions=2": {}}}, "same folder"),
         ({"references": {"s": {"shrink": True}}}, "s shrinks its super-nets"),
@@ -327,3 +345,126 @@ def test_sweeps_and_rankings_are_of_one_process(alone, truth, supernets, tmp_pat
     monkeypatch.delenv("WORLD_SIZE")
     settings = sweep_settings(sweep_recipe(alone, truth))
     assert isinstance(settings, SweepSettings)
+
+
+# ---- Compute ----
+
+
+def toy_args(**changes):
+    given = {"alignment_every_n_layers": 2, "anchor_eval_steps": 4, "num_validation_sequences": 8, **changes}
+    given = {"per_device_train_batch_size": 8, "alignment_warmup_steps": 0, "use_cpu": True, **given}
+    return MagicTrainingArguments("unused", report_to="none", **given)
+
+
+def count_passes(tmp_path, monkeypatch, config, steps, **changes):
+    """Sequences through the embeddings and each layer, by what a training in fact ran them for."""
+    counts = SupernetPasses(*([0.0] * (config.num_hidden_layers + 1) for _ in range(3)))
+    found = toy_trainer(tmp_path, config, max_steps=steps, probe_every_n_steps=steps + 1, **changes)
+    is_target, target_states = [False], trainer.target_states
+
+    def watched(*given):
+        is_target[0] = True
+        states = target_states(*given)
+        is_target[0] = False
+        return states
+
+    def counting(depth):
+        def hook(module, given, output):
+            kind = counts.targets if is_target[0] else counts.trained if module.training else counts.validated
+            kind[depth] += len(output)
+
+        return hook
+
+    monkeypatch.setattr(trainer, "target_states", watched)
+    for depth, module in enumerate([found.model.magic.embeddings, *found.model.magic.encoder.layer]):
+        module.register_forward_hook(counting(depth))
+    found.train()
+    return counts, found.args
+
+
+@pytest.mark.parametrize(
+    ("dropout", "changes"),
+    [
+        (0.1, {"sampler": "uniform", "alignment": "none"}),
+        (0.1, {"alignment": "anchor", "alignment_warmup_steps": 3}),
+        (0.1, {"alignment": "anchor", "alignment_warmup_steps": 0, "alignment_batch_fraction": 0.3}),
+        (0.1, {"alignment": "anchor", "alignment_warmup_steps": 9, "gradient_accumulation_steps": 2}),
+        (0.1, {"alignment": "anchor", "alignment_warmup_steps": 4, "alignment_every_n_layers": 3}),
+        (0.0, {"alignment": "average", "alignment_warmup_steps": 5, "num_average_children": 3}),
+        (0.1, {"alignment": "top_percent", "alignment_warmup_epochs": 1.5, "alignment_warmup_steps": None}),
+    ],
+)
+def test_passes_are_those_that_a_training_runs(tmp_path, monkeypatch, dropout, changes):
+    config = toy_config(dropout, candidate_operators=[["FFN", "CONV3", "CONV5"], ["FFN", "CONV3"], ["FFN", "MHA4"]])
+    counts, args = count_passes(tmp_path, monkeypatch, config, 24, **changes)
+    expected = supernet_passes(config, args, 24, num_train_sequences=64)
+    assert expected.trained == counts.trained
+    assert expected.targets == pytest.approx(counts.targets)
+    # The child that challenges the anchor is the anchor itself now and then, and is validated once.
+    assert expected.validated == pytest.approx(counts.validated, abs=16)
+
+
+def test_layers_that_the_anchor_shares_are_not_counted(tmp_path, monkeypatch):
+    config = toy_config(0.0, candidate_operators=[["FFN", "CONV3"], ["FFN", "CONV3", "CONV5"], ["FFN", "CONV3"]] * 2)
+    changes = {"sampler": "uniform", "alignment": "anchor", "alignment_warmup_steps": 0, "anchor_eval_steps": 5}
+    counts, args = count_passes(tmp_path, monkeypatch, config, 200, **changes, per_device_train_batch_size=1)
+    expected = supernet_passes(config, args, 200)
+    assert expected.targets[:3] == pytest.approx([195 / 2, 195 / 2, 195 * 5 / 6])
+    assert counts.targets == pytest.approx(expected.targets, rel=0.2)
+    assert sum(counts.targets) == pytest.approx(sum(expected.targets), rel=0.06)
+
+
+def test_a_pool_shares_its_bottoms():
+    config = toy_config(0.0)
+    args = toy_args(alignment="top_percent", anchor_pool_size=100)
+    found = supernet_passes(config, args, 17, num_train_sequences=64).validated
+    space = SearchSpace.from_config(config.candidate_operators)
+    pools = [[space.sample(random.Random(seed * 1000 + i)) for i in range(100)] for seed in range(30)]
+    runs = sum(map(count_layer_evaluations, pools)) / 30
+    # Two ends of epochs of eight steps, of eight sequences each.
+    assert found[0] == 32
+    assert sum(found[1:]) == pytest.approx(16 * runs, rel=0.02)
+    with pytest.raises(ValueError, match="no epochs"):
+        supernet_passes(config, args, 17)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "sandwich"])
+def test_flops_are_the_mean_of_the_children_drawn(sampler):
+    config, args = toy_config(), toy_args(sampler=sampler, alignment="none")
+    drawn = search_sampler(SearchSpace.from_config(config.candidate_operators), config, args)
+    of_children = [training_flops(config, drawn.next(), 32, 8 * 32, 0.25) for _ in range(4000)]
+    assert supernet_flops(config, args, 1000, 32, 0.25) == pytest.approx(1000 * sum(of_children) / 4000, rel=0.005)
+    # One forward pass more where the anchor's runs through all layers, without the head.
+    plain = supernet_flops(config, args, 1000, 32, 0.25)
+    anchor = toy_args(sampler=sampler, alignment="anchor", anchor_eval_steps=1000, alignment_warmup_steps=1)
+    headless = 999 * sum(training_flops(config, drawn.next(), 32, 8 * 32, 0) for _ in range(4000)) / 4000 / 3
+    validated = 3 - 1 / 256
+    share = validated * 8 / 8000 / 3 * plain
+    found = supernet_flops(config, anchor, 1000, 32, 0.25)
+    assert found == pytest.approx(plain + headless + share, rel=0.005)
+
+
+def test_steps_of_equal_compute_are_the_nearest():
+    for flops in (0.1, 7.4, 7.6, 1000.0):
+        assert steps_of_equal_compute(flops, float) == max(1, round(flops))
+    # A jump, as a validation is one.
+    assert steps_of_equal_compute(12, lambda steps: steps + 10 * (steps >= 8)) == 7
+
+
+def test_a_sweep_of_equal_compute(alone, truth, tmp_path):
+    anchor = {"sampler": "uniform", "alignment": "anchor", "alignment_warmup_steps": 2, "anchor_eval_steps": 4}
+    recipe = {**sweep_recipe(alone, truth), "references": {1: anchor}, "seeds": [3], "equal_compute": True}
+    recipe["training_arguments"] = {**recipe["training_arguments"], "max_steps": 30}
+    result = run_sweep(sweep_settings(recipe), tmp_path)
+    first, second = result["compute"]
+    assert [own["method"] for own in (first, second)] == ["num_substitutions = 2", "1"]
+    assert first["steps"] == 30
+    assert 15 < second["steps"] < 28
+    assert [row["steps"] for row in result["supernets"]] == [own["steps"] for own in (first, second)]
+    # Within half a step, or half a validation.
+    assert second["flops"] == pytest.approx(first["flops"], rel=0.05)
+    assert [row["method"] for row in read_csv(tmp_path / "compute.csv")] == ["num_substitutions = 2", "1"]
+    assert "(made equal)" in result["table"]
+    # A name that YAML takes for a number is the same in the plan and in the result.
+    assert result["methods"]["1"]["taus"]
+    assert run_sweep(sweep_settings(recipe), tmp_path) == result

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ GLUE = ["finetune", "--model", "{encoder}", "--glue-folder", "{glue}", "--max-st
 GLUE += ["--learning-rate", "1e-4", "--batch-size", "4", "--set", "max_length=24"]
 SQUAD = ["squad", "--model", "{encoder}", "--train-file", "{squad}", "--validation-file", "{squad}", *STEPS, *SMALL]
 SQUAD += ["--set", "max_seq_length=24", "--set", "doc_stride=8"]
+OPERATORS = ("MHA4", "FFN", "CONV3")
 COMMANDS = {
     "blockwise-short": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
     "compact-blockwise": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
@@ -38,6 +40,11 @@ COMMANDS = {
     "micro-benchmark": [
         *("analyze", "standalone", *TEXT, *STEPS[:4], *SMALL),
         *("--num-children", "1", "--set", "num_validation_sequences=2"),
+    ],
+    "micro-methods": [
+        *("analyze", "sweep", *TEXT[2:4], *STEPS[:4], *SMALL, "--truth", "{truth}", "--seed", "0"),
+        *("--set", "preset={toy}", "--set", "data.tokenizer={encoder}", "--set", "num_validation_sequences=2"),
+        *TEXT[6:],
     ],
     "mini-distill": [*RETRAIN, *TEACHER],
     "mini-glue": [*GLUE, "--task", "rte"],
@@ -69,8 +76,10 @@ def places(tmp_path_factory):
     questions = [{"id": str(number), "question": words[number], "answers": answers} for number in range(8)]
     paragraphs = [{"context": " ".join(words[:12]), "qas": questions}]
     (folder / "squad.json").write_text(json.dumps({"data": [{"title": "a", "paragraphs": paragraphs}]}))
-    names = {"toy": "toy.json", "squad": "squad.json"}
-    return {name: str(folder / names.get(name, name)) for name in ("text", "toy", "encoder", "glue", "squad")}
+    losses = {f"{first},{second},FFN,FFN": step for step, (first, second) in enumerate(product(OPERATORS, OPERATORS))}
+    (folder / "truth.json").write_text(json.dumps(losses))
+    names = {"truth": "truth.json", "toy": "toy.json", "squad": "squad.json"}
+    return {name: str(folder / names.get(name, name)) for name in ("text", "toy", "encoder", "glue", "squad", "truth")}
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from training.settings import DataSettings, PretrainSettings, RetrainSettings, l
 from training.squad_run import SquadSettings
 from training.squad_run import check_settings as check_squad
 from training.standalone import StandaloneSettings
+from training.sweep_run import SweepSettings, sweep_settings
 
 
 WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
@@ -279,6 +280,7 @@ RECIPES = {
     "demo-retrain": RetrainSettings,
     "demo-retrain-short": RetrainSettings,
     "micro-benchmark": StandaloneSettings,
+    "micro-methods": SweepSettings,
     "mini-distill": DistillSettings,
     "mini-pretrain": PretrainSettings,
     "mini-retrain": RetrainSettings,
@@ -296,6 +298,9 @@ def test_every_recipe_is_read_and_checked():
     folder = Path(__file__).parent.parent / "hub_configs" / "recipes"
     assert {path.stem for path in folder.glob("*.yaml")} == set(RECIPES)
     for name, kind in RECIPES.items():
+        if kind is SweepSettings:
+            assert sweep_settings(load_recipe(name)).pretrain.training_arguments["max_steps"] > 0
+            continue
         settings = settings_from(kind, load_recipe(name))
         if kind is FinetuneSettings:
             check_finetuning(replace(settings, model="encoder"))

@@ -45,7 +45,7 @@ from .progress import PostfixProgressCallback
 from .search_setup import check_search
 from .search_space import Architecture, SearchSpace, make_sampler
 from .shrinking import Operator, ShrinkRound, operator_scores, sample_children, shrink, shrink_schedule
-from .teacher import check_tokenizers, teacher_inputs
+from .teacher import check_tokenizers, quiet_loading, teacher_inputs
 from .trainer import MagicTrainer
 
 
@@ -118,7 +118,8 @@ def load_teacher_encoder(name_or_path: str, tokenizer: PreTrainedTokenizerBase |
     if tokenizer is not None:
         check_tokenizers(load_tokenizer(name_or_path), tokenizer, name_or_path)
     try:
-        model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
+        with quiet_loading():
+            model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the teacher {name_or_path!r} cannot be loaded: {error}") from None
     # Masked LMs have no pooler, which plays no part here.

@@ -37,7 +37,7 @@ from .runs import (
 from .search_setup import check_search
 from .search_space import format_architecture
 from .settings import PretrainSettings
-from .teacher import max_sequence_length, weights_hash
+from .teacher import check_length, weights_hash
 
 
 logger = logging.getLogger(__name__)
@@ -125,12 +125,7 @@ def _check(settings: BlockwiseSettings, config: MagicConfig, args: MagicTraining
 def _load_teacher(source: str, settings: BlockwiseSettings) -> PreTrainedModel:
     """Returns the teacher, once all that can be checked without the text has been."""
     teacher = load_teacher_encoder(source, load_tokenizer(str(settings.data.tokenizer)))
-    longest = max_sequence_length(teacher.config)
-    if settings.data.block_size > longest:
-        raise ValueError(
-            f"block_size is {settings.data.block_size} but the teacher {settings.teacher!r} has {longest} positions; "
-            f"take a smaller block_size or another teacher"
-        )
+    check_length(teacher.config, f"the teacher {settings.teacher!r}", "block_size", settings.data.block_size)
     return teacher
 
 

@@ -96,6 +96,8 @@ def compare(
         name, equals, folder = analysis.partition("=")
         if not equals:
             raise ValueError(f"{analysis!r} names no analysis; write NAME=FOLDER")
+        if name in runs:
+            raise ValueError(f"two analyses are named {name!r}; give each a name of its own")
         runs[name] = folder
     compare_interference(runs, output_dir)
     print(f"figure: {output_dir / 'comparison.png'}\ntable:  {output_dir / 'comparison.json'}")

@@ -113,24 +113,33 @@ PUBLISHED: tuple[CompressionRow, ...] = (
 def sweep_row(folder: str | Path, model: str | None = None) -> CompressionRow:
     """Returns the dev-set row of a run of `magic-nas finetune`: medians over seeds, as its own table shows them.
 
+    Where a task was trained on a part of its rows, the source says so.
+
     Args:
         folder: of the run; tasks beyond those of Table 4 are left out.
         model: the name to show; left out, the last part of what the run calls its model.
 
     Raises:
-        ValueError: the run has not written a result.
+        ValueError: the run has not written a result, is no fine-tuning, or holds no task of Table 4.
     """
     path = Path(folder) / "result.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no result of a fine-tuning; run `magic-nas finetune --output-dir {folder}`")
     result = json.loads(path.read_text(encoding="utf-8"))
-    scores = {}
+    if "tasks" not in result:
+        raise ValueError(f"{folder} is a run of another command; name runs of `magic-nas finetune`")
+    scores, parts = {}, []
     for row in result["tasks"]:
         if row["task"] in PAPER_COLUMNS:
             # MNLI's matched split comes first.
             first = next(iter(row["metrics"].values()))
             scores[row["task"]] = 100 * statistics.median(first[row["shown"]]["values"])
-    return CompressionRow(model or Path(result["model"]).name, result["num_parameters"], "dev", scores)
+            if row["title"] != _TITLES[row["task"]]:
+                parts.append(row["title"])
+    if not scores:
+        raise ValueError(f"{folder} holds none of the tasks of Table 4 ({', '.join(PAPER_COLUMNS)})")
+    source = f"{OWN_SOURCE} ({', '.join(parts)})" if parts else OWN_SOURCE
+    return CompressionRow(model or Path(result["model"]).name, result["num_parameters"], "dev", scores, source)
 
 
 def compression_table(rows: Sequence[CompressionRow] = (), form: str = "markdown", published: bool = True) -> str:

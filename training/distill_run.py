@@ -33,7 +33,7 @@ from .runs import (
     versions,
 )
 from .settings import RetrainSettings
-from .teacher import load_teacher, masked_logits, max_sequence_length, teacher_inputs, weights_hash
+from .teacher import check_length, load_teacher, masked_logits, teacher_inputs, weights_hash
 
 
 COMMAND = "retrain --teacher"
@@ -109,12 +109,7 @@ def teacher_source(name: str) -> str:
 def _load_teacher(source: str, settings: DistillSettings) -> PreTrainedModel:
     """Returns the teacher, once all that can be checked without the text has been."""
     teacher = load_teacher(source, load_tokenizer(str(settings.data.tokenizer)))
-    longest = max_sequence_length(teacher.config)
-    if settings.data.block_size > longest:
-        raise ValueError(
-            f"block_size is {settings.data.block_size} but the teacher {settings.teacher!r} has {longest} positions; "
-            f"take a smaller block_size or another teacher"
-        )
+    check_length(teacher.config, f"the teacher {settings.teacher!r}", "block_size", settings.data.block_size)
     return teacher
 
 

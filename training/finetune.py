@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -27,7 +29,6 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicConfig
 
@@ -37,6 +38,7 @@ from .metrics import compute_metrics, task_score
 from .progress import PostfixProgressCallback
 from .task_files import TOKENS
 from .tasks import IGNORED, Task, predictions_and_references
+from .teacher import quiet_loading
 
 
 SCORE = "score"
@@ -71,6 +73,16 @@ def auto_class(task: Task) -> Any:
     return AutoModelForTokenClassification if task.problem_type == TOKENS else AutoModelForSequenceClassification
 
 
+def set_task(config: PreTrainedConfig, task: Task) -> PreTrainedConfig:
+    """Returns a configuration whose labels and kind of problem were set to those of a task."""
+    config.num_labels = task.num_labels
+    if task.labels:
+        config.id2label = task.id2label
+        config.label2id = {label: number for number, label in task.id2label.items()}
+    config.problem_type = None if task.problem_type == TOKENS else task.problem_type
+    return config
+
+
 def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
     """Returns the encoder of a checkpoint, in float32, under a new head for `task`.
 
@@ -90,19 +102,18 @@ def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(name)
         if isinstance(config, MagicConfig) and config.is_supernet:
             raise ValueError(f"{name} is a super-net; export one of its children and fine-tune that")
-        config.num_labels = task.num_labels
-        if task.labels:
-            config.id2label = task.id2label
-            config.label2id = {label: number for number, label in task.id2label.items()}
-        config.problem_type = None if task.problem_type == TOKENS else task.problem_type
+        set_task(config, task)
         set_seed(seed)
-        with _quiet():
+        with quiet_loading():
             loaded, info = auto_class(task).from_pretrained(
                 name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
             )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     encoder = f"{loaded.base_model_prefix}."
+    other = {key for key, *_ in info["mismatched_keys"] if key.startswith(encoder)}
+    if other:
+        raise ValueError(f"{name} has weights of another shape than its configuration says, such as {min(other)}")
     missing = sorted(key for key in info["missing_keys"] if key.startswith(encoder) and ".pooler." not in key)
     if missing:
         raise ValueError(
@@ -111,17 +122,6 @@ def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
     model = auto_class(task).from_config(config, dtype=torch.float32)
     model.base_model.load_state_dict(loaded.base_model.state_dict())
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps transformers from reporting the head as missing, in every training anew."""
-    before = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(before)
 
 
 @contextmanager
@@ -303,16 +303,19 @@ def predict(
         batch_size: rows of a batch; rows of like length share one.
     """
     order = np.argsort(np.asarray(rows["length"][:]), kind="stable")
-    args = TrainingArguments(
-        per_device_eval_batch_size=batch_size,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    trainer = Trainer(model=model, args=args, data_collator=_collator(task, tokenizer), processing_class=tokenizer)
     kept = [name for name in rows.column_names if name != "labels"]
-    with _unpadded(model, args.device):
-        outputs = trainer.predict(rows.select_columns(kept).select(order)).predictions
+    # Trainer makes a folder even where it writes nothing.
+    with TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder,
+            per_device_eval_batch_size=batch_size,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = Trainer(model=model, args=args, data_collator=_collator(task, tokenizer), processing_class=tokenizer)
+        with _unpadded(model, args.device):
+            outputs = trainer.predict(rows.select_columns(kept).select(order)).predictions
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     assert isinstance(logits, np.ndarray)
     predicted, _ = predictions_and_references(task, logits, np.zeros(len(logits), dtype=np.int64))

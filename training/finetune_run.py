@@ -14,6 +14,7 @@ import torch
 from datasets import DatasetDict
 from tqdm.auto import tqdm
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoTokenizer,
     PreTrainedModel,
@@ -26,12 +27,12 @@ from transformers.utils import logging as hf_logging
 from .checkpoints import write_json
 from .distillation import check_distillation
 from .docstrings import short_hash, written_at_once
-from .finetune import auto_class, best_epoch_arguments, finetune, load_for_task, predict
+from .finetune import auto_class, best_epoch_arguments, finetune, load_for_task, predict, set_task
 from .glue_table import FinetuneRun, TaskRow, best_setting, table_columns, write_table
 from .runs import MODEL_FOLDER, RESULT_NAME, check_run_folder, claim_run_folder, training_arguments, versions
 from .task_files import PROBLEM_TYPES
 from .tasks import GLUE, Task, glue_task, load_files, load_glue, measured_title, tokenize, write_submission
-from .teacher import load_teacher, weights_hash
+from .teacher import check_configs, check_length, head_of, load_teacher, weights_hash
 
 
 COMMAND = "finetune"
@@ -296,9 +297,7 @@ def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_l
             f"the tokenizer has {len(tokenizer)} tokens but the model's embeddings {config.vocab_size}; name the "
             f"tokenizer that the model was trained with"
         )
-    positions = config.to_dict().get("max_position_embeddings")
-    if positions is not None and max_length > positions:
-        raise ValueError(f"max_length is {max_length} but the model has {positions} positions; take fewer tokens")
+    check_length(config, "the model", "max_length", max_length)
 
 
 def _model_of(run_or_model: str, task: Task) -> str:
@@ -393,6 +392,12 @@ class _Sweep:
                 f"the teacher {self._settings.teacher!r} has {teacher.config.num_labels} outputs but {task.title} has "
                 f"{task.num_labels}; name a model that was fine-tuned on {task.title}, or a fine-tuning run"
             )
+        check_length(teacher.config, f"the teacher {self._settings.teacher!r}", "max_length", self._settings.max_length)
+        student = set_task(AutoConfig.from_pretrained(self._settings.model), task)
+        try:
+            check_configs(teacher.config, student, head_of(teacher))
+        except ValueError as error:
+            raise ValueError(f"the teacher {self._settings.teacher!r} does not fit {task.title}: {error}") from None
         return teacher
 
     def _key_of(self, task: Task, data: DatasetDict) -> dict[str, Any]:
@@ -448,22 +453,27 @@ class _Sweep:
         self._clean(work.task)
         if self._settings.submission:
             self._submit(work)
-        return TaskRow(work.task.name, work.title, best_setting(runs))
+        num_scored = len(work.data[work.task.validation_splits[0]])
+        return TaskRow(work.task.name, work.title, best_setting(runs), num_scored)
 
     def _best_of(self, group: str) -> FinetuneRun | None:
         """Returns the best of the fine-tunings on record that differ in learning rate, batch size and seed only."""
         return max((run for run in self._runs.values() if run.group == group), key=_rank, default=None)
 
     def _mend_model(self, work: _Work, group: str, teacher: PreTrainedModel | None) -> None:
-        """Trains the task's best once more where its model has gone, or is of other data that were here since."""
-        best = self._best_of(group)
-        assert best is not None
+        """Trains the task's best once more where its model has gone, or is of other data that were here since.
+
+        On a device that does not repeat its bits, it may then be no longer the best, and another's turn comes.
+        """
         facts = self._model_folder(work.task.name) / FACTS_NAME
-        if facts.is_file() and json.loads(facts.read_text(encoding="utf-8"))["key"] == best.key:
-            return
-        del self._runs[best.key]
-        teacher = teacher or self._load_teacher(work.task)
-        self._train(work, group, best.key, best.learning_rate, best.batch_size, best.seed, teacher)
+        while True:
+            best = self._best_of(group)
+            assert best is not None
+            if facts.is_file() and json.loads(facts.read_text(encoding="utf-8"))["key"] == best.key:
+                return
+            del self._runs[best.key]
+            teacher = teacher or self._load_teacher(work.task)
+            self._train(work, group, best.key, best.learning_rate, best.batch_size, best.seed, teacher)
 
     def _train(
         self,

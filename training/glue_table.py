@@ -55,11 +55,13 @@ class TaskRow:
         task: name of the task.
         title: as it is reported, with the number of rows where that is a part of the task.
         runs: those of the best setting, one for each seed.
+        num_scored: rows of the first validation split, which may be a part of it; left out, not known.
     """
 
     task: str
     title: str
     runs: tuple[FinetuneRun, ...]
+    num_scored: int | None = None
 
     def values(self, split: str) -> list[float]:
         """Returns, for each seed, what the table shows of a split, from 0 to 1."""
@@ -79,6 +81,7 @@ class TaskRow:
             "learning_rate": first.learning_rate,
             "batch_size": first.batch_size,
             "seeds": [run.seed for run in self.runs],
+            "num_scored": self.num_scored,
             "shown": _SHOWN.get(self.task, "score"),
             "metrics": {
                 split: {
@@ -208,10 +211,11 @@ def _markdown(
         mean = _average([row.values(row.splits[0]) for row in paper])
         spread = f"{100 * mean['min']:.1f} to {100 * mean['max']:.1f}"
         lines += ["", f"Mean of these {len(paper)} tasks: {100 * mean['median']:.1f} ({spread})."]
-    lines += ["", "| Task | learning rate | batch size | seeds |", "| --- | --- | --- | --- |"]
+    lines += ["", "| Task | learning rate | batch size | seeds | dev rows |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         first, seeds = row.runs[0], ", ".join(str(run.seed) for run in row.runs)
-        lines.append(f"| {row.title} | {first.learning_rate:g} | {first.batch_size} | {seeds} |")
+        scored = "-" if row.num_scored is None else f"{row.num_scored:,}"
+        lines.append(f"| {row.title} | {first.learning_rate:g} | {first.batch_size} | {seeds} | {scored} |")
     return "\n".join(lines) + "\n"
 
 

@@ -107,17 +107,23 @@ class InterferenceSettings:
 
 
 def follow_weights(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Returns a recipe for an analysis of a super-net: its text and tokenizer are its run's, unless the recipe says.
+    """Returns a recipe for an analysis of a super-net: text, tokenizer and masked share are its run's.
+
+    What the recipe says wins.
 
     Args:
         supernet: a finished super-net run, a checkpoint in its folder, or the folder of a super-net.
         recipe: a recipe for the analysis, which may be empty.
     """
     folder = Path(supernet).resolve()
-    if not (folder / NAS_STATE_NAME).is_file():
+    is_checkpoint = (folder / NAS_STATE_NAME).is_file()
+    run = folder.parent if is_checkpoint else folder
+    known = (run / RUN_NAME).is_file() if is_checkpoint else read_result(run) is not None
+    settings = read_settings(run) if known else {}
+    recipe = {name: settings[name] for name in ("mlm_probability",) if name in settings} | recipe
+    if not is_checkpoint:
         return follow_supernet(folder, recipe)
-    data = read_settings(folder.parent)["data"] if (folder.parent / RUN_NAME).is_file() else {}
-    data = {**data, "tokenizer": str(folder), **mapping_of("data", recipe)}
+    data = {**settings.get("data", {}), "tokenizer": str(folder), **mapping_of("data", recipe)}
     return {**recipe, "supernet": str(folder), "data": data}
 
 

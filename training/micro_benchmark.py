@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -24,7 +24,7 @@ from .costs import additive_cost
 from .journal import RankedChild
 from .latency import LatencyTable
 from .search_space import Architecture, SearchSpace, format_architecture, parse_architecture
-from .truth import STANDALONE_NAME, StandaloneChild, Truth, read_standalone, truth_of
+from .truth import STANDALONE_NAME, StandaloneChild, Truth, read_standalone, truth_of, without_seed_effects
 
 
 TABLE_NAME = "micro_benchmark.csv"
@@ -70,9 +70,15 @@ class MicroBenchmark:
 
     @cached_property
     def children(self) -> tuple[RankedChild, ...]:
-        """Each child once, its losses and accuracy the mean over its seeds."""
+        """Each child once, losses and accuracy a mean over its seeds, without what these change for all alike."""
+        losses, accuracies = (
+            without_seed_effects(self.rows, values)
+            for values in ([row.val_loss for row in self.rows], [row.val_accuracy for row in self.rows])
+        )
         by_child: dict[Architecture, list[BenchmarkRow]] = {}
-        for row in self.rows:
+        for row, loss, accuracy in zip(self.rows, losses, accuracies, strict=True):
+            batches = tuple(batch * loss / row.val_loss for batch in row.batch_losses) if row.val_loss else ()
+            row = replace(row, val_loss=loss, val_accuracy=accuracy, batch_losses=batches or row.batch_losses)
             by_child.setdefault(row.architecture, []).append(row)
         return tuple(_mean_child(rows) for rows in by_child.values())
 

@@ -335,9 +335,12 @@ def _taus(truth: Scores, scores: Sequence[Scores], num_resamples: int, seed: int
 
 
 def _mean_of_redrawn(taus: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each resample the mean over super-nets drawn with repeats; taus (super-nets, resamples)."""
+    """For each resample the mean over super-nets drawn with repeats; taus (super-nets, resamples).
+
+    One fewer than there are is drawn: as many would spread by (n - 1) / n of what the mean of n does, half with two.
+    """
     num_supernets, num_resamples = taus.shape
-    drawn = rng.integers(num_supernets, size=taus.shape)
+    drawn = rng.integers(num_supernets, size=(max(num_supernets - 1, 1), num_resamples))
     return taus[drawn, np.arange(num_resamples)].mean(axis=0)
 
 

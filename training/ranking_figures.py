@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, product
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -69,11 +70,13 @@ def draw_methods(methods: Mapping[str, MethodTau], noise: TruthNoise | None = No
     axes = figure.subplots()
     _clean(axes)
     for row, method in enumerate(methods.values()):
-        axes.plot(method.taus, [row] * len(method.taus), "o", color=_BLUE, alpha=0.5, ms=5, lw=0)
-        axes.errorbar([method.mean], [row], xerr=_lengths([method.mean], [method.interval]), fmt="D", color="#222222")
+        lengths = _lengths([method.mean], [method.interval])
+        points, mean = ("a super-net", "mean and 95% interval") if row == 0 else (None, None)
+        axes.plot(method.taus, [row] * len(method.taus), "o", color=_BLUE, alpha=0.5, ms=5, lw=0, label=points)
+        axes.errorbar([method.mean], [row], xerr=lengths, fmt="D", color="#222222", label=mean)
     if noise is not None:
         axes.axvline(noise.ceiling, color=_RED, linestyle="--", label="ceiling of a truth with seed noise")
-        axes.legend(fontsize=8, loc="upper left")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     axes.set(xlabel="Kendall's tau", yticks=range(len(methods)), ylim=(len(methods) - 0.4, -0.6))
     axes.set_yticklabels(methods, fontsize=8)
     return figure
@@ -103,7 +106,7 @@ def draw_sweep(
     Args:
         parameter: the argument's name.
         points: in the order of the axis; values that are no numbers stand at equal distances.
-        references: other methods, each a horizontal line with its interval as a band.
+        references: other methods, each a horizontal line with its interval on the right.
         noise: of the truth.
     """
     figure = Figure(figsize=(6.8, 4.4), layout="constrained")
@@ -115,10 +118,16 @@ def draw_sweep(
         axes.plot([place] * len(point.tau.taus), point.tau.taus, "o", color=_BLUE, alpha=0.4, ms=4, lw=0)
     means = [point.tau.mean for point in points]
     lengths = _lengths(means, [point.tau.interval for point in points])
-    axes.errorbar(x, means, yerr=lengths, fmt="D-", color=_BLUE, capsize=3, label=f"over {parameter}")
-    for color, (name, method) in zip((_GREEN, "#cc79a7", "#e69f00", _GREY), (references or {}).items(), strict=False):
-        axes.axhline(method.mean, color=color, linestyle=":", label=name)
-        axes.axhspan(*method.interval, color=color, alpha=0.1, lw=0)
+    axes.errorbar(x, means, yerr=lengths, fmt="D-", color=_BLUE, capsize=3, label=f"over {parameter}, 95% intervals")
+    styles = product((":", "-.", (0, (1, 4))), (_GREEN, "#cc79a7", "#e69f00", _GREY))
+    step = 0.06 * (max(x) - min(x) or 1.0)
+    for number, ((style, color), (name, method)) in enumerate(
+        zip(cycle(styles), (references or {}).items(), strict=False), 1
+    ):
+        axes.axhline(method.mean, color=color, linestyle=style, label=name)
+        # Beside the curve and one another: bands would cover what they are compared with.
+        ends = _lengths([method.mean], [method.interval])
+        axes.errorbar([max(x) + number * step], [method.mean], yerr=ends, fmt="s", ms=4, color=color, capsize=3)
     if noise is not None:
         axes.axhline(noise.ceiling, color=_RED, linestyle="--", label="ceiling of a truth with seed noise")
     axes.set(xlabel=parameter, ylabel="Kendall's tau")

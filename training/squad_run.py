@@ -50,7 +50,7 @@ from .runs import (
 from .squad import SquadData, SquadWindows, check_lengths, load_squad, make_windows
 from .squad_answers import SquadAnswers, find_answers, span_loss
 from .squad_metrics import squad_v1_metrics, squad_v2_metrics
-from .teacher import load_teacher
+from .teacher import check_length, load_teacher, quiet_loading
 
 
 COMMAND = "squad"
@@ -189,6 +189,8 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     teacher = None
     if settings.teacher is not None:
         teacher = load_teacher(settings.teacher, tokenizer, AutoModelForQuestionAnswering)
+        name = f"the teacher {settings.teacher!r}"
+        check_length(teacher.config, name, "max_seq_length", settings.max_seq_length)
     with claim_run_folder(output_dir, COMMAND, settings, args.should_save):
         trainer = _make_trainer(model, teacher, tokenizer, args, train, validation, settings)
         return _train_and_score(trainer, tokenizer, train, validation, settings)
@@ -203,7 +205,7 @@ def check_settings(settings: SquadSettings) -> None:
     if settings.validation_file is None and Path(str(settings.train_file)).expanduser().is_file():
         raise ValueError(
             f"{settings.train_file} has no validation_file beside it; name one, or cut the file in two by article "
-            f"with split_by_article"
+            f"with magic-nas squad-split"
         )
     if settings.train_file is None and settings.teacher is not None:
         raise ValueError("a teacher is named but no train_file, so that there is nothing to learn; leave one out")
@@ -224,16 +226,13 @@ def _load_config(name: str) -> PreTrainedConfig:
 
 def _check_model(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, settings: SquadSettings) -> None:
     name = settings.model
-    if isinstance(config, MagicConfig):
-        if config.is_supernet:
-            raise ValueError(f"{name} is a super-net; export one of its children and name that")
-        positions = config.max_sequence_length
-    else:
-        positions = config.to_dict().get("max_position_embeddings", tokenizer.model_max_length)
-    positions = min(positions, tokenizer.model_max_length)
-    if settings.max_seq_length > positions:
+    if isinstance(config, MagicConfig) and config.is_supernet:
+        raise ValueError(f"{name} is a super-net; export one of its children and name that")
+    check_length(config, name, "max_seq_length", settings.max_seq_length)
+    if settings.max_seq_length > tokenizer.model_max_length:
         raise ValueError(
-            f"max_seq_length is {settings.max_seq_length} but {name} takes {positions} tokens; take a smaller one"
+            f"max_seq_length is {settings.max_seq_length} but the tokenizer of {name} is for up to "
+            f"{tokenizer.model_max_length} tokens; take a smaller one"
         )
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
@@ -244,7 +243,7 @@ def _check_model(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, s
 
 
 def load_span_model(name: str, trained: bool = False) -> PreTrainedModel:
-    """Returns a model with a span head, which is new, drawn from torch's generator, where the checkpoint has none.
+    """Returns a model, in float32, with a span head, which is new, drawn from torch's generator, where there is none.
 
     Args:
         name: a folder or a name on the Hub.
@@ -255,7 +254,10 @@ def load_span_model(name: str, trained: bool = False) -> PreTrainedModel:
     """
     try:
         # Some classes have as many outputs as labels, and checkpoints of other tasks have other numbers of them.
-        model, info = AutoModelForQuestionAnswering.from_pretrained(name, num_labels=2, output_loading_info=True)
+        with quiet_loading():
+            model, info = AutoModelForQuestionAnswering.from_pretrained(
+                name, num_labels=2, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{name} cannot be loaded to find answers: {str(error).splitlines()[0]}") from error
     missing = sorted(info["missing_keys"])

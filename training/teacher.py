@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicConfig
 
@@ -42,6 +44,17 @@ Record: TypeAlias = dict[str, np.ndarray]
 # ---- Loading ----
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers from reporting weights that are missing or left over: what is wrong of it is an error here."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
+
+
 def load_teacher(
     name_or_path: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -49,7 +62,8 @@ def load_teacher(
 ) -> PreTrainedModel:
     """Returns a trained model of any class, ready to be a teacher: in evaluation mode, its weights frozen.
 
-    Rows of its embeddings that stand for no token, with which some models fill up their vocabulary, are cut off.
+    Rows of a masked LM's embeddings that stand for no token, with which some models fill up their vocabulary, are cut
+    off, so that it predicts the student's tokens.
 
     Args:
         name_or_path: a folder or a name on the Hub, with its tokenizer.
@@ -64,7 +78,8 @@ def load_teacher(
     if tokenizer is not None:
         check_tokenizers(load_tokenizer(name), tokenizer, name)
     try:
-        model, info = auto_class.from_pretrained(name, output_loading_info=True)
+        with quiet_loading():
+            model, info = auto_class.from_pretrained(name, output_loading_info=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from None
     if info["missing_keys"]:
@@ -74,7 +89,8 @@ def load_teacher(
         )
     if isinstance(model.config, MagicConfig) and model.config.is_supernet:
         raise ValueError(f"the teacher {name!r} is a super-net; export one of its children and name that")
-    if tokenizer is not None and model.config.vocab_size > len(tokenizer):
+    is_masked_lm = type(model).__name__.endswith("ForMaskedLM")
+    if tokenizer is not None and is_masked_lm and model.config.vocab_size > len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     return model.eval().requires_grad_(False)
 
@@ -128,23 +144,37 @@ def head_of(model: nn.Module) -> str:
 def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     """Raises a ValueError where the outputs of the two do not speak of the same things.
 
-    They must have the same head, vocabulary size and pad token and, but for masked LMs and spans, the same labels.
-    Whether the words behind equal sizes are the same only their tokenizers can tell (`check_tokenizers`).
+    They must have the same head and fit as `check_configs` says. Whether the words behind fitting sizes are the same
+    only their tokenizers can tell (`check_tokenizers`).
     """
     heads = [head_of(model) for model in (teacher, student)]
     if heads[0] != heads[1]:
         raise ValueError(f"the teacher is a {type(teacher).__name__}, the student a {type(student).__name__}")
-    there, here = teacher.config, student.config
+    check_configs(teacher.config, student.config, heads[0])
+
+
+def check_configs(there: PreTrainedConfig, here: PreTrainedConfig, head: str) -> None:
+    """Raises a ValueError where a teacher and a student with the same head do not fit.
+
+    They must have the same pad token and, but for masked LMs and spans, the same labels. A masked LM predicts its
+    vocabulary, which must be as large; another teacher must know the student's tokens, and may have more rows.
+
+    Args:
+        there: the teacher's.
+        here: the student's.
+        head: of HEADS.
+    """
     for attribute, remedy in (
         ("vocab_size", "take a teacher of the student's tokenizer, or resize_token_embeddings"),
         ("pad_token_id", "take a teacher of the student's tokenizer"),
     ):
-        if getattr(there, attribute) != getattr(here, attribute):
+        own, other = getattr(here, attribute), getattr(there, attribute)
+        has_more = attribute == "vocab_size" and head != "ForMaskedLM" and other > own
+        if own != other and not has_more:
             raise ValueError(
-                f"{attribute} is {getattr(there, attribute)} in the teacher and {getattr(here, attribute)} in the "
-                f"student; {remedy}"
+                f"{attribute} is {other} in the teacher and {own} in the student; {remedy}"
             )
-    if heads[0] in ("ForSequenceClassification", "ForTokenClassification"):
+    if head in ("ForSequenceClassification", "ForTokenClassification"):
         _check_labels(there, here)
 
 
@@ -171,12 +201,29 @@ def _label_names(config: Any) -> list[str | None]:
     return [None if name == f"LABEL_{index}" else name for index, name in enumerate(names)]
 
 
-def max_sequence_length(config: PreTrainedConfig) -> int:
-    """Returns how many tokens a model takes; RoBERTa's positions begin after its pad token's."""
+def max_sequence_length(config: PreTrainedConfig) -> int | None:
+    """Returns how many tokens a model takes, `None` for any; RoBERTa's positions begin after its pad token's."""
     if isinstance(config, MagicConfig):
         return config.max_sequence_length
+    positions = config.to_dict().get("max_position_embeddings")
     unused = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return config.max_position_embeddings - unused
+    return None if positions is None else positions - unused
+
+
+def check_length(config: PreTrainedConfig, name: str, setting: str, length: int) -> None:
+    """Raises a ValueError where a model takes fewer tokens than it is to be given.
+
+    Args:
+        config: the model's.
+        name: the model, for the message.
+        setting: what the length is called.
+        length: in tokens.
+    """
+    longest = max_sequence_length(config)
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"{setting} is {length} but {name} has {longest} positions; take a smaller {setting} or another model"
+        )
 
 
 # ---- Predictions ----

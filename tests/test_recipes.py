@@ -51,6 +51,7 @@ COMMANDS = {
     "mini-pretrain": PRETRAIN,
     "mini-retrain": RETRAIN,
     "mini-retrain-rtd": [*RETRAIN, "--objective", "rtd"],
+    "mini-squad": SQUAD,
     "paper-glue": [*GLUE, "--task", "sst2"],
     "paper-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "paper-retrain": RETRAIN,

@@ -289,6 +289,7 @@ RECIPES = {
     "paper-retrain": RetrainSettings,
     "paper-retrain-rtd": RtdSettings,
     "mini-glue": FinetuneSettings,
+    "mini-squad": SquadSettings,
     "paper-glue": FinetuneSettings,
     "paper-squad": SquadSettings,
 }

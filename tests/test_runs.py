@@ -306,7 +306,7 @@ def test_every_recipe_is_read_and_checked():
         if kind is FinetuneSettings:
             check_finetuning(replace(settings, model="encoder"))
         elif kind is SquadSettings:
-            check_squad(replace(settings, model="encoder"))
+            check_squad(replace(settings, model="encoder", train_file="rajpurkar/squad"))
         else:
             assert load_preset(settings.preset)
             assert settings.training_arguments["max_steps"] > 0

@@ -68,7 +68,7 @@ def test_the_csv_has_a_line_for_each_row_and_reads_back():
     assert list(csv.DictReader(io.StringIO(compression_table([own], "csv", published=False)))) == [last]
 
 
-def sweep(folder: Path, values: dict[str, list[float]]) -> Path:
+def sweep(folder: Path, values: dict[str, list[float]], titles: dict[str, str] | None = None) -> Path:
     """What `magic-nas finetune` writes, from its own rows."""
     rows = []
     for task, scores in values.items():
@@ -79,7 +79,7 @@ def sweep(folder: Path, values: dict[str, list[float]]) -> Path:
         runs = [
             FinetuneRun("k", "g", task, 1e-5, 16, seed, 0.5, own, 1, [], 1, 1.0) for seed, own in enumerate(metrics)
         ]
-        rows.append(TaskRow(task, task, tuple(runs)).to_json())
+        rows.append(TaskRow(task, (titles or {}).get(task, task), tuple(runs)).to_json())
     result = {"model": "runs/compact/model", "num_parameters": 59_000_000, "tasks": rows}
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(result))
@@ -96,6 +96,22 @@ def test_a_finished_sweep_is_a_row(tmp_path):
     assert sweep_row(folder, "compact").model == "compact"
     with pytest.raises(ValueError, match="holds no result of a fine-tuning"):
         sweep_row(tmp_path)
+
+
+def test_a_task_trained_on_a_part_of_its_rows_is_named_in_the_source(tmp_path):
+    folder = sweep(tmp_path / "part", {"cola": [0.5], "mnli": [0.6]}, {"cola": "CoLA", "mnli": "MNLI-3k"})
+    row = sweep_row(folder)
+    assert row.source == "this run (MNLI-3k)"
+    assert "| this run (MNLI-3k) |" in compression_table([row])
+    assert sweep_row(sweep(tmp_path / "whole", {"cola": [0.5]}, {"cola": "CoLA"})).source == "this run"
+
+
+def test_runs_that_are_no_row_are_refused(tmp_path):
+    (tmp_path / "result.json").write_text('{"exact_match": 1.0}')
+    with pytest.raises(ValueError, match="is a run of another command; name runs of `magic-nas finetune`"):
+        sweep_row(tmp_path)
+    with pytest.raises(ValueError, match="holds none of the tasks of Table 4"):
+        sweep_row(sweep(tmp_path / "own", {"mine": [0.5]}))
 
 
 @pytest.mark.parametrize(

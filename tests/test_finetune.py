@@ -13,6 +13,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     DataCollatorWithPadding,
     PreTrainedModel,
 )
@@ -75,7 +76,7 @@ def test_losses_equal_those_of_transformers_bert_step_for_step(tmp_path, glue):
     )
     magic, _ = convert_to_magic(bert)
     kept_in_memory = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
-    args = arguments(tmp_path, task, learning_rate=5e-5, max_steps=5, **kept_in_memory)
+    args = arguments(tmp_path, task, learning_rate=5e-5, max_steps=5, per_device_train_batch_size=4, **kept_in_memory)
     theirs, ours = (loss_curve(model, rows, tokenizer, args) for model in (bert, magic))
     assert len(theirs) == 5
     assert max(theirs) - min(theirs) > 0.02
@@ -255,6 +256,14 @@ def test_models_that_cannot_be_fine_tuned_are_named(tmp_path, tiny_config, magic
         load_for_task(tmp_path / "bert", task, 0)
 
 
+def test_encoder_weights_of_another_shape_are_refused(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(**sizes, vocab_size=40)).save_pretrained(tmp_path)
+    BertConfig(**sizes, vocab_size=50).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"another shape than its configuration says, such as bert\.embeddings\.word"):
+        load_for_task(tmp_path, glue_task("sst2"), 0)
+
+
 def test_a_half_precision_checkpoint_is_trained_in_float32(tmp_path, magic_folder):
     AutoModelForSequenceClassification.from_pretrained(magic_folder).to(torch.bfloat16).save_pretrained(tmp_path)
     model = load_for_task(tmp_path, glue_task("sst2"), 0)
@@ -285,7 +294,9 @@ def test_own_files_of_every_kind_are_trained_on(problem_type, tmp_path, magic_fo
 # ---- Predictions ----
 
 
-def test_predictions_are_in_the_order_of_the_rows(tmp_path, magic_folder, sst2_rows):
+def test_predictions_are_in_the_order_of_the_rows(tmp_path, magic_folder, sst2_rows, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     task, rows = glue_task("sst2"), sst2_rows["validation"]
     model = load_for_task(magic_folder, task, 0)
     model.eval()
@@ -297,6 +308,7 @@ def test_predictions_are_in_the_order_of_the_rows(tmp_path, magic_folder, sst2_r
     assert len(set(alone)) == 2
     assert sorted(rows["length"]) != list(rows["length"])
     assert predicted.tolist() == alone
+    assert not list(Path().iterdir()), "prediction leaves a folder behind"
 
 
 def test_real_tokens_alone_are_computed_while_training_and_the_setting_comes_back(

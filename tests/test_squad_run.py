@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -331,6 +332,19 @@ def test_a_model_of_one_token_type_is_given_none(files, tokenizer, tmp_path):
     assert result["steps"] == 1
 
 
+def test_a_half_precision_checkpoint_is_trained_in_float32(tokenizer, tmp_path):
+    folder = save_bert(tmp_path, tokenizer)
+    AutoModelForQuestionAnswering.from_pretrained(folder).half().save_pretrained(folder)
+    assert {parameter.dtype for parameter in load_span_model(folder).parameters()} == {torch.float32}
+
+
+def test_a_teacher_of_fewer_positions_is_refused_before_training(models, files, tokenizer, tmp_path):
+    short = save_bert(tmp_path / "short", tokenizer, BertForQuestionAnswering, max_position_embeddings=16)
+    with pytest.raises(ValueError, match=r"max_seq_length is \d+ but the teacher .*short' has 16 positions"):
+        run_squad(run_settings(models["bert"], files, teacher=short), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_that_are_missing_are_named(models, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"has no trained span head \(qa_outputs"):
         load_span_model(models["child"], trained=True)
@@ -350,13 +364,16 @@ def test_weights_that_are_missing_are_named(models, tokenizer, tmp_path):
         ({"model": ""}, "no model is named"),
         ({"model": "no/such-model"}, "no model 'no/such-model'"),
         ({"train_file": None, "validation_file": None}, "no file is named"),
-        ({"validation_file": None}, "has no validation_file beside it; name one, or cut the file in two by article"),
+        (
+            {"validation_file": None},
+            "has no validation_file beside it; name one, or cut the file in two by article with magic-nas squad-split",
+        ),
         ({"train_file": None, "teacher": "x"}, "a teacher is named but no train_file"),
         ({"null_threshold": 0.5}, "null_threshold is for questions without an answer; set version_2"),
         ({"n_best": 0}, "n_best is 0; it must be at least 1"),
         ({"max_answer_length": 0}, "max_answer_length is 0; it must be at least 1"),
         ({"distillation_weight": 1.5}, "distillation_weight is 1.5; it must be from 0 to 1"),
-        ({"max_seq_length": 65}, "max_seq_length is 65 but .* takes 64 tokens"),
+        ({"max_seq_length": 65}, "max_seq_length is 65 but .* has 64 positions"),
         ({"doc_stride": 21}, "doc_stride 21 leaves no room for a question"),
         ({"training_arguments": {"learning_rat": 1}}, "training_arguments: .*learning_rat"),
     ],

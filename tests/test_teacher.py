@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
+from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicForMaskedLM, MagicForSequenceClassification
 from training.teacher import (
@@ -161,6 +163,11 @@ def classifier(num_labels=3, kind=BertForSequenceClassification, **changes):
             "pad_token_id is 1 in the teacher and 0 in the student",
         ),
         (
+            lambda: classifier(vocab_size=96),
+            lambda: classifier(),
+            "vocab_size is 96 in the teacher and 100 in the student",
+        ),
+        (
             lambda: classifier(),
             lambda: BertForMaskedLM(BertConfig(**SIZES)),
             "teacher is a BertForSequenceClassification, the student a BertForMaskedLM",
@@ -191,6 +198,32 @@ def classifier(num_labels=3, kind=BertForSequenceClassification, **changes):
 def test_a_teacher_that_speaks_of_something_else_is_refused(teacher, student, message):
     with pytest.raises(ValueError, match=message):
         check_teacher(teacher(), student())
+
+
+def test_a_filled_up_vocabulary_is_no_obstacle_to_fine_tuning(tmp_path):
+    """Both are of one checkpoint with more rows than tokens, or the teacher alone is."""
+    source = saved(classifier(2, vocab_size=128), tmp_path)
+    teacher = load_teacher(source, tokenizer(), AutoModelForSequenceClassification)
+    check_teacher(teacher, classifier(2, vocab_size=128))
+    check_teacher(teacher, classifier(2))
+
+
+def test_loading_reports_nothing_beside_the_error(tmp_path):
+    encoder = saved(BertModel(BertConfig(**SIZES)), tmp_path / "encoder")
+    reports: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = reports.append
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_warning()
+    hf_logging.add_handler(handler)
+    try:
+        with pytest.raises(ValueError, match="has no trained weights"):
+            load_teacher(encoder, None, AutoModelForSequenceClassification)
+        assert hf_logging.get_verbosity() == hf_logging.WARNING
+    finally:
+        hf_logging.remove_handler(handler)
+        hf_logging.set_verbosity(before)
+    assert not reports
 
 
 def test_a_teacher_without_names_for_its_labels_fits():

@@ -20,7 +20,6 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -73,7 +72,7 @@ def auto_class(task: Task) -> Any:
     return AutoModelForTokenClassification if task.problem_type == TOKENS else AutoModelForSequenceClassification
 
 
-def set_task(config: PreTrainedConfig, task: Task) -> PreTrainedConfig:
+def set_task(config: Any, task: Task) -> Any:
     """Returns a configuration whose labels and kind of problem were set to those of a task."""
     config.num_labels = task.num_labels
     if task.labels:

@@ -25,11 +25,20 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from .checkpoints import write_json
+from .data import tokenizer_sha256
 from .distillation import check_distillation
 from .docstrings import short_hash, written_at_once
 from .finetune import auto_class, best_epoch_arguments, finetune, load_for_task, predict, set_task
 from .glue_table import FinetuneRun, TaskRow, best_setting, table_columns, write_table
-from .runs import MODEL_FOLDER, RESULT_NAME, check_run_folder, claim_run_folder, training_arguments, versions
+from .runs import (
+    MODEL_FOLDER,
+    RECORDS_NAME,
+    RESULT_NAME,
+    check_run_folder,
+    claim_run_folder,
+    training_arguments,
+    versions,
+)
 from .task_files import PROBLEM_TYPES
 from .tasks import GLUE, Task, glue_task, load_files, load_glue, measured_title, tokenize, write_submission
 from .teacher import check_configs, check_length, head_of, load_teacher, weights_hash
@@ -37,7 +46,6 @@ from .teacher import check_configs, check_length, head_of, load_teacher, weights
 
 COMMAND = "finetune"
 ALL_TASKS = "all"
-RUNS_NAME = "runs.json"
 FACTS_NAME = "finetune.json"
 SUBMISSION_FOLDER = "submission"
 # RoBERTa's, whose published commands for GLUE do not clip.
@@ -305,7 +313,7 @@ def _model_of(run_or_model: str, task: Task) -> str:
     inside = Path(run_or_model) / task.name / MODEL_FOLDER
     if inside.is_dir():
         return str(inside)
-    if (Path(run_or_model) / RUNS_NAME).is_file():
+    if (Path(run_or_model) / RECORDS_NAME).is_file():
         raise ValueError(f"{run_or_model} holds no model that is fine-tuned on {task.title}; fine-tune it first")
     return run_or_model
 
@@ -366,7 +374,7 @@ class _Sweep:
             self._work.append(_Work(task, measured_title(task, data), tokenized, source, key))
         if not self._num_parameters:
             self._num_parameters = _encoder_hash(settings.model)[1]
-        path = output_dir / RUNS_NAME
+        path = output_dir / RECORDS_NAME
         records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         self._runs = {record["key"]: FinetuneRun(**record) for record in records}
 
@@ -386,18 +394,19 @@ class _Sweep:
     def _load_teacher(self, task: Task) -> PreTrainedModel | None:
         if self._settings.teacher is None:
             return None
+        name = f"the teacher {self._settings.teacher!r}"
         teacher = load_teacher(_model_of(self._settings.teacher, task), self._tokenizer, auto_class(task))
         if teacher.config.num_labels != task.num_labels:
             raise ValueError(
-                f"the teacher {self._settings.teacher!r} has {teacher.config.num_labels} outputs but {task.title} has "
-                f"{task.num_labels}; name a model that was fine-tuned on {task.title}, or a fine-tuning run"
+                f"{name} has {teacher.config.num_labels} outputs but {task.title} has {task.num_labels}; name a model "
+                f"that was fine-tuned on {task.title}, or a fine-tuning run"
             )
-        check_length(teacher.config, f"the teacher {self._settings.teacher!r}", "max_length", self._settings.max_length)
+        check_length(teacher.config, name, "max_length", self._settings.max_length)
         student = set_task(AutoConfig.from_pretrained(self._settings.model), task)
         try:
             check_configs(teacher.config, student, head_of(teacher))
         except ValueError as error:
-            raise ValueError(f"the teacher {self._settings.teacher!r} does not fit {task.title}: {error}") from None
+            raise ValueError(f"{name} does not fit {task.title}: {error}") from None
         return teacher
 
     def _key_of(self, task: Task, data: DatasetDict) -> dict[str, Any]:
@@ -411,7 +420,7 @@ class _Sweep:
         return {
             "task": asdict(task),
             "data": _rows_hash(DatasetDict(trained)),
-            "tokenizer": short_hash(self._tokenizer.get_vocab()),
+            "tokenizer": tokenizer_sha256(self._tokenizer),
             "teacher": None if teacher is None else weights_hash(teacher),
             "training_arguments": settings.training_arguments,
             **{name: getattr(settings, name) for name in (*names, *distilled)},
@@ -522,7 +531,7 @@ class _Sweep:
         if best_before is None or _rank(run) > _rank(best_before):
             self._keep_model(model, run)
         self._runs[key] = run
-        write_json(self._output_dir / RUNS_NAME, [asdict(other) for other in self._runs.values()])
+        write_json(self._output_dir / RECORDS_NAME, [asdict(other) for other in self._runs.values()])
         shutil.rmtree(folder, ignore_errors=True)
 
     def _keep_model(self, model: PreTrainedModel, run: FinetuneRun) -> None:

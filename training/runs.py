@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
 RESULT_NAME = "result.json"
+# Of runs that are made of many trainings: those that have ended.
+RECORDS_NAME = "runs.json"
 LOCK_NAME = ".lock"
 SUPERNET_FOLDER = "supernet"
 MODEL_FOLDER = "model"
@@ -76,12 +78,13 @@ def training_arguments(kind: type, output_dir: Path, given: dict[str, Any]) -> A
 def check_run_folder(output_dir: Path, command: str, settings: Any) -> None:
     """Raises a ValueError where `output_dir` holds another run or something else; the same run may go on there.
 
-    A run that has neither a checkpoint nor a result has lost nothing: its folder may be taken by another.
+    A run that has neither a checkpoint nor a result nor records has lost nothing: its folder may be taken by another.
     """
     path = output_dir / RUN_NAME
     if path.is_file():
         found, wanted = json.loads(path.read_text(encoding="utf-8")), _describe_run(command, settings)
-        begun = (output_dir / RESULT_NAME).is_file() or last_complete_checkpoint(output_dir) is not None
+        written = any((output_dir / name).is_file() for name in (RESULT_NAME, RECORDS_NAME))
+        begun = written or last_complete_checkpoint(output_dir) is not None
         if begun and found != wanted:
             raise ValueError(
                 f"{output_dir} holds another run ({_difference(found, wanted)}); take another --output-dir"

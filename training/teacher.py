@@ -46,7 +46,7 @@ Record: TypeAlias = dict[str, np.ndarray]
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keeps transformers from reporting weights that are missing or left over: what is wrong of it is an error here."""
+    """Keeps transformers from reporting weights that are missing or left over: what matters is an error here."""
     before = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
@@ -171,9 +171,7 @@ def check_configs(there: PreTrainedConfig, here: PreTrainedConfig, head: str) ->
         own, other = getattr(here, attribute), getattr(there, attribute)
         has_more = attribute == "vocab_size" and head != "ForMaskedLM" and other > own
         if own != other and not has_more:
-            raise ValueError(
-                f"{attribute} is {other} in the teacher and {own} in the student; {remedy}"
-            )
+            raise ValueError(f"{attribute} is {other} in the teacher and {own} in the student; {remedy}")
     if head in ("ForSequenceClassification", "ForTokenClassification"):
         _check_labels(there, here)
 

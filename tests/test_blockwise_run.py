@@ -160,7 +160,7 @@ def test_the_best_child_is_within_the_budget(preset, text, teacher, tmp_path, fi
 
 
 def test_a_stopped_run_goes_on_with_the_same_bits(finished, preset, text, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.blockwise_run.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("training.blockwise_run.save_supernet", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_blockwise(run_settings(preset, text, teacher), tmp_path / "stopped")
     monkeypatch.undo()

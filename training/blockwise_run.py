@@ -1,6 +1,5 @@
 """The run of a block-wise super-net (NAS-BERT): trained to imitate a teacher, its children ranked by block losses."""
 
-import json
 import logging
 import math
 import time
@@ -17,22 +16,21 @@ from modeling_magic.warm_start import check_initialization, initialize_from
 from .arguments import MagicTrainingArguments
 from .blocks import BlockwiseChild, BlockwiseRanking
 from .blockwise import BlockwiseTrainer, check_blockwise, load_teacher_encoder
-from .checkpoints import last_complete_checkpoint, write_json
+from .checkpoints import last_complete_checkpoint
 from .costs import count_parameters
 from .data import MaskingCollator, PreparedData, load_tokenizer
 from .distill_run import teacher_source
 from .evaluation import evaluate_child
 from .hub import load_preset
 from .runs import (
-    RESULT_NAME,
-    SUPERNET_FOLDER,
     check_run_folder,
     claim_run_folder,
     fit_to_tokenizer,
     load_data,
     read_result,
+    save_supernet,
+    supernet_facts,
     training_arguments,
-    versions,
 )
 from .search_setup import check_search
 from .search_space import format_architecture
@@ -155,25 +153,9 @@ def _train(
         **_search_record(trainer, best[0]),
         **_blockwise_record(trainer, ranking, best, settings),
         "init_from": settings.init_from,
-        "seconds": time.perf_counter() - start,
-        "shrink_history": trainer.shrink_history,
-        "anchor_history": [],
-        "visits": trainer.visits,
-        "health": trainer.health.to_json(),
-        "budget": str(trainer.budget),
-        "log_history": trainer.state.log_history,
-        "corpus": data.fingerprint,
-        "versions": versions(),
+        **supernet_facts(trainer, data, time.perf_counter() - start),
     }
-    # As it will be read back: lists, not tuples.
-    result = json.loads(json.dumps(result))
-    if trainer.is_world_process_zero():
-        model.save_pretrained(output_dir / SUPERNET_FOLDER)
-        data.tokenizer.save_pretrained(output_dir / SUPERNET_FOLDER)
-        write_json(output_dir / RESULT_NAME, result)
-    # What the other processes do next may read these files.
-    trainer.accelerator.wait_for_everyone()
-    return result
+    return save_supernet(trainer, model, data, result)
 
 
 def _search_record(trainer: BlockwiseTrainer, found: BlockwiseChild) -> dict[str, Any]:

@@ -223,7 +223,15 @@ def _train_supernet(
     result = {
         **_search_record(trainer, found),
         "init_from": settings.init_from,
-        "seconds": time.perf_counter() - start,
+        **supernet_facts(trainer, data, time.perf_counter() - start),
+    }
+    return save_supernet(trainer, model, data, result)
+
+
+def supernet_facts(trainer: MagicTrainer, data: PreparedData, seconds: float) -> dict[str, Any]:
+    """Returns what every super-net run has on record beside the child that it found."""
+    return {
+        "seconds": seconds,
         "shrink_history": trainer.shrink_history,
         "anchor_history": trainer.anchor_history,
         "visits": trainer.visits,
@@ -233,6 +241,13 @@ def _train_supernet(
         "corpus": data.fingerprint,
         "versions": versions(),
     }
+
+
+def save_supernet(
+    trainer: MagicTrainer, model: MagicForMaskedLM, data: PreparedData, result: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes super-net, tokenizer and result into the run's folder, and returns the result as it reads back."""
+    output_dir = Path(str(trainer.args.output_dir))
     # As it will be read back: lists, not tuples.
     result = json.loads(json.dumps(result))
     if trainer.is_world_process_zero():

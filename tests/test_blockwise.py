@@ -1,6 +1,5 @@
 """Block-wise super-nets: blocks, their sampler, the ranking by sums, and training against a teacher."""
 
-import gc
 import importlib.util
 import math
 import random
@@ -104,15 +103,6 @@ def padded_data(num_sequences: int = 64) -> list[dict[str, torch.Tensor]]:
 
 def padded(examples):
     return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections():
-    """Training begins with a collection, which takes longer than these few steps where it walks all libraries."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # ---- Blocks and their sampler ----

@@ -1,6 +1,5 @@
 """The run of a block-wise super-net in its folder: its result, what follows it, stopped and resumed."""
 
-import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,15 +24,6 @@ WORDS = "model layer weight search child anchor token batch loss step operator a
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"max_position_embeddings": 16, "pad_token_id": 0, "layer_norm_eps": 1e-12, "initializer_range": 0.2}
 PATTERN = ["MHA4", "FFN"] * 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections():
-    """Training begins with a collection, which takes longer than these few steps where it walks all libraries."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

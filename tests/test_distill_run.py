@@ -1,6 +1,5 @@
 """The run of pre-training distillation in its folder: export, result, the teacher's score, stopped and resumed."""
 
-import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -32,15 +31,6 @@ CHAIN = "MHA4,FFN,CONV3,FFN"
 WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"max_position_embeddings": 16, "pad_token_id": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections():
-    """Training begins with a collection, which takes longer than these few steps where it walks all libraries."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Distillation: the losses against torch's own, the two trainers, gradient accumulation, and the cache in training."""
 
 import copy
-import gc
 import math
 import os
 import subprocess
@@ -43,15 +42,6 @@ from training.objectives import distillation_losses, multi_label_distillation_lo
 # No adaptive step sizes: what two processes compute differs from one by the order of sums only.
 PLAIN: dict[str, Any] = {"max_steps": 4, "optim": "sgd", "gradient_accumulation_steps": 2, "learning_rate": 0.02}
 NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections():
-    """Training begins with a collection, which takes longer than these few steps where it walks all libraries."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def logits(rows=6, classes=11, seed=0, scale=2.0) -> torch.Tensor:

@@ -33,7 +33,7 @@ app = typer.Typer(
 Truth = Annotated[
     str | None,
     typer.Option(
-        help="A folder of `analyze standalone`, a CSV or JSON file, or micro-benchmark, the table that ships."
+        help="A folder of `analyze standalone`, a CSV or JSON file, or micro-benchmark, the package's own table."
     ),
 ]
 NumChildren = Annotated[int | None, typer.Option(help="Uniform children; left out, all.")]

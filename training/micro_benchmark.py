@@ -1,4 +1,4 @@
-"""The table that ships: all children of a small space trained alone on real text, and what they cost.
+"""Tables of a small space: all its children trained alone on real text, and what they cost.
 
 With it, what a sampler, a searcher or a ranking is worth can be judged in seconds: `MicroBenchmark.score` answers as
 an `Evaluator` of a perfect super-net would. docs/micro_benchmark.md tells how the table was made.
@@ -130,7 +130,7 @@ def _mean_child(rows: Sequence[BenchmarkRow]) -> RankedChild:
 
 
 def load_micro_benchmark(path: str | Path | None = None) -> MicroBenchmark:
-    """Returns the table that ships with the package, or one that `write_micro_benchmark` wrote.
+    """Returns the package's own table, or one that `write_micro_benchmark` wrote.
 
     Args:
         path: a CSV file with its metadata beside it, the same name ending in .json; `None` takes the package's.
@@ -148,7 +148,10 @@ def load_micro_benchmark(path: str | Path | None = None) -> MicroBenchmark:
     metadata_file = files("training").joinpath(METADATA_NAME) if path is None else Path(path).with_suffix(".json")
     for file in (table, metadata_file):
         if not file.is_file():
-            raise ValueError(f"there is no file {file}; write the table with `magic-nas analyze standalone --table`")
+            raise ValueError(
+                f"there is no file {file}; write the table with `magic-nas analyze standalone --table FILE` and give "
+                f"its path, or its folder as the truth"
+            )
     try:
         metadata = json.loads(metadata_file.read_text(encoding="utf-8"))
         found, num_rows = metadata["version"], metadata["num_rows"]

@@ -69,7 +69,7 @@ class JudgingSettings:
 
     Attributes:
         truth: a folder of `magic-nas analyze standalone`, a CSV or JSON file (`truth.load_truth`) or
-            "micro-benchmark", the table that ships.
+            "micro-benchmark", the package's own table.
         metric: what the truth is by: "val_loss", "val_accuracy" or a column of the file.
         lower_is_better: of a file's metric; left out, it follows from the name.
         num_children: uniform children; left out, all of the truth.

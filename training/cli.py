@@ -33,6 +33,7 @@ from .cli_options import (
     split_names,
     start,
     text_of,
+    training_flags,
 )
 
 
@@ -172,10 +173,7 @@ def pretrain(
         "init_from": init_from,
         "data": {"source": text, "tokenizer": tokenizer},
         "training_arguments": {
-            "max_steps": max_steps,
-            "per_device_train_batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
+            **training_flags(max_steps, batch_size, learning_rate, seed),
             "sampler": sampler,
             "alignment": alignment,
             "shrink": shrink,
@@ -341,12 +339,7 @@ def retrain(
         "preset": preset,
         "architecture": architecture,
         "data": {"source": text, "tokenizer": tokenizer},
-        "training_arguments": {
-            "max_steps": max_steps,
-            "per_device_train_batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-        },
+        "training_arguments": training_flags(max_steps, batch_size, learning_rate, seed),
     }
     if objective not in ("mlm", "rtd"):
         raise ValueError(f"--objective is {objective!r}; choose mlm or rtd")
@@ -469,12 +462,7 @@ def squad(
         "validation_file": validation_file,
         "version_2": version_2,
         "teacher": teacher,
-        "training_arguments": {
-            "max_steps": max_steps,
-            "per_device_train_batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-        },
+        "training_arguments": training_flags(max_steps, batch_size, learning_rate, seed),
     }
     start(num_threads)
     from accelerate import PartialState

@@ -51,6 +51,18 @@ def text_of(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
+def training_flags(
+    max_steps: int | None, batch_size: int | None, learning_rate: float | None, seed: int | None
+) -> dict[str, Any]:
+    """Returns the flags of a training as the training arguments that they set."""
+    return {
+        "max_steps": max_steps,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+
+
 def own_keys(settings: type, beyond: type | None = None) -> set[str]:
     """Returns the keys of a recipe for `settings`, or those of them that `beyond` has not."""
     return {item.name for item in fields(settings)} - (own_keys(beyond) if beyond else set())

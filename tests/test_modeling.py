@@ -490,10 +490,13 @@ def test_unpadded_training_has_the_gradients_of_padded(tiny_config, checkpointin
         child.activation_checkpointing_enable()
     batch = padded_batch()
     labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), -100)
-    gradients = []
+    gradients, rows = [], []
+    child.magic.encoder.layer[0].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
     for child.config.unpad_inputs in (False, True):
         child.zero_grad()
         child(**batch, labels=labels).loss.backward()
         gradients.append({name: weight.grad.clone() for name, weight in child.named_parameters()})
+    # Three padded sequences, then all their tokens in one row.
+    assert rows == [3, 1]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)

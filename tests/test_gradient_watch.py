@@ -122,39 +122,24 @@ def test_frozen_operators_are_left_out():
 
 
 class WatchedTrainer(MagicTrainer):
-    """A trainer that calls a watch where one belongs, and keeps each step's gradients to check it by."""
+    """A trainer that keeps each step's gradients, to check by them what it logs."""
 
     seen: dict[int, dict[tuple[int, str], torch.Tensor]]
-
-    def _begin_search(self):
-        super()._begin_search()
-        self.watch = GradientWatch(1)
-
-    def _draw_child(self):
-        super()._draw_child()
-        self.watch.begin_step(self.architecture)
 
     def _get_grad_norm(self, model, grad_norm=None):
         total = super()._get_grad_norm(model, grad_norm=grad_norm)
         path = zip(self.model.magic.encoder.layer, self.architecture, strict=True)
         weights = [list(layer.operators[operator].parameters()) for layer, operator in path]
-        self.watch.add_gradients(self.state.global_step + 1, self.architecture, weights)
         flat = [torch.cat([weight.grad.flatten() for weight in own]).clone() for own in weights]
         self.seen[self.state.global_step + 1] = dict(zip(enumerate(self.architecture), flat, strict=True))
         return total
 
-    def log(self, logs, start_time=None):
-        if "loss" in logs:
-            logs |= self.watch.scalars()
-        super().log(logs, start_time)
-
 
 def watched(folder, **arguments) -> WatchedTrainer:
-    trainer = toy_trainer(folder, **arguments)
+    trainer = toy_trainer(folder, **{"interference_every_n_steps": 1, **arguments})
     trainer.__class__ = WatchedTrainer
     assert isinstance(trainer, WatchedTrainer)
     trainer.seen = {}
-    trainer._begin_search()
     return trainer
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, set_seed
+from toy_runs import text_settings, write_preset, write_teacher, write_text
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from modeling_magic import MagicForMaskedLM
 from training.blockwise import BlockwiseTrainer
@@ -17,10 +18,9 @@ from training.data import MaskingCollator
 from training.evaluation import evaluate_child, validation_batches
 from training.figures import draw_health, draw_search
 from training.runs import export_child, follow_search, load_data, load_supernet, retrain
-from training.settings import DataSettings, RetrainSettings, settings_from
+from training.settings import RetrainSettings, settings_from
 
 
-WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"max_position_embeddings": 16, "pad_token_id": 0, "layer_norm_eps": 1e-12, "initializer_range": 0.2}
 PATTERN = ["MHA4", "FFN"] * 2
@@ -28,32 +28,17 @@ PATTERN = ["MHA4", "FFN"] * 2
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(0, len(WORDS), (60, 40), generator=generator).tolist()
-    documents = [". ".join(f"the {WORDS[a]} of the {WORDS[(a + 3) % len(WORDS)]}" for a in row) for row in picks]
-    (folder / "a.txt").write_text("\n\n".join(documents))
-    return DataSettings(source=str(folder), vocab_size=80, block_size=16, validation_fraction=0.1)
+    return text_settings(write_text(tmp_path_factory.mktemp("text")))
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
-    path = tmp_path_factory.mktemp("preset") / "toy.json"
-    config = {"model_type": "magic", "candidate_operators": [["MHA4", "FFN", "CONV3"]] * 4, "vocab_size": 80}
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 16}
-    path.write_text(json.dumps({**config, "hidden_size": 32, "intermediate_size": 64}))
-    return str(path)
+    return write_preset(tmp_path_factory.mktemp("preset"), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 @pytest.fixture(scope="module")
 def teacher(text, tmp_path_factory):
-    """A BERT of transformers with a tokenizer that was trained on the text."""
-    folder = tmp_path_factory.mktemp("teacher")
-    tokenizer = load_data(text).tokenizer
-    set_seed(3)
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return write_teacher(tmp_path_factory.mktemp("teacher"), text, SIZES)
 
 
 def run_settings(preset, text, teacher, init_from=None, num_ranked=10, **arguments) -> BlockwiseSettings:

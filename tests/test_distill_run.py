@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from toy_runs import text_settings, write_preset, write_teacher, write_text
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -14,7 +15,6 @@ from transformers import (
     BertForMaskedLM,
     RobertaConfig,
     RobertaForMaskedLM,
-    set_seed,
 )
 
 from modeling_magic import MagicForMaskedLM
@@ -23,12 +23,11 @@ from training.distill_run import DistillSettings, retrain_distilled, score_teach
 from training.evaluation import evaluate_child, validation_batches
 from training.hub import load_preset
 from training.runs import load_data, retrain
-from training.settings import DataSettings, RetrainSettings, settings_from
+from training.settings import RetrainSettings, settings_from
 from training.teacher import max_sequence_length, weights_hash
 
 
 CHAIN = "MHA4,FFN,CONV3,FFN"
-WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"max_position_embeddings": 16, "pad_token_id": 0}
 
@@ -40,31 +39,17 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(0, len(WORDS), (60, 40), generator=generator).tolist()
-    documents = [". ".join(f"the {WORDS[a]} of the {WORDS[(a + 3) % len(WORDS)]}" for a in row) for row in picks]
-    (folder / "a.txt").write_text("\n\n".join(documents))
-    return DataSettings(source=str(folder), vocab_size=80, block_size=16, validation_fraction=0.1)
+    return text_settings(write_text(tmp_path_factory.mktemp("text")))
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
-    path = tmp_path_factory.mktemp("preset") / "toy.json"
-    config = {"model_type": "magic", "candidate_operators": [["MHA4", "FFN", "CONV3"]] * 4, "vocab_size": 80}
-    path.write_text(json.dumps({**config, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 16}))
-    return str(path)
+    return write_preset(tmp_path_factory.mktemp("preset"))
 
 
 @pytest.fixture(scope="module")
 def teacher(text, tmp_path_factory):
-    """A BERT of transformers with a tokenizer that was trained on the text."""
-    folder = tmp_path_factory.mktemp("teacher")
-    tokenizer = load_data(text).tokenizer
-    set_seed(3)
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return write_teacher(tmp_path_factory.mktemp("teacher"), text, SIZES)
 
 
 def run_settings(preset, text, teacher, **changes) -> DistillSettings:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from toy_runs import text_settings, write_preset, write_text
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -15,29 +16,20 @@ from training.hub import load_preset
 from training.rtd import rtd_training_flops
 from training.rtd_run import RtdSettings, retrain_rtd
 from training.runs import load_data
-from training.settings import DataSettings, settings_from
+from training.settings import settings_from
 
 
 CHAIN = "MHA4,FFN,CONV3,FFN"
-WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(0, len(WORDS), (60, 40), generator=generator).tolist()
-    documents = [". ".join(f"the {WORDS[a]} of the {WORDS[(a + 3) % len(WORDS)]}" for a in row) for row in picks]
-    (folder / "a.txt").write_text("\n\n".join(documents))
-    return DataSettings(source=str(folder), vocab_size=80, block_size=16, validation_fraction=0.1)
+    return text_settings(write_text(tmp_path_factory.mktemp("text")))
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
-    path = tmp_path_factory.mktemp("preset") / "toy.json"
-    config = {"model_type": "magic", "candidate_operators": [["MHA4", "FFN", "CONV3"]] * 4, "vocab_size": 80}
-    path.write_text(json.dumps({**config, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 16}))
-    return str(path)
+    return write_preset(tmp_path_factory.mktemp("preset"))
 
 
 def run_settings(preset, data, architecture=CHAIN, **arguments) -> RtdSettings:

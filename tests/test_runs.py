@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from toy_runs import text_settings, write_preset, write_text
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from training import demo
@@ -23,48 +24,26 @@ from training.finetune_run import FinetuneSettings, check_finetuning
 from training.hub import load_preset
 from training.rtd_run import RtdSettings
 from training.runs import export_child, follow_search, pretrain, retrain
-from training.settings import DataSettings, PretrainSettings, RetrainSettings, load_recipe, settings_from
+from training.settings import PretrainSettings, RetrainSettings, load_recipe, settings_from
 from training.squad_run import SquadSettings
 from training.squad_run import check_settings as check_squad
 from training.standalone import StandaloneSettings
 from training.sweep_run import SweepSettings, sweep_settings
 
 
-WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()
-
-
 @pytest.fixture(scope="module")
 def text_folder(tmp_path_factory):
-    """A folder of English-like text, large enough for a few hundred blocks of 16 tokens."""
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    documents = []
-    for _ in range(150):
-        picks = torch.randint(0, len(WORDS), (40,), generator=generator).tolist()
-        documents.append(". ".join(f"the {WORDS[a]} of the {WORDS[(a + 3) % len(WORDS)]}" for a in picks) + ".")
-    (folder / "a.txt").write_text("\n\n".join(documents))
-    return folder
+    return write_text(tmp_path_factory.mktemp("text"), num_documents=150)
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
-    path = tmp_path_factory.mktemp("preset") / "toy.json"
-    config = {
-        "model_type": "magic",
-        "candidate_operators": [["MHA4", "FFN", "CONV3"]] * 4,
-        "vocab_size": 100,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "max_position_embeddings": 16,
-        "sparse_prediction": True,
-    }
-    path.write_text(json.dumps(config))
-    return str(path)
+    return write_preset(tmp_path_factory.mktemp("preset"), vocab_size=100, sparse_prediction=True)
 
 
 @pytest.fixture(scope="module")
 def data(text_folder):
-    return DataSettings(source=str(text_folder), vocab_size=100, block_size=16, validation_fraction=0.1)
+    return text_settings(text_folder, vocab_size=100)
 
 
 def search_settings(preset, data, **arguments) -> PretrainSettings:

@@ -1,0 +1,122 @@
+"""What the winners of searches are worth when trained alone: their regret against the best child of the space.
+
+    python benchmarks/winners.py METHODS [--shrunk RUN ...] [--num-evaluations 64] [--output FILE.md]
+
+METHODS is a folder of `magic-nas analyze sweep` whose truth holds every child of the space; its children.csv has the
+truth and the shared-weight scores, so that nothing is trained or evaluated here. RUN are super-net runs that ended in
+one child by shrinking (`magic-nas pretrain --shrink`).
+"""
+
+import argparse
+import csv
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from scipy import stats
+
+from training.budgets import Budget, BudgetedSpace
+from training.journal import RankedChild
+from training.runs import read_result
+from training.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
+from training.searchers import EvolutionSearcher, RandomSearcher, Searcher
+
+
+Losses = Mapping[Architecture, float]
+
+
+def read_methods(folder: Path) -> tuple[Losses, dict[str, list[Losses]]]:
+    """Returns the true loss of each child, and of each method the shared-weight losses of its super-nets."""
+    with open(folder / "supernets.csv", encoding="utf-8", newline="") as file:
+        method_of = {row["supernet"]: row["method"] for row in csv.DictReader(file)}
+    with open(folder / "children.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    children = [parse_architecture(row["architecture"]) for row in rows]
+    true = {child: float(row["val_loss"]) for child, row in zip(children, rows, strict=True)}
+    shared: dict[str, list[Losses]] = {}
+    for supernet, method in method_of.items():
+        losses = {child: -float(row[f"score {supernet}"]) for child, row in zip(children, rows, strict=True)}
+        shared.setdefault(method, []).append(losses)
+    return true, shared
+
+
+def space_of(children: Iterable[Architecture]) -> SearchSpace:
+    """Returns the space that the children span.
+
+    Raises:
+        ValueError: some of its children are missing.
+    """
+    known = set(children)
+    space = SearchSpace.from_json([sorted(set(layer)) for layer in zip(*known, strict=True)])
+    if space.size != len(known):
+        raise ValueError(f"the truth holds {len(known)} of {space.size} children; a search may end in any of them")
+    return space
+
+
+def search_winner(searcher: Searcher, shared: Losses, num_evaluations: int) -> Architecture:
+    """Returns the child with the lowest shared-weight loss of those that a searcher asks for."""
+    asked: list[RankedChild] = []
+    while len(asked) < num_evaluations and (children := searcher.ask()):
+        ranked = [RankedChild(child, shared[child], 0.0) for child in children[: num_evaluations - len(asked)]]
+        searcher.tell(ranked)
+        asked += ranked
+    return min(asked, key=lambda child: child.val_loss).architecture
+
+
+def row(name: str, how: str, winners: Sequence[Architecture], true: Losses) -> str:
+    """One row of the table: mean regret of winners with its t-interval, and their mean place."""
+    order = sorted(true, key=lambda child: true[child])
+    regrets = [true[winner] - true[order[0]] for winner in winners]
+    places = [order.index(winner) + 1 for winner in winners]
+    mean, interval = statistics.fmean(regrets), "one"
+    if len(regrets) > 1:
+        half = stats.t.ppf(0.975, len(regrets) - 1) * statistics.stdev(regrets) / len(regrets) ** 0.5
+        interval = f"{mean - half:.3f} to {mean + half:.3f}"
+    return f"| {name} | {how} | {len(winners)} | {mean:.3f} | {interval} | {statistics.fmean(places):.1f} |"
+
+
+def main() -> None:
+    """Prints the table, and writes it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", type=Path)
+    parser.add_argument("--shrunk", type=Path, nargs="*", default=[])
+    parser.add_argument("--num-evaluations", type=int, default=64)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    true, shared = read_methods(options.methods)
+    space, number = BudgetedSpace(space_of(true), Budget()), options.num_evaluations
+    # The defaults are for spaces of billions, where 50 children are a first generation.
+    searchers: dict[str, Callable[[int], Searcher]] = {
+        "evolution": partial(EvolutionSearcher, space, population_size=16, generation_size=8, num_parents=6),
+        "random search": partial(RandomSearcher, space),
+    }
+    best = min(true, key=lambda child: true[child])
+    lines = [
+        f"{len(true)} children; the best is {format_architecture(best)} with a loss of {true[best]:.3f}. Regret is "
+        f"the loss of a winner, trained alone, minus that; 95% t-intervals over super-nets.",
+        "",
+        "| super-nets | winner of | winners | mean regret | interval | mean place |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for method, supernets in shared.items():
+        everywhere = [min(one, key=lambda child: one[child]) for one in supernets]
+        lines.append(row(method, "all children", everywhere, true))
+        for name, searcher_of in searchers.items():
+            found = [search_winner(searcher_of(seed), one, number) for seed, one in enumerate(supernets)]
+            lines.append(row(method, f"{name}, {number} children", found, true))
+    if options.shrunk:
+        results = [read_result(run) for run in options.shrunk]
+        if missing := [run for run, result in zip(options.shrunk, results, strict=True) if result is None]:
+            raise ValueError(f"{missing[0]} is no finished run; finish it with `magic-nas pretrain`")
+        found = [tuple(result["architecture"]) for result in results if result]
+        lines.append(row("shrinking", "shrinking", found, true))
+    lines.append(row("none", "chance: every child", list(true), true))
+    table = "\n".join(lines)
+    print(table)
+    if options.output:
+        options.output.write_text(f"{table}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

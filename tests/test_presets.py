@@ -37,6 +37,7 @@ SIZES = {
     "magic-tiny": (4**6, 2_137_856),
     "magic-mini": (4**8, 3_194_368),
     "magic-micro": (4**4, 405_504),
+    "magic-micro8": (4**8, 675_584),
     "bert-base": (1, 109_482_240),
     "roberta-base": (1, 124_645_632),
     "electra-base": (1, 108_891_648),

@@ -27,6 +27,10 @@ GLUE = ["finetune", "--model", "{encoder}", "--glue-folder", "{glue}", "--max-st
 GLUE += ["--learning-rate", "1e-4", "--batch-size", "4", "--set", "max_length=24"]
 SQUAD = ["squad", "--model", "{encoder}", "--train-file", "{squad}", "--validation-file", "{squad}", *STEPS, *SMALL]
 SQUAD += ["--set", "max_seq_length=24", "--set", "doc_stride=8"]
+STANDALONE = ["analyze", "standalone", *TEXT, *STEPS[:4], *SMALL, "--num-children", "1", *SUPERNET]
+SWEEP = ["analyze", "sweep", *TEXT[2:4], *STEPS[:4], *SMALL, "--truth", "{truth}", "--seed", "0", *SUPERNET, *TEXT[6:]]
+# The toy has four layers.
+SWEEP += ["--set", "preset={toy}", "--set", "data.tokenizer={encoder}", "--set", "values=[1, 4]"]
 OPERATORS = ("MHA4", "FFN", "CONV3")
 COMMANDS = {
     "blockwise-short": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
@@ -37,15 +41,10 @@ COMMANDS = {
     "demo-pretrain-short": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-retrain": RETRAIN,
     "demo-retrain-short": RETRAIN,
-    "micro-benchmark": [
-        *("analyze", "standalone", *TEXT, *STEPS[:4], *SMALL),
-        *("--num-children", "1", "--set", "num_validation_sequences=2"),
-    ],
-    "micro-methods": [
-        *("analyze", "sweep", *TEXT[2:4], *STEPS[:4], *SMALL, "--truth", "{truth}", "--seed", "0"),
-        *("--set", "preset={toy}", "--set", "data.tokenizer={encoder}", "--set", "num_validation_sequences=2"),
-        *TEXT[6:],
-    ],
+    "micro-benchmark": STANDALONE,
+    "micro-methods": SWEEP,
+    "micro8-benchmark": STANDALONE,
+    "micro8-methods": SWEEP,
     "mini-distill": [*RETRAIN, *TEACHER],
     "mini-glue": [*GLUE, "--task", "rte"],
     "mini-pretrain": PRETRAIN,

@@ -260,6 +260,8 @@ RECIPES = {
     "demo-retrain-short": RetrainSettings,
     "micro-benchmark": StandaloneSettings,
     "micro-methods": SweepSettings,
+    "micro8-benchmark": StandaloneSettings,
+    "micro8-methods": SweepSettings,
     "mini-distill": DistillSettings,
     "mini-pretrain": PretrainSettings,
     "mini-retrain": RetrainSettings,

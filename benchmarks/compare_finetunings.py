@@ -10,6 +10,7 @@ are GLUE's own: of MRPC the mean of accuracy and F1, of STS-B that of both corre
 import argparse
 import json
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def difference_row(name: str, own: Scores, first: Scores, tasks: Sequence[str]) 
 
 
 def _difference(own: Sequence[float], first: Sequence[float]) -> str:
-    interval = stats.ttest_ind(own, first, equal_var=False).confidence_interval(0.95)
+    with warnings.catch_warnings():
+        # Where all seeds end in the same answers, the variance is 0, which scipy warns of.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = stats.ttest_ind(own, first, equal_var=False).confidence_interval(0.95)
     return f"{statistics.fmean(own) - statistics.fmean(first):+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
 
 

@@ -7,7 +7,6 @@ of fine-tuning differ in the new head and the order of the rows, the encoder beh
 are GLUE's own: of MRPC the mean of accuracy and F1, of STS-B that of both correlations.
 """
 
-import argparse
 import json
 import statistics
 import warnings
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
+from tables import parser_of, publish
 
 
 Scores = Mapping[str, Sequence[float]]
@@ -72,9 +72,8 @@ def _difference(own: Sequence[float], first: Sequence[float]) -> str:
 
 def main() -> None:
     """Prints both tables, and writes them where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("encoders", nargs="+", metavar="NAME=FOLDER[,FOLDER]")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     named = dict(encoder.split("=", 1) for encoder in options.encoders)
     scores = {name: read_scores(folders.split(",")) for name, folders in named.items()}
@@ -86,10 +85,7 @@ def main() -> None:
     lines += [score_row(name, own, tasks) for name, own in scores.items()]
     lines += ["", f"| mean difference to {reference} (95% interval) | {names} | mean |", rule]
     lines += [difference_row(name, own, first, tasks) for name, own in others]
-    table = "\n".join(lines)
-    print(table)
-    if options.output:
-        options.output.write_text(f"{table}\n", encoding="utf-8")
+    publish(lines, options.output)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ truth and the shared-weight scores, so that nothing is trained or evaluated here
 one child by shrinking (`magic-nas pretrain --shrink`).
 """
 
-import argparse
 import csv
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from scipy import stats
+from tables import parser_of, publish
 
 from training.budgets import Budget, BudgetedSpace
 from training.journal import RankedChild
@@ -78,11 +78,10 @@ def row(name: str, how: str, winners: Sequence[Architecture], true: Losses) -> s
 
 def main() -> None:
     """Prints the table, and writes it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("methods", type=Path)
     parser.add_argument("--shrunk", type=Path, nargs="*", default=[])
     parser.add_argument("--num-evaluations", type=int, default=64)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     true, shared = read_methods(options.methods)
     space, number = BudgetedSpace(space_of(true), Budget()), options.num_evaluations
@@ -112,10 +111,7 @@ def main() -> None:
         found = [tuple(result["architecture"]) for result in results if result]
         lines.append(row("shrinking", "shrinking", found, true))
     lines.append(row("none", "chance: every child", list(true), true))
-    table = "\n".join(lines)
-    print(table)
-    if options.output:
-        options.output.write_text(f"{table}\n", encoding="utf-8")
+    publish(lines, options.output)
 
 
 if __name__ == "__main__":

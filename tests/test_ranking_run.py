@@ -292,6 +292,10 @@ def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monke
     monkeypatch.setattr(sweep_run, "pretrain", pretrain)
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("supernets/*/supernet/model.safetensors")}
     assert len(done) == 1
+    # Judged by the process that trained it, so that several share this work too.
+    (journal,) = tmp_path.glob("scores-num_substitutions=2-3-*.jsonl")
+    children = {child.architecture for child in read_standalone(truth)[1]}
+    assert len(journal.read_text().splitlines()) == 1 + len(children)
     result = run_sweep(settings, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert [(row["method"], row["seed"]) for row in result["supernets"]] == [

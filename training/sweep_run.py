@@ -18,8 +18,9 @@ from .arguments import MagicTrainingArguments
 from .checkpoints import write_json
 from .costs import operator_flops, training_flops
 from .data import PreparedData
+from .evaluation import Batch
 from .hub import load_preset
-from .ranking import MethodTau, TruthNoise
+from .ranking import MethodTau, Scores, TruthNoise
 from .ranking_figures import SweepPoint, draw_sweep
 from .ranking_run import (
     MICRO_BENCHMARK,
@@ -50,6 +51,7 @@ from .search_figures import render
 from .search_setup import check_search, search_sampler
 from .search_space import SearchSpace
 from .settings import PretrainSettings, mapping_of, settings_from
+from .truth import Truth
 
 
 SUPERNETS_FOLDER = "supernets"
@@ -169,8 +171,8 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
 
     The folder then holds `supernets/` (a run for each value or reference and seed), the files of `run_ranking`,
     sweep.csv and sweep.png, the curve of tau, and compute.csv, what the super-nets of each value cost. A sweep that
-    was stopped is continued, super-net by super-net and each from its last checkpoint; several processes may work on
-    one folder; one that has ended returns its result.
+    was stopped is continued, super-net by super-net and each from its last checkpoint, and child by child where it is
+    judged; several processes may work on one folder; one that has ended returns its result.
 
     Raises:
         ValueError: as `run_ranking` does.
@@ -194,13 +196,12 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
     if settings.equal_compute:
         steps = _equal_steps(settings, plan, config, data)
         plan = {name: {**change, "max_steps": steps[name]} for name, change in plan.items()}
-    supernets = _train_supernets(settings, plan, output_dir / SUPERNETS_FOLDER)
+    batches = judging_batches(settings, settings.pretrain.mlm_probability, data)
+    supernets, scores = _trained_and_scored(settings, plan, truth, batches, output_dir)
     with FileLock(output_dir / f"{RUN_NAME}.lock"):
         if (result := read_result(output_dir)) is not None:
             return result
         with claim_run_folder(output_dir, "sweep", settings, should_save=True):
-            batches = judging_batches(settings, settings.pretrain.mlm_probability, data)
-            scores = [shared_scores(supernet, truth, batches, output_dir) for supernet in supernets]
             result = {**judge(settings, supernets, truth, scores, output_dir), "corpus": data.fingerprint}
             result |= {"parameter": settings.parameter, "values": list(settings.values)}
             result["compute"] = _compute(settings, plan, config, data, supernets)
@@ -216,25 +217,33 @@ def _with_vocabulary(config: MagicConfig, data: PreparedData) -> MagicConfig:
     return config
 
 
-def _train_supernets(settings: SweepSettings, plan: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Supernet]:
-    """Trains every super-net that no other process trains, and waits for those of the others."""
+def _trained_and_scored(
+    settings: SweepSettings,
+    plan: Mapping[str, Mapping[str, Any]],
+    truth: Truth,
+    batches: Sequence[Batch],
+    output_dir: Path,
+) -> tuple[list[Supernet], list[Scores]]:
+    """Trains and scores every super-net that no other process is at, and waits for those of the others."""
     jobs = [(name, change, seed) for seed in settings.seeds for name, change in plan.items()]
-    done: dict[tuple[str, int], Supernet] = {}
+    done: dict[tuple[str, int], tuple[Supernet, Scores]] = {}
     while len(done) < len(jobs):
         num_done = len(done)
         for name, change, seed in jobs:
             if (name, seed) in done:
                 continue
-            run = folder / f"{file_name(name)}-{seed}"
+            run = output_dir / SUPERNETS_FOLDER / f"{file_name(name)}-{seed}"
             try:
                 with FileLock(f"{run}.lock", timeout=0):
                     result = pretrain(_supernet_settings(settings, change, seed), run)
+                    supernet = Supernet(run, run.name, name, seed, result["steps"])
+                    done[name, seed] = supernet, shared_scores(supernet, truth, batches, output_dir)
             except Timeout:
                 continue
-            done[name, seed] = Supernet(run, run.name, name, seed, result["steps"])
         if len(done) == num_done:
             time.sleep(_POLL_SECONDS)
-    return [done[name, seed] for name, _, seed in jobs]
+    supernets, scores = zip(*(done[name, seed] for name, _, seed in jobs), strict=True)
+    return list(supernets), list(scores)
 
 
 def _write_curve(settings: SweepSettings, result: dict[str, Any], output_dir: Path) -> None:

@@ -1,0 +1,98 @@
+"""The scripts that turn a sweep's folder into tables: winners' regrets, groups, and effects of operators."""
+
+import csv
+import importlib
+import random
+from itertools import product
+from pathlib import Path
+
+import pytest
+from scipy.stats import kendalltau
+
+
+OPERATORS = ["CONV3", "FFN", "MHA4"]
+CHILDREN = list(product(OPERATORS, repeat=3))
+WORTH = {(place, name): 0.1 * place + 0.03 * OPERATORS.index(name) for place in range(3) for name in OPERATORS}
+
+
+def true_loss(child):
+    """A sum over layers, so that its effects and its additive fit are known."""
+    return 4 + sum(WORTH[place, name] * (1 + place) for place, name in enumerate(child))
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("winners"), importlib.import_module("ranking_limits")
+
+
+@pytest.fixture
+def methods(tmp_path):
+    """A sweep's folder: three perfect super-nets, and two that know nothing."""
+    rng = random.Random(0)
+    noise = [{child: rng.random() for child in CHILDREN} for _ in range(2)]
+    scores = {f"perfect-{n}": {child: -2 * true_loss(child) for child in CHILDREN} for n in range(3)}
+    scores |= {f"blind-{n}": one for n, one in enumerate(noise)}
+    with open(tmp_path / "supernets.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["supernet", "method"], *([name, name.split("-")[0]] for name in scores)])
+    with open(tmp_path / "children.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["architecture", "val_loss", "num_seeds", *(f"score {name}" for name in scores)])
+        for child in sorted(CHILDREN, key=true_loss):
+            writer.writerow([",".join(child), true_loss(child), 1, *(one[child] for one in scores.values())])
+    return tmp_path
+
+
+def test_a_sweep_is_read_method_by_method(scripts, methods):
+    true, shared = scripts[0].read_methods(methods)
+    assert true == pytest.approx({child: true_loss(child) for child in CHILDREN})
+    assert {name: len(found) for name, found in shared.items()} == {"perfect": 3, "blind": 2}
+    assert shared["perfect"][1][CHILDREN[5]] == pytest.approx(2 * true_loss(CHILDREN[5]))
+
+
+def test_winners_of_a_perfect_ranking_have_no_regret(scripts, methods, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["winners.py", str(methods), "--num-evaluations", "27"])
+    scripts[0].main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| perfect")]
+    # With as many evaluations as children nothing is missed.
+    assert [(row[2], row[3], row[5]) for row in rows] == [("3", "0.000", "1.0 |")] * 3
+
+
+def test_chance_is_the_mean_of_all_children(scripts, methods):
+    true, _ = scripts[0].read_methods(methods)
+    row = scripts[0].row("none", "chance", list(true), true).split(" | ")
+    losses = [true_loss(child) for child in CHILDREN]
+    assert float(row[3]) == pytest.approx(sum(losses) / 27 - min(losses), abs=1e-3)
+    assert row[5] == "14.0 |"
+
+
+def test_a_truth_with_holes_is_refused(scripts):
+    with pytest.raises(ValueError, match="26 of 27 children"):
+        scripts[0].space_of(CHILDREN[1:])
+
+
+def test_effects_of_a_sum_are_its_terms(scripts, methods):
+    _, limits = scripts
+    true, _ = scripts[0].read_methods(methods)
+    found = limits.effects(true, CHILDREN)
+    for (place, name), effect in found.items():
+        mean = sum(WORTH[place - 1, other] for other in OPERATORS) / 3
+        assert effect == pytest.approx((WORTH[place - 1, name] - mean) * place)
+    assert limits.additive_fit(true, CHILDREN) == pytest.approx(true)
+
+
+def test_groups_and_their_tau(scripts, methods, monkeypatch, capsys):
+    true, shared = scripts[0].read_methods(methods)
+    limit = sorted(true.values())[20] + 1e-9
+    groups = scripts[1].groups_of(true, limit)
+    assert [len(children) for children in groups.values()] == [27, 21, 10]
+    assert [len(children) for children in scripts[1].groups_of(true, 99.0).values()] == [27, 13]
+    blind = shared["blind"][0]
+    learned = list(groups.values())[1]
+    expected = kendalltau([true[child] for child in learned], [blind[child] for child in learned]).statistic
+    assert scripts[1].tau(learned, true, blind) == pytest.approx(expected)
+    monkeypatch.setattr("sys.argv", ["ranking_limits.py", str(methods), "--below", str(limit)])
+    scripts[1].main()
+    out = capsys.readouterr().out
+    assert "| perfect | 1.000 (1.000 to 1.000) |" in out
+    assert f"children of the group 'loss below {limit:g}'" in out

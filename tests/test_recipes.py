@@ -43,6 +43,7 @@ COMMANDS = {
     "demo-retrain-short": RETRAIN,
     "micro-benchmark": STANDALONE,
     "micro-methods": SWEEP,
+    "micro-shrink": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "micro8-benchmark": STANDALONE,
     "micro8-methods": SWEEP,
     "mini-distill": [*RETRAIN, *TEACHER],

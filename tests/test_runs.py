@@ -260,6 +260,7 @@ RECIPES = {
     "demo-retrain-short": RetrainSettings,
     "micro-benchmark": StandaloneSettings,
     "micro-methods": SweepSettings,
+    "micro-shrink": PretrainSettings,
     "micro8-benchmark": StandaloneSettings,
     "micro8-methods": SweepSettings,
     "mini-distill": DistillSettings,

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import kendalltau, t
-from tables import parser_of, publish
+from scipy.stats import kendalltau
+from tables import mean_with_interval, parser_of, publish
 from winners import Losses, read_methods
 
 from training.search_space import Architecture
@@ -33,15 +33,6 @@ def groups_of(true: Losses, below: float) -> dict[str, list[Architecture]]:
 def tau(children: Sequence[Architecture], true: Losses, score: Mapping[Architecture, float]) -> float:
     """Kendall's tau-b between true losses and a score that is lower for better children."""
     return float(kendalltau([true[child] for child in children], [score[child] for child in children]).statistic)
-
-
-def mean_with_interval(values: Sequence[float]) -> str:
-    """The mean of some super-nets' values and its 95% t-interval."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
 
 
 def untrained_scores(true: Losses) -> dict[str, Losses]:

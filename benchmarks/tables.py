@@ -1,8 +1,11 @@
-"""Options and output that the scripts which print a table share."""
+"""Options, output and intervals that the scripts which print a table share."""
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
+
+from scipy import stats
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -18,3 +21,12 @@ def publish(lines: Sequence[str], output: Path | None) -> None:
     print(table)
     if output:
         output.write_text(f"{table}\n", encoding="utf-8")
+
+
+def mean_with_interval(values: Sequence[float], sign: str = "") -> str:
+    """The mean and its 95% t-interval, which one value has none of; `sign` "+" shows that of positive numbers."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:{sign}.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:{sign}.3f} ({mean - half:{sign}.3f} to {mean + half:{sign}.3f})"

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from scipy import stats
-from tables import parser_of, publish
+from tables import mean_with_interval, parser_of, publish
 
 from training.budgets import Budget, BudgetedSpace
 from training.journal import RankedChild
@@ -68,12 +67,8 @@ def row(name: str, how: str, winners: Sequence[Architecture], true: Losses) -> s
     """One row of the table: mean regret of winners with its t-interval, and their mean place."""
     order = sorted(true, key=lambda child: true[child])
     regrets = [true[winner] - true[order[0]] for winner in winners]
-    places = [order.index(winner) + 1 for winner in winners]
-    mean, interval = statistics.fmean(regrets), "one"
-    if len(regrets) > 1:
-        half = stats.t.ppf(0.975, len(regrets) - 1) * statistics.stdev(regrets) / len(regrets) ** 0.5
-        interval = f"{mean - half:.3f} to {mean + half:.3f}"
-    return f"| {name} | {how} | {len(winners)} | {mean:.3f} | {interval} | {statistics.fmean(places):.1f} |"
+    place = statistics.fmean(order.index(winner) + 1 for winner in winners)
+    return f"| {name} | {how} | {len(winners)} | {mean_with_interval(regrets)} | {place:.1f} |"
 
 
 def main() -> None:
@@ -95,8 +90,8 @@ def main() -> None:
         f"{len(true)} children; the best is {format_architecture(best)} with a loss of {true[best]:.3f}. Regret is "
         f"the loss of a winner, trained alone, minus that; 95% t-intervals over super-nets.",
         "",
-        "| super-nets | winner of | winners | mean regret | interval | mean place |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| super-nets | winner of | winners | mean regret | mean place |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for method, supernets in shared.items():
         everywhere = [min(one, key=lambda child: one[child]) for one in supernets]

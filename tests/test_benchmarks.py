@@ -1,13 +1,14 @@
-"""The scripts that turn a sweep's folder into tables: winners' regrets, groups, and effects of operators."""
+"""The scripts that make tables of finished analyses: winners' regrets, groups, effects of operators, cosines."""
 
 import csv
 import importlib
+import json
 import random
 from itertools import product
 from pathlib import Path
 
 import pytest
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, ttest_1samp
 
 
 OPERATORS = ["CONV3", "FFN", "MHA4"]
@@ -24,6 +25,30 @@ def true_loss(child):
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     return importlib.import_module("winners"), importlib.import_module("ranking_limits")
+
+
+def test_intervals_are_scipys(scripts):
+    tables = importlib.import_module("tables")
+    values = [0.5, 0.7, 0.64]
+    interval = ttest_1samp(values, 0).confidence_interval(0.95)
+    expected = f"+{sum(values) / 3:.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+    assert tables.mean_with_interval(values, "+") == expected
+    assert tables.mean_with_interval(values[:1]) == "0.500"
+
+
+def test_cosines_are_paired_by_the_super_nets_seed(scripts, tmp_path, monkeypatch, capsys):
+    for name, cosine in (("a-0", 0.5), ("a-1", 0.7), ("b-0", 0.6), ("b-1", 0.8)):
+        kinds = {key: {"mean": cosine / 2} for key in ("same_kind", "other_kind", "same_minus_other")}
+        curve = [{"num_differing_layers": m, "mean": cosine / m} for m in (1, 2)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps({"curve": curve, **kinds}))
+    folders = [f"{name}={tmp_path / name}-0,{tmp_path / name}-1" for name in "ab"]
+    monkeypatch.setattr("sys.argv", ["cosines.py", *folders])
+    importlib.import_module("cosines").main()
+    out = capsys.readouterr().out
+    assert "| cosine | m = 1 | m = 2 | one kind | two kinds | one kind - two kinds |" in out
+    # Both pairs differ by the same, so that the interval has no width.
+    assert "| b | +0.100 (+0.100 to +0.100) | +0.050 (+0.050 to +0.050) |" in out
 
 
 @pytest.fixture
@@ -55,15 +80,15 @@ def test_winners_of_a_perfect_ranking_have_no_regret(scripts, methods, monkeypat
     scripts[0].main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| perfect")]
     # With as many evaluations as children nothing is missed.
-    assert [(row[2], row[3], row[5]) for row in rows] == [("3", "0.000", "1.0 |")] * 3
+    assert [row[2:] for row in rows] == [["3", "0.000 (0.000 to 0.000)", "1.0 |"]] * 3
 
 
 def test_chance_is_the_mean_of_all_children(scripts, methods):
     true, _ = scripts[0].read_methods(methods)
     row = scripts[0].row("none", "chance", list(true), true).split(" | ")
     losses = [true_loss(child) for child in CHILDREN]
-    assert float(row[3]) == pytest.approx(sum(losses) / 27 - min(losses), abs=1e-3)
-    assert row[5] == "14.0 |"
+    assert float(row[3].split()[0]) == pytest.approx(sum(losses) / 27 - min(losses), abs=1e-3)
+    assert row[4] == "14.0 |"
 
 
 def test_a_truth_with_holes_is_refused(scripts):

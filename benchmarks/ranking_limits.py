@@ -3,9 +3,10 @@
 Tau within groups of children, tau of scores that cost no training, and the effect of each operator in each layer on
 the loss, trained alone and with shared weights.
 
-    python benchmarks/ranking_limits.py METHODS [--below LOSS] [--output FILE.md]
+    python benchmarks/ranking_limits.py METHODS [--preset magic-micro] [--below LOSS] [--output FILE.md]
 
-METHODS is a folder of `magic-nas analyze sweep`; nothing is trained or evaluated here. With `--below` a second group
+METHODS is a folder of `magic-nas analyze sweep`; nothing is trained or evaluated here. With `--preset`, whose children
+they are, parameters and FLOPs are scores too. With `--below` a second group
 has the children whose true loss is below LOSS: where some children are on a plateau, telling these from the others is
 easy, and a tau over all children is partly made of it. A third group is the better half of the second.
 """
@@ -19,6 +20,8 @@ from scipy.stats import kendalltau
 from tables import mean_with_interval, parser_of, publish
 from winners import Losses, read_methods
 
+from training.costs import additive_cost
+from training.hub import load_preset
 from training.search_space import Architecture
 
 
@@ -35,15 +38,21 @@ def tau(children: Sequence[Architecture], true: Losses, score: Mapping[Architect
     return float(kendalltau([true[child] for child in children], [score[child] for child in children]).statistic)
 
 
-def untrained_scores(true: Losses) -> dict[str, Losses]:
-    """Returns scores that need no training: how many layers have no operator of a kind, and no convolution."""
+def untrained_scores(true: Losses, preset: str | None = None) -> dict[str, Losses]:
+    """Returns scores that need no training, lower for better children: counts of operators, and costs."""
     names = sorted({name for child in true for name in child})
     kinds: dict[str, Callable[[str], bool]] = {name: name.__eq__ for name in names}
     kinds["convolutions"] = lambda name: name.startswith("CONV")
-    return {
+    scores: dict[str, Losses] = {
         f"number of {kind}": {child: -float(sum(map(is_kind, child))) for child in true}
         for kind, is_kind in kinds.items()
     }
+    if preset:
+        config = load_preset(preset)
+        for name in ("num_parameters", "flops"):
+            cost = additive_cost(config, name, seq_len=min(128, config.max_position_embeddings))
+            scores[f"minus {name}"] = {child: cost(child) for child in true}
+    return scores
 
 
 def effects(losses: Losses, children: Sequence[Architecture]) -> dict[tuple[int, str], float]:
@@ -69,6 +78,7 @@ def main() -> None:
     """Prints the tables, and writes them where asked."""
     parser = parser_of(__doc__)
     parser.add_argument("methods", type=Path)
+    parser.add_argument("--preset")
     parser.add_argument("--below", type=float, default=float("inf"), metavar="LOSS")
     options = parser.parse_args()
     true, shared = read_methods(options.methods)
@@ -82,7 +92,7 @@ def main() -> None:
         averaged = {child: statistics.fmean(one[child] for one in supernets) for child in true}
         cells = [f"{tau(group, true, averaged):.3f}" for group in groups.values()]
         lines.append(f"| {method}, mean loss of its super-nets | {' | '.join(cells)} |")
-    for name, score in untrained_scores(true).items():
+    for name, score in untrained_scores(true, options.preset).items():
         lines.append(f"| {name} | {' | '.join(f'{tau(group, true, score):.3f}' for group in groups.values())} |")
     fits = [tau(group, true, additive_fit(true, group)) for group in groups.values()]
     lines.append(f"| the truth's own additive fit | {' | '.join(f'{fit:.3f}' for fit in fits)} |")

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -196,6 +197,17 @@ def test_the_shipped_table_is_whole():
         assert tokens == pytest.approx(sum(table.rows[0].batch_losses) / table.rows[0].val_loss, rel=1e-3)
     package = Path(micro_benchmark.__file__).parent
     assert sum((package / name).stat().st_size for name in (TABLE_NAME, METADATA_NAME)) < 250_000
+
+
+@shipped
+def test_the_pages_python_runs_as_it_stands(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "micro_benchmark.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    out = capsys.readouterr().out
+    assert "seed noise from" in out
+    assert names["children"].size < names["table"].space.size
 
 
 @shipped

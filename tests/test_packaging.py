@@ -110,13 +110,14 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_wheel_holds_presets_recipes_and_card(wheel):
+def test_wheel_holds_presets_recipes_card_and_table(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hub_configs").glob("*.json")}
     recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hub_configs" / "recipes").glob("*.yaml")}
     assert presets
     assert recipes
-    assert presets | recipes | {"hub_configs/model_card.md"} <= names
+    table = {"training/micro_benchmark.csv", "training/micro_benchmark.json"}
+    assert presets | recipes | table | {"hub_configs/model_card.md"} <= names
     assert any(name.endswith("/LICENSE") for name in names)
     folders = {name.partition("/")[0] for name in names}
     assert folders == {*PACKAGES, f"magic_nas-{setup_cfg()['metadata']['version']}.dist-info"}

@@ -8,11 +8,12 @@ the loss, trained alone and with shared weights.
 METHODS is a folder of `magic-nas analyze sweep`; nothing is trained or evaluated here. With `--preset`, whose children
 they are, parameters and FLOPs are scores too. With `--below` a second group
 has the children whose true loss is below LOSS: where some children are on a plateau, telling these from the others is
-easy, and a tau over all children is partly made of it. A third group is the better half of the second.
+easy, and a tau over all children is partly made of it. A third group is the better half of the second. The last column
+is of the pairs of the second group with as many convolutions, which their number does not tell apart.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +39,26 @@ def tau(children: Sequence[Architecture], true: Losses, score: Mapping[Architect
     return float(kendalltau([true[child] for child in children], [score[child] for child in children]).statistic)
 
 
+def tau_of_equals(children: Sequence[Architecture], true: Losses, score: Losses) -> float:
+    """Kendall's tau between children with as many convolutions: the mean over their numbers, weighted by pairs."""
+    by_number: dict[int, list[Architecture]] = {}
+    for child in children:
+        by_number.setdefault(_num_convolutions(child), []).append(child)
+    taus = [(len(own) * (len(own) - 1), tau(own, true, score)) for own in by_number.values() if len(own) > 1]
+    return sum(pairs * own for pairs, own in taus) / sum(pairs for pairs, _ in taus)
+
+
+def _num_convolutions(child: Architecture) -> int:
+    return sum(name.startswith("CONV") for name in child)
+
+
 def untrained_scores(true: Losses, preset: str | None = None) -> dict[str, Losses]:
     """Returns scores that need no training, lower for better children: counts of operators, and costs."""
     names = sorted({name for child in true for name in child})
-    kinds: dict[str, Callable[[str], bool]] = {name: name.__eq__ for name in names}
-    kinds["convolutions"] = lambda name: name.startswith("CONV")
     scores: dict[str, Losses] = {
-        f"number of {kind}": {child: -float(sum(map(is_kind, child))) for child in true}
-        for kind, is_kind in kinds.items()
+        f"number of {name}": {child: -float(child.count(name)) for child in true} for name in names
     }
+    scores["number of convolutions"] = {child: -float(_num_convolutions(child)) for child in true}
     if preset:
         config = load_preset(preset)
         for name in ("num_parameters", "flops"):
@@ -66,12 +78,23 @@ def effects(losses: Losses, children: Sequence[Architecture]) -> dict[tuple[int,
 
 
 def additive_fit(losses: Losses, children: Sequence[Architecture]) -> Losses:
-    """Returns the least-squares fit of losses by one number for each operator in each layer."""
-    columns = sorted({(place, name) for child in children for place, name in enumerate(child)})
-    design = np.array([[float(child[place] == name) for place, name in columns] for child in children])
-    values = np.array([losses[child] for child in children])
-    fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    return dict(zip(children, fitted.tolist(), strict=True))
+    """Returns the losses that one number for each operator in each layer foretells, fitted to some children."""
+    columns = sorted({(place, name) for child in losses for place, name in enumerate(child)})
+    design = {child: np.array([float(child[place] == name) for place, name in columns]) for child in losses}
+    known = np.array([losses[child] for child in children])
+    numbers = np.linalg.lstsq(np.stack([design[child] for child in children]), known, rcond=None)[0]
+    return {child: float(design[child] @ numbers) for child in losses}
+
+
+def effects_table(true: Losses, shared: Mapping[str, Sequence[Losses]], children: Sequence[Architecture]) -> list[str]:
+    """The effect of each operator in each layer, trained alone and in the mean of each method's super-nets."""
+    alone = effects(true, children)
+    of_methods = [[effects(one, children) for one in supernets] for supernets in shared.values()]
+    lines = [f"| layer | operator | alone | {' | '.join(shared)} |", "| --- " * (len(shared) + 3) + "|"]
+    for place, name in sorted(alone):
+        cells = [f"{statistics.fmean(one[place, name] for one in found):+.3f}" for found in of_methods]
+        lines.append(f"| {place} | {name} | {alone[place, name]:+.3f} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
@@ -83,29 +106,27 @@ def main() -> None:
     options = parser.parse_args()
     true, shared = read_methods(options.methods)
     groups = groups_of(true, options.below)
-    heads = " | ".join(f"{name} ({len(children)})" for name, children in groups.items())
-    rule = "| --- " * (len(groups) + 1) + "|"
-    lines = [f"| tau of | {heads} |", rule]
-    for method, supernets in shared.items():
-        cells = [mean_with_interval([tau(group, true, one) for one in supernets]) for group in groups.values()]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-        averaged = {child: statistics.fmean(one[child] for one in supernets) for child in true}
-        cells = [f"{tau(group, true, averaged):.3f}" for group in groups.values()]
-        lines.append(f"| {method}, mean loss of its super-nets | {' | '.join(cells)} |")
-    for name, score in untrained_scores(true, options.preset).items():
-        lines.append(f"| {name} | {' | '.join(f'{tau(group, true, score):.3f}' for group in groups.values())} |")
-    fits = [tau(group, true, additive_fit(true, group)) for group in groups.values()]
-    lines.append(f"| the truth's own additive fit | {' | '.join(f'{fit:.3f}' for fit in fits)} |")
     # All that have learned: the last group is chosen by the very losses that its effects would be means of.
     group_name, group = list(groups.items())[-2]
-    alone = effects(true, group)
+    heads = " | ".join(f"{name} ({len(children)})" for name, children in groups.items())
+    lines = [f"| tau of | {heads} | as many convolutions |", "| --- " * (len(groups) + 2) + "|"]
+
+    def taus(score: Losses) -> list[float]:
+        return [*(tau(children, true, score) for children in groups.values()), tau_of_equals(group, true, score)]
+
+    def row(name: str, cells: Iterable[str]) -> str:
+        # A score that is the same for all children ranks none.
+        return f"| {name} | {' | '.join(cells).replace('nan', '-')} |"
+
+    for method, supernets in shared.items():
+        lines.append(row(method, map(mean_with_interval, zip(*map(taus, supernets), strict=True))))
+        averaged = {child: statistics.fmean(one[child] for one in supernets) for child in true}
+        lines.append(row(f"{method}, mean loss of its super-nets", (f"{one:.3f}" for one in taus(averaged))))
+    untrained = untrained_scores(true, options.preset)
+    for name, score in {**untrained, "the truth's own additive fit": additive_fit(true, group)}.items():
+        lines.append(row(name, (f"{one:.3f}" for one in taus(score))))
     lines += ["", f"Effect of an operator on the loss, children of the group {group_name!r}:", ""]
-    lines += [f"| layer | operator | alone | {' | '.join(shared)} |", "| --- " * (len(shared) + 3) + "|"]
-    of_methods = [[effects(one, group) for one in supernets] for supernets in shared.values()]
-    for place, name in sorted(alone):
-        cells = [f"{statistics.fmean(one[place, name] for one in found):+.3f}" for found in of_methods]
-        lines.append(f"| {place} | {name} | {alone[place, name]:+.3f} | {' | '.join(cells)} |")
-    publish(lines, options.output)
+    publish([*lines, *effects_table(true, shared, group)], options.output)
 
 
 if __name__ == "__main__":

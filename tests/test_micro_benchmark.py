@@ -177,12 +177,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 # ---- The table that ships ----
 
-shipped = pytest.mark.skipif(
-    not Path(micro_benchmark.__file__).with_name(TABLE_NAME).is_file(), reason="the package carries no table"
-)
 
-
-@shipped
 def test_the_shipped_table_is_whole():
     table = load_micro_benchmark()
     config = load_preset("magic-micro")
@@ -199,7 +194,6 @@ def test_the_shipped_table_is_whole():
     assert sum((package / name).stat().st_size for name in (TABLE_NAME, METADATA_NAME)) < 250_000
 
 
-@shipped
 def test_the_pages_python_runs_as_it_stands(capsys):
     page = (Path(__file__).parents[1] / "docs" / "micro_benchmark.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -210,7 +204,6 @@ def test_the_pages_python_runs_as_it_stands(capsys):
     assert names["children"].size < names["table"].space.size
 
 
-@shipped
 @pytest.mark.slow
 @pytest.mark.data
 def test_rows_trained_again_match_within_the_noise_of_seeds(data_folder, tmp_path):

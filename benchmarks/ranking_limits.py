@@ -7,7 +7,7 @@ the loss, trained alone and with shared weights.
 
 METHODS is a folder of `magic-nas analyze sweep`; nothing is trained or evaluated here. With `--preset`, whose children
 they are, parameters and FLOPs are scores too. With `--below` a second group has the children whose true loss is below
-LOSS: where some children are on a plateau, telling these from the others is easy, and a tau over all children is partly
+LOSS: where some children are on a plateau, telling these from the others is easy, and tau over all children is partly
 made of it. A third group is the better half of the second. The last column is of the pairs of the second group with as
 many convolutions, which their number does not tell apart.
 """

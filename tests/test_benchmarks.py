@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from scipy.stats import kendalltau, ttest_1samp
 
+from training.journal import Journal
+from training.truth import StandaloneChild, journal_path
+
 
 OPERATORS = ["CONV3", "FFN", "MHA4"]
 CHILDREN = list(product(OPERATORS, repeat=3))
@@ -135,3 +138,70 @@ def test_groups_and_their_tau(scripts, methods, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "| perfect | 1.000 (1.000 to 1.000) |" in out
     assert f"children of the group 'loss below {limit:g}'" in out
+
+
+@pytest.fixture
+def found_children(scripts):
+    return importlib.import_module("found_children")
+
+
+def journal_of(folder, losses, seed=0, **key):
+    """Writes a folder of children trained alone."""
+    journal = Journal(journal_path(folder, seed), {"seed": seed, "space": "toy", **key}, StandaloneChild)
+    for child, loss in losses.items():
+        journal.append(StandaloneChild(child, loss, 0.0, seed=seed))
+
+
+def run_of(folder, **result):
+    """Writes a finished run and returns its folder's name."""
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(result))
+    return str(folder)
+
+
+def searched(*children):
+    return {"searched": [{"architecture": list(child), "val_loss": loss} for child, loss in children]}
+
+
+def test_found_children_beside_uniform_ones(found_children, tmp_path, monkeypatch, capsys):
+    best, good, plain = CHILDREN[:3]
+    journal_of(tmp_path / "truth", {CHILDREN[9]: 4.1, CHILDREN[10]: 4.3, CHILDREN[11]: 4.5})
+    journal_of(tmp_path / "truth", {CHILDREN[9]: 9.0}, seed=1)
+    journal_of(tmp_path / "alone", {best: 4.0, good: 4.2, plain: 4.4})
+    runs = [
+        run_of(tmp_path / "a", search=searched((best, 5.1), (plain, 5.2), (good, None))),
+        run_of(tmp_path / "b", search=searched((plain, 5.2), (good, 5.0))),
+        run_of(tmp_path / "c", space=[[name] for name in best]),
+    ]
+    arguments = [tmp_path / "truth", tmp_path / "alone", f"searched={runs[0]},{runs[1]}", f"shrunk={runs[2]}"]
+    monkeypatch.setattr("sys.argv", ["found_children.py", *map(str, arguments), "--named", ",".join(plain)])
+    found_children.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert [row[1] for row in rows] == ["2", "1", "1", "3"]
+    # (4.0 + 4.2) / 2, against uniform children of which 4.1 is the best and the only one below 4.2.
+    assert rows[0][2].startswith("4.100 (")
+    assert rows[0][3].startswith("+0.000 (")
+    assert rows[0][4] == "16.7% |"
+    assert rows[1][2:] == ["4.000", "-0.100", "0.0% |"]
+    assert rows[2][2:] == ["4.400", "+0.300", "66.7% |"]
+    assert rows[3][2].startswith("4.300 (")
+
+
+def test_found_children_that_are_yet_to_be_trained_are_named(found_children, tmp_path):
+    with pytest.raises(ValueError, match=r"--architecture CONV3,CONV3,FFN$"):
+        found_children.check_trained(CHILDREN[:2] * 2, {CHILDREN[0]: 4.0}, tmp_path)
+
+
+def test_found_children_of_another_text_are_refused(found_children, tmp_path):
+    journal_of(tmp_path / "truth", {CHILDREN[0]: 4.0}, data="a")
+    journal_of(tmp_path / "alone", {CHILDREN[0]: 4.0}, data="b")
+    with pytest.raises(ValueError, match="of another data than"):
+        found_children.read_alone(tmp_path / "truth", tmp_path / "alone")
+
+
+def test_runs_that_found_no_child_are_refused(found_children, tmp_path):
+    for number, result in enumerate(({"space": [["FFN", "MHA4"]]}, {"steps": 3})):
+        with pytest.raises(ValueError, match="no super-net of which shrinking left one child"):
+            found_children.found_child(Path(run_of(tmp_path / str(number), **result)))
+    with pytest.raises(ValueError, match="no finished run"):
+        found_children.found_child(tmp_path)

@@ -27,7 +27,7 @@ GLUE = ["finetune", "--model", "{encoder}", "--glue-folder", "{glue}", "--max-st
 GLUE += ["--learning-rate", "1e-4", "--batch-size", "4", "--set", "max_length=24"]
 SQUAD = ["squad", "--model", "{encoder}", "--train-file", "{squad}", "--validation-file", "{squad}", *STEPS, *SMALL]
 SQUAD += ["--set", "max_seq_length=24", "--set", "doc_stride=8"]
-STANDALONE = ["analyze", "standalone", *TEXT, *STEPS[:4], *SMALL, "--num-children", "1", *SUPERNET]
+STANDALONE = ["analyze", "standalone", *TEXT, *STEPS[:4], *SMALL, *SUPERNET]
 SWEEP = ["analyze", "sweep", *TEXT[2:4], *STEPS[:4], *SMALL, "--truth", "{truth}", "--seed", "0", *SUPERNET, *TEXT[6:]]
 # The toy has four layers.
 SWEEP += ["--set", "preset={toy}", "--set", "data.tokenizer={encoder}", "--set", "values=[1, 4]"]
@@ -41,11 +41,13 @@ COMMANDS = {
     "demo-pretrain-short": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-retrain": RETRAIN,
     "demo-retrain-short": RETRAIN,
-    "micro-benchmark": STANDALONE,
+    "micro-benchmark": [*STANDALONE, "--num-children", "1"],
     "micro-methods": SWEEP,
     "micro-shrink": [*PRETRAIN, "--set", "shrink_num_children=4"],
-    "micro8-benchmark": STANDALONE,
+    # A named child wins over the recipe's 48 uniform ones.
+    "micro8-benchmark": [*STANDALONE, "--architecture", "(MHA4,FFN)*2"],
     "micro8-methods": SWEEP,
+    "micro8-shrink": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "mini-distill": [*RETRAIN, *TEACHER],
     "mini-glue": [*GLUE, "--task", "rte"],
     "mini-pretrain": PRETRAIN,

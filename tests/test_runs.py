@@ -261,6 +261,7 @@ RECIPES = {
     "micro-benchmark": StandaloneSettings,
     "micro-methods": SweepSettings,
     "micro-shrink": PretrainSettings,
+    "micro8-shrink": PretrainSettings,
     "micro8-benchmark": StandaloneSettings,
     "micro8-methods": SweepSettings,
     "mini-distill": DistillSettings,

@@ -39,6 +39,16 @@ def test_all_children_or_a_sample_without_repeats(settings):
     assert len({tuple(standalone_children(replace(settings, num_children=2, sample_seed=s))[1]) for s in range(9)}) > 1
 
 
+def test_named_children_are_trained_instead_of_uniform_ones(settings, tmp_path):
+    named = replace(settings, architectures=("(FFN)*2", "CONV3,FFN"), num_children=1)
+    assert standalone_children(named)[1] == [("FFN", "FFN"), ("CONV3", "FFN")]
+    alone = train_standalone(named, tmp_path / "named", progress=False)
+    among_all = train_standalone(settings, tmp_path / "all", progress=False)
+    assert [child.architecture for child in alone] == [("FFN", "FFN"), ("CONV3", "FFN")]
+    losses = {child.architecture: child.val_loss for child in among_all}
+    assert [child.val_loss for child in alone] == [losses[child.architecture] for child in alone]
+
+
 def test_a_stopped_table_goes_on_and_trains_no_child_twice(settings, tmp_path, monkeypatch):
     whole = train_standalone(settings, tmp_path / "whole", progress=False)
     assert {child.architecture for child in whole} == set(standalone_children(settings)[1])
@@ -87,6 +97,11 @@ def test_another_recipe_is_refused(settings, tmp_path, change):
         ({"seeds": (0, 0)}, "each once"),
         ({"seeds": 3}, "a list of whole numbers"),
         ({"num_children": -1}, "num_children is -1"),
+        ({"architectures": "FFN,FFN"}, "give a list of children"),
+        ({"architectures": (3,)}, "give a list of children"),
+        ({"architectures": ("FFN,FFN", "(FFN)*2")}, "names FFN,FFN twice"),
+        ({"architectures": ("FFN,MHA4",)}, "MHA4"),
+        ({"architectures": ("FFN",)}, "has 1 layer"),
         ({"num_validation_sequences": 0}, "at least 1"),
         ({"preset": "magic-mikro"}, "unknown preset"),
         ({"training_arguments": {"learning_rat": 1.0}}, "learning_rat"),

@@ -110,6 +110,10 @@ def standalone(
     preset: Preset = None,
     text: Text = None,
     tokenizer: TokenizerName = None,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(help="A child by name instead of uniform ones: (MHA4,FFN)*2. May be given more than once."),
+    ] = None,
     num_children: NumChildren = None,
     seed: Seeds = None,
     ray: Annotated[bool, typer.Option("--ray", help="As tasks of a Ray cluster (the extra ray).")] = False,
@@ -124,9 +128,10 @@ def standalone(
     assignments: Assignments = None,
     num_threads: Threads = None,
 ) -> None:
-    """Train children one by one from scratch; any number of these commands may work on one folder."""
+    """Train children one by one from scratch, uniform or named; any number of these may work on one folder."""
     changes: dict[str, Any] = {
         "preset": preset,
+        "architectures": architecture or None,
         "num_children": num_children,
         "seeds": seed or None,
         "data": {"source": text, "tokenizer": tokenizer},

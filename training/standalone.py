@@ -23,7 +23,7 @@ from .evaluation import Batch, Evaluator, evaluate_child, validation_batches
 from .hub import load_preset
 from .journal import Journal
 from .runs import fit_to_tokenizer, load_data, training_arguments, versions
-from .search_space import Architecture, SearchSpace
+from .search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from .settings import DataSettings
 from .truth import STANDALONE_NAME, StandaloneChild, journal_path
 
@@ -48,6 +48,9 @@ class StandaloneSettings:
 
     Attributes:
         preset: sizes and candidate operators of the space.
+        architectures: children by name, such as a search's winner or a pattern to hold it against. Where some are
+            named nothing is drawn, and they want a folder of their own: among uniform children they would tilt the
+            truth of a ranking.
         num_children: uniform children without repeats; 0 takes all of the space.
         sample_seed: of that draw.
         seeds: of weights, order of the data and masks; every child is trained once with each.
@@ -56,6 +59,7 @@ class StandaloneSettings:
     """
 
     preset: str = "magic-micro"
+    architectures: tuple[str, ...] = ()
     num_children: int = 0
     sample_seed: int = 0
     seeds: tuple[int, ...] = (0,)
@@ -79,14 +83,20 @@ def check_standalone(settings: StandaloneSettings) -> None:
     for name, lowest in (("num_children", 0), ("num_validation_sequences", 1)):
         if (value := getattr(settings, name)) < lowest:
             raise ValueError(f"{name} is {value}; it must be at least {lowest}")
-    load_preset(settings.preset)
+    standalone_children(settings)
     _arguments(settings, "", 0)
 
 
 def standalone_children(settings: StandaloneSettings) -> tuple[MagicConfig, list[Architecture]]:
-    """Returns the sizes and the children that `train_standalone` trains, in its order."""
+    """Returns the sizes and the children that `train_standalone` trains, in its order.
+
+    Raises:
+        ValueError: the preset is unknown, or a named child is none of its space or named twice.
+    """
     config = load_preset(settings.preset)
     space = SearchSpace.from_config(config.candidate_operators)
+    if settings.architectures:
+        return config, _named_children(settings.architectures, space)
     rng = random.Random(settings.sample_seed)
     if settings.num_children == 0 or settings.num_children >= space.size:
         children = list(space.children())
@@ -97,6 +107,19 @@ def standalone_children(settings: StandaloneSettings) -> tuple[MagicConfig, list
     while len(drawn) < settings.num_children:
         drawn[space.sample(rng)] = None
     return config, list(drawn)
+
+
+def _named_children(architectures: Any, space: SearchSpace) -> list[Architecture]:
+    if not isinstance(architectures, list | tuple) or not all(isinstance(text, str) for text in architectures):
+        raise ValueError(f"architectures is {architectures!r}; give a list of children, such as ['MHA4,FFN']")
+    named: dict[Architecture, None] = {}
+    for text in architectures:
+        child = parse_architecture(text)
+        space.check(child)
+        if child in named:
+            raise ValueError(f"architectures names {format_architecture(child)} twice; name each once")
+        named[child] = None
+    return list(named)
 
 
 def train_standalone(

@@ -1,0 +1,101 @@
+"""What found children are worth when trained alone, beside uniform children of their space.
+
+    python benchmarks/found_children.py TRUTH ALONE NAME=RUN[,RUN] ... [--named CHILD ...] [--output FILE.md]
+
+For spaces of which the truth holds a sample; winners.py is for those that it holds whole. TRUTH and ALONE are folders
+of `magic-nas analyze standalone` of one recipe: uniform children, and the found ones. RUNs are finished searches
+(`magic-nas search`; what its searcher likes best counts, without the random children beside it) or super-nets that
+shrinking left one child of. `--named` adds children that nothing found, such as the BERT pattern. The 95% t-intervals
+are over runs.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tables import mean_with_interval, parser_of, publish
+
+from training.runs import read_result
+from training.search_space import Architecture, format_architecture, parse_architecture
+from training.truth import read_standalone
+
+
+Losses = Mapping[Architecture, float]
+
+
+def found_child(run: Path) -> Architecture:
+    """Returns the child that a search or shrinking ended with.
+
+    Raises:
+        ValueError: the run is not finished, or ended with no child.
+    """
+    result = read_result(run)
+    if result is None:
+        raise ValueError(f"{run} is no finished run; finish it with the command that began it")
+    if "search" in result:
+        ranked = [child for child in result["search"]["searched"] if child["val_loss"] is not None]
+        return tuple(min(ranked, key=lambda child: child["val_loss"])["architecture"])
+    if any(len(layer) > 1 for layer in result.get("space", ["none"])):
+        raise ValueError(f"{run} is no search, and no super-net of which shrinking left one child")
+    return tuple(layer[0] for layer in result["space"])
+
+
+def read_alone(truth: Path, alone: Path) -> tuple[list[float], Losses]:
+    """Returns the losses of uniform children, and those of found ones by child, all of one seed.
+
+    What a seed changes for all children alike is then no difference between them.
+
+    Raises:
+        ValueError: the folders are of different spaces, texts or recipes.
+    """
+    (key, uniform), (other_key, found) = read_standalone(truth), read_standalone(alone)
+    if differing := [name for name in key if key[name] != other_key.get(name)]:
+        raise ValueError(f"{alone} is of another {' and '.join(differing)} than {truth}; train both alike")
+    seed = min(child.seed for child in uniform)
+    losses = {child.architecture: child.val_loss for child in found if child.seed == seed}
+    return [child.val_loss for child in uniform if child.seed == seed], losses
+
+
+def row(name: str, children: Sequence[Architecture], alone: Losses, uniform: Sequence[float]) -> str:
+    """One row of the table."""
+    losses = [alone[child] for child in children]
+    behind = [100 * sum(other < loss for other in uniform) / len(uniform) for loss in losses]
+    cells = [mean_with_interval(losses), mean_with_interval([loss - min(uniform) for loss in losses], "+")]
+    return f"| {name} | {len(children)} | {' | '.join(cells)} | {statistics.fmean(behind):.1f}% |"
+
+
+def check_trained(children: Iterable[Architecture], alone: Losses, folder: Path) -> None:
+    """Raises a ValueError that names the children that are yet to be trained, as options of the command to do so."""
+    if missing := [child for child in dict.fromkeys(children) if child not in alone]:
+        options = " ".join(f"--architecture {format_architecture(child)}" for child in missing)
+        raise ValueError(
+            f"{len(missing)} children are not in {folder}; run `magic-nas analyze standalone` with {options}"
+        )
+
+
+def main() -> None:
+    """Prints the table, and writes it where asked."""
+    parser = parser_of(__doc__)
+    parser.add_argument("truth", type=Path)
+    parser.add_argument("alone", type=Path)
+    parser.add_argument("methods", nargs="+", metavar="NAME=RUN[,RUN]")
+    parser.add_argument("--named", nargs="*", default=[], metavar="CHILD")
+    options = parser.parse_args()
+    found = {
+        name: [found_child(Path(run)) for run in runs.split(",")]
+        for name, _, runs in (given.partition("=") for given in options.methods)
+    }
+    named = {text: [parse_architecture(text)] for text in options.named}
+    uniform, alone = read_alone(options.truth, options.alone)
+    check_trained([child for own in (found | named).values() for child in own], alone, options.alone)
+    lines = ["| found by | children | loss alone | above the best uniform child | uniform children that are better |"]
+    lines.append("| --- " * 5 + "|")
+    lines += [row(name, own, alone, uniform) for name, own in (found | named).items()]
+    lines.append(f"| none: uniform | {len(uniform)} | {mean_with_interval(uniform)} | | |")
+    for name, own in found.items():
+        lines += ["", f"{name}: {'; '.join(map(format_architecture, own))}"]
+    publish(lines, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -396,6 +396,7 @@ def count_passes(tmp_path, monkeypatch, config, steps, **changes):
         (0.1, {"alignment": "anchor", "alignment_warmup_steps": 4, "alignment_every_n_layers": 3}),
         (0.0, {"alignment": "average", "alignment_warmup_steps": 5, "num_average_children": 3}),
         (0.1, {"alignment": "top_percent", "alignment_warmup_epochs": 1.5, "alignment_warmup_steps": None}),
+        (0.1, {"alignment": "top_percent", "anchor_rank_steps": 5}),
     ],
 )
 def test_passes_are_those_that_a_training_runs(tmp_path, monkeypatch, dropout, changes):
@@ -420,7 +421,8 @@ def test_layers_that_the_anchor_shares_are_not_counted(tmp_path, monkeypatch):
 
 def test_a_pool_shares_its_bottoms():
     config = toy_config(0.0)
-    args = toy_args(alignment="top_percent", anchor_pool_size=100)
+    anchored = {"alignment": "top_percent", "anchor_pool_size": 100}
+    args = toy_args(**anchored)
     found = supernet_passes(config, args, 17, num_train_sequences=64).validated
     space = SearchSpace.from_config(config.candidate_operators)
     pools = [[space.sample(random.Random(seed * 1000 + i)) for i in range(100)] for seed in range(30)]
@@ -428,8 +430,10 @@ def test_a_pool_shares_its_bottoms():
     # Two ends of epochs of eight steps, of eight sequences each.
     assert found[0] == 32
     assert sum(found[1:]) == pytest.approx(16 * runs, rel=0.02)
-    with pytest.raises(ValueError, match="no epochs"):
+    with pytest.raises(ValueError, match="no epochs; set alignment_warmup_steps, and anchor_rank_steps"):
         supernet_passes(config, args, 17)
+    # A stream needs none where the anchor goes by steps.
+    assert supernet_passes(config, toy_args(**anchored, anchor_rank_steps=8), 17).validated == found
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "sandwich"])

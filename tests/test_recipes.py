@@ -41,6 +41,7 @@ COMMANDS = {
     "demo-pretrain-short": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-retrain": RETRAIN,
     "demo-retrain-short": RETRAIN,
+    "micro-anchor": [*SWEEP, "--set", "values=[0, 100]"],
     "micro-benchmark": [*STANDALONE, "--num-children", "1"],
     "micro-methods": SWEEP,
     "micro-shrink": [*PRETRAIN, "--set", "shrink_num_children=4"],

@@ -258,6 +258,7 @@ RECIPES = {
     "demo-pretrain-short": PretrainSettings,
     "demo-retrain": RetrainSettings,
     "demo-retrain-short": RetrainSettings,
+    "micro-anchor": SweepSettings,
     "micro-benchmark": StandaloneSettings,
     "micro-methods": SweepSettings,
     "micro-shrink": PretrainSettings,

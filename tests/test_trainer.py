@@ -305,6 +305,26 @@ def test_top_percent_picks_an_anchor_at_each_epochs_end(tmp_path):
     assert [value > 0 for value in align] == [False] * 8 + [True] * 9
 
 
+def test_top_percent_picks_an_anchor_within_an_epoch(tmp_path, monkeypatch):
+    settings = {"alignment": "top_percent", "anchor_pool_size": 20, "logging_steps": 1, "alignment_warmup_steps": 1}
+    trainer = toy_trainer(tmp_path, max_steps=7, anchor_rank_steps=3, **settings)
+    steps, rank = [], trainer._rank_for_anchor
+    monkeypatch.setattr(trainer, "_rank_for_anchor", lambda step: (steps.append(step), rank(step)))
+    trainer.train()
+    assert steps == [3, 6]
+    align = [entry["loss_align"] for entry in trainer.state.log_history if "loss_align" in entry]
+    assert [value > 0 for value in align] == [False] * 3 + [True] * 4
+
+
+def test_a_training_that_ends_before_its_first_anchor_says_so(tmp_path, caplog):
+    settings = {"alignment": "top_percent", "alignment_warmup_steps": 1, "anchor_pool_size": 2}
+    toy_trainer(tmp_path, max_steps=8, **settings).train()
+    assert "nothing will be aligned: the anchor is picked after every 8 of 8 steps" in caplog.text
+    caplog.clear()
+    toy_trainer(tmp_path, max_steps=9, **settings).train()
+    assert "nothing will be aligned" not in caplog.text
+
+
 # ---- Shrinking ----
 
 
@@ -846,6 +866,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path):
         ({"shrink_num_children": 0}, "shrink_num_children is 0; it must be at least 1"),
         ({"shrink_every_n_steps": 0}, "shrink_every_n_steps is 0; it must be at least 1"),
         ({"anchor_eval_steps": 0}, "anchor_eval_steps is 0; it must be at least 1"),
+        ({"anchor_rank_steps": 0}, "anchor_rank_steps is 0; it must be at least 1"),
         ({"num_probe_children": -1}, "num_probe_children is -1; it must not be negative"),
         ({"probe_every_n_steps": 0}, "probe_every_n_steps is 0; it must be at least 1"),
         ({"shrink_sampling": "pairs"}, "shrink_sampling is 'pairs'; choose one of: fair, nested, chain"),
@@ -888,5 +909,9 @@ def test_streams_have_no_epochs(tmp_path):
         trainer.train()
     trainer = toy_trainer(tmp_path, alignment="top_percent", max_steps=3)
     trainer.train_dataset = Stream()
-    with pytest.raises(ValueError, match="no epochs to pick the anchor at; set alignment to anchor"):
+    with pytest.raises(ValueError, match="no epochs to pick the anchor at; set anchor_rank_steps"):
         trainer.train()
+    trainer = toy_trainer(tmp_path, alignment="top_percent", max_steps=3, anchor_rank_steps=2)
+    trainer.train_dataset = Stream()
+    trainer.train()
+    assert trainer.anchor_history[0]["step"] == 2

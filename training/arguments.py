@@ -53,7 +53,10 @@ class MagicTrainingArguments(TrainingArguments):
         default=10.0, metadata={"help": "r: the anchor stays while it ranks within p +- r percent (5.2)."}
     )
     anchor_pool_size: int = field(
-        default=10_000, metadata={"help": "Children ranked at each epoch's end for alignment top_percent (5.2)."}
+        default=10_000, metadata={"help": "Children ranked for the anchor of alignment top_percent (5.2)."}
+    )
+    anchor_rank_steps: int | None = field(
+        default=None, metadata={"help": "Steps between such rankings; left out, an epoch as in the paper (5.2)."}
     )
     num_average_children: int = field(
         default=4, metadata={"help": "C: children whose states are averaged for alignment average (3.2)."}
@@ -142,7 +145,7 @@ class MagicTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"shrink_sampling is {self.shrink_sampling!r}; choose one of: {', '.join(SHRINK_SAMPLINGS)}"
             )
-        for name in ("shrink_every_n_steps", "probe_every_n_steps"):
+        for name in ("anchor_rank_steps", "shrink_every_n_steps", "probe_every_n_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         for name in (

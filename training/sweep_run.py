@@ -288,15 +288,15 @@ def supernet_passes(
     - A step trains B sequences, B = batch size x accumulated batches, through all N layers.
     - From step A on, a step runs the targets as well, without embeddings' and head's gradients: each of T children on
       B x `alignment_batch_fraction` sequences, up to the last aligned layer. A is the warm start W or, where that is
-      later, the step of the first anchor: `anchor_eval_steps` with W = 0, the first epoch's end with `top_percent`.
+      later, the step of the first anchor: `anchor_eval_steps` with W = 0, the first ranking with `top_percent`.
       T is C for `average`, else 1.
     - Where there is no dropout, layers that the anchor shares with the child from the bottom up are not run again. Of
       layers with c_1, c_2, ... operators layer n is run unless all of the first n are the same, with the chance
       1 - 1 / (c_1 ... c_n) for a uniform child, whatever the anchor; the embeddings are run where layer 1 is.
     - Every `anchor_eval_steps`, and at W where no anchor is there yet, the child of the step and the anchor (another
-      child with the chance 1 - 1 / size) are validated. With `top_percent` a pool of uniform children is ranked at the
-      end of each epoch; n of them have M (1 - (1 - 1 / M)^n) distinct bottoms of a depth where M are possible, or all
-      M where the pool is the whole space, and each is run once.
+      child with the chance 1 - 1 / size) are validated. With `top_percent` a pool of uniform children is ranked every
+      `anchor_rank_steps`, or at the end of each epoch; n of them have M (1 - (1 - 1 / M)^n) distinct bottoms of a
+      depth where M are possible, or all M where the pool is the whole space, and each is run once.
 
     Validations that all methods have in common are left out: probe children, and the choice of the best at the end.
 
@@ -321,8 +321,10 @@ def supernet_passes(
     if num_train_sequences is not None:
         epoch = math.ceil(math.ceil(num_train_sequences / args.train_batch_size) / args.gradient_accumulation_steps)
     warmup = args.alignment_warmup_steps
-    if epoch is None and (args.alignment == "top_percent" or (warmup is None and args.alignment_warmup_epochs)):
-        raise ValueError("a streamed data set has no epochs; set alignment_warmup_steps, and no alignment top_percent")
+    rank_every = args.anchor_rank_steps or epoch
+    needs_epochs = warmup is None and args.alignment_warmup_epochs
+    if epoch is None and (needs_epochs or (args.alignment == "top_percent" and rank_every is None)):
+        raise ValueError("a streamed data set has no epochs; set alignment_warmup_steps, and anchor_rank_steps")
     warmup = round(args.alignment_warmup_epochs * (epoch or 0)) if warmup is None else warmup
     num_sequences = min(args.num_validation_sequences, num_validation_sequences or args.num_validation_sequences)
     start = warmup
@@ -333,12 +335,12 @@ def supernet_passes(
         num_children = max(0.0, num_looks + (num_looks - 1) * (1 - 1 / bottoms[-1]))
         validated = [num_children * num_sequences] * len(bottoms)
     elif args.alignment == "top_percent":
-        assert epoch is not None
-        start, pool = max(warmup, epoch), args.anchor_pool_size
+        assert rank_every is not None
+        start, pool = max(warmup, rank_every), args.anchor_pool_size
         is_whole = bottoms[-1] <= pool
         runs = [width if is_whole else -width * math.expm1(pool * math.log1p(-1 / width)) for width in bottoms[1:]]
         # Embeddings once for the attention mask and once for the children.
-        validated = [num_steps // epoch * num_sequences * number for number in (2, *runs)]
+        validated = [num_steps // rank_every * num_sequences * number for number in (2, *runs)]
     rows = math.ceil(args.alignment_batch_fraction * args.train_batch_size) * args.gradient_accumulation_steps
     rows *= args.num_average_children if args.alignment == "average" else 1
     aligned = max(0, num_steps - start) * rows

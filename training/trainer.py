@@ -119,6 +119,7 @@ class MagicTrainer(Trainer):
         self._schedule: list[ShrinkRound] = []
         self._warmup_steps = 0
         self._epoch_steps: int | None = None
+        self._rank_every: int | None = None
         self._probe_every = 1
         self._forget_logged()
         self._validation: list[dict[str, Tensor]] | None = None
@@ -166,15 +167,8 @@ class MagicTrainer(Trainer):
             self._epoch_steps = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
         except TypeError:
             self._epoch_steps = None
-        if self.args.alignment == "top_percent" and self._epoch_steps is None:
-            raise ValueError("a streamed data set has no epochs to pick the anchor at; set alignment to anchor")
         if self.args.alignment != "none":
-            self._warmup_steps = self._plan_warmup()
-            if self._warmup_steps >= max_steps:
-                logger.warning(
-                    f"nothing will be aligned: the warm start takes {self._warmup_steps} of {max_steps} steps; train "
-                    f"longer, or set alignment_warmup_steps lower"
-                )
+            self._plan_alignment(max_steps)
         self._probe_every = self.args.probe_every_n_steps or math.ceil(max_steps / 10)
         self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
         done = [entry["step"] for entry in self.shrink_history]
@@ -194,6 +188,24 @@ class MagicTrainer(Trainer):
                 f"shrinking will not end in one child: {max_steps} steps hold {len(self._schedule)} rounds, which "
                 f"delete {short} operators too few; train longer, or set shrink_every_n_steps lower or "
                 f"shrink_operators_per_round higher"
+            )
+
+    def _plan_alignment(self, max_steps: int) -> None:
+        self._warmup_steps = self._plan_warmup()
+        if self._warmup_steps >= max_steps:
+            logger.warning(
+                f"nothing will be aligned: the warm start takes {self._warmup_steps} of {max_steps} steps; train "
+                f"longer, or set alignment_warmup_steps lower"
+            )
+        if self.args.alignment != "top_percent":
+            return
+        self._rank_every = self.args.anchor_rank_steps or self._epoch_steps
+        if self._rank_every is None:
+            raise ValueError("a streamed data set has no epochs to pick the anchor at; set anchor_rank_steps")
+        if self._rank_every >= max_steps:
+            logger.warning(
+                f"nothing will be aligned: the anchor is picked after every {self._rank_every} of {max_steps} steps; "
+                f"train longer, or set anchor_rank_steps lower"
             )
 
     def _plan_warmup(self) -> int:
@@ -322,7 +334,7 @@ class MagicTrainer(Trainer):
             self._challenge_anchor(step)
         if any(round_.step == step for round_ in self._schedule):
             self._shrink_round(step)
-        if self.args.alignment == "top_percent" and self._epoch_steps and step % self._epoch_steps == 0:
+        if self.args.alignment == "top_percent" and self._rank_every and step % self._rank_every == 0:
             self._rank_for_anchor(step)
         if step % LOOK_EVERY == 0 or step == self.state.max_steps:
             self.health.look(step, self.space)

@@ -9,6 +9,7 @@ shrinking left one child of. `--named` adds children that nothing found, such as
 are over runs.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,11 +47,14 @@ def read_alone(truth: Path, alone: Path) -> tuple[list[float], Losses]:
     What a seed changes for all children alike is then no difference between them.
 
     Raises:
-        ValueError: the folders are of different spaces, texts or recipes.
+        ValueError: the folders are of different spaces, texts or recipes, or a loss is not finite.
     """
     (key, uniform), (other_key, found) = read_standalone(truth), read_standalone(alone)
     if differing := [name for name in key if key[name] != other_key.get(name)]:
         raise ValueError(f"{alone} is of another {' and '.join(differing)} than {truth}; train both alike")
+    for child in (*uniform, *found):
+        if not math.isfinite(child.val_loss):
+            raise ValueError(f"the loss of {format_architecture(child.architecture)} is {child.val_loss}: it diverged")
     seed = min(child.seed for child in uniform)
     losses = {child.architecture: child.val_loss for child in found if child.seed == seed}
     return [child.val_loss for child in uniform if child.seed == seed], losses

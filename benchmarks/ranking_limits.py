@@ -12,6 +12,7 @@ made of it. A third group is the better half of the second. The last column is o
 many convolutions, which their number does not tell apart.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,12 +41,16 @@ def tau(children: Sequence[Architecture], true: Losses, score: Mapping[Architect
 
 
 def tau_of_equals(children: Sequence[Architecture], true: Losses, score: Losses) -> float:
-    """Kendall's tau between children with as many convolutions: the mean over their numbers, weighted by pairs."""
+    """Kendall's tau between children with as many convolutions: the mean over their numbers, weighted by pairs.
+
+    Numbers whose children all have one score are left out.
+    """
     by_number: dict[int, list[Architecture]] = {}
     for child in children:
         by_number.setdefault(_num_convolutions(child), []).append(child)
     taus = [(len(own) * (len(own) - 1), tau(own, true, score)) for own in by_number.values() if len(own) > 1]
-    return sum(pairs * own for pairs, own in taus) / sum(pairs for pairs, _ in taus)
+    ranked = [(pairs, own) for pairs, own in taus if math.isfinite(own)]
+    return sum(pairs * own for pairs, own in ranked) / sum(pairs for pairs, _ in ranked) if ranked else math.nan
 
 
 def _num_convolutions(child: Architecture) -> int:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from found_children import found_child
 from tables import mean_with_interval, parser_of, publish
 
 from training.budgets import Budget, BudgetedSpace
 from training.journal import RankedChild
-from training.runs import read_result
 from training.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from training.searchers import EvolutionSearcher, RandomSearcher, Searcher
 
@@ -100,11 +100,7 @@ def main() -> None:
             found = [search_winner(searcher_of(seed), one, number) for seed, one in enumerate(supernets)]
             lines.append(row(method, f"{name}, {number} children", found, true))
     if options.shrunk:
-        results = [read_result(run) for run in options.shrunk]
-        if missing := [run for run, result in zip(options.shrunk, results, strict=True) if result is None]:
-            raise ValueError(f"{missing[0]} is no finished run; finish it with `magic-nas pretrain`")
-        found = [tuple(result["architecture"]) for result in results if result]
-        lines.append(row("shrinking", "shrinking", found, true))
+        lines.append(row("shrinking", "shrinking", [found_child(run) for run in options.shrunk], true))
     lines.append(row("none", "chance: every child", list(true), true))
     publish(lines, options.output)
 

@@ -49,8 +49,13 @@ def test_cosines_by_hand():
 def test_the_same_operator_in_another_layer_is_not_shared():
     watch = GradientWatch(1)
     step(watch, 1, {"FFN": (1.0,), "MHA4": (1.0,)})
-    step(watch, 2, {"MHA4": (1.0,), "FFN": (1.0,)})
     assert watch.scalars() == {}
+    step(watch, 2, {"MHA4": (1.0,), "FFN": (1.0,)})
+    # Children that share nothing count: uniform ones of few layers often do not.
+    step(watch, 3, {"MHA4": (1.0,), "CONV3": (1.0,)})
+    assert watch.scalars() == {"interference/cosine": 1, "interference/cosine_MHA": 1, "interference/num_shared": 0.5}
+    step(watch, 4, {"FFN": (1.0,), "MHA4": (1.0,)})
+    assert watch.scalars() == {"interference/num_shared": 0}
 
 
 @pytest.mark.parametrize("bad", [0.0, math.inf, math.nan])

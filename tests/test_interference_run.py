@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,8 +147,30 @@ def test_repeats_of_other_weights_or_settings_are_refused(folder, finished):
     output.mkdir()
     for name in ("run.json", REPEATS_NAME):
         (output / name).write_bytes((folder / "finished" / name).read_bytes())
-    with pytest.raises(ValueError, match="other settings or of another super-net"):
+    with pytest.raises(ValueError, match="other settings, of another super-net"):
         run_interference(settings(folder, seed=1), output)
+
+
+def test_a_text_that_has_changed_under_its_name_is_refused(folder, tmp_path, monkeypatch):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("\n\n".join(f"{number} {SENTENCES * 3}" for number in range(200)))
+    chosen = settings(folder, num_repeats=2, max_differing_layers=1)
+    chosen = replace(chosen, data=replace(chosen.data, source=str(tmp_path / "text")))
+    plain = GradientMeter.gradients
+    asked = []
+
+    def stopping(self, children, layer):
+        asked.append(children)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return plain(self, children, layer)
+
+    monkeypatch.setattr(GradientMeter, "gradients", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_interference(chosen, tmp_path / "out")
+    (tmp_path / "text" / "a.txt").write_text("\n\n".join(f"{number} {SENTENCES * 4}" for number in range(200)))
+    with pytest.raises(ValueError, match="of another text"):
+        run_interference(chosen, tmp_path / "out")
 
 
 def test_repeats_differ_and_the_seed_decides(folder, finished):
@@ -185,6 +208,7 @@ def run(folder):
             "training_arguments": {
                 "max_steps": 8, "save_steps": 4, "save_strategy": "steps", "per_device_train_batch_size": 4,
                 "alignment_warmup_steps": 2, "anchor_eval_steps": 2, "num_validation_sequences": 8, "shrink": True,
+                "alignment_weight": 0.25, "alignment_every_n_layers": 1,
                 "shrink_every_n_steps": 5, "shrink_operators_per_round": 8, "shrink_num_children": 8,
                 "disable_tqdm": True, "num_probe_children": 0,
             },
@@ -202,6 +226,7 @@ def test_a_run_and_its_checkpoints_are_analysed_on_its_own_text(folder, run):
         assert asked.data.source == str(folder / "text")
         assert asked.data.block_size == 32
         assert asked.mlm_probability == 0.25
+        assert (asked.alignment_weight, asked.alignment_every_n_layers) == (0.25, 2)
         assert followed(folder / name, {**recipe, "mlm_probability": 0.4}).mlm_probability == 0.4
         outputs[name] = run_interference(asked, folder / f"of-{name.replace('/', '-')}")
     assert outputs["run"]["weights"] != outputs["run/checkpoint-4"]["weights"]
@@ -244,6 +269,16 @@ def test_analyses_are_compared_on_the_same_children(folder, finished):
     run_interference(settings(folder, seed=5, num_repeats=1, max_differing_layers=1), folder / "seed5")
     with pytest.raises(ValueError, match="b has other children or batches than a"):
         compare_interference({"a": folder / "finished", "b": folder / "seed5"}, folder / "compared")
+    # Of three layers above the first the same children are drawn, whatever layer their operator is compared in.
+    for name, changes in (("layer", {"shared_layer": 2}), ("loss", {"alignment": "average"})):
+        run_interference(settings(folder, first_differing_layer=1, max_differing_layers=1, **changes), folder / name)
+    run_interference(settings(folder, first_differing_layer=1, max_differing_layers=1), folder / "plain")
+    for name, message in (
+        ("layer", "shared_layer of b is 2, of a 0"),
+        ("loss", "alignment of b is average, of a none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare_interference({"a": folder / "plain", "b": folder / name}, folder / "compared")
     with pytest.raises(ValueError, match="no finished interference analysis"):
         compare_interference({"a": folder / "finished", "b": folder / "text"}, folder / "compared")
     with pytest.raises(ValueError, match="at least two"):

@@ -17,7 +17,15 @@ from training.journal import Journal
 from training.ranking import check_scores, compare_rankings, evaluate_ranking, method_tau, truth_noise
 from training.ranking_figures import SweepPoint, draw_methods, draw_ranking, draw_sweep
 from training.search_figures import render
-from training.truth import StandaloneChild, Truth, journal_path, load_truth, read_standalone, truth_of
+from training.truth import (
+    StandaloneChild,
+    Truth,
+    journal_path,
+    load_truth,
+    read_standalone,
+    truth_of,
+    without_seed_effects,
+)
 
 
 OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")
@@ -296,6 +304,20 @@ def test_what_a_seed_does_to_all_children_is_no_noise(tmp_path):
     # Seeds with no child in common tell nothing of one another.
     apart = [child(i, float(i), seed=i % 2) for i in range(10)]
     assert truth_of(apart, "val_loss").values == {CHILDREN[i]: (-float(i),) for i in range(10)}
+
+
+def test_a_seed_of_few_children_changes_nothing(tmp_path):
+    """As while a third seed is being trained, child by child."""
+    first = [child(i, float(i % 7), seed=0) for i in range(60)] + [child(i, i % 7 + 0.5, seed=1) for i in range(30)]
+    alone = truth_of(first, "val_loss").values
+    third = truth_of([*first, *(child(i, i % 7 + 90.0, seed=2) for i in range(3, 6))], "val_loss").values
+    for i in range(60):
+        assert third[CHILDREN[i]][:2] == pytest.approx(alone[CHILDREN[i]][:2])
+    assert third[CHILDREN[4]][2] == -94.0
+    # Two seeds of five children each whose other seeds are these two alone are fitted; of four each none is.
+    for number, expected in ((5, [0.5, 0.5]), (4, [0.0, 1.0])):
+        pair = [child(i, float(seed), seed=seed) for seed in range(2) for i in range(number)]
+        assert without_seed_effects(pair, [one.val_loss for one in pair])[::number] == pytest.approx(expected)
 
 
 def test_a_spreadsheets_file_is_read(tmp_path):

@@ -3,15 +3,17 @@
 import csv
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+from filelock import FileLock
 from scipy.stats import kendalltau
 from toy import toy_config, toy_trainer
 from toy_standalone import toy_standalone
 
 from training import ranking_run, sweep_run, trainer
 from training.arguments import MagicTrainingArguments
+from training.checkpoints import write_json
 from training.costs import training_flops
 from training.evaluation import count_layer_evaluations, evaluate_child
 from training.journal import Journal
@@ -145,6 +147,17 @@ def test_children_are_trained_where_no_truth_is_given(alone, truth, supernets, t
     assert len((tmp_path / "standalone" / "standalone-0.jsonl").read_text().splitlines()) == 6
 
 
+def test_children_of_a_stopped_ranking_are_not_in_that_of_fewer(alone, supernets, tmp_path, monkeypatch):
+    recipe = {"num_children": 7, "seeds": (0, 1), "training_arguments": alone.training_arguments}
+    judge = ranking_run.judge
+    monkeypatch.setattr(ranking_run, "judge", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_ranking(ranking_settings(supernets[:1], **recipe), tmp_path)
+    monkeypatch.setattr(ranking_run, "judge", judge)
+    result = run_ranking(ranking_settings(supernets[:1], **{**recipe, "num_children": 5, "seeds": (0,)}), tmp_path)
+    assert (result["num_children"], result["noise"]) == (5, None)
+
+
 def test_a_downstream_truth_works_as_well(truth, supernets, tmp_path):
     rows = {",".join(child): 0.5 + 0.01 * number for number, child in enumerate(load_children(truth))}
     (tmp_path / "mnli.json").write_text(json.dumps(rows))
@@ -193,6 +206,7 @@ def test_a_truth_of_other_children_is_refused(alone, truth, supernets, tmp_path)
     for name, change in {
         "text": {"data": {"train": "x", "validation": "y"}},
         "hidden_size": {"sizes": {**key["sizes"], "hidden_size": 99}},
+        "another tokenizer": {"tokenizer": "x"},
         "another search space": {"candidate_operators": [["FFN", "CONV3", "CONV5"]] * 3},
     }.items():
         folder = tampered / name
@@ -288,6 +302,9 @@ def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monke
     monkeypatch.setattr(sweep_run, "pretrain", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(settings, tmp_path)
+    # What was trained is not lost to another sweep.
+    with pytest.raises(ValueError, match="holds another run"):
+        run_sweep(replace(settings, values=(2, 3)), tmp_path)
     # Super-nets that have ended return their result.
     monkeypatch.setattr(sweep_run, "pretrain", pretrain)
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("supernets/*/supernet/model.safetensors")}
@@ -313,6 +330,52 @@ def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monke
     assert run_sweep(settings, tmp_path) == result
 
 
+def test_the_result_of_another_sweep_is_not_returned(alone, truth, tmp_path, monkeypatch):
+    """Two that began in one folder before either had anything: the first to end has written the record."""
+    settings = sweep_settings(sweep_recipe(alone, truth))
+    other = json.loads(json.dumps({"command": "sweep", "settings": asdict(replace(settings, values=(2, 3)))}))
+
+    def another_ends(*given):
+        write_json(tmp_path / "run.json", other)
+        write_json(tmp_path / "result.json", {"table": "of the other"})
+        return [], []
+
+    monkeypatch.setattr(sweep_run, "_trained_and_scored", another_ends)
+    with pytest.raises(ValueError, match="holds another run"):
+        run_sweep(settings, tmp_path)
+
+
+def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
+    """The second is at the first super-net while this one asks for it, and ends it before it is asked for again."""
+    settings = sweep_settings(sweep_recipe(alone, truth))
+    first = tmp_path / "supernets" / "num_substitutions=2-3"
+    held = FileLock(f"{first}.lock")
+    trained = []
+
+    def record(given, folder):
+        if held.is_locked and folder == first:
+            raise AssertionError("trained by two processes at once")
+        trained.append(folder.name)
+        return pretrain(given, folder)
+
+    def end_the_other(_):
+        assert trained == ["SPOS-3", "num_substitutions=2-4", "SPOS-4"]
+        held.release(force=True)
+
+    train_and_score = sweep_run._trained_and_scored
+
+    def beside_another(*given):
+        # Its lock is another object's, as that of another process is.
+        with held:
+            return train_and_score(*given)
+
+    monkeypatch.setattr(sweep_run, "pretrain", record)
+    monkeypatch.setattr(sweep_run, "_trained_and_scored", beside_another)
+    monkeypatch.setattr(sweep_run.time, "sleep", end_the_other)
+    assert len(run_sweep(settings, tmp_path)["supernets"]) == 4
+    assert trained[-1] == first.name
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -327,6 +390,11 @@ def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monke
         ({"seeds": [0, 0]}, "each once"),
         ({"values": [[1], [1]]}, "each once"),
         ({"values": [[1]]}, "num_substitutions"),
+        ({"num_resamples": "many"}, "num_resamples is 'many'; it must be a whole number"),
+        ({"num_children": 60.5}, "num_children is 60.5; it must be a whole number"),
+        ({"lower_is_better": "no"}, "lower_is_better is 'no'"),
+        ({"parameter": "seed", "values": [1, 2]}, "seed = 1 sets the seed"),
+        ({"references": {"SPOS": {"seed": 4}}}, "SPOS sets the seed"),
         ({"references": [1]}, "give a mapping"),
         ({"equal_compute": "yes"}, "equal_compute is 'yes'; it must be true or false"),
         ({"equal_compute": True, "references": {"long": {"max_steps": 9}}}, "into steps for long"),

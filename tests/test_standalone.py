@@ -14,6 +14,7 @@ from toy_standalone import toy_standalone, trained_with
 
 from training import standalone
 from training.journal import Journal
+from training.runs import load_data
 from training.standalone import StandaloneWorker, standalone_children, train_standalone
 from training.truth import StandaloneChild, journal_path
 
@@ -47,6 +48,35 @@ def test_named_children_are_trained_instead_of_uniform_ones(settings, tmp_path):
     assert [child.architecture for child in alone] == [("FFN", "FFN"), ("CONV3", "FFN")]
     losses = {child.architecture: child.val_loss for child in among_all}
     assert [child.val_loss for child in alone] == [losses[child.architecture] for child in alone]
+
+
+def test_named_and_uniform_children_are_kept_apart(settings, tmp_path):
+    named = replace(settings, architectures=("FFN,CONV3",))
+    for first, second, held in ((settings, named, "uniform"), (named, settings, "named")):
+        train_standalone(replace(first, num_children=1), tmp_path / held, progress=False)
+        with pytest.raises(ValueError, match=f"holds {held} children; train .* in a folder of their own"):
+            train_standalone(replace(second, num_children=1), tmp_path / held, progress=False)
+
+
+def test_another_tokenizer_or_dropout_is_refused(settings, tmp_path):
+    """Of as many pieces and the same sizes, so that nothing else differs."""
+    few = replace(settings, num_children=1)
+    train_standalone(few, tmp_path / "out", progress=False)
+    tokenizer = load_data(settings.data).tokenizer
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    described = json.loads(path.read_text())
+    vocab = described["model"]["vocab"]
+    first, second = sorted(vocab, key=vocab.get)[-2:]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    path.write_text(json.dumps(described))
+    other = replace(few, data=replace(few.data, tokenizer=str(tmp_path / "tokenizer")))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        train_standalone(other, tmp_path / "out", progress=False)
+    config = json.loads(Path(settings.preset).read_text())
+    (tmp_path / "edited.json").write_text(json.dumps({**config, "attention_probs_dropout_prob": 0.5}))
+    with pytest.raises(ValueError, match="other sizes or dropout"):
+        train_standalone(replace(few, preset=str(tmp_path / "edited.json")), tmp_path / "out", progress=False)
 
 
 def test_a_stopped_table_goes_on_and_trains_no_child_twice(settings, tmp_path, monkeypatch):

@@ -240,6 +240,19 @@ def test_a_warm_start_as_long_as_the_run_is_warned_of(tmp_path, caplog):
     assert "nothing will be aligned: the warm start takes 3 of 3 steps; train longer" in caplog.text
 
 
+def test_an_anchor_that_comes_too_late_is_warned_of(tmp_path, caplog):
+    settings = {"alignment_warmup_steps": 0, "max_steps": 4, "logging_steps": 1}
+    trainer = toy_trainer(tmp_path, anchor_eval_steps=4, **settings)
+    trainer.train()
+    assert "nothing will be aligned: the first anchor comes after 4 of 4 steps; train longer" in caplog.text
+    assert not any(entry.get("loss_align") for entry in trainer.state.log_history)
+    caplog.clear()
+    trainer = toy_trainer(tmp_path, anchor_eval_steps=3, **settings)
+    trainer.train()
+    assert "nothing will be aligned" not in caplog.text
+    assert any(entry.get("loss_align") for entry in trainer.state.log_history)
+
+
 def test_warm_start_in_epochs(tmp_path):
     trainer = toy_trainer(
         tmp_path, max_steps=12, alignment_warmup_steps=None, alignment_warmup_epochs=0.5, logging_steps=1

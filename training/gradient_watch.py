@@ -44,7 +44,9 @@ class GradientWatch:
         self._every = every_n_steps
         self._kept_step = 0
         self._kept: dict[tuple[int, str], list[Tensor]] = {}
-        # Of each comparison since the last log: the kind of each shared operator, and their (dot, norm, norm).
+        # Comparisons since the last log; and of those that found one the kind of each shared operator and their
+        # (dot, norm, norm).
+        self._num_compared = 0
         self._waiting: list[tuple[list[str], Tensor]] = []
 
     @property
@@ -69,7 +71,7 @@ class GradientWatch:
         """
         if not self._every:
             return
-        if step % self._every == 0 and self._kept_step == step - 1:
+        if step % self._every == 0 and self._kept_step and self._kept_step == step - 1:
             self._compare(architecture, parameters)
         self._kept = {}
         if (step + 1) % self._every == 0:
@@ -82,6 +84,7 @@ class GradientWatch:
             }
 
     def _compare(self, architecture: Architecture, parameters: Sequence[Sequence[nn.Parameter]]) -> None:
+        self._num_compared += 1
         kinds, figures = [], []
         for layer, (operator, weights) in enumerate(zip(architecture, parameters, strict=True)):
             before = self._kept.get((layer, operator))
@@ -98,12 +101,13 @@ class GradientWatch:
         """Returns means for a log over the shared operators of the comparisons since the last call; empty without any.
 
         `interference/cosine` is the mean over all of them, `interference/cosine_MHA` and the like over those of a
-        kind, `interference/num_shared` how many operators two children shared, and `interference/num_undefined`, where
-        there are any, how many cosines were left out since a gradient was zero or not finite.
+        kind, `interference/num_shared` how many operators two children shared in the mean, and
+        `interference/num_undefined`, where there are any, how many cosines were left out since a gradient was zero or
+        not finite.
         """
-        if not self._waiting:
+        if not self._num_compared:
             return {}
-        rows = torch.cat([figures for _, figures in self._waiting]).tolist()
+        rows = torch.cat([figures for _, figures in self._waiting]).tolist() if self._waiting else []
         kinds = [kind for own, _ in self._waiting for kind in own]
         cosines: dict[str, list[float]] = {}
         for kind, (dot, first, second) in zip(kinds, rows, strict=True):
@@ -114,10 +118,10 @@ class GradientWatch:
         figures = {f"interference/cosine_{kind}": math.fsum(own) / len(own) for kind, own in sorted(cosines.items())}
         if defined:
             figures = {"interference/cosine": math.fsum(defined) / len(defined), **figures}
-        figures["interference/num_shared"] = len(kinds) / len(self._waiting)
+        figures["interference/num_shared"] = len(kinds) / self._num_compared
         if len(defined) < len(kinds):
             figures["interference/num_undefined"] = float(len(kinds) - len(defined))
-        self._waiting = []
+        self._num_compared, self._waiting = 0, []
         return figures
 
 

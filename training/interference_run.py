@@ -107,9 +107,9 @@ class InterferenceSettings:
 
 
 def follow_weights(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Returns a recipe for an analysis of a super-net: text, tokenizer and masked share are its run's.
+    """Returns a recipe for an analysis of a super-net: text, tokenizer, masked share and Eq. (2) are its run's.
 
-    What the recipe says wins.
+    Whether the loss is Eq. (2) is the recipe's matter, as is all that it says.
 
     Args:
         supernet: a finished super-net run, a checkpoint in its folder, or the folder of a super-net.
@@ -120,7 +120,9 @@ def follow_weights(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, An
     run = folder.parent if is_checkpoint else folder
     known = (run / RUN_NAME).is_file() if is_checkpoint else read_result(run) is not None
     settings = read_settings(run) if known else {}
-    recipe = {name: settings[name] for name in ("mlm_probability",) if name in settings} | recipe
+    of_run = {**settings.get("training_arguments", {}), **settings}
+    names = ("mlm_probability", "alignment_weight", "alignment_every_n_layers", "num_average_children")
+    recipe = {name: of_run[name] for name in names if name in of_run} | recipe
     if not is_checkpoint:
         return follow_supernet(folder, recipe)
     data = {**settings.get("data", {}), "tokenizer": str(folder), **mapping_of("data", recipe)}
@@ -285,13 +287,18 @@ class _Analysis:
 
     def run(self, path: Path) -> list[dict[str, Any]]:
         """Returns all repeats; those that `path` holds are not measured again."""
-        key = json.loads(json.dumps({"settings": asdict(self._settings), "weights": self._weights}))
+        facts = self.facts()
+        key = {name: facts[name] for name in ("settings", "weights")}
+        # The text may change under its name.
+        key |= {name: self._data.fingerprint[name] for name in ("sha256", "tokenizer")}
+        key = json.loads(json.dumps(key))
         repeats: list[dict[str, Any]] = []
         if path.is_file():
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["key"] != key:
                 raise ValueError(
-                    f"{path} is of other settings or of another super-net's weights; take another --output-dir"
+                    f"{path} is of other settings, of another super-net's weights or of another text; take another "
+                    f"--output-dir"
                 )
             repeats = known["repeats"]
         bar = tqdm(total=self._settings.num_repeats, initial=len(repeats), desc="repeats", leave=False)
@@ -546,24 +553,13 @@ def compare_interference(runs: Mapping[str, str | Path], output_dir: str | Path)
         the mean cosine to the first one's, with its interval.
 
     Raises:
-        ValueError: fewer than two analyses, one that has not ended, or one of other children or batches.
+        ValueError: fewer than two analyses, one that has not ended, or one of another operator, loss, children or
+            batches.
     """
     if len(runs) < 2:
         raise ValueError(f"there is {len(runs)} analysis to compare; give at least two")
-    results, repeats = {}, {}
-    for name, folder in runs.items():
-        result = read_result(Path(folder))
-        if result is None or not (Path(folder) / REPEATS_NAME).is_file():
-            raise ValueError(f"{folder} holds no finished interference analysis; run `magic-nas {COMMAND}` first")
-        results[name] = result
-        repeats[name] = json.loads((Path(folder) / REPEATS_NAME).read_text(encoding="utf-8"))["repeats"]
+    results, repeats = read_comparable(runs)
     first = next(iter(runs))
-    for name, own in repeats.items():
-        if _drawn(own) != _drawn(repeats[first]):
-            raise ValueError(
-                f"{name} has other children or batches than {first}; analyse both with the same seed, layers, repeats "
-                f"and text"
-            )
     record: dict[str, Any] = {}
     for name, result in results.items():
         record[name] = {"supernet": result["settings"]["supernet"], "curve": result["curve"]}
@@ -583,6 +579,39 @@ def compare_interference(runs: Mapping[str, str | Path], output_dir: str | Path)
     write_json(folder / "comparison.json", record)
     _write(folder / "comparison.png", render(figure, "png"))
     return record
+
+
+def read_comparable(
+    runs: Mapping[str, str | Path],
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Returns the results and the repeats of finished analyses, by name.
+
+    Raises:
+        ValueError: one has not ended, or is of another operator, loss, children or batches than the first.
+    """
+    results, repeats = {}, {}
+    for name, folder in runs.items():
+        result = read_result(Path(folder))
+        if result is None or not (Path(folder) / REPEATS_NAME).is_file():
+            raise ValueError(f"{folder} holds no finished interference analysis; run `magic-nas {COMMAND}` first")
+        results[name] = result
+        repeats[name] = json.loads((Path(folder) / REPEATS_NAME).read_text(encoding="utf-8"))["repeats"]
+    first = next(iter(runs))
+    for name, own in results.items():
+        own_settings, first_settings = own["settings"], results[first]["settings"]
+        compared = ["shared_layer", "alignment"]
+        compared += [] if first_settings["alignment"] == "none" else ["alignment_weight", "alignment_every_n_layers"]
+        for key in compared:
+            if own_settings[key] != first_settings[key]:
+                raise ValueError(
+                    f"{key} of {name} is {own_settings[key]}, of {first} {first_settings[key]}; analyse both with one"
+                )
+        if _drawn(repeats[name]) != _drawn(repeats[first]):
+            raise ValueError(
+                f"{name} has other children or batches than {first}; analyse both with the same seed, layers, repeats "
+                f"and text"
+            )
+    return results, repeats
 
 
 def _drawn(repeats: Sequence[Mapping[str, Any]]) -> list[Any]:

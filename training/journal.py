@@ -39,6 +39,7 @@ _FOREIGN = {
     "data": "other validation data",
     "candidate_operators": "another search space",
     "precision": "another precision",
+    "sizes": "other sizes or dropout",
 }
 
 
@@ -141,8 +142,7 @@ class Journal(Generic[Child]):
         if names:
             differing = " and ".join(_FOREIGN.get(name, f"another {name}") for name in names)
             raise ValueError(
-                f"the journal {self.path} is of {differing}; give another file, or the super-net and the validation "
-                f"data that it was made with"
+                f"the journal {self.path} is of {differing}; give another file or folder, or what it was made with"
             )
 
     # ---- Reading ----

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -241,7 +242,8 @@ def write_micro_benchmark(
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes a CSV file under a temporary name and renames it, so that a kill never leaves half a file."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    # Each of several processes that end at once has a file of its own.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

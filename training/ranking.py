@@ -47,7 +47,8 @@ def check_scores(**lists: Scores) -> None:
         if bad := [child for child, value in scores.items() if not math.isfinite(value)]:
             raise ValueError(
                 f"{name} of {len(bad)} of {len(scores)} children is no finite number, first of "
-                f"{format_architecture(bad[0])}; leave these children out of both lists, or measure them again"
+                f"{format_architecture(bad[0])}; leave these children out of both lists, or train what "
+                f"diverged anew with a lower learning rate"
             )
         if len(set(scores.values())) == 1:
             raise ValueError(f"{name} is {next(iter(scores.values()))} for all {len(scores)} children: it ranks none")

@@ -52,7 +52,7 @@ from .search_run import follow_supernet
 from .search_space import SearchSpace, format_architecture
 from .settings import DataSettings
 from .standalone import StandaloneSettings, check_standalone, train_standalone
-from .truth import Truth, load_truth
+from .truth import Truth, load_truth, read_standalone, truth_of
 
 
 MICRO_BENCHMARK = "micro-benchmark"
@@ -184,8 +184,9 @@ def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, 
     with claim_run_folder(output_dir, "ranking", settings, should_save=True):
         if truth is None:
             folder = output_dir / STANDALONE_FOLDER
-            train_standalone(standalone, folder)
-            truth = load_truth(folder, settings.metric)
+            # Not all of the folder, where a stopped run with more children or seeds may have left some.
+            children = train_standalone(standalone, folder)
+            truth = truth_of(children, settings.metric, read_standalone(folder)[0])
         check_truth(truth, configs[0], data)
         batches = judging_batches(settings, settings.mlm_probability, data)
         scores = [shared_scores(supernet, truth, batches, output_dir) for supernet in supernets]
@@ -374,6 +375,11 @@ def check_truth(truth: Truth, config: MagicConfig, data: PreparedData) -> None:
         raise ValueError(
             f"the truth is of another text than {data.fingerprint['source']}; name the one that its children were "
             f"trained on, or train them on this one"
+        )
+    if truth.key["tokenizer"] != data.fingerprint["tokenizer"]:
+        raise ValueError(
+            "the truth was trained with another tokenizer than the super-net, so that their losses are of other "
+            "tokens; name that one as data.tokenizer, or train the children with the super-net's"
         )
 
 

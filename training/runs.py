@@ -79,13 +79,12 @@ def check_run_folder(output_dir: Path, command: str, settings: Any) -> None:
     """Raises a ValueError where `output_dir` holds another run or something else; the same run may go on there.
 
     A run that has neither a checkpoint nor a result nor records has lost nothing: its folder may be taken by another.
+    The runs within a run count as its own.
     """
     path = output_dir / RUN_NAME
     if path.is_file():
         found, wanted = json.loads(path.read_text(encoding="utf-8")), _describe_run(command, settings)
-        written = any((output_dir / name).is_file() for name in (RESULT_NAME, RECORDS_NAME))
-        begun = written or last_complete_checkpoint(output_dir) is not None
-        if begun and found != wanted:
+        if found != wanted and _has_begun(output_dir):
             raise ValueError(
                 f"{output_dir} holds another run ({_difference(found, wanted)}); take another --output-dir"
             )
@@ -93,6 +92,13 @@ def check_run_folder(output_dir: Path, command: str, settings: Any) -> None:
         own = (LOCK_NAME, f"{RUN_NAME}.")
         if not output_dir.is_dir() or any(not item.name.startswith(own) for item in output_dir.iterdir()):
             raise ValueError(f"{output_dir} is not empty and holds no run; take another --output-dir")
+
+
+def _has_begun(run: Path) -> bool:
+    written = any((run / name).is_file() for name in (RESULT_NAME, RECORDS_NAME))
+    if written or last_complete_checkpoint(run) is not None:
+        return True
+    return any(_has_begun(path.parent) for path in run.glob(f"*/*/{RUN_NAME}"))
 
 
 @contextmanager

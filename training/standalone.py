@@ -1,5 +1,6 @@
 """Children trained one by one from scratch: the truth that the ranking of a super-net is held against (5.2)."""
 
+import json
 import os
 import random
 import time
@@ -34,7 +35,13 @@ _SIZES = (
     "embedding_size",
     "vocab_size",
     "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
     "initializer_range",
+    "hidden_act",
+    "lm_head_activation",
+    "layer_norm_eps",
+    "padding_aware_positions",
+    "tie_word_embeddings",
 )
 # Between two looks at the children that other processes are training.
 _POLL_SECONDS = 1.0
@@ -49,8 +56,7 @@ class StandaloneSettings:
     Attributes:
         preset: sizes and candidate operators of the space.
         architectures: children by name, such as a search's winner or a pattern to hold it against. Where some are
-            named nothing is drawn, and they want a folder of their own: among uniform children they would tilt the
-            truth of a ranking.
+            named nothing is drawn, and a folder of uniform children is refused.
         num_children: uniform children without repeats; 0 takes all of the space.
         sample_seed: of that draw.
         seeds: of weights, order of the data and masks; every child is trained once with each.
@@ -200,7 +206,8 @@ class StandaloneWorker:
         """Reads the text and opens the folder's journals.
 
         Raises:
-            ValueError: the folder holds children of another space, text or recipe.
+            ValueError: the folder holds children of another space, text or recipe, or uniform children and these are
+                named ones, or the other way round.
         """
         hf_logging.disable_progress_bar()
         self._settings, self._output_dir = settings, Path(output_dir)
@@ -225,9 +232,21 @@ class StandaloneWorker:
     def _describe(self) -> None:
         path = self._output_dir / STANDALONE_NAME
         with FileLock(f"{path}.lock"):
-            if not path.is_file():
-                facts = {"settings": asdict(self._settings), "corpus": self._data.fingerprint, "versions": versions()}
-                write_json(path, facts)
+            if path.is_file():
+                self._check_kind(json.loads(path.read_text(encoding="utf-8"))["settings"])
+                return
+            facts = {"settings": asdict(self._settings), "corpus": self._data.fingerprint, "versions": versions()}
+            write_json(path, facts)
+
+    def _check_kind(self, first: dict[str, Any]) -> None:
+        """Among uniform children named ones would tilt the truth of a ranking, which reads all of a folder."""
+        lists = (first.get("architectures"), self._settings.architectures)
+        held, wanted = ("named" if names else "uniform" for names in lists)
+        if held != wanted:
+            raise ValueError(
+                f"{self._output_dir} holds {held} children; train {wanted} ones in a folder of their own, with "
+                f"another --output-dir"
+            )
 
     def train(self, architecture: Architecture, seed: int) -> bool:
         """Trains a child unless it is on record; returns whether it now is: false where another process trains it."""
@@ -317,6 +336,7 @@ def _key(settings: StandaloneSettings, config: MagicConfig, data: PreparedData, 
     return {
         "candidate_operators": config.candidate_operators,
         "data": data.fingerprint["sha256"],
+        "tokenizer": data.fingerprint["tokenizer"],
         "seed": seed,
         "sizes": {name: getattr(config, name) for name in _SIZES},
         "recipe": {

@@ -8,14 +8,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .journal import Journal
-from .search_space import Architecture
+from .search_space import Architecture, format_architecture
 from .standalone import StandaloneSettings, StandaloneWorker, check_standalone, standalone_children
 from .truth import StandaloneChild, journal_path
 
 
 # Before a child that a process outside the cluster trains is asked for again.
 _POLL_SECONDS = 1.0
-# Of a task whose worker was killed; a child that always kills its worker, as for want of memory, ends the run.
+# Of a task whose worker was killed, after which the run ends; Ray counts apart what its own monitor kills for want of
+# memory.
 _MAX_RETRIES = 3
 
 
@@ -45,7 +46,8 @@ def train_standalone_on_ray(
         progress: shows a bar of the children on record with the best loss so far.
 
     Raises:
-        ValueError: Ray is not installed, or as `train_standalone` raises it.
+        ValueError: Ray is not installed, a child's workers were killed again and again, or as `train_standalone`
+            raises it.
     """
     try:
         import ray
@@ -88,7 +90,7 @@ def _run_tasks(
     ) as bar:
         while running:
             (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            child, val_loss = running.pop(ready), ray.get(ready)
+            child, val_loss = running.pop(ready), _result(ray, ready, running[ready])
             if val_loss is None:
                 time.sleep(_POLL_SECONDS)
                 running[submit(child)] = child
@@ -97,6 +99,20 @@ def _run_tasks(
             best = val_loss if val_loss < best else best
             bar.set_postfix(best_loss=f"{best:.4f}", refresh=False)
             bar.update()
+
+
+def _result(ray: Any, ready: Any, child: Architecture) -> float | None:
+    """Returns what a task returned, and raises what it raised."""
+    try:
+        return ray.get(ready)
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise ValueError(
+            f"the workers that trained {format_architecture(child)} were killed {_MAX_RETRIES + 1} times "
+            f"({type(error).__name__}); give them more memory or take fewer at a time, and start again: children on "
+            f"record stay"
+        ) from error
 
 
 def _on_record(settings: StandaloneSettings, output_dir: Path, seed: int) -> list[StandaloneChild]:

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def sweep_settings(recipe: dict[str, Any], changes: dict[str, Any] | None = None
     if isinstance(values.get("references"), dict):
         # YAML reads a name such as 1 as a number; results name it by its text.
         values["references"] = {str(name): change for name, change in values["references"].items()}
-    settings = SweepSettings(pretrain=pretrain_settings, **values)
+    settings = replace(settings_from(SweepSettings, values), pretrain=pretrain_settings)
     _sweep_plan(settings)
     return settings
 
@@ -143,6 +143,10 @@ def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
         raise ValueError(f"values and references have names that make the same folder: {', '.join(plan)}; rename one")
     config = load_preset(settings.pretrain.preset)
     for name, change in plan.items():
+        if "seed" in change:
+            raise ValueError(
+                f"{name} sets the seed, but all methods have super-nets of the same seeds; name these in seeds"
+            )
         arguments = _supernet_settings(settings, change, 0).training_arguments
         args = training_arguments(MagicTrainingArguments, Path("sweep"), arguments)
         if args.shrink:
@@ -191,14 +195,18 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
     check_truth(truth, _with_vocabulary(config, data), data)
     output_dir.mkdir(parents=True, exist_ok=True)
     # Its name is one that a folder without a run may hold.
-    with FileLock(output_dir / f"{RUN_NAME}.lock"), claim_run_folder(output_dir, "sweep", settings, should_save=True):
-        (output_dir / SUPERNETS_FOLDER).mkdir(exist_ok=True)
+    with FileLock(output_dir / f"{RUN_NAME}.lock"):
+        check_run_folder(output_dir, "sweep", settings)
+        with claim_run_folder(output_dir, "sweep", settings, should_save=True):
+            (output_dir / SUPERNETS_FOLDER).mkdir(exist_ok=True)
     if settings.equal_compute:
         steps = _equal_steps(settings, plan, config, data)
         plan = {name: {**change, "max_steps": steps[name]} for name, change in plan.items()}
     batches = judging_batches(settings, settings.pretrain.mlm_probability, data)
     supernets, scores = _trained_and_scored(settings, plan, truth, batches, output_dir)
     with FileLock(output_dir / f"{RUN_NAME}.lock"):
+        # Before its first super-net had a checkpoint, another sweep may have taken the folder.
+        check_run_folder(output_dir, "sweep", settings)
         if (result := read_result(output_dir)) is not None:
             return result
         with claim_run_folder(output_dir, "sweep", settings, should_save=True):

@@ -197,6 +197,11 @@ class MagicTrainer(Trainer):
                 f"nothing will be aligned: the warm start takes {self._warmup_steps} of {max_steps} steps; train "
                 f"longer, or set alignment_warmup_steps lower"
             )
+        elif self.args.alignment == "anchor" and not self._warmup_steps and self.args.anchor_eval_steps >= max_steps:
+            logger.warning(
+                f"nothing will be aligned: the first anchor comes after {self.args.anchor_eval_steps} of {max_steps} "
+                f"steps; train longer, or set anchor_eval_steps lower"
+            )
         if self.args.alignment != "top_percent":
             return
         self._rank_every = self.args.anchor_rank_steps or self._epoch_steps

@@ -95,7 +95,8 @@ class Truth:
         if bad:
             raise ValueError(
                 f"the {self.metric} of {len(bad)} of {len(self.values)} children is no finite number, first of "
-                f"{format_architecture(bad[0])}; leave such children out of the file or train them again"
+                f"{format_architecture(bad[0])}; leave such children out of the file, or train all anew, in "
+                f"another folder and with a lower learning rate"
             )
 
     @property
@@ -141,9 +142,9 @@ def without_seed_effects(children: Sequence[StandaloneChild], values: Sequence[f
     A seed is also that of the order of the data and of the masks, so that it shifts all children. Such a shift is no
     noise of a ranking where all children have the same seeds, and is a bias of those that have more than the others.
     It is fitted by least squares, a number as the sum of one of its child and one of its seed, and taken off so that
-    the mean over all stays. A seed of which fewer than five children have another seed, too, is left as it is, and
-    all are where a number is not finite. Of n children with several seeds the fit takes about 1 / n of the variance
-    within children away with it.
+    the mean over all stays. A seed of which fewer than five children have another such seed, too, is left as it is and
+    no part of the fit, and all are left where a number is not finite. Of n children with several seeds the fit takes
+    about 1 / n of the variance within children away with it.
 
     Args:
         children: one for each number.
@@ -157,15 +158,28 @@ def without_seed_effects(children: Sequence[StandaloneChild], values: Sequence[f
         for names in ([format_architecture(child.architecture) for child in children], [one.seed for one in children])
     ]
     of_child, of_seed = groups
-    effects = np.zeros(of_seed.max() + 1)
-    is_repeated = np.bincount(of_child)[of_child] > 1
-    is_known = np.bincount(of_seed, is_repeated) >= _MIN_COMMON
+    is_fitted = _comparable(of_child, of_seed)
+    num_of_child = np.maximum(np.bincount(of_child, is_fitted), 1)
+    num_of_seed = np.maximum(np.bincount(of_seed, is_fitted), 1)
+    effects = np.zeros(len(num_of_seed))
     for _ in range(_MAX_SWEEPS):
-        means = np.bincount(of_child, numbers - effects[of_seed]) / np.bincount(of_child)
-        before, effects = effects, np.bincount(of_seed, numbers - means[of_child]) / np.bincount(of_seed) * is_known
+        means = np.bincount(of_child, (numbers - effects[of_seed]) * is_fitted) / num_of_child
+        before, effects = effects, np.bincount(of_seed, (numbers - means[of_child]) * is_fitted) / num_of_seed
         if np.abs(effects - before).max() <= 1e-12 * np.abs(numbers).max():
             break
     return (numbers - effects[of_seed]).tolist()
+
+
+def _comparable(of_child: np.ndarray, of_seed: np.ndarray) -> np.ndarray:
+    """Which numbers are of seeds that enough children have beside another such seed."""
+    is_fitted = np.ones(len(of_child), dtype=bool)
+    while True:
+        is_repeated = np.bincount(of_child, is_fitted)[of_child] > 1
+        # A seed that goes may have been the other one of a child.
+        left = (np.bincount(of_seed, is_fitted & is_repeated) >= _MIN_COMMON)[of_seed]
+        if (left == is_fitted).all():
+            return is_fitted
+        is_fitted = left
 
 
 def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bool | None = None) -> Truth:

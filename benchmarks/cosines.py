@@ -3,33 +3,50 @@
     python benchmarks/cosines.py NAME=FOLDER,FOLDER,... NAME=FOLDER,FOLDER,... [--output FILE.md]
 
 FOLDERs are those of `magic-nas analyze interference` with the same children and batches, one for each super-net of a
-method, those with the same place in their lists of the same seed. The intervals are 95% t-intervals over super-nets.
+method, those with the same place in their lists of super-nets of the same seed. The intervals are 95% t-intervals over
+super-nets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tables import mean_with_interval, parser_of, publish
 
-from training.runs import read_result
+from training.interference_run import read_comparable
+from training.runs import RUN_NAME, read_settings
 
 
 COLUMNS = {"one kind": "same_kind", "two kinds": "other_kind", "one kind - two kinds": "same_minus_other"}
 
 
-def read_cosines(folders: Sequence[str]) -> dict[str, list[float]]:
+def cosines_of(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Returns the mean cosine of each super-net by the number m of differing layers, and by kinds of operators."""
     found: dict[str, list[float]] = {}
-    for folder in folders:
-        result: dict[str, Any] | None = read_result(Path(folder))
-        if result is None:
-            raise ValueError(f"{folder} holds no finished analysis; run `magic-nas analyze interference` first")
+    for result in results:
         for point in result["curve"]:
             found.setdefault(f"m = {point['num_differing_layers']}", []).append(point["mean"])
         for name, key in COLUMNS.items():
             found.setdefault(name, []).append(result[key]["mean"])
     return found
+
+
+def seed_of(result: Mapping[str, Any]) -> int | None:
+    """Returns the seed of the super-net that was analysed, `None` where its run is not there."""
+    run = Path(result["settings"]["supernet"])
+    return read_settings(run)["training_arguments"].get("seed") if (run / RUN_NAME).is_file() else None
+
+
+def check_places(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Raises a ValueError where methods have super-nets of other numbers or, place by place, other seeds."""
+    seeds = {name: [seed_of(result) for result in own] for name, own in results.items()}
+    first = next(iter(seeds))
+    for name, own in seeds.items():
+        known = [(one, other) for one, other in zip(own, seeds[first], strict=False) if None not in (one, other)]
+        if len(own) != len(seeds[first]) or any(one != other for one, other in known):
+            raise ValueError(
+                f"{name} has super-nets of the seeds {own}, {first} of {seeds[first]}; list the same ones in one order"
+            )
 
 
 def main() -> None:
@@ -38,7 +55,10 @@ def main() -> None:
     parser.add_argument("methods", nargs="+", metavar="NAME=FOLDER[,FOLDER]")
     options = parser.parse_args()
     named = {name: folders.split(",") for name, _, folders in (given.partition("=") for given in options.methods)}
-    cosines = {name: read_cosines(folders) for name, folders in named.items()}
+    comparable, _ = read_comparable({folder: folder for folders in named.values() for folder in folders})
+    results = {name: [comparable[folder] for folder in folders] for name, folders in named.items()}
+    check_places(results)
+    cosines = {name: cosines_of(own) for name, own in results.items()}
     (first_name, first), *others = cosines.items()
     heads = " | ".join(first)
     rule = "| --- " * (len(first) + 1) + "|"

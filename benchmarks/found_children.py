@@ -73,7 +73,8 @@ def check_trained(children: Iterable[Architecture], alone: Losses, folder: Path)
     if missing := [child for child in dict.fromkeys(children) if child not in alone]:
         options = " ".join(f"--architecture {format_architecture(child)}" for child in missing)
         raise ValueError(
-            f"{len(missing)} children are not in {folder}; run `magic-nas analyze standalone` with {options}"
+            f"{len(missing)} children are not in {folder} with the truth's first seed; run `magic-nas analyze "
+            f"standalone` with that --seed and {options}"
         )
 
 

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import math
 import random
 from itertools import combinations, product
 from pathlib import Path
@@ -51,19 +52,38 @@ def test_intervals_are_scipys(scripts):
     assert tables.mean_with_interval(values[:1]) == "0.500"
 
 
+def analysis_of(folder, seed, cosine, batch="the same"):
+    """Writes a super-net's run and its finished analysis, and returns the analysis's folder."""
+    (folder / "run").mkdir(parents=True)
+    run = {"command": "pretrain", "settings": {"training_arguments": {"seed": seed}}}
+    (folder / "run" / "run.json").write_text(json.dumps(run))
+    kinds = {key: {"mean": cosine / 2} for key in ("same_kind", "other_kind", "same_minus_other")}
+    curve = [{"num_differing_layers": m, "mean": cosine / m} for m in (1, 2)]
+    settings = {"supernet": str(folder / "run"), "shared_layer": 0, "alignment": "none"}
+    (folder / "result.json").write_text(json.dumps({"curve": curve, "settings": settings, **kinds}))
+    (folder / "repeats.json").write_text(json.dumps({"repeats": [{"batch": batch, "matrices": []}]}))
+    return str(folder)
+
+
 def test_cosines_are_paired_by_the_super_nets_seed(scripts, tmp_path, monkeypatch, capsys):
-    for name, cosine in (("a-0", 0.5), ("a-1", 0.7), ("b-0", 0.6), ("b-1", 0.8)):
-        kinds = {key: {"mean": cosine / 2} for key in ("same_kind", "other_kind", "same_minus_other")}
-        curve = [{"num_differing_layers": m, "mean": cosine / m} for m in (1, 2)]
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "result.json").write_text(json.dumps({"curve": curve, **kinds}))
-    folders = [f"{name}={tmp_path / name}-0,{tmp_path / name}-1" for name in "ab"]
-    monkeypatch.setattr("sys.argv", ["cosines.py", *folders])
-    importlib.import_module("cosines").main()
+    cosines = importlib.import_module("cosines")
+    found = {"a-0": (0, 0.5), "a-1": (1, 0.7), "b-0": (0, 0.6), "b-1": (1, 0.8)}
+    folders = {name: analysis_of(tmp_path / name, *given) for name, given in found.items()}
+    first = f"a={folders['a-0']},{folders['a-1']}"
+    monkeypatch.setattr("sys.argv", ["cosines.py", first, f"b={folders['b-0']},{folders['b-1']}"])
+    cosines.main()
     out = capsys.readouterr().out
     assert "| cosine | m = 1 | m = 2 | one kind | two kinds | one kind - two kinds |" in out
     # Both pairs differ by the same, so that the interval has no width.
     assert "| b | +0.100 (+0.100 to +0.100) | +0.050 (+0.050 to +0.050) |" in out
+    for wrong in (f"{folders['b-1']},{folders['b-0']}", folders["b-0"]):
+        monkeypatch.setattr("sys.argv", ["cosines.py", first, f"b={wrong}"])
+        with pytest.raises(ValueError, match="list the same ones in one order"):
+            cosines.main()
+    other = analysis_of(tmp_path / "other", 0, 0.5, "another")
+    monkeypatch.setattr("sys.argv", ["cosines.py", first, f"b={other}"])
+    with pytest.raises(ValueError, match="other children or batches"):
+        cosines.main()
 
 
 @pytest.fixture
@@ -96,6 +116,18 @@ def test_winners_of_a_perfect_ranking_have_no_regret(scripts, methods, monkeypat
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| perfect")]
     # With as many evaluations as children nothing is missed.
     assert [row[2:] for row in rows] == [["3", "0.000 (0.000 to 0.000)", "1.0 |"]] * 3
+
+
+def test_winners_of_shrinking_are_those_of_runs_that_ended_in_one_child(scripts, methods, monkeypatch, capsys):
+    best = min(CHILDREN, key=true_loss)
+    shrunk = run_of(methods / "shrunk", space=[[name] for name in best])
+    monkeypatch.setattr("sys.argv", ["winners.py", str(methods), "--shrunk", shrunk])
+    scripts[0].main()
+    assert "| shrinking | shrinking | 1 | 0.000 | 1.0 |" in capsys.readouterr().out
+    other = run_of(methods / "other", space=[OPERATORS] * 3, architecture=list(best))
+    monkeypatch.setattr("sys.argv", ["winners.py", str(methods), "--shrunk", other])
+    with pytest.raises(ValueError, match="no super-net of which shrinking left one child"):
+        scripts[0].main()
 
 
 def test_chance_is_the_mean_of_all_children(scripts, methods):
@@ -133,6 +165,11 @@ def test_groups_and_their_tau(scripts, methods, monkeypatch, capsys):
     expected = kendalltau([true[child] for child in learned], [blind[child] for child in learned]).statistic
     assert scripts[1].tau(learned, true, blind) == pytest.approx(expected)
     assert scripts[1].tau_of_equals(learned, true, blind) == pytest.approx(tau_of_pairs(learned, true, blind))
+    # Children of as many convolutions that a score holds for equal are no part of the mean.
+    partly = {child: loss if child.count("CONV3") == 1 else 0.0 for child, loss in blind.items()}
+    ones = [child for child in learned if child.count("CONV3") == 1]
+    assert scripts[1].tau_of_equals(learned, true, partly) == pytest.approx(scripts[1].tau(ones, true, blind))
+    assert math.isnan(scripts[1].tau_of_equals(learned, true, dict.fromkeys(blind, 0.0)))
     monkeypatch.setattr("sys.argv", ["ranking_limits.py", str(methods), "--below", str(limit)])
     scripts[1].main()
     out = capsys.readouterr().out
@@ -196,6 +233,13 @@ def test_found_children_of_another_text_are_refused(found_children, tmp_path):
     journal_of(tmp_path / "truth", {CHILDREN[0]: 4.0}, data="a")
     journal_of(tmp_path / "alone", {CHILDREN[0]: 4.0}, data="b")
     with pytest.raises(ValueError, match="of another data than"):
+        found_children.read_alone(tmp_path / "truth", tmp_path / "alone")
+
+
+def test_a_found_child_that_diverged_is_named(found_children, tmp_path):
+    journal_of(tmp_path / "truth", {CHILDREN[0]: 4.0})
+    journal_of(tmp_path / "alone", {CHILDREN[1]: float("nan")})
+    with pytest.raises(ValueError, match="the loss of CONV3,CONV3,FFN is nan"):
         found_children.read_alone(tmp_path / "truth", tmp_path / "alone")
 
 

@@ -1,6 +1,7 @@
 """The Python of the README and of the pages in docs/ runs, and the commands and options of the README exist."""
 
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from toy import toy_config
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from modeling_magic import MagicForMaskedLM
+from training import standalone, sweep_run
 from training.arguments import MagicTrainingArguments
 from training.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
-from training.cli import app
+from training.cli import app, main
 from training.data import train_tokenizer
-from training.hub import export_model
+from training.hub import export_model, load_preset
 from training.journal import RankedChild
 from training.search import search_children
 from training.search_space import SearchSpace
@@ -111,6 +113,26 @@ def test_commands_and_options_exist(page):
             command = command.commands[words[0]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_rankings_of_the_page_on_analyses_fit_together(monkeypatch):
+    """Text that fits the children's positions, and sweeps in the space of the truth."""
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    text = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", "")
+    asked: list = []
+    monkeypatch.setattr(standalone, "train_standalone", lambda given, _: asked.append(given) or 1 / 0)
+    monkeypatch.setattr(sweep_run, "run_sweep", lambda given, _: asked.append(given.pretrain) or 1 / 0)
+    for line in re.findall(r"^magic-nas (analyze (?:standalone|sweep) .*)$", text, re.MULTILINE):
+        monkeypatch.setattr("sys.argv", ["magic-nas", *shlex.split(line)])
+        with pytest.raises(ZeroDivisionError):
+            main()
+    assert len(asked) == 3
+    configs = [load_preset(given.preset) for given in asked]
+    for given, config in zip(asked, configs, strict=True):
+        assert given.data.block_size <= config.max_sequence_length
+        assert config.candidate_operators == configs[0].candidate_operators
+    for given in asked[:2]:
+        standalone.check_standalone(given)
 
 
 def test_limits_of_the_search_page_exist():

@@ -64,7 +64,7 @@ class StandaloneSettings:
         training_arguments: of the training of every child.
     """
 
-    preset: str = "magic-micro"
+    preset: str = "magic-tiny"
     architectures: tuple[str, ...] = ()
     num_children: int = 0
     sample_seed: int = 0

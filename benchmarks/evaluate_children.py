@@ -1,6 +1,6 @@
 """Times the evaluation of many children against one after another, and writes the figures as Markdown.
 
-    python benchmarks/evaluate_children.py [--pairs 3] [--only uniform all population overhead memory]
+    python benchmarks/evaluate_children.py [--pairs 3] [--only uniform all table population overhead memory]
         [--num-uniform 1000] [--num-overhead 100] [--num-memory 200 2000] [--output benchmarks/results/NAME.md]
 
 Both sides run in turn, in alternating order, within one process; a gain is the median over the pairs of (time of the
@@ -28,6 +28,7 @@ from interleaved import ratios, seconds
 import training.evaluation
 from modeling_magic import MagicConfig, MagicForMaskedLM
 from training.evaluation import Batch, Evaluator, count_layer_evaluations, evaluate_child
+from training.hub import load_preset
 from training.search_space import Architecture, SearchSpace
 
 
@@ -126,6 +127,18 @@ def all_children(arguments: argparse.Namespace) -> list[str]:
     ]  # fmt: skip
 
 
+def table_children(arguments: argparse.Namespace) -> list[str]:
+    """All children of the space that a table ships of, judged as its ranking by shared weights is."""
+    torch.manual_seed(0)
+    model = MagicForMaskedLM(load_preset("magic-micro"))
+    row = compare(
+        "all 256 of magic-micro (hidden 64, 2,048 tokens, 512 x 64)",
+        model, validation(512, 64, model.config.vocab_size), list(SearchSpace((OPERATORS,) * 4).children()),
+        arguments.pairs, "< 120 s",
+    )  # fmt: skip
+    return [HEADER, row]
+
+
 def population_of_parents(arguments: argparse.Namespace) -> list[str]:
     """100 children near their parents."""
     model, batches = supernet(12, 128, 8192, 128), validation(8, 128, 8192)
@@ -210,6 +223,7 @@ def print_peak(num_children: int) -> None:
 PARTS = {
     "uniform": uniform_children,
     "all": all_children,
+    "table": table_children,
     "population": population_of_parents,
     "overhead": overhead,
     "memory": memory,

@@ -3,8 +3,7 @@
     python benchmarks/cosines.py NAME=FOLDER,FOLDER,... NAME=FOLDER,FOLDER,... [--output FILE.md]
 
 FOLDERs are those of `magic-nas analyze interference` with the same children and batches, one for each super-net of a
-method, those with the same place in their lists of super-nets of the same seed. The intervals are 95% t-intervals over
-super-nets.
+method; at one place of all lists stand super-nets of one seed. The intervals are 95% t-intervals over super-nets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tables import mean_with_interval, parser_of, publish
+from transformers import TrainingArguments
 
 from training.interference_run import read_comparable
 from training.runs import RUN_NAME, read_settings
@@ -33,8 +33,10 @@ def cosines_of(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def seed_of(result: Mapping[str, Any]) -> int | None:
     """Returns the seed of the super-net that was analysed, `None` where its run is not there."""
-    run = Path(result["settings"]["supernet"])
-    return read_settings(run)["training_arguments"].get("seed") if (run / RUN_NAME).is_file() else None
+    folder = Path(result["settings"]["supernet"])
+    # A checkpoint lies in its run.
+    run = next((path for path in (folder, folder.parent) if (path / RUN_NAME).is_file()), None)
+    return None if run is None else read_settings(run)["training_arguments"].get("seed", TrainingArguments.seed)
 
 
 def check_places(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -128,7 +128,7 @@ def all_children(arguments: argparse.Namespace) -> list[str]:
 
 
 def table_children(arguments: argparse.Namespace) -> list[str]:
-    """All children of the space that a table ships of, judged as its ranking by shared weights is."""
+    """All children of magic-micro, whose table ships, validated as a ranking by shared weights validates them."""
     torch.manual_seed(0)
     model = MagicForMaskedLM(load_preset("magic-micro"))
     row = compare(

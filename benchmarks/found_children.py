@@ -18,7 +18,7 @@ from tables import mean_with_interval, parser_of, publish
 
 from training.runs import read_result
 from training.search_space import Architecture, format_architecture, parse_architecture
-from training.truth import read_standalone
+from training.truth import has_standalone, read_standalone
 
 
 Losses = Mapping[Architecture, float]
@@ -91,8 +91,11 @@ def main() -> None:
         for name, _, runs in (given.partition("=") for given in options.methods)
     }
     named = {text: [parse_architecture(text)] for text in options.named}
+    children = [child for own in (found | named).values() for child in own]
+    if not has_standalone(options.alone):
+        check_trained(children, {}, options.alone)
     uniform, alone = read_alone(options.truth, options.alone)
-    check_trained([child for own in (found | named).values() for child in own], alone, options.alone)
+    check_trained(children, alone, options.alone)
     lines = ["| found by | children | loss alone | above the best uniform child | uniform children that are better |"]
     lines.append("| --- " * 5 + "|")
     lines += [row(name, own, alone, uniform) for name, own in (found | named).items()]

@@ -55,7 +55,7 @@ def test_intervals_are_scipys(scripts):
 def analysis_of(folder, seed, cosine, batch="the same"):
     """Writes a super-net's run and its finished analysis, and returns the analysis's folder."""
     (folder / "run").mkdir(parents=True)
-    run = {"command": "pretrain", "settings": {"training_arguments": {"seed": seed}}}
+    run = {"command": "pretrain", "settings": {"training_arguments": {} if seed is None else {"seed": seed}}}
     (folder / "run" / "run.json").write_text(json.dumps(run))
     kinds = {key: {"mean": cosine / 2} for key in ("same_kind", "other_kind", "same_minus_other")}
     curve = [{"num_differing_layers": m, "mean": cosine / m} for m in (1, 2)]
@@ -76,7 +76,11 @@ def test_cosines_are_paired_by_the_super_nets_seed(scripts, tmp_path, monkeypatc
     assert "| cosine | m = 1 | m = 2 | one kind | two kinds | one kind - two kinds |" in out
     # Both pairs differ by the same, so that the interval has no width.
     assert "| b | +0.100 (+0.100 to +0.100) | +0.050 (+0.050 to +0.050) |" in out
-    for wrong in (f"{folders['b-1']},{folders['b-0']}", folders["b-0"]):
+    # 42 is the seed of a run that names none.
+    unnamed = [analysis_of(tmp_path / name, seed, 0.5) for name, seed in (("c-0", None), ("c-1", 42))]
+    monkeypatch.setattr("sys.argv", ["cosines.py", f"a={unnamed[1]}", f"b={unnamed[0]}"])
+    cosines.main()
+    for wrong in (f"{folders['b-1']},{folders['b-0']}", folders["b-0"], f"{folders['b-0']},{unnamed[0]}"):
         monkeypatch.setattr("sys.argv", ["cosines.py", first, f"b={wrong}"])
         with pytest.raises(ValueError, match="list the same ones in one order"):
             cosines.main()
@@ -224,9 +228,16 @@ def test_found_children_beside_uniform_ones(found_children, tmp_path, monkeypatc
     assert rows[3][2].startswith("4.300 (")
 
 
-def test_found_children_that_are_yet_to_be_trained_are_named(found_children, tmp_path):
-    with pytest.raises(ValueError, match=r"--architecture CONV3,CONV3,FFN$"):
-        found_children.check_trained(CHILDREN[:2] * 2, {CHILDREN[0]: 4.0}, tmp_path)
+def test_found_children_that_are_yet_to_be_trained_are_named(found_children, tmp_path, monkeypatch):
+    journal_of(tmp_path / "truth", {CHILDREN[9]: 4.1})
+    run = run_of(tmp_path / "a", search=searched((CHILDREN[0], 5.1)))
+    arguments = [str(tmp_path / "truth"), str(tmp_path / "alone"), f"searched={run}", f"again={run}"]
+    monkeypatch.setattr("sys.argv", ["found_children.py", *arguments, "--named", ",".join(CHILDREN[1])])
+    for missing in (CHILDREN[:2], CHILDREN[1:2]):
+        options = " ".join(f"--architecture {','.join(child)}" for child in missing)
+        with pytest.raises(ValueError, match=f"that --seed and {options}$"):
+            found_children.main()
+        journal_of(tmp_path / "alone", {CHILDREN[0]: 4.0})
 
 
 def test_found_children_of_another_text_are_refused(found_children, tmp_path):

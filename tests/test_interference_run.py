@@ -270,15 +270,18 @@ def test_analyses_are_compared_on_the_same_children(folder, finished):
     with pytest.raises(ValueError, match="b has other children or batches than a"):
         compare_interference({"a": folder / "finished", "b": folder / "seed5"}, folder / "compared")
     # Of three layers above the first the same children are drawn, whatever layer their operator is compared in.
-    for name, changes in (("layer", {"shared_layer": 2}), ("loss", {"alignment": "average"})):
-        run_interference(settings(folder, first_differing_layer=1, max_differing_layers=1, **changes), folder / name)
-    run_interference(settings(folder, first_differing_layer=1, max_differing_layers=1), folder / "plain")
-    for name, message in (
-        ("layer", "shared_layer of b is 2, of a 0"),
-        ("loss", "alignment of b is average, of a none"),
+    one = {"first_differing_layer": 1, "max_differing_layers": 1}
+    average = {"alignment": "average"}
+    two = {**average, "num_average_children": 2}
+    for name, changes in {"plain": {}, "layer": {"shared_layer": 2}, "average": average, "two": two}.items():
+        run_interference(settings(folder, **one, **changes), folder / name)
+    for first, second, message in (
+        ("plain", "layer", "shared_layer of layer is 2, of plain 0"),
+        ("plain", "average", "alignment of average is average, of plain none"),
+        ("average", "two", "num_average_children of two is 2, of average 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            compare_interference({"a": folder / "plain", "b": folder / name}, folder / "compared")
+            compare_interference({name: folder / name for name in (first, second)}, folder / "compared")
     with pytest.raises(ValueError, match="no finished interference analysis"):
         compare_interference({"a": folder / "finished", "b": folder / "text"}, folder / "compared")
     with pytest.raises(ValueError, match="at least two"):

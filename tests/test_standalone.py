@@ -16,7 +16,7 @@ from training import standalone
 from training.journal import Journal
 from training.runs import load_data
 from training.standalone import StandaloneWorker, standalone_children, train_standalone
-from training.truth import StandaloneChild, journal_path
+from training.truth import STANDALONE_NAME, StandaloneChild, journal_path, load_truth
 
 
 HERE = Path(__file__).resolve().parent
@@ -54,8 +54,13 @@ def test_named_and_uniform_children_are_kept_apart(settings, tmp_path):
     named = replace(settings, architectures=("FFN,CONV3",))
     for first, second, held in ((settings, named, "uniform"), (named, settings, "named")):
         train_standalone(replace(first, num_children=1), tmp_path / held, progress=False)
+        (tmp_path / held / STANDALONE_NAME).unlink() if held == "uniform" else None
         with pytest.raises(ValueError, match=f"holds {held} children; train .* in a folder of their own"):
-            train_standalone(replace(second, num_children=1), tmp_path / held, progress=False)
+            train_standalone(replace(second, num_children=1, seeds=(1,)), tmp_path / held, progress=False)
+        assert not journal_path(tmp_path / held, 1).exists()
+    assert len(load_truth(tmp_path / "uniform").values) == 1
+    with pytest.raises(ValueError, match="were named, not drawn"):
+        load_truth(tmp_path / "named")
 
 
 def test_another_tokenizer_or_dropout_is_refused(settings, tmp_path):

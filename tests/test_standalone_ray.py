@@ -9,12 +9,13 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toy_standalone import toy_standalone, trained_with
 
 from training import standalone_ray
-from training.standalone import train_standalone
+from training.standalone import StandaloneWorker, train_standalone
 from training.standalone_ray import train_standalone_on_ray
 from training.truth import journal_path
 
@@ -48,6 +49,48 @@ def test_a_worker_reads_the_text_once(settings, tmp_path, monkeypatch):
     standalone_ray._worker(standalone_ray._Hashed(replace(settings, num_children=2)), str(tmp_path))
     assert len(made) == 2
     standalone_ray._worker.cache_clear()
+
+
+class _RayError(Exception): ...
+
+
+class _RayTaskError(_RayError): ...
+
+
+class WorkerCrashedError(_RayError): ...
+
+
+class FakeRay:
+    """Runs tasks one by one in this process; some end as those of killed workers do."""
+
+    exceptions = SimpleNamespace(RayError=_RayError, RayTaskError=_RayTaskError)
+
+    def __init__(self, worker, crashing=()):
+        self._worker, self._crashing = worker, crashing
+
+    def remote(self, settings, output_dir, child, seed, num_threads):
+        return child, seed
+
+    def wait(self, tasks, num_returns):
+        return tasks[:num_returns], tasks[num_returns:]
+
+    def get(self, task):
+        if task[0] in self._crashing:
+            raise WorkerCrashedError
+        self._worker.train(*task)
+        return self._worker.record(*task).val_loss
+
+
+def test_tasks_are_waited_for_one_by_one(settings, tmp_path):
+    ray = FakeRay(StandaloneWorker(settings, tmp_path / "out"))
+    standalone_ray._run_tasks(ray, ray, settings, tmp_path / "out", 0, 1, progress=False)
+    assert len(_lines(journal_path(tmp_path / "out", 0))) == 8
+
+
+def test_a_child_whose_workers_are_always_killed_is_named(settings, tmp_path):
+    ray = FakeRay(StandaloneWorker(settings, tmp_path / "out"), crashing=[("FFN", "CONV3", "FFN")])
+    with pytest.raises(ValueError, match=r"that trained FFN,CONV3,FFN were killed 4 times \(WorkerCrashedError\)"):
+        standalone_ray._run_tasks(ray, ray, settings, tmp_path / "out", 0, 1, progress=False)
 
 
 @pytest.mark.slow

@@ -160,7 +160,8 @@ def standalone(
         write_micro_benchmark(output_dir, load_preset(settings.preset), table, latencies)
     best = min(trained, key=lambda child: (math.isnan(child.val_loss), child.val_loss))
     print(f"\n{len(trained)} trainings; the best: {','.join(best.architecture)}, loss {best.val_loss:.4f}")
-    print(f"next: magic-nas analyze ranking --truth {output_dir} --supernet RUN --output-dir ...")
+    if not settings.architectures:
+        print(f"next: magic-nas analyze ranking --truth {output_dir} --supernet RUN --output-dir ...")
 
 
 @app.command()

@@ -600,7 +600,10 @@ def read_comparable(
     for name, own in results.items():
         own_settings, first_settings = own["settings"], results[first]["settings"]
         compared = ["shared_layer", "alignment"]
-        compared += [] if first_settings["alignment"] == "none" else ["alignment_weight", "alignment_every_n_layers"]
+        if first_settings["alignment"] != "none":
+            compared += ["alignment_weight", "alignment_every_n_layers"]
+        if first_settings["alignment"] == "average":
+            compared += ["num_average_children"]
         for key in compared:
             if own_settings[key] != first_settings[key]:
                 raise ValueError(

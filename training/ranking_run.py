@@ -376,7 +376,7 @@ def check_truth(truth: Truth, config: MagicConfig, data: PreparedData) -> None:
             f"the truth is of another text than {data.fingerprint['source']}; name the one that its children were "
             f"trained on, or train them on this one"
         )
-    if truth.key["tokenizer"] != data.fingerprint["tokenizer"]:
+    if truth.key.get("tokenizer") != data.fingerprint["tokenizer"]:
         raise ValueError(
             "the truth was trained with another tokenizer than the super-net, so that their losses are of other "
             "tokens; name that one as data.tokenizer, or train the children with the super-net's"

@@ -1,6 +1,5 @@
 """Children trained one by one from scratch: the truth that the ranking of a super-net is held against (5.2)."""
 
-import json
 import os
 import random
 import time
@@ -26,7 +25,7 @@ from .journal import Journal
 from .runs import fit_to_tokenizer, load_data, training_arguments, versions
 from .search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from .settings import DataSettings
-from .truth import STANDALONE_NAME, StandaloneChild, journal_path
+from .truth import STANDALONE_NAME, StandaloneChild, has_standalone, holds_named, journal_path
 
 
 _SIZES = (
@@ -221,27 +220,33 @@ class StandaloneWorker:
             _arguments(settings, output_dir, 0).per_device_eval_batch_size,
             settings.num_validation_sequences,
         )
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._output_dir / f"{STANDALONE_NAME}.lock"):
+            # Before journals: a refused call leaves none of another recipe among those of a truth.
+            self._check_kind()
+            if not has_standalone(self._output_dir):
+                self._describe()
         self._journals = {
             seed: Journal(
                 journal_path(output_dir, seed), _key(settings, self._config, self._data, seed), StandaloneChild
             )
             for seed in settings.seeds
         }
+        # Of journals that were copied here without it, now that they are known to be of these settings.
         self._describe()
 
     def _describe(self) -> None:
         path = self._output_dir / STANDALONE_NAME
-        with FileLock(f"{path}.lock"):
-            if path.is_file():
-                self._check_kind(json.loads(path.read_text(encoding="utf-8"))["settings"])
-                return
+        if not path.is_file():
             facts = {"settings": asdict(self._settings), "corpus": self._data.fingerprint, "versions": versions()}
             write_json(path, facts)
 
-    def _check_kind(self, first: dict[str, Any]) -> None:
+    def _check_kind(self) -> None:
         """Among uniform children named ones would tilt the truth of a ranking, which reads all of a folder."""
-        lists = (first.get("architectures"), self._settings.architectures)
-        held, wanted = ("named" if names else "uniform" for names in lists)
+        if not has_standalone(self._output_dir):
+            return
+        held = "named" if holds_named(self._output_dir) else "uniform"
+        wanted = "named" if self._settings.architectures else "uniform"
         if held != wanted:
             raise ValueError(
                 f"{self._output_dir} holds {held} children; train {wanted} ones in a folder of their own, with "

@@ -90,7 +90,8 @@ def _run_tasks(
     ) as bar:
         while running:
             (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            child, val_loss = running.pop(ready), _result(ray, ready, running[ready])
+            child = running.pop(ready)
+            val_loss = _result(ray, ready, child)
             if val_loss is None:
                 time.sleep(_POLL_SECONDS)
                 running[submit(child)] = child

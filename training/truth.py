@@ -47,6 +47,22 @@ def journal_path(output_dir: str | Path, seed: int) -> Path:
     return Path(output_dir) / f"standalone-{seed}.jsonl"
 
 
+def has_standalone(folder: str | Path) -> bool:
+    """Returns whether a folder has a journal of stand-alone children."""
+    return bool(_seeds_of(Path(folder)))
+
+
+def holds_named(folder: str | Path) -> bool:
+    """Returns whether the children of a folder were named, such as the winners of searches, and not drawn."""
+    path = Path(folder) / STANDALONE_NAME
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8"))["settings"].get("architectures"))
+
+
+def _seeds_of(folder: Path) -> list[int]:
+    names = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(match[1]) for path in names if (match := _JOURNAL_NAME.fullmatch(path.name)))
+
+
 def read_standalone(folder: str | Path) -> tuple[dict[str, Any], list[StandaloneChild]]:
     """Returns what the journals of a folder belong to, and their children, the lowest seed first.
 
@@ -56,8 +72,7 @@ def read_standalone(folder: str | Path) -> tuple[dict[str, Any], list[Standalone
         ValueError: there is no journal, one is damaged, or they are of different spaces, texts or recipes.
     """
     folder = Path(folder)
-    names = folder.iterdir() if folder.is_dir() else ()
-    seeds = sorted(int(match[1]) for path in names if (match := _JOURNAL_NAME.fullmatch(path.name)))
+    seeds = _seeds_of(folder)
     if not seeds:
         raise ValueError(f"{folder} holds no stand-alone children; train them with `magic-nas analyze standalone`")
     keys, children = [], []
@@ -142,8 +157,8 @@ def without_seed_effects(children: Sequence[StandaloneChild], values: Sequence[f
     A seed is also that of the order of the data and of the masks, so that it shifts all children. Such a shift is no
     noise of a ranking where all children have the same seeds, and is a bias of those that have more than the others.
     It is fitted by least squares, a number as the sum of one of its child and one of its seed, and taken off so that
-    the mean over all stays. A seed of which fewer than five children have another such seed, too, is left as it is and
-    no part of the fit, and all are left where a number is not finite. Of n children with several seeds the fit takes
+    the mean over all stays. A seed is fitted where at least five of its children have another fitted seed, too; other
+    seeds are left as they are, and all where a number is not finite. Of n children with several seeds the fit takes
     about 1 / n of the variance within children away with it.
 
     Args:
@@ -200,6 +215,11 @@ def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bo
     path = Path(source)
     is_loss = metric.endswith(_LOSSES) if lower_is_better is None else lower_is_better
     if path.is_dir():
+        if holds_named(path):
+            raise ValueError(
+                f"the children of {path} were named, not drawn, so that they are no sample of their space; train "
+                f"uniform ones with `magic-nas analyze standalone`, without --architecture"
+            )
         key, children = read_standalone(path)
         return truth_of(children, metric, key)
     if not path.is_file():

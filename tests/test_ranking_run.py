@@ -302,11 +302,11 @@ def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monke
     monkeypatch.setattr(sweep_run, "pretrain", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(settings, tmp_path)
+    monkeypatch.setattr(sweep_run, "pretrain", pretrain)
     # What was trained is not lost to another sweep.
     with pytest.raises(ValueError, match="holds another run"):
         run_sweep(replace(settings, values=(2, 3)), tmp_path)
     # Super-nets that have ended return their result.
-    monkeypatch.setattr(sweep_run, "pretrain", pretrain)
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("supernets/*/supernet/model.safetensors")}
     assert len(done) == 1
     # Judged by the process that trained it, so that several share this work too.

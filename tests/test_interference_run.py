@@ -115,18 +115,24 @@ def test_a_repeat_can_be_measured_by_hand(folder):
         assert matrix["losses"] == pytest.approx(measured.losses, abs=1e-5)
 
 
-def test_a_stopped_analysis_goes_on_where_it_was(folder, finished, monkeypatch):
-    output = folder / "stopped"
-    asked = []
+def stop_at(number, monkeypatch) -> list:
+    """Stops the analysis at its gradients of this number, once; returns the children asked for, which grow."""
+    asked: list = []
     plain = GradientMeter.gradients
 
     def stopping(self, children, layer):
         asked.append(children)
-        if len(asked) == 5:
+        if len(asked) == number:
             raise KeyboardInterrupt
         return plain(self, children, layer)
 
     monkeypatch.setattr(GradientMeter, "gradients", stopping)
+    return asked
+
+
+def test_a_stopped_analysis_goes_on_where_it_was(folder, finished, monkeypatch):
+    output = folder / "stopped"
+    asked = stop_at(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_interference(settings(folder), output)
     assert not (output / "result.json").exists()
@@ -156,16 +162,7 @@ def test_a_text_that_has_changed_under_its_name_is_refused(folder, tmp_path, mon
     (tmp_path / "text" / "a.txt").write_text("\n\n".join(f"{number} {SENTENCES * 3}" for number in range(200)))
     chosen = settings(folder, num_repeats=2, max_differing_layers=1)
     chosen = replace(chosen, data=replace(chosen.data, source=str(tmp_path / "text")))
-    plain = GradientMeter.gradients
-    asked = []
-
-    def stopping(self, children, layer):
-        asked.append(children)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return plain(self, children, layer)
-
-    monkeypatch.setattr(GradientMeter, "gradients", stopping)
+    stop_at(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_interference(chosen, tmp_path / "out")
     (tmp_path / "text" / "a.txt").write_text("\n\n".join(f"{number} {SENTENCES * 4}" for number in range(200)))

@@ -13,8 +13,8 @@ from typing import Any
 from tables import mean_with_interval, parser_of, publish
 from transformers import TrainingArguments
 
-from training.interference_run import read_comparable
-from training.runs import RUN_NAME, read_settings
+from training.analysis.interference_run import read_comparable
+from training.runs.folders import RUN_NAME, read_settings
 
 
 COLUMNS = {"one kind": "same_kind", "two kinds": "other_kind", "one kind - two kinds": "same_minus_other"}

@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from modeling_magic.conversion import convert_to_magic
-from training.finetune import FinetuneTrainer
-from training.tasks import Task, glue_task, load_glue, tokenize
+from training.finetuning.finetune import FinetuneTrainer
+from training.finetuning.tasks import Task, glue_task, load_glue, tokenize
 
 
 TASKS = ("sst2", "mrpc", "rte")

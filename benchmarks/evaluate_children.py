@@ -25,11 +25,11 @@ import torch
 import transformers
 from interleaved import ratios, seconds
 
-import training.evaluation
+import training.supernet.evaluation
 from modeling_magic import MagicConfig, MagicForMaskedLM
-from training.evaluation import Batch, Evaluator, count_layer_evaluations, evaluate_child
-from training.hub import load_preset
-from training.search_space import Architecture, SearchSpace
+from training.hub.presets import load_preset
+from training.space.search_space import Architecture, SearchSpace
+from training.supernet.evaluation import Batch, Evaluator, count_layer_evaluations, evaluate_child
 
 
 OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")
@@ -181,7 +181,7 @@ def overhead(arguments: argparse.Namespace) -> list[str]:
     arithmetic = Stopwatch()
     for module in (model.magic.embeddings, *model.magic.encoder.layer):
         module.forward = arithmetic.around(module.forward)
-    training.evaluation._loss_and_correct = arithmetic.around(training.evaluation._loss_and_correct)
+    training.supernet.evaluation._loss_and_correct = arithmetic.around(training.supernet.evaluation._loss_and_correct)
     with TemporaryDirectory() as folder:
         opening = seconds(lambda: Evaluator(model, batches, journal=Path(folder) / "opened.jsonl"))
         evaluate = Evaluator(model, batches, journal=Path(folder) / "journal.jsonl")

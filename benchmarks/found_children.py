@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tables import mean_with_interval, parser_of, publish
 
-from training.runs import read_result
-from training.search_space import Architecture, format_architecture, parse_architecture
-from training.truth import has_standalone, read_standalone
+from training.analysis.truth import has_standalone, read_standalone
+from training.runs.folders import read_result
+from training.space.search_space import Architecture, format_architecture, parse_architecture
 
 
 Losses = Mapping[Architecture, float]

@@ -22,7 +22,7 @@ from interleaved import HEADER, ratios, row
 from transformers import BertConfig, BertModel
 
 from modeling_magic import MagicConfig, MagicModel
-from training.onnx_export import export_onnx
+from training.hub.onnx_export import export_onnx
 
 
 Batch = dict[str, torch.Tensor]

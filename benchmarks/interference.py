@@ -19,10 +19,10 @@ import transformers
 from interleaved import ratios
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
-from training.evaluation import Batch
-from training.gradient_watch import GradientWatch
-from training.interference import ChildFamily, GradientMeter, layers_that_differ
-from training.search_space import Architecture, SearchSpace
+from training.analysis.interference import ChildFamily, GradientMeter, layers_that_differ
+from training.space.search_space import Architecture, SearchSpace
+from training.supernet.evaluation import Batch
+from training.supernet.gradient_watch import GradientWatch
 
 
 # 768 / 8 = 96, and the inner sizes with it.

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
-from training.evaluation import Batch, count_layer_evaluations, rank_children
-from training.search_space import Architecture, GradualSampler, SearchSpace
-from training.shrinking import Operator, operator_scores, sample_children
+from training.space.samplers import GradualSampler
+from training.space.search_space import Architecture, SearchSpace
+from training.supernet.evaluation import Batch, count_layer_evaluations, rank_children
+from training.supernet.shrinking import Operator, operator_scores, sample_children
 
 
 OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")

@@ -22,9 +22,9 @@ from scipy.stats import kendalltau
 from tables import mean_with_interval, parser_of, publish
 from winners import Losses, read_methods
 
-from training.costs import additive_cost
-from training.hub import load_preset
-from training.search_space import Architecture
+from training.hub.presets import load_preset
+from training.space.costs import additive_cost
+from training.space.search_space import Architecture
 
 
 def groups_of(true: Losses, below: float) -> dict[str, list[Architecture]]:

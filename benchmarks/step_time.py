@@ -23,9 +23,11 @@ from interleaved import HEADER, Step, ratios, row
 from transformers import BertConfig, BertForMaskedLM
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
-from training.arguments import MagicTrainingArguments
-from training.search_space import Architecture, GradualSampler, SearchSpace
-from training.trainer import Anchor, MagicTrainer
+from training.space.samplers import GradualSampler
+from training.space.search_space import Architecture, SearchSpace
+from training.supernet.anchors import Anchor
+from training.supernet.arguments import MagicTrainingArguments
+from training.supernet.trainer import MagicTrainer
 
 
 BATCH_SIZE, SEQ_LEN, HIDDEN = 16, 128, 256

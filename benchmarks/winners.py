@@ -16,10 +16,10 @@ from pathlib import Path
 from found_children import found_child
 from tables import mean_with_interval, parser_of, publish
 
-from training.budgets import Budget, BudgetedSpace
-from training.journal import RankedChild
-from training.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
-from training.searchers import EvolutionSearcher, RandomSearcher, Searcher
+from training.search.searchers import EvolutionSearcher, RandomSearcher, Searcher
+from training.space.budgets import Budget, BudgetedSpace
+from training.space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
+from training.supernet.journal import RankedChild
 
 
 Losses = Mapping[Architecture, float]

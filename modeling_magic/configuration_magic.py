@@ -157,6 +157,11 @@ class MagicConfig(PreTrainedConfig):
         """Whether some layer offers a choice of operators."""
         return any(len(layer) > 1 for layer in self.candidate_operators)
 
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The operators of a child, one a layer; of a super-net, the first one of each layer."""
+        return tuple(layer[0] for layer in self.candidate_operators)
+
     def child_config(self, architecture) -> "MagicConfig":
         """Returns a copy of this configuration for one child, `architecture` (one operator name a layer)."""
         values = self.to_dict()

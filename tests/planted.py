@@ -5,9 +5,9 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from training.budgets import AdditiveCost, Budget, Limit
-from training.evaluation import RankedChild
-from training.search_space import Architecture, SearchSpace
+from training.space.budgets import AdditiveCost, Budget, Limit
+from training.space.search_space import Architecture, SearchSpace
+from training.supernet.journal import RankedChild
 
 
 OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")

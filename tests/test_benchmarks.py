@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import kendalltau, ttest_1samp
 
-from training.journal import Journal
-from training.truth import StandaloneChild, journal_path
+from training.analysis.truth import StandaloneChild, journal_path
+from training.supernet.journal import Journal
 
 
 OPERATORS = ["CONV3", "FFN", "MHA4"]

@@ -16,12 +16,14 @@ import yaml
 from transformers import TrainingArguments
 
 from modeling_magic import MagicConfig, parse_operator
-from training.arguments import MagicTrainingArguments
-from training.cli import app
-from training.hub import preset_names
-from training.rtd_run import RtdSettings
-from training.runs import DataSettings, PretrainSettings
-from training.search_space import SearchSpace, make_sampler
+from training.cli.main import app
+from training.data.settings import DataSettings
+from training.hub.presets import preset_names
+from training.retraining.settings import RtdSettings
+from training.space.samplers import make_sampler
+from training.space.search_space import SearchSpace
+from training.supernet.arguments import MagicTrainingArguments
+from training.supernet.settings import PretrainSettings
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,8 +17,8 @@ from transformers import (
     BertForMaskedLM,
 )
 
-from training.data import train_tokenizer
-from training.hub import export_model
+from training.data.text import train_tokenizer
+from training.hub.export import export_model
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

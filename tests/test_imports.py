@@ -12,95 +12,48 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A module of `training` imports modules of its own tier or of a lower one, never in a circle.
-TIERS = {
-    "search_space": 0,
-    "objectives": 0,
-    "costs": 0,
-    "budgets": 0,
-    "journal": 0,
-    "progress": 0,
-    "timing": 0,
-    "metrics": 0,
-    "squad_metrics": 0,
-    "task_files": 0,
-    "shrinking": 0,
-    "arguments": 0,
-    "checkpoints": 0,
-    "settings": 1,
-    "docstrings": 0,
-    "figures": 0,
-    "anchors": 1,
-    "health": 1,
-    "latency": 1,
-    "pareto": 1,
-    "search_setup": 1,
-    "trainer": 1,
-    "evaluation": 1,
-    "interference": 1,
-    "gradient_watch": 1,
-    "data": 2,
-    "hub": 2,
-    "describe": 2,
-    "report": 2,
-    "search_figures": 2,
-    "searchers": 2,
-    "rtd_model": 2,
-    "rtd": 2,
-    "teacher": 2,
-    "distillation": 2,
-    "blocks": 2,
-    "blockwise": 2,
-    "compression_table": 2,
-    "tasks": 2,
-    "squad": 2,
-    "squad_answers": 2,
-    "glue_table": 2,
-    "truth": 2,
-    "ranking": 2,
-    "ranking_figures": 2,
-    "micro_benchmark": 2,
-    "interference_figures": 2,
-    "publish": 2,
-    "onnx_export": 2,
-    "runs": 3,
-    "search": 3,
-    "finetune": 3,
-    "search_run": 4,
-    "standalone": 4,
-    "standalone_ray": 4,
-    "ranking_run": 4,
-    "sweep_run": 4,
-    "interference_run": 4,
-    "rtd_run": 4,
-    "distill_run": 4,
-    "blockwise_run": 4,
-    "finetune_run": 4,
-    "squad_run": 4,
-    "demo": 4,
-    "cli_options": 5,
-    "cli_analyze": 5,
-    "cli": 5,
-}
+# The floors of `training`, from the ground up. A room imports from the rooms below it, and siblings on one floor never
+# import each other; `training/__init__.py`, which loads lazily, stands above all.
+FLOORS = (
+    {"files", "objectives", "options", "progress", "tables"},
+    {"space", "data", "drawing"},
+    {"hub", "runs"},
+    {"distillation"},
+    {"supernet", "finetuning"},
+    {"search", "analysis", "retraining"},
+    {"cli"},
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What a module may import beside the standard library, where that is less than everything.
-ONLY = {"search_space": set(), "objectives": {"torch"}}
+ONLY: dict[str, set[str]] = {"space.search_space": set(), "space.samplers": {"training"}, "objectives": {"torch"}}
 
-TRAINING = {path.stem: path for path in sorted((ROOT / "training").glob("*.py")) if path.stem != "__init__"}
+PACKAGE = ROOT / "training"
+TRAINING = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
 MODELING = sorted((ROOT / "modeling_magic").glob("*.py"))
 modeling_files = pytest.mark.parametrize("path", MODELING, ids=lambda path: path.name)
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Absolute names of all that a file imports, wherever in it: `training.x` for both `.x` and `from training`."""
-    package = path.parent.name
+    return imported_by_text(path.read_text(encoding="utf-8"), path)
+
+
+def imported_by_text(text: str, path: Path) -> set[str]:
+    """Absolute names of all that a file's text imports: `training.x.y` for `.y` in room x and for `..x.y`."""
+    package = path.relative_to(ROOT).parts[:-1]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            source = ".".join(filter(None, [package if node.level else "", node.module or ""]))
-            names_modules = source in ("training", "modeling_magic")
-            found.update(f"{source}.{alias.name}" if names_modules else source for alias in node.names)
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            source = ".".join([*above, *filter(None, [node.module])])
+            found.add(source)
+            # A name may be a module itself.
+            found.update(f"{source}.{alias.name}" for alias in node.names)
     return found
 
 
@@ -108,35 +61,61 @@ def top_levels(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imported_modules(path)}
 
 
-def siblings(path: Path) -> set[str]:
-    """Modules of `training` that a file of `training` imports."""
-    return {name.split(".")[1] for name in imported_modules(path) if name.startswith("training.")}
+def imported_from_training(name: str) -> set[str]:
+    """Modules of `training` that a module of `training` imports."""
+    own = {found.removeprefix("training.") for found in imported_modules(TRAINING[name])}
+    return (own & TRAINING.keys()) - {name}
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def test_files_are_found():
-    assert TRAINING
+    assert len(TRAINING) > 60
     assert MODELING
 
 
-@pytest.mark.parametrize("name", TRAINING)
-def test_module_has_a_tier(name):
-    assert name in TIERS, f"training/{name}.py has no place in the order of imports; give it one in TIERS"
+def test_every_room_has_a_floor():
+    assert {room_of(name) for name in TRAINING} == FLOOR_OF.keys()
+    assert len(FLOORS) <= 7
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_training_imports_downwards(name):
-    upwards = {other for other in siblings(TRAINING[name]) if TIERS.get(other, 0) > TIERS.get(name, 0)}
-    assert not upwards, f"training/{name}.py imports from above: {sorted(upwards)}"
+def test_rooms_import_from_the_floors_below(name):
+    own = room_of(name)
+    wrong = {
+        other
+        for other in imported_from_training(name)
+        if room_of(other) != own and FLOOR_OF[room_of(other)] >= FLOOR_OF[own]
+    }
+    assert not wrong, f"training.{name} imports from its own floor or from above: {sorted(wrong)}"
 
 
 def test_training_has_no_import_cycle():
-    graphlib.TopologicalSorter({name: siblings(path) for name, path in TRAINING.items()}).prepare()
+    graphlib.TopologicalSorter({name: imported_from_training(name) for name in TRAINING}).prepare()
+
+
+def test_imports_are_read_as_python_reads_them():
+    """The order above holds what this test's reader finds: no form of an import may get past it."""
+    reads = {
+        "from .journal import Journal": "training.supernet.journal",
+        "from . import journal": "training.supernet.journal",
+        "from ..space.budgets import Budget": "training.space.budgets",
+        "from ..space import budgets": "training.space.budgets",
+        "from .. import files": "training.files",
+        "import training.cli.main": "training.cli.main",
+        "def f():\n    from training.cli import main": "training.cli.main",
+    }
+    for text, module in reads.items():
+        path = PACKAGE / "supernet" / "imagined.py"
+        assert module in imported_by_text(text, path)
 
 
 @pytest.mark.parametrize("name", [name for name in ONLY if name in TRAINING])
 def test_pure_modules_stay_pure(name):
     foreign = top_levels(TRAINING[name]) - sys.stdlib_module_names - ONLY[name]
-    assert not foreign, f"training/{name}.py imports {sorted(foreign)}"
+    assert not foreign, f"training.{name} imports {sorted(foreign)}"
 
 
 @modeling_files

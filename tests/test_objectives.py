@@ -5,13 +5,7 @@ import math
 import pytest
 import torch
 
-from training.objectives import (
-    alignment_loss,
-    average_states,
-    corrupt_tokens,
-    replaced_token_losses,
-    sample_tokens,
-)
+from training.objectives import alignment_loss, average_states, corrupt_tokens, replaced_token_losses, sample_tokens
 
 
 def test_alignment_loss_by_hand():

@@ -12,16 +12,17 @@ from toy import toy_config
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from modeling_magic import MagicForMaskedLM
-from training import standalone, sweep_run
-from training.arguments import MagicTrainingArguments
-from training.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
-from training.cli import app, main
-from training.data import train_tokenizer
-from training.hub import export_model, load_preset
-from training.journal import RankedChild
-from training.search import search_children
-from training.search_space import SearchSpace
-from training.settings import DataSettings
+from training.analysis import standalone, sweep_run
+from training.cli.main import app, main
+from training.data.settings import DataSettings
+from training.data.text import train_tokenizer
+from training.hub.export import export_model
+from training.hub.presets import load_preset
+from training.search.compare import search_children
+from training.space.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
+from training.space.search_space import SearchSpace
+from training.supernet.arguments import MagicTrainingArguments
+from training.supernet.journal import RankedChild
 
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toy_finetune import WORDS, save_toy_model, toy_model, write_glue
 
-from training.cli import main
+from training.cli.main import main
 
 
 RECIPES = Path(__file__).parent.parent / "hub_configs" / "recipes"

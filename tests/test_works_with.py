@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from modeling_magic import MagicForMaskedLM, MagicModel
-from training.data import train_tokenizer
+from training.data.text import train_tokenizer
 
 
 MIXED = ("MHA4", "CONV3", "FFN", "CONV5")
@@ -79,7 +79,7 @@ def test_feature_extraction(folder, tokenizer):
 
 def test_onnx_runtime_agrees_on_other_shapes(folder, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    from training.onnx_export import export_onnx
+    from training.hub.onnx_export import export_onnx
 
     path = export_onnx(folder, tmp_path / "onnx")
     session = onnxruntime.InferenceSession(str(path))

@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
-from training.arguments import MagicTrainingArguments
-from training.trainer import MagicTrainer
+from training.supernet.arguments import MagicTrainingArguments
+from training.supernet.trainer import MagicTrainer
 
 
 def toy_config(dropout: float = 0.1, **changes) -> MagicConfig:

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from modeling_magic import MagicForMaskedLM
-from training.finetune import best_epoch_arguments
-from training.tasks import Task, load_glue, tokenize
+from training.finetuning.finetune import best_epoch_arguments
+from training.finetuning.tasks import Task, load_glue, tokenize
 
 
 GOOD, BAD = ("fine", "great", "lovely", "warm"), ("poor", "dull", "awful", "cold")

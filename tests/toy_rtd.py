@@ -9,8 +9,8 @@ from toy import toy_config
 from transformers import TrainingArguments
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicForPreTraining
-from training.rtd import ReplacedTokenTrainer
-from training.rtd_model import ReplacedTokenModel, generator_config
+from training.retraining.rtd import ReplacedTokenTrainer
+from training.retraining.rtd_model import ReplacedTokenModel, generator_config
 
 
 CHAIN = ("MHA4", "FFN", "CONV3", "FFN")

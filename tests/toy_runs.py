@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
-from training.runs import load_data
-from training.settings import DataSettings
+from training.data.settings import DataSettings
+from training.data.text import load_data
 
 
 WORDS = "model layer weight search child anchor token batch loss step operator attention kernel value".split()

@@ -5,8 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from training.settings import DataSettings
-from training.standalone import StandaloneSettings
+from training.analysis.settings import StandaloneSettings
+from training.data.settings import DataSettings
 
 
 def toy_standalone(folder: Path, num_layers: int = 2) -> StandaloneSettings:
@@ -33,7 +33,7 @@ def trained_with(settings: StandaloneSettings, **arguments) -> StandaloneSetting
 if __name__ == "__main__":
     import torch
 
-    from training.standalone import train_standalone
+    from training.analysis.standalone import train_standalone
 
     torch.set_num_threads(1)
     source, output = Path(sys.argv[1]), Path(sys.argv[2])

@@ -1,68 +1,113 @@
-"""Super-net training, search and export; the names below load their modules when they are first used."""
+"""Super-net training, search, fine-tuning and export; the names below load their modules when they are first used."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .arguments import MagicTrainingArguments
-    from .budgets import BudgetedSpace
-    from .data import MaskingCollator, prepare_data
-    from .evaluation import Evaluator, validation_batches
-    from .hub import export_model, load_preset
-    from .micro_benchmark import load_micro_benchmark
-    from .ranking import evaluate_ranking
-    from .rtd import ReplacedTokenTrainer
-    from .search import search_children
-    from .search_space import SearchSpace
-    from .searchers import EvolutionSearcher
-    from .settings import BudgetSettings, budget_of
-    from .trainer import MagicTrainer
+    from .analysis.interference import GradientMeter, cosine_matrix
+    from .analysis.interference_run import run_interference
+    from .analysis.micro_benchmark import load_micro_benchmark
+    from .analysis.ranking import evaluate_ranking, truth_noise
+    from .analysis.ranking_run import run_ranking
+    from .analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
+    from .analysis.standalone import train_standalone
+    from .analysis.sweep_run import run_sweep
+    from .analysis.truth import load_truth
+    from .data.settings import DataSettings
+    from .data.text import MaskingCollator, prepare_data
+    from .distillation.teacher import load_teacher
+    from .distillation.trainers import DistillationTrainer, MaskedLMDistillationTrainer
+    from .finetuning.finetune_run import run_finetuning
+    from .finetuning.settings import FinetuneSettings, SquadSettings
+    from .finetuning.squad_run import run_squad
+    from .hub.convert import convert_checkpoint
+    from .hub.export import export_model
+    from .hub.presets import load_preset
+    from .hub.publish import push_model
+    from .retraining.distill_run import retrain_distilled
+    from .retraining.retrain import retrain
+    from .retraining.rtd import ReplacedTokenTrainer
+    from .retraining.rtd_model import ReplacedTokenModel, generator_config
+    from .retraining.rtd_run import retrain_rtd
+    from .retraining.settings import DistillSettings, RetrainSettings, RtdSettings
+    from .runs.recipes import load_recipe, settings_from
+    from .search.compare import search_children
+    from .search.run import search_supernet
+    from .search.searchers import EvolutionSearcher, ParetoSearcher, RandomSearcher
+    from .search.settings import SearchSettings
+    from .space.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
+    from .space.latency import LatencyTable, measure_latency
+    from .space.limits import BudgetSettings, budget_of
+    from .space.search_space import SearchSpace
+    from .supernet.arguments import MagicTrainingArguments
+    from .supernet.blockwise import BlockwiseTrainer
+    from .supernet.blockwise_run import run_blockwise
+    from .supernet.evaluation import Evaluator, validation_batches
+    from .supernet.journal import RankedChild
+    from .supernet.loading import export_child
+    from .supernet.pretrain import pretrain
+    from .supernet.settings import BlockwiseSettings, PretrainSettings
+    from .supernet.trainer import MagicTrainer
 
+# Where each name lives; what lies deeper may move.
 _HOMES = {
-    "BudgetSettings": "settings",
-    "BudgetedSpace": "budgets",
-    "EvolutionSearcher": "searchers",
-    "Evaluator": "evaluation",
-    "MagicTrainer": "trainer",
-    "MagicTrainingArguments": "arguments",
-    "MaskingCollator": "data",
-    "ReplacedTokenTrainer": "rtd",
-    "SearchSpace": "search_space",
-    "budget_of": "settings",
-    "evaluate_ranking": "ranking",
-    "export_model": "hub",
-    "load_micro_benchmark": "micro_benchmark",
-    "load_preset": "hub",
-    "prepare_data": "data",
-    "search_children": "search",
-    "validation_batches": "evaluation",
+    "analysis.interference": ("GradientMeter", "cosine_matrix"),
+    "analysis.interference_run": ("run_interference",),
+    "analysis.micro_benchmark": ("load_micro_benchmark",),
+    "analysis.ranking": ("evaluate_ranking", "truth_noise"),
+    "analysis.ranking_run": ("run_ranking",),
+    "analysis.settings": ("InterferenceSettings", "RankingSettings", "StandaloneSettings", "SweepSettings"),
+    "analysis.standalone": ("train_standalone",),
+    "analysis.sweep_run": ("run_sweep",),
+    "analysis.truth": ("load_truth",),
+    "data.settings": ("DataSettings",),
+    "data.text": ("MaskingCollator", "prepare_data"),
+    "distillation.teacher": ("load_teacher",),
+    "distillation.trainers": ("DistillationTrainer", "MaskedLMDistillationTrainer"),
+    "finetuning.finetune_run": ("run_finetuning",),
+    "finetuning.settings": ("FinetuneSettings", "SquadSettings"),
+    "finetuning.squad_run": ("run_squad",),
+    "hub.convert": ("convert_checkpoint",),
+    "hub.export": ("export_model",),
+    "hub.presets": ("load_preset",),
+    "hub.publish": ("push_model",),
+    "retraining.distill_run": ("retrain_distilled",),
+    "retraining.retrain": ("retrain",),
+    "retraining.rtd": ("ReplacedTokenTrainer",),
+    "retraining.rtd_model": ("ReplacedTokenModel", "generator_config"),
+    "retraining.rtd_run": ("retrain_rtd",),
+    "retraining.settings": ("DistillSettings", "RetrainSettings", "RtdSettings"),
+    "runs.recipes": ("load_recipe", "settings_from"),
+    "search.compare": ("search_children",),
+    "search.run": ("search_supernet",),
+    "search.searchers": ("EvolutionSearcher", "ParetoSearcher", "RandomSearcher"),
+    "search.settings": ("SearchSettings",),
+    "space.budgets": ("AdditiveCost", "Budget", "BudgetedSpace", "Limit"),
+    "space.latency": ("LatencyTable", "measure_latency"),
+    "space.limits": ("BudgetSettings", "budget_of"),
+    "space.search_space": ("SearchSpace",),
+    "supernet.arguments": ("MagicTrainingArguments",),
+    "supernet.blockwise": ("BlockwiseTrainer",),
+    "supernet.blockwise_run": ("run_blockwise",),
+    "supernet.evaluation": ("Evaluator", "validation_batches"),
+    "supernet.journal": ("RankedChild",),
+    "supernet.loading": ("export_child",),
+    "supernet.pretrain": ("pretrain",),
+    "supernet.settings": ("BlockwiseSettings", "PretrainSettings"),
+    "supernet.trainer": ("MagicTrainer",),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     # The command line imports this package for its help text, which must not wait for torch.
-    if name not in _HOMES:
+    if name == "__version__":
+        return version("magic-nas")
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
 
 
-__all__ = [
-    "BudgetSettings",
-    "BudgetedSpace",
-    "Evaluator",
-    "EvolutionSearcher",
-    "MagicTrainer",
-    "MagicTrainingArguments",
-    "MaskingCollator",
-    "ReplacedTokenTrainer",
-    "SearchSpace",
-    "budget_of",
-    "evaluate_ranking",
-    "export_model",
-    "load_micro_benchmark",
-    "load_preset",
-    "prepare_data",
-    "search_children",
-    "validation_batches",
-]
+__all__ = sorted(_HOME_OF)

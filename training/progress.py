@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from transformers.trainer_callback import ProgressCallback
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
 class PostfixProgressCallback(ProgressCallback):
@@ -19,3 +20,14 @@ class PostfixProgressCallback(ProgressCallback):
         if state.is_world_process_zero and self.training_bar is not None:
             self._newest |= {name: logs[name] for name in self._shown if name in (logs or {})}
             self.training_bar.set_postfix(self._newest, refresh=False)
+
+
+def show_progress(trainer: Trainer, shown: Sequence[str]) -> None:
+    """Gives a trainer the bar above with some logged values, in place of the one and the lines that it had.
+
+    A trainer without a bar, with `disable_tqdm`, gets none.
+    """
+    trainer.pop_callback(PrinterCallback)
+    had = [trainer.pop_callback(kind) for kind in (PostfixProgressCallback, ProgressCallback)]
+    if any(had):
+        trainer.add_callback(PostfixProgressCallback(shown))

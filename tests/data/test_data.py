@@ -1,0 +1,965 @@
+"""The way from text to masked batches: corpus, split, tokenizer, blocks, masks, and what is kept on disk."""
+
+import csv
+import json
+import math
+import pickle
+import random
+import re
+import sys
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset, disable_progress_bars
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, BertConfig, BertTokenizer, PreTrainedTokenizerFast
+
+from training.data import docstrings
+from training.data import text as data
+from training.data.docstrings import docstring_documents, docstring_sentences, reads_as_english
+from training.data.text import (
+    MaskingCollator,
+    is_held_out,
+    load_documents,
+    load_tokenizer,
+    pack_blocks,
+    prepare_data,
+    split_documents,
+    train_tokenizer,
+)
+
+
+disable_progress_bars()
+
+WORDS = (
+    "the a of to and in is model models reads reading reader text texts learns learning layer layers search searching "
+    "searched network children child weights weight trained training trains batch batches attention hidden states"
+).split()
+
+
+def make_texts(count, num_words=40, seed=0):
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=num_words)).capitalize() + "." for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(make_texts(60), vocab_size=200)
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(make_texts(200)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Factory of an installed distribution `prosaic`: its files by name, its version."""
+    site = tmp_path / "site"
+    monkeypatch.setenv("MAGIC_CACHE", str(tmp_path / "magic"))
+    monkeypatch.syspath_prepend(str(site))
+
+    def install(files, version="1.0"):
+        info = site / "prosaic.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            path = site / "prosaic" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: prosaic\nVersion: {version}\n")
+        # Not in order, and with a file that was deleted since.
+        names = [*sorted(files, reverse=True), "deleted.py"]
+        (info / "RECORD").write_text("".join(f"prosaic/{name},,\n" for name in names) + "../../bin/prosaic.py,,\n")
+
+    return install
+
+
+def ids_of(blocks):
+    return [block["input_ids"] for block in blocks]
+
+
+# ---- The default corpus ----
+
+
+SPHINX = """
+    Computes the mean of :class:`~torch.Tensor` rows, as :func:`the reference <numpy.mean>` does. It is
+    *much* faster than a loop over ``rows`` [1]_ in almost all of the cases.
+
+    .. note::
+        The result is of the same type as the input, which may be surprising.
+
+    .. math::
+        \\mu = the sum of all of the values that are in the row
+
+        over the number of the values that are in the row.
+
+    :param x: The rows that are to be averaged, as an array.
+
+    An example of what this is good for is given here::
+
+        # The comment of the example is not a sentence of the text.
+        The output of the example is not to be taken for prose.
+
+        The literal block goes on after a blank line of its own.
+
+    Notes
+    -----
+    This paragraph stands under a heading and has to be kept.
+
+    .. [1] A reference that is not to be found in the corpus at all.
+    """
+NUMPY = """Return the values that are sorted along the given axis.
+
+    Parameters
+    ----------
+    a, b : array_like, optional
+        The array that is to be sorted, which is not changed.
+    axis : int
+        Axis along which to sort. If it is None, the array is flattened before sorting.
+
+    >>> the_result_of(the, call)
+    This is the output of the call, and it is not prose.
+
+    | this is | a row of the table that | is not kept |
+    """
+GOOGLE = """Loads a model from a folder that was written by the trainer.
+
+    Args:
+        path (`str` or [`Path`], *optional*): The folder that holds the weights of the model. It
+            has to be there before this is called (see [the guide](https://example.org/guide)).
+        strict: Whether it is an error if a weight is missing in the file.
+
+    ```python
+    model = load("this is not a sentence of the corpus, it is code.")
+    ```
+
+    - The first item of the list is a sentence as well.
+    - The second item of the list is not to be joined to it.
+    """
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        (
+            SPHINX,
+            [
+                "Computes the mean of Tensor rows, as the reference does.",
+                "It is much faster than a loop over rows in almost all of the cases.",
+                "The result is of the same type as the input, which may be surprising.",
+                "The rows that are to be averaged, as an array.",
+                "An example of what this is good for is given here:",
+                "This paragraph stands under a heading and has to be kept.",
+            ],
+        ),
+        (
+            NUMPY,
+            [
+                "Return the values that are sorted along the given axis.",
+                "The array that is to be sorted, which is not changed.",
+                "Axis along which to sort.",
+                "If it is None, the array is flattened before sorting.",
+            ],
+        ),
+        (
+            GOOGLE,
+            [
+                "Loads a model from a folder that was written by the trainer.",
+                "The folder that holds the weights of the model.",
+                "It has to be there before this is called (see the guide).",
+                "Whether it is an error if a weight is missing in the file.",
+                "The first item of the list is a sentence as well.",
+                "The second item of the list is not to be joined to it.",
+            ],
+        ),
+    ],
+    ids=["sphinx", "numpy", "google"],
+)
+def test_docstrings_are_stripped_to_their_sentences(docstring, expected):
+    found = [sentence for paragraph in docstring_sentences(docstring) for sentence in paragraph]
+    assert [sentence for sentence in found if sentence in expected or reads_as_english(sentence)] == expected
+
+
+def test_abbreviations_do_not_end_a_sentence():
+    text = "Any mapping will do, e.g. The one of the caller, i.e. A dictionary. The rest is not read."
+    assert list(docstring_sentences(text)) == [[text[:67], "The rest is not read."]]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The quick brown fox jumps over the lazy dog.",
+        "Is it an error if the file does not exist (see below)?",
+        "The arguments are the same as those of the function, which are:",
+    ],
+)
+def test_prose_reads_as_english(sentence):
+    assert reads_as_english(sentence)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "the quick brown fox jumps over the lazy dog.",  # the rest of a sentence
+        "The quick brown fox jumps over the lazy dog",  # the beginning of one
+        "The name of the file.",  # too short
+        "Numerical Optimization, Nocedal, Wright, Springer, New York, second edition.",  # no stop words
+        "The value of x[0] is the sum of the others in the row.",  # code
+        "The result is x = y + z for all of the values that are given.",
+        "The sizes are 1 2 3 4 5 6 7 8 9 10 and the rest is 0.",  # figures
+        "The end " + "of the line " * 40 + "is far.",  # too long
+    ],
+)
+def test_other_text_does_not_read_as_english(sentence):
+    assert not reads_as_english(sentence)
+
+
+def test_docstrings_of_a_package_are_found_in_order_without_importing_it(package):
+    first = "The first sentence of the file is a good one."
+    second = "The other sentence of the file is not so bad."
+    package(
+        {
+            "b.py": f'raise SystemExit("imported")\n"""{second}"""\n',
+            "a.py": f"def f():\n    '''{first}'''\ndef g():\n    '''{second} {second}\n\n    {first}'''\n",
+            "c.py": f'"""{first}"""',
+            "d.py": b'"""The caf\xe9 of the town is not to be read as it is."""',
+            "tests/e.py": '"""This is the sentence of a test, which is left out."""',
+            "f.txt": '"""This is the sentence of a file that is not Python."""',
+        }
+    )
+    # Of b.py and c.py nothing is left: no sentence comes twice.
+    assert docstring_documents(["prosaic"]) == [{"text": f"{first}\n{second}", "source": "prosaic"}]
+    assert "prosaic" not in sys.modules
+
+
+def test_documents_follow_package_and_path(package):
+    package({f"{name}.py": f'"""This is the sentence of the file that is called {name}."""' for name in "bca"})
+    documents = docstring_documents(["prosaic", "evaluate"])
+    sources = [document["source"] for document in documents]
+    assert sources == sorted(sources)
+    assert set(sources) == {"evaluate", "prosaic"}
+    assert [document["text"][-2] for document in documents if document["source"] == "prosaic"] == ["a", "b", "c"]
+
+
+def test_corpus_is_cached_by_version(package, tmp_path):
+    cache = tmp_path / "cache"
+    package({"a.py": '"""This is the sentence of the first version of it."""'})
+    first = docstring_documents(["prosaic"], cache)
+    package({"a.py": '"""This is the sentence of the second version of it."""'})
+    assert docstring_documents(["prosaic"], cache) == first
+    package({}, version="2.0")
+    package({"a.py": '"""This is the sentence of the second version of it."""'}, version="2.0")
+    assert docstring_documents(["prosaic"], cache) != first
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_corpus_names_packages_it_cannot_read(package):
+    package({"a.py": "'''Nothing.'''"})
+    with pytest.raises(ValueError, match=r"'no-such-package' is not installed; install it or leave it out"):
+        docstring_documents(["numpy", "no-such-package"])
+    with pytest.raises(ValueError, match=r"no English in the docstrings of prosaic; name packages with more text"):
+        docstring_documents(["prosaic"])
+
+
+def sentences_of(documents):
+    for document in documents:
+        for line in document["text"].split("\n"):
+            yield from re.split(r"(?<=[.!?:])\s+(?=[A-Z\"'(])", line)
+
+
+def assert_reads_like_english(documents):
+    text = "\n".join(document["text"] for document in documents)
+    assert not re.search(r">>>|^\.\.\. |```|::$|:\w+:`|----|====|\\|^def |\|", text, re.MULTILINE)
+    assert sum(character.isalpha() or character.isspace() for character in text) > 0.93 * len(text)
+    words = re.findall(r"[a-z]+", text.lower())
+    assert sum(word in {"the", "a", "of", "to", "is", "in", "and", "for", "be", "that"} for word in words) > 0.2 * len(
+        words
+    )
+
+
+def test_corpus_of_numpy_is_english():
+    documents = docstring_documents(["numpy"])
+    sentences = list(sentences_of(documents))
+    assert len(sentences) > 3000
+    assert_reads_like_english(documents)
+    whole = [line for document in documents for line in document["text"].split("\n")]
+    assert len(whole) == len(set(whole))
+
+
+@pytest.mark.slow
+def test_default_corpus_is_large_and_english():
+    documents = docstring_documents()
+    sentences = list(sentences_of(documents))
+    assert len(set(sentences)) > 100_000
+    assert sum(len(document["text"].split()) for document in documents) > 1_500_000
+    assert {"torch", "transformers", "scipy", "numpy", "pandas", "datasets", "python"} <= {
+        d["source"] for d in documents
+    }
+    assert_reads_like_english(documents)
+
+
+# ---- Sources ----
+
+
+def test_documents_of_a_text_file_are_blocks_between_blank_lines(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes("\ufeff\r\nA first line,\r\nand a second.\r\n \t\r\n\r\n\r\nCafé.\r\n".encode())
+    expected = ["A first line,\nand a second.", "Café."]
+    assert load_documents(path)["text"][:] == expected
+    assert [row["text"] for row in load_documents(str(path), streaming=True)] == expected
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folder_is_read_in_sorted_order_with_its_subfolders(tmp_path, streaming):
+    for name in ("b.txt", "a/z.txt", "a/b.txt", "c.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    documents = load_documents(tmp_path, streaming=streaming)
+    assert isinstance(documents, IterableDataset if streaming else Dataset)
+    assert [row["text"] for row in documents] == ["a/b.txt", "a/z.txt", "b.txt"]
+    assert [row["text"] for row in load_documents(tmp_path, streaming=streaming, max_documents=2)] == [
+        "a/b.txt",
+        "a/z.txt",
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_local_data_files_give_their_text_column(tmp_path, suffix, streaming):
+    rows = [{"n": 1, "body": "One."}, {"n": 2, "body": "  "}, {"n": 3, "body": None}, {"n": 4, "body": "Four."}]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif suffix == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    documents = load_documents(path, text_column="body", split="validation", streaming=streaming)
+    assert list(documents) == [{"text": "One."}, {"text": "Four."}]
+
+
+def test_docstrings_are_the_default(package, monkeypatch):
+    monkeypatch.setattr(docstrings, "DOCSTRING_PACKAGES", ("not-installed", "prosaic"))
+    package({"a.py": '"""This is the sentence that stands for all of the others."""'})
+    expected = [{"text": "This is the sentence that stands for all of the others.", "source": "prosaic"}]
+    assert list(load_documents()) == expected
+    assert list(load_documents("docstrings", streaming=True)) == expected
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, r"there is no file or folder '.*missing\.txt'; check the path"),
+        ("missing", None, r"there is no file or folder '.*missing'; check the path"),
+        ("empty", "folder", r"folder .*empty holds no \.txt file; name a folder of text files or a single file"),
+        ("blank.txt", " \n\n", r"there is no text in .*blank\.txt; documents are blocks of lines between blank lines"),
+        ("latin.txt", b"caf\xe9 ", r"latin\.txt is not UTF-8 \(.*\); convert it"),
+        ("paper.pdf", "text", r"paper\.pdf is not a kind of file that can be read; known suffixes: \.txt, \.json"),
+        ("rows.csv", "title,body\na,b\n", r"rows\.csv' has no column 'text'; choose one of: title, body"),
+        ("broken.parquet", "text", r"cannot read data set '.*broken\.parquet' \(.*\); check its name or the file"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_named(tmp_path, name, content, message, streaming):
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as error:
+        list(load_documents(str(path), streaming=streaming))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["no-such-data-set", "owner/no-such-data-set"])
+def test_unknown_data_set_is_named(name):
+    with pytest.raises(ValueError, match=rf"cannot read data set '{name}' \(.*\); check its name or the file"):
+        load_documents(name)
+
+
+def test_column_without_text_is_an_error(tmp_path):
+    (tmp_path / "rows.csv").write_text("n,empty,text\n1,,Two.\n")
+    for column in ("n", "empty"):
+        message = rf"rows\.csv' has no text in column '{column}'; choose among: n, empty, text"
+        with pytest.raises(ValueError, match=message):
+            load_documents(tmp_path / "rows.csv", text_column=column)
+
+
+def test_number_of_documents_is_checked():
+    with pytest.raises(ValueError, match="max_documents is 0; it must be at least 1, or None for all"):
+        load_documents(max_documents=0)
+
+
+# ---- Held-out documents ----
+
+
+def test_split_never_changes():
+    # Pinned: another hash would move the documents of every corpus, and old validation losses would compare no more.
+    assert [n for n in range(12) if is_held_out(f"document {n}", 0.3, seed=0)] == [1, 2, 5]
+
+
+@given(st.text(), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**40))
+def test_what_is_held_out_stays_so_at_larger_fractions(text, one, other, seed):
+    assert is_held_out(text, min(one, other), seed) <= is_held_out(text, max(one, other), seed)
+    assert is_held_out(text, 1, seed)
+    assert not is_held_out(text, 0, seed)
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.3])
+def test_share_of_held_out_documents(fraction):
+    num, sides = (
+        20_000,
+        [{n for n in range(20_000) if is_held_out(f"document {n}", fraction, seed)} for seed in (0, 1)],
+    )
+    for side in sides:
+        assert abs(len(side) - num * fraction) < 5 * math.sqrt(num * fraction * (1 - fraction))
+    # Seeds are independent of one another.
+    both = num * fraction**2
+    assert abs(len(sides[0] & sides[1]) - both) < 5 * math.sqrt(both)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_split_is_a_partition_in_order(streaming):
+    texts = make_texts(300, num_words=5)
+    documents = Dataset.from_dict({"text": texts, "source": ["x"] * 300})
+    parts = split_documents(documents.to_iterable_dataset() if streaming else documents, 0.2, seed=3)
+    train, validation = ([row["text"] for row in part] for part in parts)
+    assert train == [text for text in texts if not is_held_out(text, 0.2, 3)]
+    assert validation == [text for text in texts if is_held_out(text, 0.2, 3)]
+    assert not set(train) & set(validation)
+    assert min(len(train), len(validation)) > 0
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
+def test_fraction_is_checked(fraction):
+    with pytest.raises(ValueError, match=f"validation_fraction is {fraction}; it must be between 0 and 1"):
+        split_documents(Dataset.from_dict({"text": ["a"]}), fraction)
+
+
+@pytest.mark.parametrize(("fraction", "name"), [(1e-9, "validation"), (1 - 1e-9, "training")])
+def test_empty_side_is_an_error(fraction, name):
+    documents = Dataset.from_dict({"text": make_texts(10)})
+    message = (
+        rf"none of 10 documents is left for the {name} set at validation_fraction {fraction}; give more documents"
+    )
+    with pytest.raises(ValueError, match=message):
+        split_documents(documents, fraction)
+
+
+# ---- Tokenizer ----
+
+
+def test_same_texts_give_the_same_vocabulary():
+    texts = make_texts(60)
+    first, *others = (train_tokenizer(iter(texts), vocab_size=90).get_vocab() for _ in range(4))
+    assert all(other == first for other in others)
+    assert len(first) == 90
+
+
+def test_vocabulary_begins_with_the_special_tokens_and_holds_the_frequent_words(tokenizer):
+    assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id] == [0, 1, 2]
+    assert [tokenizer.sep_token_id, tokenizer.mask_token_id] == [3, 4]
+    vocabulary = tokenizer.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    assert set(WORDS) <= set(vocabulary)
+    # Words that were not seen are spelled.
+    assert tokenizer.tokenize("Trainers!") == ["train", "##er", "##s", "[UNK]"]
+
+
+def test_tokenizer_is_the_same_after_reloading(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = ["The Model reads, models and unseen trainers.", "[MASK] of the layers"]
+    assert type(reloaded) is BertTokenizer
+    assert reloaded.get_vocab() == tokenizer.get_vocab()
+    assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert reloaded.model_max_length == tokenizer.model_max_length == 512
+    assert reloaded.special_tokens_map == tokenizer.special_tokens_map
+    assert load_tokenizer(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
+def test_case_and_accents_are_kept_on_demand():
+    texts = ["Élan ÉLAN élan elan"] * 5
+    lower, cased = (train_tokenizer(texts, 100, lowercase=lowercase) for lowercase in (True, False))
+    assert lower.tokenize("ÉLAN Elan") == ["elan", "elan"]
+    assert cased.tokenize("ÉLAN élan") == ["ÉLAN", "élan"]
+
+
+def test_rare_characters_give_way_to_frequent_ones():
+    # 200 letters that come once, and before the letters of the frequent words in the order of Unicode.
+    rare = "".join(map(chr, range(0x400, 0x400 + 200)))
+    words = ["".join(chr(0xAC00 + ord(letter)) for letter in word) for word in WORDS]
+    trained = train_tokenizer([" ".join(words)] * 20 + [" ".join(rare)], vocab_size=400, lowercase=False)
+    assert set(words) <= set(trained.get_vocab())
+    # There is room for 128 characters.
+    known = set(rare) & set(trained.get_vocab())
+    assert len(known) == 128 - len(set("".join(words)))
+
+
+def test_vocabulary_needs_room_for_the_characters():
+    with pytest.raises(
+        ValueError, match=r"vocab_size is 20 but the text needs \d+ pieces .*; take a larger vocab_size"
+    ):
+        train_tokenizer(make_texts(10), vocab_size=20)
+
+
+def word_level_tokenizer(**special):
+    vocabulary = {word: n for n, word in enumerate([*special.values(), *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="of"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+ROBERTA = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+
+
+@pytest.mark.parametrize(
+    ("absent", "message"),
+    [({"mask_token"}, "no mask_token"), ({"pad_token", "mask_token"}, "no mask_token and no pad_token")],
+)
+def test_tokenizer_without_mask_or_pad_token_is_refused(tmp_path, absent, message):
+    given_tokens = {name: token for name, token in ROBERTA.items() if name not in absent}
+    word_level_tokenizer(**given_tokens).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"has {message}; set it, or take the tokenizer of an encoder"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        prepare_data("unread.txt", tokenizer=AutoTokenizer.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "owner/no-such-model"])
+def test_unknown_tokenizer_is_named(name):
+    with pytest.raises(ValueError, match=f"no tokenizer '{name}'; name a model or a folder that holds one"):
+        load_tokenizer(name)
+
+
+# ---- Blocks ----
+
+
+def line_of(texts, tokenizer):
+    """All that packing has to keep, in order."""
+    line = []
+    for text in texts:
+        if ids := tokenizer(text, add_special_tokens=False)["input_ids"]:
+            line += [*ids, tokenizer.sep_token_id]
+    return line
+
+
+sentences = st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)
+
+
+@settings(max_examples=25)
+@given(texts=st.lists(sentences, min_size=1, max_size=12), block_size=st.integers(8, 24))
+def test_blocks_hold_the_text_in_order(tokenizer, texts, block_size):
+    line, width = line_of(texts, tokenizer), block_size - 2
+    documents = Dataset.from_dict({"text": texts, "source": ["x"] * len(texts)})
+    streamed = pack_blocks(documents.to_iterable_dataset(), tokenizer, block_size)
+    if len(line) < width:
+        assert not list(streamed)
+        return
+    blocks = pack_blocks(documents, tokenizer, block_size)
+    assert blocks.column_names == ["input_ids"]
+    rows = ids_of(blocks)
+    assert all(len(row) == block_size for row in rows)
+    assert all((row[0], row[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id) for row in rows)
+    kept = [token for row in rows for token in row[1:-1]]
+    assert kept == line[: len(kept)]
+    assert len(line) - len(kept) < width
+    assert ids_of(streamed) == rows
+
+
+def test_text_that_fills_its_blocks_is_kept_to_the_end(tokenizer):
+    text = "the model reads the text"
+    first, second = ids_of(pack_blocks(Dataset.from_dict({"text": [text, text]}), tokenizer, 8))
+    line = line_of([text], tokenizer)
+    assert (first[1:-1], second[1:-1]) == (line, line)
+
+
+def test_less_than_a_block_is_lost_in_a_thousand_documents(tokenizer):
+    texts = make_texts(2500, num_words=3)
+    documents = Dataset.from_dict({"text": texts})
+    rows = ids_of(pack_blocks(documents, tokenizer, 64))
+    parts = [line_of(texts[start : start + 1000], tokenizer) for start in (0, 1000, 2000)]
+    assert len(rows) == sum(len(part) // 62 for part in parts)
+    kept = [token for row in rows for token in row[1:-1]]
+    assert kept == [token for part in parts for token in part[: len(part) // 62 * 62]]
+    assert ids_of(pack_blocks(documents.to_iterable_dataset(), tokenizer, 64)) == rows
+
+
+def test_blocks_of_a_roberta_tokenizer_are_framed_by_its_own_tokens():
+    roberta = word_level_tokenizer(**ROBERTA)
+    rows = ids_of(pack_blocks(Dataset.from_dict({"text": ["the model reads", "the text of the layer"]}), roberta, 8))
+    assert roberta.convert_ids_to_tokens(rows[0]) == ["<s>", "the", "model", "reads", "</s>", "the", "text", "</s>"]
+
+
+def test_packing_does_not_warn_of_long_documents(tokenizer, caplog):
+    pack_blocks(Dataset.from_dict({"text": make_texts(2, num_words=600)}), tokenizer)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"block_size": 7}, "block_size is 7; it must be at least 8"),
+        (
+            {"block_size": 129, "max_positions": 128},
+            "block_size is 129 but the model takes 128 tokens; take a smaller",
+        ),
+        (
+            {"block_size": 128},
+            r"2 documents hold 6 tokens, no full block of 128; give more text, a smaller block_size",
+        ),
+    ],
+)
+def test_blocks_that_cannot_be_cut_are_an_error(tokenizer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pack_blocks(Dataset.from_dict({"text": ["the model reads", "the text learns"]}), tokenizer, **arguments)
+
+
+def test_blocks_need_class_and_separator_tokens(monkeypatch):
+    bare = word_level_tokenizer(pad_token="<pad>", mask_token="<mask>")
+    message = "has no cls_token and no sep_token; set it, or take the tokenizer"
+    with pytest.raises(ValueError, match=message):
+        pack_blocks(Dataset.from_dict({"text": make_texts(3)}), bare)
+    monkeypatch.setattr(data, "load_documents", None)
+    with pytest.raises(ValueError, match=message):
+        prepare_data(tokenizer=bare)
+
+
+# ---- Masking ----
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    """Blocks with special tokens inside them, unknown words among those."""
+    texts = [f"{text} £ {text}" for text in make_texts(100, num_words=11)]
+    return list(pack_blocks(Dataset.from_dict({"text": texts}), tokenizer, 32))
+
+
+def assert_equal_batches(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_masking_statistics(tokenizer):
+    num, vocab = 400_000, len(tokenizer)
+    ids = torch.randint(5, vocab, (num // 100, 100), generator=torch.Generator().manual_seed(0))
+    batch = MaskingCollator(tokenizer)([{"input_ids": row} for row in ids.tolist()])
+    chosen = batch["labels"] != -100
+    masked = chosen & (batch["input_ids"] == tokenizer.mask_token_id)
+    kept = chosen & (batch["input_ids"] == ids)
+    replaced = chosen & ~masked & ~kept
+
+    def assert_share(part, whole, expected):
+        assert abs(part - whole * expected) < 4 * math.sqrt(whole * expected * (1 - expected)), (
+            part / whole,
+            expected,
+        )
+
+    num_chosen = chosen.sum().item()
+    assert_share(num_chosen, num, 0.15)
+    # A random token is the mask token, or the token that was there, in one of `vocab` cases each.
+    assert_share(masked.sum().item(), num_chosen, 0.8 + 0.1 / vocab)
+    assert_share(kept.sum().item(), num_chosen, 0.1 + 0.1 / vocab)
+    assert_share(replaced.sum().item(), num_chosen, 0.1 - 0.2 / vocab)
+    assert torch.equal(batch["labels"][chosen], ids[chosen])
+    assert torch.equal(batch["input_ids"][~chosen], ids[~chosen])
+    assert_share(chosen[:, :50].sum().item(), num // 2, 0.15)
+
+
+def test_masking_probability_is_an_argument(tokenizer, rows):
+    everything = MaskingCollator(tokenizer, mlm_probability=1.0)(rows)["labels"] != -100
+    nothing = MaskingCollator(tokenizer, mlm_probability=0.0)(rows)["labels"] != -100
+    assert everything.float().mean() > 0.8
+    assert not nothing.any()
+
+
+def test_special_tokens_are_never_masked(tokenizer, rows):
+    ids = torch.tensor(ids_of(rows))
+    special = (ids[..., None] == torch.tensor(tokenizer.all_special_ids)).any(-1)
+    assert (ids == tokenizer.unk_token_id).any()
+    assert (ids[:, 1:-1] == tokenizer.sep_token_id).any()
+    batch = MaskingCollator(tokenizer, mlm_probability=1.0)(rows)
+    assert torch.equal(batch["labels"] == -100, special)
+    assert torch.equal(batch["input_ids"][special], ids[special])
+
+
+def test_masks_are_a_function_of_seed_and_batch(tokenizer, rows):
+    collator = MaskingCollator(tokenizer, seed=1)
+    first = collator(rows[:8])
+    collator(rows[8:16])
+    assert_equal_batches(collator(rows[:8]), first)
+    assert_equal_batches(MaskingCollator(tokenizer, seed=1)(rows[:8]), first)
+    assert_equal_batches(pickle.loads(pickle.dumps(collator))(rows[:8]), first)
+
+    def masks(batch):
+        return batch["labels"] != -100
+
+    assert not torch.equal(masks(MaskingCollator(tokenizer, seed=2)(rows[:8])), masks(first))
+    # The same block in another order or in other company is masked anew.
+    assert not torch.equal(masks(collator(rows[7::-1])).flip(0), masks(first))
+    assert not torch.equal(masks(collator([*rows[:7], rows[9]]))[:7], masks(first)[:7])
+
+
+def test_masks_leave_the_callers_rows_and_the_global_generators_alone(tokenizer, rows):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    tensors = [{"input_ids": torch.tensor(row["input_ids"])} for row in rows]
+    collator = MaskingCollator(tokenizer)
+    torch.manual_seed(0)
+    first = collator(tensors)
+    torch.manual_seed(1)
+    assert_equal_batches(collator(rows), first)
+    assert [row["input_ids"].tolist() for row in tensors] == ids_of(rows)
+    torch.set_rng_state(before[0])
+    collator(rows)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+    assert random.getstate() == before[2]
+
+
+def test_masks_do_not_depend_on_workers(tokenizer, rows):
+    collator = MaskingCollator(tokenizer)
+    alone, together = (
+        list(DataLoader(rows[:24], batch_size=4, collate_fn=collator, num_workers=number)) for number in (0, 2)
+    )
+    for one, other in zip(alone, together, strict=True):
+        assert_equal_batches(one, other)
+
+
+def test_rows_of_equal_length_bring_their_own_fields(tokenizer, rows):
+    collator = MaskingCollator(tokenizer)
+    plain = collator(rows[:4])
+    assert set(plain) == {"input_ids", "labels"}
+    assert plain["input_ids"].dtype == plain["labels"].dtype == torch.int64
+    mask = [1] * 30 + [0] * 2
+    with_mask = collator([{**row, "attention_mask": mask} for row in rows[:4]])
+    assert with_mask["attention_mask"].tolist() == [mask] * 4
+    assert torch.equal(with_mask["labels"], plain["labels"])
+    small = collator([{"input_ids": np.array(row["input_ids"], dtype=np.int32)} for row in rows[:4]])
+    assert_equal_batches(small, plain)
+
+
+def test_special_tokens_mask_of_the_rows_is_followed(tokenizer, rows):
+    collator = MaskingCollator(tokenizer, mlm_probability=1.0)
+    mask = [1] * 20 + [0] * 12
+    batch = collator([{**row, "special_tokens_mask": mask} for row in rows[:4]])
+    assert set(batch) == {"input_ids", "labels"}
+    assert (batch["labels"] == -100).tolist() == [[True] * 20 + [False] * 12] * 4
+
+
+def test_rows_of_unequal_length_are_padded(tokenizer, rows):
+    uneven = [rows[0], {"input_ids": rows[1]["input_ids"][:20]}]
+    collator = MaskingCollator(tokenizer, mlm_probability=1.0)
+    batch = collator(uneven)
+    assert batch["attention_mask"].tolist() == [[1] * 32, [1] * 20 + [0] * 12]
+    assert batch["input_ids"][1, 20:].tolist() == [tokenizer.pad_token_id] * 12
+    assert (batch["labels"][1, 20:] == -100).all()
+    assert (batch["labels"][1, :20] != -100).sum() > 10
+    assert_equal_batches(MaskingCollator(tokenizer, mlm_probability=1.0)(uneven), batch)
+
+
+# ---- All together ----
+
+
+def prepare(source, cache, **changes):
+    arguments = {"vocab_size": 120, "block_size": 16, "validation_fraction": 0.2, "cache_dir": cache}
+    return prepare_data(source, **{**arguments, **changes})
+
+
+def test_fingerprint_says_what_was_prepared(text_file, tmp_path):
+    prepared = prepare(text_file, tmp_path / "cache", seed=5)
+    texts = make_texts(200)
+    train = [text for text in texts if not is_held_out(text, 0.2, 5)]
+    validation = [text for text in texts if is_held_out(text, 0.2, 5)]
+    fingerprint = prepared.fingerprint
+    assert json.loads(json.dumps(fingerprint)) == fingerprint
+    assert fingerprint["source"] == str(text_file)
+    assert fingerprint["documents"] == {"train": len(train), "validation": len(validation)}
+    assert fingerprint["words"] == {"train": 40 * len(train), "validation": 40 * len(validation)}
+    assert fingerprint["blocks"] == {"train": len(prepared.train), "validation": len(prepared.validation)}
+    assert fingerprint["tokens"] == {"train": 14 * len(prepared.train), "validation": 14 * len(prepared.validation)}
+    hashed = sha256("".join(f"{text}\0" for text in validation).encode()).hexdigest()
+    assert fingerprint["sha256"]["validation"] == hashed
+    assert fingerprint["vocab_size"] == len(prepared.tokenizer) == 120
+    assert (fingerprint["block_size"], fingerprint["seed"], fingerprint["validation_fraction"]) == (16, 5, 0.2)
+    assert {"python", "datasets", "tokenizers", "transformers"} == fingerprint["versions"].keys()
+    # Nothing of the validation set trains the tokenizer.
+    assert prepared.tokenizer.get_vocab() == train_tokenizer(train, 120).get_vocab()
+    assert ids_of(prepared.validation) == ids_of(
+        pack_blocks(Dataset.from_dict({"text": validation}), prepared.tokenizer, 16)
+    )
+
+
+def test_fingerprint_changes_with_the_text_and_not_otherwise(text_file, tmp_path):
+    first = prepare(text_file, tmp_path / "one").fingerprint
+    assert prepare(text_file, tmp_path / "two").fingerprint == first
+    text = text_file.read_text()
+    held_out = next(text for text in make_texts(200) if is_held_out(text, 0.2))
+    trained_on = next(text for text in make_texts(200) if not is_held_out(text, 0.2))
+    for side, document in (("train", trained_on), ("validation", held_out)):
+        word = next(word for word in WORDS if is_held_out(f"{document} {word}", 0.2) == (side == "validation"))
+        text_file.write_text(text.replace(document, f"{document} {word}"))
+        changed = prepare(text_file, tmp_path / "one").fingerprint
+        other = "train" if side == "validation" else "validation"
+        assert changed["sha256"][side] != first["sha256"][side]
+        assert changed["sha256"][other] == first["sha256"][other]
+        assert changed["words"][side] == first["words"][side] + 1
+    # Order counts too, for the blocks depend on it.
+    text_file.write_text("\n\n".join(reversed(text.split("\n\n"))))
+    assert prepare(text_file, tmp_path / "one").fingerprint["sha256"] != first["sha256"]
+
+
+def test_second_run_reads_what_the_first_has_written(text_file, tmp_path, monkeypatch):
+    first = prepare(text_file, tmp_path / "cache")
+    monkeypatch.setattr(data, "train_tokenizer", None)
+    monkeypatch.setattr(data, "pack_blocks", None)
+    second = prepare(text_file, tmp_path / "cache")
+    assert second.fingerprint == first.fingerprint
+    assert ids_of(second.train) == ids_of(first.train)
+    assert ids_of(second.validation) == ids_of(first.validation)
+    assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"block_size": 24}, {"vocab_size": 100}, {"validation_fraction": 0.3}, {"seed": 1}, {"max_documents": 90}],
+)
+def test_other_settings_are_prepared_anew(text_file, tmp_path, changes):
+    first = prepare(text_file, tmp_path / "cache")
+    second = prepare(text_file, tmp_path / "cache", **changes)
+    assert second.fingerprint != first.fingerprint
+    assert second.fingerprint == prepare(text_file, tmp_path / "other", **changes).fingerprint
+
+
+def test_failure_leaves_nothing_behind(text_file, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load_from_disk", fail)
+        patch.setattr(Dataset, "save_to_disk", fail)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(text_file, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+    assert len(prepare(text_file, tmp_path / "cache").train)
+
+
+def test_process_that_comes_second_takes_what_the_first_has_written(tmp_path):
+    with docstrings.written_at_once(tmp_path / "folder") as slow:
+        with docstrings.written_at_once(tmp_path / "folder") as fast:
+            fast.mkdir()
+            (fast / "file").write_text("the same")
+        slow.mkdir()
+        (slow / "file").write_text("the same")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_given_tokenizer_is_used(text_file, tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    by_object = prepare(text_file, tmp_path / "cache", tokenizer=tokenizer)
+    by_name = prepare(text_file, tmp_path / "cache", tokenizer=str(tmp_path / "tokenizer"))
+    assert by_object.tokenizer is tokenizer
+    assert by_name.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert by_name.fingerprint == by_object.fingerprint
+    assert by_name.fingerprint["vocab_size"] == len(tokenizer)
+    # What was asked of it before is no property of a tokenizer.
+    tokenizer("text", padding="max_length", truncation=True, max_length=5)
+    num_prepared = len(list((tmp_path / "cache").iterdir()))
+    assert prepare(text_file, tmp_path / "cache", tokenizer=tokenizer).fingerprint == by_object.fingerprint
+    assert len(list((tmp_path / "cache").iterdir())) == num_prepared == 1
+    cased = train_tokenizer(make_texts(60), vocab_size=200, lowercase=False)
+    assert (
+        prepare(text_file, tmp_path / "cache", tokenizer=cased).fingerprint["tokenizer"]
+        != by_object.fingerprint["tokenizer"]
+    )
+
+
+def test_stream_gives_the_same_blocks(text_file, tmp_path):
+    whole = prepare(text_file, tmp_path / "cache")
+    streamed = prepare(text_file, tmp_path / "stream", streaming=True)
+    assert isinstance(streamed.train, IterableDataset)
+    assert ids_of(streamed.train) == ids_of(whole.train)
+    assert ids_of(streamed.validation) == ids_of(whole.validation)
+    assert streamed.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    for name in ("documents", "words", "blocks", "tokens"):
+        assert streamed.fingerprint[name] == {"train": None, "validation": whole.fingerprint[name]["validation"]}
+    assert streamed.fingerprint["sha256"] == {
+        "train": "streamed",
+        "validation": whole.fingerprint["sha256"]["validation"],
+    }
+    assert not (tmp_path / "stream").exists()
+
+
+def test_only_the_head_of_a_stream_is_read_beforehand(text_file, monkeypatch):
+    monkeypatch.setattr(data, "_STREAM_HEAD", 50)
+    streamed = prepare(text_file, None, streaming=True)
+    head, rest = make_texts(200)[:50], make_texts(200)[50:]
+    assert streamed.fingerprint["documents"]["validation"] == sum(is_held_out(text, 0.2) for text in head)
+    # What is held out of the rest is neither trained nor validated on.
+    train = [text for text in [*head, *rest] if not is_held_out(text, 0.2)]
+    expected = pack_blocks(Dataset.from_dict({"text": train}), streamed.tokenizer, 16)
+    assert ids_of(streamed.train) == ids_of(expected)
+
+
+def test_default_corpus_is_fingerprinted_by_its_packages(package, monkeypatch, tmp_path):
+    monkeypatch.setattr(docstrings, "DOCSTRING_PACKAGES", ("prosaic",))
+    package(
+        {
+            f"{n}.py": f'"""It is not the same in the file {n}: {text}"""'
+            for n, text in enumerate(make_texts(60, num_words=15))
+        }
+    )
+    prepared = prepare(None, tmp_path / "cache")
+    assert prepared.fingerprint["source"] == "docstrings"
+    assert prepared.fingerprint["versions"]["prosaic"] == "1.0"
+    assert sum(prepared.fingerprint["documents"].values()) == 60
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()) == ["docstrings", "prepared"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation_fraction": 2}, "validation_fraction is 2; it must be between 0 and 1"),
+        ({"block_size": 4}, "block_size is 4; it must be at least 8"),
+        ({"tokenizer": "no/such/folder"}, "no tokenizer 'no/such/folder'"),
+    ],
+)
+def test_settings_are_checked_before_the_text_is_read(monkeypatch, changes, message):
+    monkeypatch.setattr(data, "load_documents", None)
+    with pytest.raises(ValueError, match=message):
+        prepare_data(**changes)
+
+
+def test_block_is_checked_against_the_tokenizer(tokenizer, monkeypatch):
+    monkeypatch.setattr(data, "load_documents", None)
+    with pytest.raises(ValueError, match="block_size is 600 but the model takes 512 tokens; take a smaller one"):
+        prepare_data(tokenizer=tokenizer, block_size=600)
+
+
+def test_trained_tokenizer_takes_long_blocks(text_file, tmp_path):
+    assert prepare(text_file, tmp_path, block_size=600).tokenizer.model_max_length == 600
+
+
+def test_cache_folder_is_that_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("MAGIC_CACHE", str(tmp_path / "here"))
+    assert docstrings.cache_folder(None) == tmp_path / "here"
+    assert docstrings.cache_folder(tmp_path) == tmp_path
+    monkeypatch.delenv("MAGIC_CACHE")
+    assert docstrings.cache_folder(None).parts[-2:] == (".cache", "magic-nas")
+
+
+def test_a_model_without_a_vocabulary_is_no_tokenizer(tmp_path):
+    BertConfig(vocab_size=50).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no vocabulary; name a model or a folder that holds a tokenizer"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,322 @@
+"""Sweeps of fine-tuning: medians by hand, going on, what starts from MNLI, checks before training, the files."""
+
+import csv
+import json
+import shutil
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_finetune import SIZES, save_toy_model, toy_tokenizer, write_glue
+from transformers import BertConfig, BertForSequenceClassification
+
+from training.finetuning import finetune_run
+from training.finetuning.finetune import load_for_task
+from training.finetuning.finetune_run import run_finetuning
+from training.finetuning.glue_table import (
+    PAPER_COLUMNS,
+    FinetuneRun,
+    TaskRow,
+    average,
+    best_setting,
+    table_columns,
+    write_table,
+)
+from training.finetuning.settings import FinetuneSettings
+from training.finetuning.tasks import glue_task
+
+
+def made_run(task="cola", score=0.5, learning_rate=1e-5, batch_size=16, seed=1, **metrics) -> FinetuneRun:
+    found = {"validation": {"score": score, **metrics}}
+    return FinetuneRun("k", "g", task, learning_rate, batch_size, seed, score, found, 1, [], 1, 1.0)
+
+
+# ---- The table, by hand ----
+
+
+def test_the_setting_with_the_best_median_is_chosen_not_the_one_with_the_best_run():
+    lucky = [made_run(score=score, seed=seed) for seed, score in enumerate([0.9, 0.1, 0.2])]
+    steady = [made_run(score=score, seed=seed, batch_size=32) for seed, score in enumerate([0.4, 0.5, 0.3])]
+    assert best_setting([*lucky, *steady]) == tuple(steady)
+    with pytest.raises(ValueError, match="same seeds"):
+        best_setting([*lucky, *steady[:2]])
+
+
+def rows_of_the_paper() -> list[TaskRow]:
+    rows = []
+    for index, task in enumerate(PAPER_COLUMNS):
+        scores = [0.80 + 0.01 * index, 0.70 + 0.01 * index, 0.90 + 0.01 * index]
+        shown = {"accuracy": "accuracy", "stsb": "spearmanr"}.get(task, "accuracy")
+        runs = [made_run(task, 0.0, seed=seed, **{shown: score}) for seed, score in enumerate(scores)]
+        if task not in ("qqp", "mrpc", "stsb"):
+            runs = [made_run(task, score, seed=seed) for seed, score in enumerate(scores)]
+        rows.append(TaskRow(task, task.upper(), tuple(runs)))
+    return rows
+
+
+def test_avg_is_the_mean_of_the_eight_medians_and_spreads_over_seeds():
+    rows = rows_of_the_paper()
+    offset = statistics.mean(0.01 * index for index in range(8))
+    mean = average(rows)
+    assert mean == pytest.approx({"median": 0.8 + offset, "min": 0.7 + offset, "max": 0.9 + offset})
+    assert average(rows[:7]) is None
+    assert list(table_columns(rows)) == ["MNLI", "QQP", "QNLI", "COLA", "SST2", "STSB", "RTE", "MRPC", "AVG"]
+
+
+def test_the_files_hold_the_medians_and_the_range(tmp_path):
+    rows = [*rows_of_the_paper()[3:5], TaskRow("own", "own", (made_run("own", 0.25),), 1234)]
+    write_table(rows, "m", 12_345_678, tmp_path)
+    with open(tmp_path / "table.csv", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    assert lines == [
+        ["model", "params", "statistic", "COLA", "SST2", "AVG", "own"],
+        ["m", "12345678", "median", "83.0000", "84.0000", "", "25.0000"],
+        ["m", "12345678", "min", "73.0000", "74.0000", "", "25.0000"],
+        ["m", "12345678", "max", "93.0000", "94.0000", "", "25.0000"],
+    ]
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| m | 12M | 83.0 | 84.0 | - | 25.0 |" in text
+    assert "| min to max | | 73.0 to 93.0 | 74.0 to 94.0 |  | 25.0 to 25.0 |" in text
+    assert "| own | 1e-05 | 16 | 1 | 1,234 |" in text
+    assert "Mean of these 2 tasks: 83.5 (73.5 to 93.5)." in text
+
+
+# ---- Sweeps ----
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("sweep")
+    return save_toy_model("magic", folder / "model"), write_glue(folder / "glue", num_train=24, num_dev=16)
+
+
+@pytest.fixture
+def settings(folders) -> FinetuneSettings:
+    return FinetuneSettings(
+        model=str(folders[0]),
+        glue_folder=str(folders[1]),
+        tasks=("rte", "mnli"),
+        learning_rates=(1e-3, 1e-2),
+        batch_sizes=(8,),
+        seeds=(1,),
+        num_epochs=1,
+        max_length=40,
+        training_arguments={"disable_tqdm": True, "use_cpu": True},
+    )
+
+
+class Stopped(BaseException):
+    pass
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[tuple[str, float, int]]:
+    """What is trained from here on: task, learning rate and seed; `limit` of the list stops the sweep."""
+    seen: list[tuple[str, float, int]] = []
+    original = finetune_run.finetune
+
+    def watched(model, data, task, args, *rest, **kwargs):
+        seen.append((task.name, args.learning_rate, args.seed))
+        return original(model, data, task, args, *rest, **kwargs)
+
+    monkeypatch.setattr(finetune_run, "finetune", watched)
+    return seen
+
+
+def without_seconds(folder: Path) -> tuple:
+    runs = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    for run in runs:
+        del run["seconds"]
+    return sorted(runs, key=lambda run: run["key"]), result, (folder / "table.csv").read_text(encoding="utf-8")
+
+
+def test_a_sweep_ends_in_a_table_and_a_second_call_trains_nothing(tmp_path, settings, trained):
+    result = run_finetuning(settings, tmp_path / "run")
+    # MNLI first, since RTE starts from it.
+    assert [task for task, _, _ in trained] == ["mnli", "mnli", "rte", "rte"]
+    assert list(result["columns"]) == ["MNLI-24-m", "MNLI-24-mm", "RTE-24", "AVG"]
+    assert result["complete"]
+    for row in result["tasks"]:
+        split = next(iter(row["metrics"]))
+        runs = [run for run in json.loads((tmp_path / "run/runs.json").read_text()) if run["task"] == row["task"]]
+        assert row["metrics"][split]["score"]["median"] == max(run["score"] for run in runs)
+    assert not list((tmp_path / "run").glob("*/run-*"))
+    submitted = sorted(path.name for path in (tmp_path / "run" / "submission").iterdir())
+    assert submitted == ["RTE.tsv"]
+    assert len((tmp_path / "run/submission/RTE.tsv").read_text().splitlines()) == 11
+    before = without_seconds(tmp_path / "run")
+    trained.clear()
+    assert run_finetuning(settings, tmp_path / "run") == result
+    assert trained == []
+    assert without_seconds(tmp_path / "run") == before
+
+    # A model that has gone is trained once more.
+    shutil.rmtree(tmp_path / "run" / "rte" / "model")
+    assert run_finetuning(settings, tmp_path / "run") == result
+    assert [task for task, _, _ in trained] == ["rte"]
+    for task in ("mnli", "rte"):
+        facts = json.loads((tmp_path / "run" / task / "model" / "finetune.json").read_text())
+        runs = [run for run in json.loads((tmp_path / "run/runs.json").read_text()) if run["task"] == task]
+        assert facts["key"] == max(runs, key=lambda run: (run["score"], run["key"]))["key"]
+
+    # What is added is trained, and no more.
+    trained.clear()
+    run_finetuning(replace(settings, tasks=("mnli",), learning_rates=(1e-3,), seeds=(1, 2)), tmp_path / "run")
+    assert trained == [("mnli", 1e-3, 2)]
+
+
+def test_a_sweep_killed_between_two_rows_goes_on_to_the_same_table(tmp_path, settings, trained, monkeypatch):
+    run_finetuning(settings, tmp_path / "whole")
+    watched = finetune_run.finetune
+    trained.clear()
+
+    def stopping(*args, **kwargs):
+        if len(trained) == 3:
+            raise Stopped
+        return watched(*args, **kwargs)
+
+    with monkeypatch.context() as stop:
+        stop.setattr(finetune_run, "finetune", stopping)
+        with pytest.raises(Stopped):
+            run_finetuning(settings, tmp_path / "stopped")
+    done = json.loads((tmp_path / "stopped" / "runs.json").read_text())
+    assert len(done) == 3
+    # The row of MNLI is written, that of RTE is not.
+    table = (tmp_path / "stopped" / "table.csv").read_text(encoding="utf-8")
+    assert "MNLI-24-m" in table
+    assert "RTE" not in table
+    assert not json.loads((tmp_path / "stopped" / "result.json").read_text())["complete"]
+    run_finetuning(settings, tmp_path / "stopped")
+    assert len(trained) == 4
+    assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "whole")
+
+
+def test_tasks_start_from_the_mnli_model_and_from_a_given_one(tmp_path, settings, monkeypatch, folders):
+    sources = {}
+    original = finetune_run.load_for_task
+
+    def watched(source, task, seed):
+        sources[task.name] = str(source)
+        return original(source, task, seed)
+
+    monkeypatch.setattr(finetune_run, "load_for_task", watched)
+    short = replace(settings, learning_rates=(1e-3,), max_steps=1)
+    run_finetuning(replace(short, tasks=("mnli", "rte")), tmp_path / "run")
+    own_mnli = str(tmp_path / "run" / "mnli" / "model")
+    assert sources == {"mnli": str(folders[0]), "rte": own_mnli}
+    run_finetuning(replace(short, tasks=("stsb",), mnli_model=str(tmp_path / "run")), tmp_path / "other")
+    assert sources["stsb"] == own_mnli
+    run_finetuning(replace(short, tasks=("rte",)), tmp_path / "alone")
+    assert sources["rte"] == str(folders[0])
+
+
+def test_own_files_and_a_teacher_from_another_run(tmp_path, settings, trained):
+    path = tmp_path / "mine.tsv"
+    rows = [("fine a", "yes"), ("dull b c", "no"), ("great d", "yes"), ("awful", "no")] * 4
+    path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows), encoding="utf-8")
+    own = replace(settings, tasks=(), train_file=str(path), validation_file=str(path), learning_rates=(1e-3,))
+    run_finetuning(own, tmp_path / "teacher")
+    result = run_finetuning(replace(own, teacher=str(tmp_path / "teacher")), tmp_path / "student")
+    assert list(result["columns"]) == ["mine"]
+    assert len(trained) == 2
+    with pytest.raises(ValueError, match="outputs but STS-B has 1"):
+        run_finetuning(
+            replace(settings, tasks=("stsb",), teacher=str(tmp_path / "teacher/mine/model")), tmp_path / "wrong"
+        )
+
+
+def test_of_a_lost_model_the_best_is_trained_again_until_one_stands(tmp_path, settings, trained, monkeypatch):
+    """A device that does not repeat its bits may score the best one lower the second time."""
+    short = replace(settings, tasks=("rte",), learning_rates=(1e-3,), seeds=(1, 2), max_steps=1)
+    run_finetuning(short, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "rte" / "model")
+    again, watched = [], finetune_run.finetune
+
+    def worse(*args, **kwargs):
+        result = watched(*args, **kwargs)
+        again.append(result.score)
+        return replace(result, score=result.score - 1) if len(again) == 1 else result
+
+    monkeypatch.setattr(finetune_run, "finetune", worse)
+    run_finetuning(short, tmp_path / "run")
+    best = max(json.loads((tmp_path / "run" / "runs.json").read_text()), key=lambda run: run["score"])
+    facts = json.loads((tmp_path / "run" / "rte" / "model" / "finetune.json").read_text())
+    assert facts["key"] == best["key"]
+    assert len(again) == 2
+
+
+def test_a_teacher_that_does_not_fit_is_named_before_training(tmp_path, settings, trained, folders):
+    rte = glue_task("rte")
+    task = replace(rte, labels=rte.labels[::-1])
+    model = load_for_task(str(folders[0]), task, 0)
+    model.save_pretrained(tmp_path / "swapped")
+    toy_tokenizer().save_pretrained(tmp_path / "swapped")
+    with pytest.raises(ValueError, match="does not fit RTE: label 0 is 'not_entailment' in the teacher"):
+        run_finetuning(replace(settings, tasks=("rte",), teacher=str(tmp_path / "swapped")), tmp_path / "run")
+    short = BertForSequenceClassification(
+        BertConfig(**{**SIZES, "max_position_embeddings": 20}, num_hidden_layers=1, num_attention_heads=4)
+    )
+    short.save_pretrained(tmp_path / "short")
+    toy_tokenizer().save_pretrained(tmp_path / "short")
+    with pytest.raises(ValueError, match=r"max_length is 40 but the teacher .*short' has 20 positions"):
+        run_finetuning(replace(settings, tasks=("rte",), teacher=str(tmp_path / "short")), tmp_path / "run")
+    assert not trained
+
+
+# ---- Checks before training ----
+
+REFUSED = {
+    "task": ({"tasks": ("ret",)}, "did you mean 'rte'"),
+    "nothing": ({"tasks": ()}, "nothing to fine-tune on"),
+    "half": ({"tasks": (), "train_file": "a.csv"}, "both a train_file and a validation_file"),
+    "both": ({"train_file": "a.csv", "validation_file": "b.csv"}, "give either"),
+    "model": ({"model": ""}, "no model is named"),
+    "no model": ({"model": "nowhere"}, "nowhere"),
+    "rates": ({"learning_rates": (0.0,)}, "learning_rates is"),
+    "rates as text": ({"learning_rates": ("much",)}, "learning_rates is"),
+    "sizes": ({"batch_sizes": (16.5,)}, "batch_sizes is"),
+    "seeds": ({"seeds": (1, 1)}, "each once"),
+    "epochs": ({"num_epochs": 0}, "num_epochs is 0"),
+    "warm-up": ({"warmup_fraction": 1.0}, "warmup_fraction is 1.0"),
+    "weight": ({"distillation_weight": 2.0}, "distillation_weight is 2.0"),
+    "own argument": ({"training_arguments": {"learning_rate": 1.0}}, "set learning_rates"),
+    "best": ({"training_arguments": {"save_strategy": "no"}}, "best epoch on dev is always kept"),
+    "accumulation": ({"training_arguments": {"gradient_accumulation_steps": 3}}, "choose a divisor"),
+    "unknown argument": ({"training_arguments": {"optim": "sdg"}}, "sdg"),
+    "positions": ({"max_length": 41}, "max_length is 41"),
+    "folder": ({"glue_folder": "nowhere"}, "there is no folder nowhere"),
+    "teacher": ({"teacher": "nowhere"}, "nowhere"),
+    "mnli run": ({"tasks": ("rte",), "mnli_model": "nowhere"}, "nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_named_before_anything_is_trained_or_written(name, tmp_path, settings, trained):
+    changes, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        run_finetuning(replace(settings, **changes), tmp_path / "run")
+    assert not trained
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_label_of_the_last_task_is_named_before_the_first_is_trained(tmp_path, settings, trained, folders):
+    broken = tmp_path / "glue"
+    shutil.copytree(folders[1], broken)
+    with open(broken / "RTE" / "dev.tsv", "a", encoding="utf-8") as file:
+        file.write("a\tb\tperhaps\n")
+    with pytest.raises(ValueError, match=r"RTE/dev\.tsv.*perhaps"):
+        run_finetuning(replace(settings, glue_folder=str(broken)), tmp_path / "run")
+    assert not trained
+
+
+def test_another_recipe_is_refused_in_the_folder(tmp_path, settings):
+    short = replace(settings, tasks=("rte",), learning_rates=(1e-3,), max_steps=1)
+    run_finetuning(short, tmp_path / "run")
+    with pytest.raises(ValueError, match="max_steps is 1 there, 2 here"):
+        run_finetuning(replace(short, max_steps=2), tmp_path / "run")
+    # A sweep that was stopped within its first task has records only.
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(ValueError, match="max_steps is 1 there, 2 here"):
+        run_finetuning(replace(short, max_steps=2), tmp_path / "run")

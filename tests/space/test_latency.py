@@ -1,0 +1,640 @@
+"""The latency table: what is timed, what is fitted to it, and whether the machine allowed it."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau, spearmanr
+from toy import toy_config
+
+from modeling_magic import MagicForMaskedLM, MagicForSequenceClassification, MagicModel
+from modeling_magic.modeling_magic import MagicEmbeddings, MagicLayer
+from training.space import latency, timing
+from training.space.latency import HeldOutChild, LatencyTable, MeasuredChild, measure_child, measure_latency
+from training.space.search_space import SearchSpace
+from training.space.timing import Bench, Conditions, LatencySettings, Timing
+
+
+OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")
+# Whole milliseconds.
+PLANTED = {"outside": 3, "MHA4": 5, "FFN": 7, "CONV3": 2, "CONV5": 4}
+QUIET: dict[str, Any] = {
+    "reference": [1e-3] * 60,
+    "core_share": 1.0,
+    "load_average": 1.0,
+    "num_cores": 2,
+    "num_threads": 1,
+}
+
+
+class FakeTime:
+    """A clock that only what is timed moves, in milliseconds, so that a test does not depend on the machine."""
+
+    def __init__(self) -> None:
+        self.now, self.core_share, self.costs, self.change = 0.0, 1.0, dict(PLANTED), 0.0
+        self.last_operator = ""
+
+    def perf_counter(self) -> float:
+        return 1e-3 * self.now
+
+    def thread_time(self) -> float:
+        return 1e-3 * self.now * self.core_share
+
+    def operator(self, name: str) -> None:
+        self.now += self.costs[name] + (self.change if name != self.last_operator else 0)
+        self.last_operator = name
+
+
+@pytest.fixture
+def fake_time(monkeypatch) -> FakeTime:
+    """Operators and embeddings take what is planted; `change` milliseconds more after another operator."""
+    clock = FakeTime()
+    embed, run, refer = MagicEmbeddings.forward, MagicLayer.forward, Bench._reference
+
+    def embeddings(self, *args, **kwargs):
+        clock.now += clock.costs["outside"]
+        clock.last_operator = ""
+        return embed(self, *args, **kwargs)
+
+    def layer(self, *args, operator="", **kwargs):
+        clock.operator(operator)
+        return run(self, *args, operator=operator, **kwargs)
+
+    def reference(self):
+        clock.now += 1
+        return refer(self)
+
+    monkeypatch.setattr(MagicEmbeddings, "forward", embeddings)
+    monkeypatch.setattr(MagicLayer, "forward", layer)
+    monkeypatch.setattr(Bench, "_reference", reference)
+    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(timing, "_load_average", lambda: 0.5)
+    monkeypatch.setattr(latency, "_MIN_ROUNDS", 2)
+    monkeypatch.setattr(latency, "_MIN_ROUNDS_OF_ONE_CHILD", 2)
+    return clock
+
+
+def measure(config=None, **settings) -> LatencyTable:
+    settings = {"seq_len": 8, "min_run_time": 0.001, "num_held_out": 4, **settings}
+    num_held_out = settings.pop("num_held_out")
+    config = config or toy_config()
+    return measure_latency(config, LatencySettings(**settings), num_held_out=num_held_out, progress=False)
+
+
+def table_of(**changes) -> LatencyTable:
+    """A table as a measurement could have made it."""
+    fields = {
+        "settings": LatencySettings(),
+        "device_name": timing.device_name(torch.device("cpu")),
+        "attn_implementation": "sdpa",
+        "torch_version": "2",
+        "transformers_version": "5",
+        "sizes": latency._sizes(toy_config()),
+        "outside": Timing(1.0, 0.9, 1.1),
+        "operators": {name: Timing(2.5, 2.4, 2.6) for name in OPERATORS},
+        "held_out": (
+            HeldOutChild(("FFN",), 9.0, Timing(10.0, 9.9, 10.1)),
+            HeldOutChild(("FFN",), 21.0, Timing(20.0, 19.0, 21.0)),
+            HeldOutChild(("FFN",), 30.3, Timing(30.0, 29.0, 31.0)),
+        ),
+        "conditions": Conditions.judge(**QUIET),
+    }
+    return LatencyTable(**{**fields, **changes})
+
+
+# The whole measurement, on a clock that does not depend on the machine.
+
+
+def test_planted_times_are_found(fake_time):
+    table = measure()
+    assert table.outside.median_ms == pytest.approx(PLANTED["outside"])
+    assert {name: row.median_ms for name, row in table.operators.items()} == pytest.approx(
+        {name: PLANTED[name] for name in OPERATORS}
+    )
+    assert table.largest_error < 1e-6
+    assert len({child.architecture for child in table.held_out}) == 4
+    for child in table.held_out:
+        assert child.measured.median_ms == pytest.approx(3 + sum(PLANTED[name] for name in child.architecture))
+    assert table.trusted
+
+
+def test_an_operator_is_timed_in_the_company_it_has_in_a_child(fake_time):
+    # Alone in a loop, every operator is 3 ms faster than in a child, where most follow another operator.
+    fake_time.change = 3.0
+    table = measure(toy_config(candidate_operators=[list(OPERATORS)] * 12), num_held_out=8)
+    assert table.median_error < 0.05
+    assert all(table.operators[name].median_ms > PLANTED[name] + 1 for name in OPERATORS)
+
+
+def test_held_out_error_is_of_what_was_measured(fake_time):
+    fake_time.change = 3.0
+    table = measure(num_held_out=9)
+    predicted = [table.predict_ms(child.architecture) for child in table.held_out]
+    children = [row.architecture for row in table.held_out]
+    measured = [
+        3 + sum(PLANTED[name] + 3 * (name != before) for before, name in zip(("", *child), child, strict=False))
+        for child in children
+    ]
+    errors = sorted(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True))
+    assert table.median_error == pytest.approx(errors[4], abs=1e-4)
+    assert table.largest_error == pytest.approx(errors[-1], abs=1e-4)
+    assert table.largest_error > 0.001
+    # Children of equal sums are ties by their planted times and not by their measured ones.
+    timed = [row.measured.median_ms for row in table.held_out]
+    assert timed == pytest.approx(measured)
+    assert table.rank_correlations == pytest.approx(
+        (kendalltau(predicted, timed).statistic, spearmanr(predicted, timed).statistic)
+    )
+
+
+def test_a_single_child_is_a_space_too(fake_time):
+    # Nothing tells its two operators apart but their times alone.
+    table = measure(toy_config(candidate_operators=[["MHA4"], ["FFN"]] * 2))
+    assert len(table.held_out) == 1
+    assert table.largest_error < 1e-6
+    assert table.operators["FFN"].median_ms == pytest.approx(PLANTED["FFN"])
+
+
+def test_a_child_is_measured_whole(fake_time):
+    child = ("FFN", "FFN", "CONV3", "MHA4")
+    measured = measure_child(toy_config(), child, LatencySettings(seq_len=8))
+    assert dataclasses.astuple(measured.latency) == pytest.approx((24, 24, 24))
+    assert measured.trusted
+
+
+def test_waiting_for_a_core_is_seen(fake_time):
+    fake_time.core_share = 0.6
+    measured = measure_child(toy_config(), ("FFN",) * 4, LatencySettings(seq_len=8))
+    assert measured.conditions.core_share == pytest.approx(0.6)
+    assert not measured.trusted
+    table = measure()
+    assert "60%" in table.summary()
+    assert not table.trusted
+
+
+def test_an_accelerator_has_no_core_share(fake_time, monkeypatch):
+    fake_time.core_share = 0.1
+    bench = Bench(LatencySettings(seq_len=8, min_run_time=0.01), toy_config())
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    bench.device = torch.device("cuda")
+    samples = bench.run({"one": lambda: lambda: fake_time.operator("FFN")}, 7, progress=False)
+    assert samples["one"] == pytest.approx([7e-3] * 7)
+    # Before the first and after the last call of every warm-up and block.
+    assert len(waited) == 4 * (2 + 2 * 7)
+    assert bench.conditions().core_share is None
+    assert not bench.conditions().warnings
+
+
+def test_rounds_last_as_long_as_is_asked_and_their_order_changes(fake_time):
+    calls = []
+
+    def workload(name):
+        def statement():
+            calls.append(name)
+            fake_time.now += 1
+
+        return lambda: statement
+
+    bench = Bench(LatencySettings(seq_len=8, min_run_time=0.05), toy_config())
+    bench.run({name: workload(name) for name in "abc"}, 2, progress=False)
+    # The first calls find out how long one takes: two to warm up, and one. Then there are ten blocks of 5 ms.
+    assert len(calls) == 3 * (3 + 10 * 7)
+    rounds = ["".join(calls[start : start + 21 : 7]) for start in range(9, len(calls), 21)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len(set(rounds)) > 1
+
+
+# What is timed.
+
+
+@pytest.mark.parametrize("head", ["none", "mlm"])
+def test_what_is_timed_is_what_it_is_said_to_be(head):
+    settings = LatencySettings(seq_len=8, head=head)
+    bench = Bench(settings, toy_config())
+    model = latency._random_model(toy_config(), settings)
+    children = [("MHA4", "FFN", "CONV3", "CONV5"), ("FFN", "FFN", "MHA4", "CONV3")]
+    with torch.inference_mode():
+        workloads = latency._workloads(model, model.extract_child, bench.input_ids, children[:1], children[1:])
+        calls = {key: make() for key, make in workloads.items()}
+        outputs = {key: call() for key, call in calls.items()}
+        encoder = model.base_model
+        embeddings = encoder.embeddings(bench.input_ids)
+        chain = embeddings
+        for layer in encoder.encoder.layer:
+            chain = layer.operators["CONV5"](chain, None, None, None)[0]
+        assert torch.equal(outputs["alone", ("CONV5",) * 4], chain)
+        name = "last_hidden_state" if head == "none" else "logits"
+        for kind, child in (("fitted", children[0]), ("held out", children[1])):
+            expected = model(bench.input_ids, architecture=child)[name]
+            torch.testing.assert_close(outputs[kind, child][name], expected, rtol=0, atol=1e-6)
+        stem = embeddings if head == "none" else model.lm_head(embeddings)
+        torch.testing.assert_close(outputs["outside", ()][name], stem, rtol=0, atol=1e-6)
+    assert len(calls) == 1 + 4 + 2
+    assert bench.input_ids.shape == (1, 8)
+
+
+def test_held_out_children_are_no_part_of_the_fit():
+    space, rng = SearchSpace((OPERATORS,) * 3), random.Random(0)
+    held_out = latency._distinct_children(space, 40, rng)
+    assert len(set(held_out)) == 40
+    for name in OPERATORS * 10:
+        child = latency._child_rich_in(name, space, held_out, rng)
+        assert child in space
+        assert child not in held_out
+        assert child.count(name) == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_measurement_fits_and_what_it_is_held_to_are_apart(fake_time, monkeypatch, kept):
+    workloads, extracted = {}, []
+    make, extract = latency._workloads, MagicModel.extract_child
+
+    def remember(*args):
+        workloads.update(make(*args))
+        return workloads
+
+    def count(self, architecture):
+        extracted.append(architecture)
+        return extract(self, architecture)
+
+    monkeypatch.setattr(latency, "_workloads", remember)
+    monkeypatch.setattr(MagicModel, "extract_child", count)
+    monkeypatch.setattr(latency, "_MAX_KEPT_PARAMETERS", 2**27 if kept else 0)
+    table = measure(num_held_out=40)
+    fitted = {child for kind, child in workloads if kind == "fitted"}
+    held_out = {child for kind, child in workloads if kind == "held out"}
+    assert held_out == {child.architecture for child in table.held_out}
+    assert fitted
+    assert not fitted & held_out
+    # Small children are extracted once, large ones in each round, so that one is there at a time.
+    times = [extracted.count(child) for child in fitted | held_out]
+    assert set(times) == {1} if kept else min(times) > 2
+
+
+def test_no_gradient_is_prepared(fake_time):
+    seen = []
+    bench = Bench(LatencySettings(seq_len=8, min_run_time=0.001), toy_config())
+    bench.run({"one": lambda: lambda: seen.append(torch.is_inference_mode_enabled())}, 2, progress=False)
+    assert seen
+    assert all(seen)
+
+
+def test_a_rich_child_stays_in_an_uneven_space():
+    space, rng = SearchSpace((("FFN",), ("FFN", "CONV3"), ("FFN",), ("MHA4", "CONV5", "FFN"))), random.Random(0)
+    for name in OPERATORS:
+        child = latency._child_rich_in(name, space, [], rng)
+        assert child in space
+        assert name in child
+    assert set(latency._distinct_children(space, 20, rng)) == set(space.children())
+
+
+def test_nothing_else_is_changed(fake_time):
+    config, threads = toy_config(), torch.get_num_threads()
+    before, state = config.to_dict(), torch.get_rng_state()
+    used = []
+    embed = fake_time.operator
+
+    def operator(name):
+        used.append(torch.get_num_threads())
+        embed(name)
+
+    fake_time.operator = operator
+    torch.set_num_threads(threads + 1)
+    try:
+        measure(config, num_held_out=1, num_threads=1)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert set(used) == {1}
+    assert config.to_dict() == before
+    assert config._attn_implementation == toy_config()._attn_implementation
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_is_measured_as_it_is_and_left_so():
+    torch.manual_seed(0)
+    model = MagicForMaskedLM(toy_config()).train()
+    child = ("FFN", "CONV3", "MHA4", "FFN")
+    measured = measure_child(model, child, LatencySettings(seq_len=8, dtype="bfloat16"))
+    assert measured.architecture == child
+    assert 0 < measured.latency.low_ms <= measured.latency.median_ms <= measured.latency.high_ms
+    assert model.training
+    assert model.dtype == torch.float32
+    assert isinstance(latency._with_head(model, "none"), MagicModel)
+    assert latency._with_head(model, "mlm") is model
+    with pytest.raises(ValueError, match=r"mlm.*MagicForSequenceClassification.*head='none'"):
+        measure_child(MagicForSequenceClassification(toy_config()), child, LatencySettings(head="mlm", seq_len=8))
+
+
+# The fit.
+
+
+@given(
+    times=st.lists(st.floats(0.1, 10), min_size=4, max_size=4),
+    factors=st.lists(st.floats(1.0, 1.4), min_size=4, max_size=4),
+    outside=st.floats(0.01, 5),
+    seed=st.integers(0, 99),
+)
+def test_the_fit_foretells_children_of_additive_time(times, factors, outside, seed):
+    in_child = dict(zip(OPERATORS, times, strict=True))
+    space, rng = SearchSpace((OPERATORS,) * 12), random.Random(seed)
+    fitted = [latency._child_rich_in(name, space, [], rng) for name in OPERATORS * 3]
+
+    def total(child):
+        return outside + sum(in_child[name] for name in child)
+
+    alone = {("alone", (n,) * 12): 12 * in_child[n] / f for n, f in zip(OPERATORS, factors, strict=True)}
+    medians = {("outside", ()): outside, **alone, **{("fitted", child): total(child) for child in fitted}}
+    found = dict(zip(OPERATORS, latency._operator_seconds(OPERATORS, medians), strict=True))
+    for child in (space.sample(rng) for _ in range(20)):
+        assert outside + sum(found[name] for name in child) == pytest.approx(total(child), rel=0.02)
+
+
+def test_what_children_leave_open_is_as_much_slower_as_the_rest():
+    medians = {
+        ("outside", ()): 1.0,
+        ("alone", ("FFN",) * 2): 4.0,
+        ("alone", ("MHA4",) * 2): 6.0,
+        ("fitted", ("FFN", "MHA4", "FFN", "MHA4")): 13.0,
+    }
+    assert latency._operator_seconds(("FFN", "MHA4"), medians) == pytest.approx([2.4, 3.6])
+
+
+def test_no_operator_has_a_negative_time():
+    # As a machine under load may measure it.
+    medians = {("outside", ()): 9.0, ("alone", ("FFN",)): 1.0, ("alone", ("MHA4",)): 1.0, ("fitted", ("FFN",)): 5.0}
+    assert (latency._operator_seconds(("FFN", "MHA4"), medians) >= 0).all()
+
+
+def test_an_interval_holds_the_median_and_grows_with_the_spread():
+    narrow, wide = timing.timing_of([1.0, 1.01, 0.99, 1.02, 0.98]), timing.timing_of([1.0, 1.2, 0.8, 1.4, 0.6])
+    assert narrow.median_ms == wide.median_ms == 1000
+    assert wide.low_ms < narrow.low_ms < 1000 < narrow.high_ms < wide.high_ms
+
+
+# Whether to trust it.
+
+
+def test_a_quiet_machine_is_trusted():
+    conditions = Conditions.judge(**QUIET)
+    assert conditions.warnings == ()
+    assert MeasuredChild(("FFN",), Timing(1.0, 1.0, 1.0), conditions).trusted
+    assert table_of().trusted
+    assert Conditions.judge(**{**QUIET, "core_share": None, "load_average": None}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ({"core_share": 0.94}, r"94%.*95%"),
+        ({"reference": [1e-3, 1.11e-3] * 30}, r"spread by 10%"),
+        ({"reference": [1e-3] * 25 + [1.06e-3] * 25}, r"drifted by \+6%.*5%"),
+        ({"reference": [1e-3] * 25 + [0.94e-3] * 25}, r"drifted by -6%.*5%"),
+        ({"load_average": 2.1}, r"load average was 2\.1.* 2, the cores"),
+        ({"num_threads": 3}, r"3 threads for 2 cores"),
+    ],
+)
+def test_each_sign_of_load_is_named_with_its_limit(changes, seen):
+    conditions = Conditions.judge(**{**QUIET, **changes})
+    (warning,) = conditions.warnings
+    assert re.search(seen, warning)
+    table = table_of(conditions=conditions)
+    assert not table.trusted
+    assert "NOT TO BE TRUSTED" in str(table)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"core_share": 0.96},
+        {"reference": [1e-3, 1.08e-3] * 30},
+        {"reference": [1e-3] * 25 + [1.04e-3] * 25},
+        {"load_average": 2.0},
+        {"num_threads": 2},
+    ],
+)
+def test_what_is_normal_is_trusted(changes):
+    assert Conditions.judge(**{**QUIET, **changes}).warnings == ()
+
+
+def test_load_is_that_of_the_measurement_and_not_of_the_minute_before():
+    """The system's own recursion, every five seconds, over a load that was heavy before and is 1.5 now."""
+    average, readings = 8.0, [8.0]
+    for _ in range(12):
+        average = average * math.exp(-5 / 60) + 1.5 * (1 - math.exp(-5 / 60))
+        readings.append(average)
+    for number in (1, 4, 12):
+        assert timing._load_between(8.0, readings[number], 5 * number) == pytest.approx(1.5)
+    # Read before the system has brought its average up to date, it is all that is known.
+    assert timing._load_between(8.0, 8.0, 1.0) == pytest.approx(8.0)
+    assert timing._load_between(8.0, readings[1], 1.0) == pytest.approx(1.5)
+    assert timing._load_between(None, 8.0, 1.0) is None
+    assert timing._load_between(8.0, 0.0, 5.0) == 0.0
+
+
+def test_a_table_that_misses_children_is_not_trusted():
+    measured = [Timing(milliseconds, milliseconds, milliseconds) for milliseconds in (10.0, 20.0, 30.0)]
+    table = table_of(held_out=tuple(HeldOutChild(("FFN",), 1.12 * row.median_ms, row) for row in measured))
+    assert not table.trusted
+    assert "missed by 12%" in table.summary()
+
+
+def test_burners_are_noticed():
+    """Twice as many busy processes as cores: the figure says that it is not to be trusted."""
+    burn = "print(flush=True)\nwhile True: pass"
+    burners = [
+        subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE)
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        for burner in burners:
+            assert burner.stdout is not None
+            burner.stdout.readline()
+        # For longer than the time that a process gets in one piece.
+        measured = measure_child(toy_config(), ("FFN",) * 4, LatencySettings(seq_len=32, min_run_time=1.0))
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.communicate()
+    assert not measured.trusted
+    assert measured.conditions.core_share is not None
+    assert measured.conditions.core_share < timing.MIN_CORE_SHARE
+    assert any("had a core" in warning for warning in measured.warnings)
+    assert "NOT TO BE TRUSTED" in table_of().beside(measured)
+
+
+# The table.
+
+
+def test_cost_is_the_sum_in_whole_nanoseconds():
+    cost = table_of(operators={"FFN": Timing(2.5000004, 2.5, 2.6), "MHA4": Timing(0.25, 0.2, 0.3)}).cost()
+    assert (cost.name, cost.unit, cost.fixed) == ("latency_ms", 1e-6, 1_000_000)
+    assert cost.operators == {"FFN": 2_500_000, "MHA4": 250_000}
+    assert cost(("FFN", "MHA4", "FFN")) == pytest.approx(6.25)
+    assert table_of().predict_ms(("FFN",) * 4) == pytest.approx(11.0)
+
+
+def test_held_out_error_is_shown_with_every_use():
+    table = table_of()
+    assert (table.median_error, table.largest_error) == pytest.approx((0.05, 0.1))
+    for text in (table.summary(), str(table), table.to_markdown()):
+        assert "3 whole children: median 5.0%, largest 10.0%; Kendall's tau 1.00, Spearman's rho 1.00" in text
+    assert "without padding" in table.to_markdown()
+    assert "| CONV5 | 2.500 | 2.400 to 2.600 |" in table.to_markdown()
+
+
+def test_one_held_out_child_has_no_rank():
+    table = table_of(held_out=table_of().held_out[:1])
+    assert all(math.isnan(value) for value in table.rank_correlations)
+    assert "10.0%" in table.summary()
+
+
+def test_predicted_stands_beside_measured():
+    measured = MeasuredChild(("FFN",) * 4, Timing(10.0, 9.5, 10.5), Conditions.judge(**QUIET))
+    assert table_of().beside(measured) == (
+        "predicted 11.000 ms, measured 10.000 ms (9.500 to 10.500): the prediction is off by +10.0%"
+    )
+
+
+def test_a_table_measures_a_child_with_its_own_settings(fake_time, monkeypatch):
+    table = table_of(settings=LatencySettings(seq_len=7, batch_size=2, min_run_time=0.001, dtype="bfloat16", seed=3))
+    benches = []
+    create = Bench.__init__
+
+    def remember(self, *args):
+        create(self, *args)
+        benches.append(self)
+
+    monkeypatch.setattr(Bench, "__init__", remember)
+    table.measure_child(MagicModel(toy_config()), ("FFN",) * 4)
+    assert benches[0].settings == table.settings
+    assert benches[0].input_ids.shape == (2, 7)
+    elsewhere = dataclasses.replace(table, device_name="another processor")
+    assert not elsewhere.is_of_this_device()
+    assert not dataclasses.replace(table, settings=LatencySettings(device="cuda")).is_of_this_device()
+    with pytest.raises(ValueError, match="another processor"):
+        elsewhere.measure_child(toy_config(), ("FFN",) * 4)
+    with pytest.raises(ValueError, match="hidden_size"):
+        table.measure_child(toy_config(hidden_size=64), ("FFN",) * 4)
+
+
+def test_check_names_what_differs():
+    table = table_of()
+    table.check(toy_config())
+    table.check(toy_config(candidate_operators=[["FFN"], ["MHA4"], ["FFN", "CONV3"], ["FFN"]], embedding_size=32))
+    # The embeddings look rows up, however many there are; the masked-LM head computes with all of them.
+    table.check(toy_config(vocab_size=99))
+    of_the_head = table_of(settings=LatencySettings(head="mlm"))
+    of_the_head.check(toy_config(vocab_size=99), vocabulary=False)
+    with pytest.raises(ValueError, match="vocab_size is 100 in the table and 99"):
+        of_the_head.check(toy_config(vocab_size=99))
+    other = toy_config(candidate_operators=[["CONV7", "FFN"]] * 3, hidden_size=64)
+    with pytest.raises(
+        ValueError, match=r"hidden_size is 32 .*64 .*num_hidden|num_hidden.*hidden_size is 32 .*64"
+    ) as error:
+        table.check(other)
+    assert "CONV7" in str(error.value)
+    assert "magic-nas benchmark" in str(error.value)
+    eager = toy_config()
+    eager._attn_implementation = "eager"
+    with pytest.raises(ValueError, match="attention is sdpa in the table and eager"):
+        table.check(eager)
+
+
+def test_table_is_saved_whole(tmp_path, fake_time):
+    for number, table in enumerate((table_of(), measure(num_held_out=2))):
+        table.save(tmp_path / f"{number}.json")
+        assert LatencyTable.load(tmp_path / f"{number}.json") == table
+
+
+def damaged(**changes):
+    def change(value):
+        for path, new in changes.items():
+            *folders, last = path.split("__")
+            place = value
+            for folder in folders:
+                place = place[folder]
+            if new is KeyError:
+                del place[last]
+            else:
+                place[last] = new
+        return value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "seen"),
+    [
+        (damaged(version=2), "version 1"),
+        (damaged(version=KeyError), "version 1"),
+        (damaged(median_error=0.1), "median_error"),
+        (damaged(outside=KeyError), "expected .*outside"),
+        (damaged(settings__threads=2), "settings has .*threads"),
+        (damaged(settings__seq_len="128"), "seq_len is '128'"),
+        (damaged(settings__num_threads=True), "num_threads is True"),
+        (damaged(outside__median_ms=-1.0), "-1.0 ms"),
+        (damaged(outside__high_ms=math.nan), "nan"),
+        (damaged(conditions__load_average="high"), "load_average is 'high'"),
+        (damaged(operators=[]), "operators is"),
+        (damaged(operators__FFN__extra=1), "FFN has .*extra"),
+        (damaged(held_out=[]), "held-out"),
+        (damaged(held_out=[3]), "held_out has 3"),
+        (lambda value: [value], "version 1"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path, damage, seen):
+    path = tmp_path / "table.json"
+    table_of().save(path)
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=seen) as error:
+        LatencyTable.load(path)
+    assert str(path) in str(error.value)
+    assert "magic-nas benchmark" in str(error.value)
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    path = tmp_path / "table.json"
+    for text in (None, "", "{", "3"):
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(ValueError, match=r"table\.json is not a latency table"):
+            LatencyTable.load(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [
+        ({"seq_len": 65}, "65.*64"),
+        ({"seq_len": 0}, "seq_len is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"head": "nsp"}, "nsp.*none, mlm, rtd"),
+        ({"dtype": "int8"}, "int8.*float32"),
+        ({"min_run_time": 0.0}, "min_run_time is 0"),
+        ({"num_held_out": 0}, "num_held_out is 0"),
+        ({"device": "toaster"}, "toaster"),
+        pytest.param(
+            {"device": "cuda"}, "cuda.*cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, seen):
+    with pytest.raises(ValueError, match=seen):
+        measure(**settings)
+
+
+def test_a_child_outside_the_space_is_refused():
+    with pytest.raises(ValueError, match="CONV7"):
+        measure_child(toy_config(), ("FFN", "FFN", "FFN", "CONV7"), LatencySettings(seq_len=8))

@@ -1,0 +1,1 @@
+"""What weight sharing does: interference, and ranking against children trained alone (3, 5.2)."""

@@ -1,0 +1,477 @@
+"""How well one list of scores ranks children that another list states the truth of: statistics alone (5.2, Table 1).
+
+Scores and truths are higher for better children. What is uncertain here is which children were drawn: intervals are
+percentiles over seeded resamples of the children. A resample holds children twice, which counts as a tie in both
+lists and so leaves Kendall's tau-b alone; resamples in which all children are equal in one list are left out. With
+fewer than about ten children such intervals are too narrow.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import stdev
+
+import numpy as np
+from scipy.stats import kendalltau, rankdata, spearmanr
+
+from ..space.search_space import Architecture, format_architecture
+from .settings import MIN_CHILDREN
+
+
+_NUM_RESAMPLES = 2000
+_CONFIDENCE = 0.95
+
+Interval = tuple[float, float]
+Scores = Mapping[Architecture, float]
+
+
+def check_scores(**lists: Scores) -> None:
+    """Checks that lists of scores can be compared.
+
+    Raises:
+        ValueError: one has fewer than five children, a number that is not finite or the same number for all, or
+            children that another lacks.
+    """
+    names = list(lists)
+    everyone = set().union(*lists.values())
+    for name, scores in lists.items():
+        if len(scores) < MIN_CHILDREN:
+            raise ValueError(f"{name} has {len(scores)} children; a ranking needs at least {MIN_CHILDREN}")
+        if missing := everyone - scores.keys():
+            other = next(found for found in names if not missing.isdisjoint(lists[found]))
+            raise ValueError(
+                f"{len(missing)} of {len(everyone)} children are in {other} but not in {name}, first "
+                f"{format_architecture(min(missing))}; give both lists the same children"
+            )
+        if bad := [child for child, value in scores.items() if not math.isfinite(value)]:
+            raise ValueError(
+                f"{name} of {len(bad)} of {len(scores)} children is no finite number, first of "
+                f"{format_architecture(bad[0])}; leave these children out of both lists, or train what "
+                f"diverged anew with a lower learning rate"
+            )
+        if len(set(scores.values())) == 1:
+            raise ValueError(f"{name} is {next(iter(scores.values()))} for all {len(scores)} children: it ranks none")
+
+
+@dataclass(frozen=True)
+class TopK:
+    """What the k children that a score ranks first are worth. Ties in the score count against it.
+
+    Attributes:
+        k: how many.
+        overlap: share of them that are among the k truly best.
+        regret: the truth of the best child less that of the best among them, at least 0.
+        random_regret: the same expected of k children drawn at random.
+    """
+
+    k: int
+    overlap: float
+    regret: float
+    random_regret: float
+
+
+@dataclass(frozen=True)
+class RankingQuality:
+    """How well scores rank children.
+
+    Attributes:
+        num_children: how many were ranked.
+        kendall_tau: Kendall's tau-b, with its interval and the p-value of no association.
+        spearman: Spearman's rank correlation.
+        tied_scores: pairs of children with the same score, of `num_pairs`.
+        tied_truths: pairs of children with the same truth.
+        top: for each k, overlap and regret of the k first; k = 1 is the child that the score takes for the best.
+    """
+
+    num_children: int
+    kendall_tau: float
+    kendall_interval: Interval
+    p_value: float
+    spearman: float
+    spearman_interval: Interval
+    tied_scores: int
+    tied_truths: int
+    top: tuple[TopK, ...] = field(repr=False)
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of children."""
+        return self.num_children * (self.num_children - 1) // 2
+
+    def __str__(self) -> str:
+        low, high = self.kendall_interval
+        ties = f", {self.tied_scores:,} ties in the score and {self.tied_truths:,} in the truth of {self.num_pairs:,}"
+        return (
+            f"tau {self.kendall_tau:.3f} ({low:.3f} to {high:.3f}), Spearman {self.spearman:.3f}, "
+            f"{self.num_children} children{ties}; regret of the first {self.top[0].regret:.4f}, of a random child "
+            f"{self.top[0].random_regret:.4f}"
+        )
+
+
+def evaluate_ranking(
+    truth: Scores,
+    scores: Scores,
+    top_k: Sequence[int] = (1, 5, 10),
+    num_resamples: int = _NUM_RESAMPLES,
+    confidence: float = _CONFIDENCE,
+    seed: int = 0,
+) -> RankingQuality:
+    """Returns how well `scores` rank children, with intervals by bootstrap over them (Table 1).
+
+    Args:
+        truth: what each child is worth, higher is better.
+        scores: what it is ranked by, such as the negative validation loss with shared weights.
+        top_k: sizes of the tops; those above the number of children are left out.
+        num_resamples: draws of the bootstrap.
+        confidence: of the intervals, between 0 and 1.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: as `check_scores` does.
+    """
+    check_scores(truth=truth, score=scores)
+    children = sorted(truth)
+    true, score = (np.array([values[child] for child in children], dtype=float) for values in (truth, scores))
+    tau, spearman = kendalltau(score, true), spearmanr(score, true)
+    counts = _resamples(len(children), num_resamples, seed)
+    return RankingQuality(
+        num_children=len(children),
+        kendall_tau=float(tau.statistic),
+        kendall_interval=_interval(_resampled_taus(true, score, counts), confidence),
+        p_value=float(tau.pvalue),
+        spearman=float(spearman.statistic),
+        spearman_interval=_interval(_resampled_spearman(true, score, counts), confidence),
+        tied_scores=_tied_pairs(score),
+        tied_truths=_tied_pairs(true),
+        top=tuple(_top(true, score, k) for k in sorted({1, *top_k}) if k <= len(children)),
+    )
+
+
+def _tied_pairs(values: np.ndarray) -> int:
+    counts = np.unique(values, return_counts=True)[1]
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _top(true: np.ndarray, score: np.ndarray, k: int) -> TopK:
+    # Of children that the score cannot tell apart, the worse comes first.
+    chosen = np.lexsort((true, -score))[:k]
+    ordered = np.sort(true)
+    best = float(ordered[-1])
+    # The best of k drawn without repeats is the one of rank i with chance C(i, k - 1) / C(n, k), ranks from 0.
+    num_draws = math.comb(len(true), k)
+    expected = math.fsum(math.comb(rank, k - 1) / num_draws * value for rank, value in enumerate(ordered.tolist()))
+    overlap = float((true[chosen] >= ordered[-k]).mean())
+    return TopK(k, overlap, best - float(true[chosen].max()), max(0.0, best - expected))
+
+
+# ---- Bootstrap over children ----
+
+
+def _resamples(num_children: int, num_resamples: int, seed: int) -> np.ndarray:
+    """How often each child is in each resample, (resamples, children)."""
+    rng = np.random.default_rng(seed)
+    shares = np.full(num_children, 1 / num_children)
+    return rng.multinomial(num_children, shares, size=num_resamples).astype(np.float32)
+
+
+def _resampled_taus(true: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Tau-b of each resample, NaN where it has none: one product of matrices for all of them."""
+    first, second = (np.sign(values[:, None] - values[None, :]).astype(np.float32) for values in (true, score))
+
+    def pairs(matrix: np.ndarray) -> np.ndarray:
+        return ((counts @ matrix) * counts).sum(axis=1, dtype=np.float64)
+
+    with np.errstate(invalid="ignore"):
+        return pairs(first * second) / np.sqrt(pairs(np.abs(first)) * pairs(np.abs(second)))
+
+
+def _resampled_spearman(true: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    indices = np.repeat(np.tile(np.arange(len(true)), len(counts)), counts.astype(int).ravel()).reshape(counts.shape)
+    first, second = (rankdata(values[indices], axis=1) for values in (true, score))
+    first, second = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (first, second))
+    with np.errstate(invalid="ignore"):
+        return (first * second).sum(axis=1) / np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+
+
+def _interval(values: np.ndarray, confidence: float) -> Interval:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+# ---- Several super-nets of a method, and two methods ----
+
+
+@dataclass(frozen=True)
+class MethodTau:
+    """Kendall's tau of a method over its super-nets, one for each seed.
+
+    Attributes:
+        taus: of each super-net, in the order given.
+        interval: of their mean, by bootstrap over children and super-nets; over children alone where there is one.
+    """
+
+    taus: tuple[float, ...]
+    interval: Interval
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return math.fsum(self.taus) / len(self.taus)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of `taus`, `None` where there is one."""
+        return stdev(self.taus) if len(self.taus) > 1 else None
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        spread = (
+            f", sd {self.spread:.3f} over {len(self.taus)} super-nets" if len(self.taus) > 1 else ", one super-net"
+        )
+        return f"{self.mean:.3f} ({low:.3f} to {high:.3f}{spread})"
+
+
+def method_tau(
+    truth: Scores,
+    scores: Sequence[Scores],
+    num_resamples: int = _NUM_RESAMPLES,
+    confidence: float = _CONFIDENCE,
+    seed: int = 0,
+) -> MethodTau:
+    """Returns Kendall's tau of a method from the scores of its super-nets, which differ in their seeds.
+
+    Args:
+        truth: what each child is worth, higher is better.
+        scores: a list for each super-net.
+        num_resamples: draws of the bootstrap.
+        confidence: of the interval.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: as `check_scores` does, or there is no super-net.
+    """
+    taus, resampled = _taus(truth, scores, num_resamples, seed)
+    means = _mean_of_redrawn(resampled, np.random.default_rng((seed, 1)))
+    return MethodTau(tuple(taus.tolist()), _interval(means, confidence))
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Kendall's tau of one super-net, or the mean of several, against that of another on the same children.
+
+    Attributes:
+        difference: tau of the first less tau of the second.
+        interval: of the difference.
+        share_not_above: share of resamples in which the first is not above the second: small where it is better,
+            close to 1 where it is worse.
+        num_first: super-nets of the first, one for each seed.
+    """
+
+    difference: float
+    interval: Interval
+    share_not_above: float
+    num_first: int
+    num_second: int
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        share = f"not above in {self.share_not_above:.1%} of resamples"
+        return f"{self.difference:+.3f} ({low:+.3f} to {high:+.3f}), {share}"
+
+
+def compare_rankings(
+    truth: Scores,
+    first: Sequence[Scores],
+    second: Sequence[Scores],
+    num_resamples: int = _NUM_RESAMPLES,
+    confidence: float = _CONFIDENCE,
+    seed: int = 0,
+) -> PairedComparison:
+    """Returns the difference of tau between two super-nets, or two methods, judged on the same children.
+
+    Every resample draws children once for all, as both sides share the truth, and of a side with several super-nets
+    their seeds. One super-net a side says nothing of what another seed of it would give.
+
+    Args:
+        truth: what each child is worth, higher is better.
+        first: scores of one side, a list for each super-net.
+        second: scores of the other side.
+        num_resamples: draws of the bootstrap.
+        confidence: of the interval.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: as `check_scores` does, or a side is empty.
+    """
+    if not first or not second:
+        raise ValueError("a side of the comparison has no super-net; give one or more for each")
+    taus, resampled = _taus(truth, [*first, *second], num_resamples, seed)
+    rng = np.random.default_rng((seed, 1))
+    sides = (slice(None, len(first)), slice(len(first), None))
+    differences = np.subtract(*(_mean_of_redrawn(resampled[side], rng) for side in sides))
+    differences = differences[np.isfinite(differences)]
+    return PairedComparison(
+        difference=float(taus[sides[0]].mean() - taus[sides[1]].mean()),
+        interval=_interval(differences, confidence),
+        share_not_above=float((differences <= 0).mean()) if len(differences) else math.nan,
+        num_first=len(first),
+        num_second=len(second),
+    )
+
+
+def _taus(truth: Scores, scores: Sequence[Scores], num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tau of each list of scores, and of each list in the same resamples of the children, (lists, resamples)."""
+    if not scores:
+        raise ValueError("there is no super-net; give the scores of one or more")
+    check_scores(truth=truth, **{f"score {number}": one for number, one in enumerate(scores, 1)})
+    children = sorted(truth)
+    true, *lists = (np.array([one[child] for child in children], dtype=float) for one in (truth, *scores))
+    counts = _resamples(len(children), num_resamples, seed)
+    taus = np.array([kendalltau(score, true).statistic for score in lists])
+    return taus, np.stack([_resampled_taus(true, score, counts) for score in lists])
+
+
+def _mean_of_redrawn(taus: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each resample the mean over super-nets drawn with repeats; taus (super-nets, resamples).
+
+    One fewer than there are is drawn: as many would spread by (n - 1) / n of what the mean of n does, half with two.
+    """
+    num_supernets, num_resamples = taus.shape
+    drawn = rng.integers(num_supernets, size=(max(num_supernets - 1, 1), num_resamples))
+    return taus[drawn, np.arange(num_resamples)].mean(axis=0)
+
+
+# ---- Noise of the truth ----
+
+
+@dataclass(frozen=True)
+class TruthNoise:
+    """How much of the truth is chance of the seed, and what that leaves to a ranking.
+
+    Attributes:
+        num_repeated: children with two values or more.
+        within_sd: standard deviation of one child over seeds.
+        between_sd: standard deviation of the children, without the noise of seeds.
+        intraclass_correlation: the share of the variance of a single measurement that is between children, ICC(1).
+        tau_between_seeds: mean Kendall's tau between single measurements of the same children.
+        ceiling: the tau that scores without any error are expected to have against this truth; see `truth_noise`.
+        ceiling_interval: where the ceiling of one such set of children lies.
+        ceiling_of_agreement: the ceiling by the second method.
+    """
+
+    num_repeated: int
+    within_sd: float
+    between_sd: float
+    intraclass_correlation: float
+    tau_between_seeds: float
+    ceiling: float
+    ceiling_interval: Interval
+    ceiling_of_agreement: float
+
+    def __str__(self) -> str:
+        low, high = self.ceiling_interval
+        return (
+            f"seed noise from {self.num_repeated} children: sd {self.within_sd:.4f} of a child over seeds, "
+            f"{self.between_sd:.4f} between children, intraclass correlation {self.intraclass_correlation:.3f}; "
+            f"perfect scores would reach tau {self.ceiling:.3f} ({low:.3f} to {high:.3f}; by the agreement of seeds "
+            f"{self.ceiling_of_agreement:.3f})"
+        )
+
+
+def truth_noise(
+    repeats: Mapping[Architecture, Sequence[float]],
+    num_simulations: int = 1000,
+    confidence: float = _CONFIDENCE,
+    seed: int = 0,
+) -> TruthNoise:
+    """Returns the seed noise of a truth, from the children measured more than once, and the ceiling it puts on tau.
+
+    The variances are those of one-way analysis of variance. The ceiling is estimated in two ways, both of which
+    suppose that all children are equally noisy:
+
+    - By simulation. The means of all children are drawn together until they spread as children do without noise, so
+      that the shape of their distribution stays. To these true values Gaussian noise is added, as much as the child's
+      number of seeds leaves, and tau between the two lists is averaged.
+    - By the agreement of seeds. Tau between single measurements of the repeated children becomes a correlation as in
+      a normal distribution, r = sin(pi tau / 2). With n seeds, the harmonic mean over all children, Spearman and
+      Brown's n r / (1 + (n - 1) r) is the correlation of two such truths, and its root the correlation of one with
+      perfect scores, which becomes tau again.
+
+    Args:
+        repeats: for each child of the truth one value for each seed, higher is better.
+        num_simulations: draws of the noise.
+        confidence: of the interval.
+        seed: of the draws.
+
+    Raises:
+        ValueError: fewer than five children have two values, a value is not finite, or all means are the same.
+    """
+    check_scores(truth={child: math.fsum(values) / max(len(values), 1) for child, values in repeats.items()})
+    repeated = [np.asarray(values, dtype=float) for values in repeats.values() if len(values) > 1]
+    if len(repeated) < MIN_CHILDREN:
+        raise ValueError(
+            f"{len(repeated)} children have two values or more; the noise of seeds needs at least {MIN_CHILDREN}: "
+            f"train some of them with another seed"
+        )
+    within, between = _variances(repeated)
+    sizes = np.array([len(values) for values in repeats.values()], dtype=float)
+    means = np.array([np.mean(values) for values in repeats.values()])
+    simulated = _simulated_taus(means, within / sizes, num_simulations, np.random.default_rng(seed))
+    agreement = _tau_between_seeds(repeated)
+    return TruthNoise(
+        num_repeated=len(repeated),
+        within_sd=math.sqrt(within),
+        between_sd=math.sqrt(between),
+        intraclass_correlation=between / (between + within),
+        tau_between_seeds=agreement,
+        ceiling=float(simulated.mean()),
+        ceiling_interval=_interval(simulated, confidence),
+        ceiling_of_agreement=_ceiling_of_agreement(agreement, float(1 / (1 / sizes).mean())),
+    )
+
+
+def _variances(groups: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Variance within and between groups of unequal sizes, by one-way analysis of variance; none is below 0."""
+    sizes = np.array([len(group) for group in groups], dtype=float)
+    total, means = sizes.sum(), np.array([group.mean() for group in groups])
+    squares = math.fsum(((group - group.mean()) ** 2).sum() for group in groups)
+    within = squares / (total - len(groups))
+    grand = (sizes * means).sum() / total
+    mean_square = (sizes * (means - grand) ** 2).sum() / (len(groups) - 1)
+    typical_size = (total - (sizes**2).sum() / total) / (len(groups) - 1)
+    return float(within), float(max(0.0, (mean_square - within) / typical_size))
+
+
+def _simulated_taus(
+    means: np.ndarray, noise: np.ndarray, num_simulations: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Tau between true values, spread as `means` are without their noise, and new noisy means of them."""
+    spread = means.var(ddof=1)
+    shrunk = math.sqrt(max(0.0, 1 - noise.mean() / spread))
+    if not shrunk:
+        return np.zeros(num_simulations)
+    true = means.mean() + shrunk * (means - means.mean())
+    measured = true + np.sqrt(noise) * rng.standard_normal((num_simulations, len(means)))
+    return np.array([kendalltau(true, one).statistic for one in measured])
+
+
+def _tau_between_seeds(repeated: Sequence[np.ndarray]) -> float:
+    """Mean tau over pairs of positions in the children's lists that enough children have."""
+    taus = []
+    for earlier, later in combinations(range(max(map(len, repeated))), 2):
+        both = [group for group in repeated if len(group) > later]
+        if len(both) >= MIN_CHILDREN:
+            tau = kendalltau([group[earlier] for group in both], [group[later] for group in both]).statistic
+            taus.append(float(tau))
+    known = [tau for tau in taus if math.isfinite(tau)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _ceiling_of_agreement(tau: float, num_seeds: float) -> float:
+    correlation = max(0.0, math.sin(math.pi * tau / 2))
+    of_means = num_seeds * correlation / (1 + (num_seeds - 1) * correlation)
+    return 2 / math.pi * math.asin(math.sqrt(of_means))

@@ -1,0 +1,320 @@
+"""Children trained one by one from scratch: the truth that the ranking of a super-net is held against (5.2)."""
+
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from modeling_magic import MagicConfig, MagicForMaskedLM
+
+from ..data.text import MaskingCollator, PreparedData, load_data
+from ..files import write_json
+from ..hub.presets import load_preset
+from ..runs.folders import bars_off, versions
+from ..runs.training import training_arguments
+from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
+from ..supernet.evaluation import Batch, Evaluator, evaluate_child, judging_batches
+from ..supernet.journal import Journal
+from ..supernet.setup import fit_to_tokenizer
+from .settings import StandaloneSettings
+from .truth import STANDALONE_NAME, StandaloneChild, has_standalone, holds_named, journal_path
+
+
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "embedding_size",
+    "vocab_size",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "hidden_act",
+    "lm_head_activation",
+    "layer_norm_eps",
+    "padding_aware_positions",
+    "tie_word_embeddings",
+)
+
+# Between two looks at the children that other processes are training.
+_POLL_SECONDS = 1.0
+
+# What torchrun and accelerate launch tell a process of the others; with it Trainer would train one model on all.
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+
+
+def check_standalone(settings: StandaloneSettings) -> None:
+    """Checks what needs no text.
+
+    Raises:
+        ValueError: a seed or a number is none, or the preset or a training argument is refused.
+    """
+    standalone_children(settings)
+    _arguments(settings, "", 0)
+
+
+def standalone_children(settings: StandaloneSettings) -> tuple[MagicConfig, list[Architecture]]:
+    """Returns the sizes and the children that `train_standalone` trains, in its order.
+
+    Raises:
+        ValueError: the preset is unknown, or a named child is none of its space or named twice.
+    """
+    config = load_preset(settings.preset)
+    space = SearchSpace.from_config(config.candidate_operators)
+    if settings.architectures:
+        return config, _named_children(settings.architectures, space)
+    rng = random.Random(settings.sample_seed)
+    if settings.num_children == 0 or settings.num_children >= space.size:
+        children = list(space.children())
+        # A table that is stopped half-way is then a uniform sample.
+        rng.shuffle(children)
+        return config, children
+    drawn: dict[Architecture, None] = {}
+    while len(drawn) < settings.num_children:
+        drawn[space.sample(rng)] = None
+    return config, list(drawn)
+
+
+def _named_children(architectures: Sequence[str], space: SearchSpace) -> list[Architecture]:
+    named: dict[Architecture, None] = {}
+    for text in architectures:
+        child = parse_architecture(text)
+        space.check(child)
+        if child in named:
+            raise ValueError(f"architectures names {format_architecture(child)} twice; name each once")
+        named[child] = None
+    return list(named)
+
+
+@bars_off()
+def train_standalone(
+    settings: StandaloneSettings, output_dir: str | Path, progress: bool = True
+) -> list[StandaloneChild]:
+    """Trains children one by one and returns them; each is on disk before the next one begins.
+
+    A call that was stopped goes on where it was, and any number of processes may work on one folder: a child is
+    trained by one of them, and again only where that one died. So do the ranks of `accelerate launch`, on one machine
+    or on several with a common folder: each trains children of its own, on a device of its own.
+
+    Args:
+        settings: which children, and how.
+        output_dir: holds a journal for each seed, and the settings and versions of the first call.
+        progress: shows a bar of the children on record with the best loss so far.
+
+    Raises:
+        ValueError: the settings contradict one another, or the folder holds children of another space, text or recipe.
+    """
+    with _apart_from_other_ranks():
+        # Training arguments, too, would wait for the other ranks.
+        check_standalone(settings)
+        worker = StandaloneWorker(settings, output_dir)
+        trained: list[StandaloneChild] = []
+        for seed in settings.seeds:
+            bar = tqdm(total=len(worker.children), desc=f"children trained, seed {seed}", disable=not progress)
+            with bar:
+                _train_all(worker, seed, bar)
+            trained += worker.trained(seed)
+    return trained
+
+
+def _train_all(worker: "StandaloneWorker", seed: int, bar: tqdm) -> None:
+    """Trains what no other process trains, and waits for those; one that is killed leaves its child to this one."""
+    waiting, best = list(worker.children), float("inf")
+    while waiting:
+        left = []
+        for child in waiting:
+            if not worker.train(child, seed):
+                left.append(child)
+                continue
+            record = worker.record(child, seed)
+            # A loss that is no number is below nothing.
+            if record is not None and record.val_loss < best:
+                best = record.val_loss
+            bar.set_postfix(best_loss=f"{best:.4f}", refresh=False)
+            bar.update()
+        if len(left) == len(waiting):
+            time.sleep(_POLL_SECONDS)
+        waiting = left
+
+
+@contextmanager
+def _apart_from_other_ranks() -> Iterator[None]:
+    """Hides from Trainer and torch that this process is one of several, and all accelerators but its own."""
+    hidden = {name: value for name, value in os.environ.items() if name in _LAUNCHER}
+    if int(hidden.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in hidden:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        rank = int(hidden["LOCAL_RANK"])
+        # Read when the first tensor goes to a device, which has not happened yet.
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)] if visible != [""] else str(rank)
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+class StandaloneWorker:
+    """Trains the children of a folder, one at a time; any number of workers in as many processes share it.
+
+    Attributes:
+        children: all that are to be trained, in the order of `standalone_children`.
+    """
+
+    @bars_off()
+    def __init__(self, settings: StandaloneSettings, output_dir: str | Path):
+        """Reads the text and opens the folder's journals.
+
+        Raises:
+            ValueError: the folder holds children of another space, text or recipe, or uniform children and these are
+                named ones, or the other way round.
+        """
+        self._settings, self._output_dir = settings, Path(output_dir)
+        config, self.children = standalone_children(settings)
+        self._data = load_data(settings.data)
+        self._config = fit_to_tokenizer(config, self._data, settings.data.block_size)
+        self._batches = judging_batches(
+            self._data,
+            settings.mlm_probability,
+            _arguments(settings, output_dir, 0).per_device_eval_batch_size,
+            settings.num_validation_sequences,
+        )
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._output_dir / f"{STANDALONE_NAME}.lock"):
+            # Before journals: a refused call leaves none of another recipe among those of a truth.
+            self._check_kind()
+            if not has_standalone(self._output_dir):
+                self._describe()
+        self._journals = {
+            seed: Journal(
+                journal_path(output_dir, seed), _key(settings, self._config, self._data, seed), StandaloneChild
+            )
+            for seed in settings.seeds
+        }
+        # Of journals that were copied here without it, now that they are known to be of these settings.
+        self._describe()
+
+    def _describe(self) -> None:
+        path = self._output_dir / STANDALONE_NAME
+        if not path.is_file():
+            facts = {"settings": asdict(self._settings), "corpus": self._data.fingerprint, "versions": versions()}
+            write_json(path, facts)
+
+    def _check_kind(self) -> None:
+        """Among uniform children named ones would tilt the truth of a ranking, which reads all of a folder."""
+        if not has_standalone(self._output_dir):
+            return
+        held = "named" if holds_named(self._output_dir) else "uniform"
+        wanted = "named" if self._settings.architectures else "uniform"
+        if held != wanted:
+            raise ValueError(
+                f"{self._output_dir} holds {held} children; train {wanted} ones in a folder of their own, with "
+                f"another --output-dir"
+            )
+
+    def train(self, architecture: Architecture, seed: int) -> bool:
+        """Trains a child unless it is on record; returns whether it now is: false where another process trains it."""
+        journal = self._journals[seed]
+        with journal.claim(architecture) as granted:
+            if not granted:
+                return False
+            # Only now: it may have been put on record just before its claim came free.
+            journal.refresh()
+            if journal.get(architecture) is None:
+                journal.append(_train(architecture, seed, self._settings, self._config, self._data, self._batches))
+        return True
+
+    def record(self, architecture: Architecture, seed: int) -> StandaloneChild | None:
+        """Returns the record of a child, `None` where the journal, as last read, has none."""
+        return self._journals[seed].get(architecture)
+
+    def trained(self, seed: int) -> list[StandaloneChild]:
+        """Returns the children on record with `seed`, those that other processes have trained too."""
+        self._journals[seed].refresh()
+        return [record for child in self.children if (record := self.record(child, seed)) is not None]
+
+
+def _train(
+    architecture: Architecture,
+    seed: int,
+    settings: StandaloneSettings,
+    config: MagicConfig,
+    data: PreparedData,
+    batches: Sequence[Batch],
+) -> StandaloneChild:
+    set_seed(seed)
+    child_config = config.child_config(architecture)
+    child_config.sparse_prediction = True
+    model = MagicForMaskedLM(child_config)
+    curve = _Curve(batches)
+    trainer = Trainer(
+        model=model,
+        # Nothing is saved, so that the folder is of no account.
+        args=_arguments(settings, "", seed),
+        train_dataset=data.train,
+        data_collator=MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=seed),
+        callbacks=[curve],
+    )
+    trainer.pop_callback(PrinterCallback)
+    trainer.pop_callback(ProgressCallback)
+    start = time.process_time()
+    trainer.train()
+    seconds = time.process_time() - start - curve.seconds
+    judged = Evaluator(model, batches)([architecture])[0]
+    return StandaloneChild(
+        architecture,
+        judged.val_loss,
+        judged.val_accuracy,
+        judged.batch_losses,
+        seed=seed,
+        steps=trainer.state.global_step,
+        seconds=round(seconds, 2),
+        losses=tuple(curve.losses),
+    )
+
+
+class _Curve(TrainerCallback):
+    """Validates the child after each quarter of its training but the last."""
+
+    def __init__(self, batches: Sequence[Batch]):
+        self._batches = batches
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        quarter = max(state.max_steps // 4, 1)
+        if state.global_step % quarter == 0 and state.global_step <= 3 * quarter:
+            start = time.process_time()
+            self.losses.append(evaluate_child(model, self._batches)[0])
+            self.seconds += time.process_time() - start
+
+
+def _arguments(settings: StandaloneSettings, output_dir: str | Path, seed: int) -> TrainingArguments:
+    given = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+    return training_arguments(
+        TrainingArguments, Path(output_dir), {**settings.training_arguments, **given, "seed": seed}
+    )
+
+
+def _key(settings: StandaloneSettings, config: MagicConfig, data: PreparedData, seed: int) -> dict[str, Any]:
+    return {
+        "candidate_operators": config.candidate_operators,
+        "data": data.fingerprint["sha256"],
+        "tokenizer": data.fingerprint["tokenizer"],
+        "seed": seed,
+        "sizes": {name: getattr(config, name) for name in _SIZES},
+        "recipe": {
+            "mlm_probability": settings.mlm_probability,
+            "num_validation_sequences": settings.num_validation_sequences,
+            "block_size": settings.data.block_size,
+            "training_arguments": settings.training_arguments,
+        },
+    }

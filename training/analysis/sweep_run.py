@@ -1,0 +1,241 @@
+"""The run of a sweep: super-nets trained over the values of an argument, held against the truth (Fig. 4a, 4b)."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from modeling_magic import MagicConfig
+
+from ..data.text import PreparedData, load_data
+from ..drawing import write_figure
+from ..hub.presets import load_preset
+from ..runs.folders import RUN_NAME, Run, bars_off, check_one_process, finished_result, open_run
+from ..runs.recipes import settings_from
+from ..runs.training import training_arguments
+from ..space.search_space import SearchSpace
+from ..supernet.arguments import MagicTrainingArguments
+from ..supernet.compute import steps_of_equal_compute, supernet_flops
+from ..supernet.evaluation import Batch, judging_batches
+from ..supernet.pretrain import pretrain
+from ..supernet.settings import PretrainSettings
+from ..supernet.setup import check_search
+from ..tables import markdown_table
+from .ranking import MethodTau, Scores, TruthNoise
+from .ranking_figures import SweepPoint, draw_sweep
+from .ranking_run import (
+    Supernet,
+    check_truth,
+    file_name,
+    given_truth,
+    judge,
+    method_row,
+    shared_scores,
+    write_rows,
+)
+from .settings import MICRO_BENCHMARK, SweepSettings
+from .truth import Truth
+
+
+SUPERNETS_FOLDER = "supernets"
+
+# Between two looks at the super-nets that other processes are training.
+_POLL_SECONDS = 1.0
+
+
+def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
+    """The training arguments of each value and reference, by name, all checked.
+
+    Raises:
+        ValueError: a number or an argument is refused, by the arguments or by the super-net's space.
+    """
+    if not settings.values:
+        raise ValueError(f"values is empty; give the values of {settings.parameter}")
+    if settings.truth is None:
+        raise ValueError(f"no truth is named; give a folder, a file or {MICRO_BENCHMARK!r}")
+    plan = {_value_name(settings, value): {settings.parameter: value} for value in settings.values}
+    plan |= settings.references
+    if len({file_name(name) for name in plan}) < len(settings.values) + len(settings.references):
+        raise ValueError(f"values and references have names that make the same folder: {', '.join(plan)}; rename one")
+    config = load_preset(settings.pretrain.preset)
+    for name, change in plan.items():
+        if "seed" in change:
+            raise ValueError(
+                f"{name} sets the seed, but all methods have super-nets of the same seeds; name these in seeds"
+            )
+        arguments = _supernet_settings(settings, change, 0).training_arguments
+        args = training_arguments(MagicTrainingArguments, Path("sweep"), arguments)
+        if args.shrink:
+            raise ValueError(f"{name} shrinks its super-nets, so that children are not ranked alike; leave shrink out")
+        check_search(config, args, vocabulary=False)
+        if settings.equal_compute and ("max_steps" in change or args.max_steps < 1):
+            raise ValueError(
+                f"equal_compute turns max_steps of the first value into steps for {name}, which cannot have steps of "
+                f"its own; give max_steps once, in training_arguments"
+            )
+    return plan
+
+
+def _value_name(settings: SweepSettings, value: Any) -> str:
+    return f"{settings.parameter} = {value}"
+
+
+def _supernet_settings(settings: SweepSettings, change: Mapping[str, Any], seed: int) -> PretrainSettings:
+    shared = asdict(settings.pretrain)
+    arguments = {**shared["training_arguments"], **change, "seed": seed}
+    return settings_from(PretrainSettings, {**shared, "training_arguments": arguments})
+
+
+@bars_off()
+def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]:
+    """Trains super-nets over the values of a training argument and holds them against the truth (Fig. 4a, 4b).
+
+    The folder then holds `supernets/` (a run for each value or reference and seed), the files of `run_ranking`,
+    sweep.csv and sweep.png, the curve of tau, and compute.csv, what the super-nets of each value cost. A sweep that
+    was stopped is continued, super-net by super-net and each from its last checkpoint, and child by child where it is
+    judged; several processes may work on one folder; one that has ended returns its result.
+
+    Raises:
+        ValueError: as `run_ranking` does.
+    """
+    output_dir = Path(output_dir)
+    plan = _sweep_plan(settings)
+    config = load_preset(settings.pretrain.preset)
+    space = SearchSpace.from_config(config.candidate_operators)
+    truth = given_truth(settings, space)
+    check_one_process()
+    if (result := finished_result(output_dir, settings)) is not None:
+        return result
+    data = load_data(settings.pretrain.data)
+    check_truth(truth, _with_vocabulary(config, data), data)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with _open_in_turn(settings, output_dir) as run:
+        if run.result is not None:
+            return run.result
+        (output_dir / SUPERNETS_FOLDER).mkdir(exist_ok=True)
+    if settings.equal_compute:
+        steps = _equal_steps(settings, plan, config, data)
+        plan = {name: {**change, "max_steps": steps[name]} for name, change in plan.items()}
+    batches = judging_batches(
+        data, settings.pretrain.mlm_probability, settings.batch_size, settings.num_validation_sequences
+    )
+    supernets, scores = _trained_and_scored(settings, plan, truth, batches, output_dir)
+    # Before its first super-net had a checkpoint, another sweep may have taken the folder.
+    with _open_in_turn(settings, output_dir) as run:
+        if run.result is not None:
+            return run.result
+        result = {**judge(settings, supernets, truth, scores, output_dir), "corpus": data.fingerprint}
+        result |= {"parameter": settings.parameter, "values": list(settings.values)}
+        result["compute"] = _compute(settings, plan, config, data, supernets)
+        result["table"] += "\n\n" + _compute_table(settings, result["compute"])
+        write_rows(output_dir / "compute.csv", result["compute"])
+        _write_curve(settings, result, output_dir)
+        return run.finish(result)
+
+
+@contextmanager
+def _open_in_turn(settings: SweepSettings, output_dir: Path) -> Iterator[Run]:
+    """As `open_run`, for processes that share a folder: they wait for each other."""
+    # Its name is one that a folder without a run may hold.
+    with FileLock(output_dir / f"{RUN_NAME}.lock"), open_run(output_dir, settings) as run:
+        yield run
+
+
+def _with_vocabulary(config: MagicConfig, data: PreparedData) -> MagicConfig:
+    config.vocab_size = len(data.tokenizer)
+    return config
+
+
+def _trained_and_scored(
+    settings: SweepSettings,
+    plan: Mapping[str, Mapping[str, Any]],
+    truth: Truth,
+    batches: Sequence[Batch],
+    output_dir: Path,
+) -> tuple[list[Supernet], list[Scores]]:
+    """Trains and scores every super-net that no other process is at, and waits for those of the others."""
+    jobs = [(name, change, seed) for seed in settings.seeds for name, change in plan.items()]
+    done: dict[tuple[str, int], tuple[Supernet, Scores]] = {}
+    while len(done) < len(jobs):
+        num_done = len(done)
+        for name, change, seed in jobs:
+            if (name, seed) in done:
+                continue
+            run = output_dir / SUPERNETS_FOLDER / f"{file_name(name)}-{seed}"
+            try:
+                with FileLock(f"{run}.lock", timeout=0):
+                    result = pretrain(_supernet_settings(settings, change, seed), run)
+                    supernet = Supernet(run, run.name, name, seed, result["steps"])
+                    done[name, seed] = supernet, shared_scores(supernet, truth, batches, output_dir)
+            except Timeout:
+                continue
+        if len(done) == num_done:
+            time.sleep(_POLL_SECONDS)
+    supernets, scores = zip(*(done[name, seed] for name, _, seed in jobs), strict=True)
+    return list(supernets), list(scores)
+
+
+def _write_curve(settings: SweepSettings, result: dict[str, Any], output_dir: Path) -> None:
+    methods = {name: MethodTau(found["taus"], found["interval"]) for name, found in result["methods"].items()}
+    points = [SweepPoint(value, methods[_value_name(settings, value)]) for value in settings.values]
+    references = {name: methods[name] for name in settings.references}
+    noise = TruthNoise(**result["noise"]) if result["noise"] else None
+    rows = [{settings.parameter: point.value, **method_row("", point.tau)} for point in points]
+    for row in rows:
+        del row["method"]
+    write_rows(output_dir / "sweep.csv", rows)
+    figure = draw_sweep(settings.parameter, points, references, noise)
+    write_figure(output_dir / "sweep.png", figure)
+
+
+def _flops_of_steps(
+    settings: SweepSettings, change: Mapping[str, Any], config: MagicConfig, data: PreparedData
+) -> Callable[[int], float]:
+    arguments = _supernet_settings(settings, change, settings.seeds[0]).training_arguments
+    args = training_arguments(MagicTrainingArguments, Path("sweep"), arguments)
+    own = settings.pretrain
+    try:
+        num_train_sequences = len(data.train)
+    except TypeError:
+        num_train_sequences = None
+    sequences = (num_train_sequences, len(data.validation))
+    return lambda steps: supernet_flops(config, args, steps, own.data.block_size, own.mlm_probability, *sequences)
+
+
+def _equal_steps(
+    settings: SweepSettings, plan: Mapping[str, Mapping[str, Any]], config: MagicConfig, data: PreparedData
+) -> dict[str, int]:
+    """The steps of each value and reference; those of the first value are given."""
+    max_steps = settings.pretrain.training_arguments["max_steps"]
+    costs = {name: _flops_of_steps(settings, change, config, data) for name, change in plan.items()}
+    flops = next(iter(costs.values()))(max_steps)
+    return {name: steps_of_equal_compute(flops, cost) for name, cost in costs.items()}
+
+
+def _compute(
+    settings: SweepSettings,
+    plan: Mapping[str, Mapping[str, Any]],
+    config: MagicConfig,
+    data: PreparedData,
+    supernets: Sequence[Supernet],
+) -> list[dict[str, Any]]:
+    """For each value and reference the steps that its super-nets took, and what they cost."""
+    steps = {supernet.method: supernet.steps or 0 for supernet in supernets}
+    return [
+        {"method": name, "steps": steps[name], "flops": _flops_of_steps(settings, change, config, data)(steps[name])}
+        for name, change in plan.items()
+    ]
+
+
+def _compute_table(settings: SweepSettings, compute: Sequence[Mapping[str, Any]]) -> str:
+    equal = "made equal" if settings.equal_compute else "not made equal: equal_compute does"
+    rows = [
+        [own["method"], f"{own['steps']:,}", f"{own['flops']:.4g}", f"{own['flops'] / compute[0]['flops']:.4f}"]
+        for own in compute
+    ]
+    table = markdown_table(["method", "steps", "FLOPs", "of the first"], rows)
+    return f"Compute of a super-net's training ({equal}):\n\n{table}"

@@ -1,0 +1,280 @@
+"""What children are worth alone: the journals of stand-alone training, or a user's own numbers (5.2)."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..space.search_space import Architecture, format_architecture, parse_architecture
+from ..supernet.journal import Journal, RankedChild
+
+
+# Settings, text and versions of the first call that trained children in a folder.
+STANDALONE_NAME = "standalone.json"
+_JOURNAL_NAME = re.compile(r"standalone-(\d+)\.jsonl")
+# Children that tell what a seed adds to all; fewer would add noise of their own.
+_MIN_COMMON = 5
+# Of the least squares between children and seeds, which end long before where all children have one seed in common.
+_MAX_SWEEPS = 10_000
+_LOSSES = ("loss", "perplexity", "error")
+
+
+@dataclass(frozen=True)
+class StandaloneChild(RankedChild):
+    """A child trained alone, and what that took.
+
+    Attributes:
+        seed: of weights, order of the data and masks.
+        steps: optimizer steps.
+        seconds: CPU time of its training, all threads of the process together.
+        losses: validation loss after each quarter of the training but the last.
+    """
+
+    seed: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+
+
+def journal_path(output_dir: str | Path, seed: int) -> Path:
+    """Returns the journal of the children that were trained with `seed`; every seed has one of its own."""
+    return Path(output_dir) / f"standalone-{seed}.jsonl"
+
+
+def has_standalone(folder: str | Path) -> bool:
+    """Returns whether a folder has a journal of stand-alone children."""
+    return bool(_seeds_of(Path(folder)))
+
+
+def holds_named(folder: str | Path) -> bool:
+    """Returns whether the children of a folder were named, such as the winners of searches, and not drawn."""
+    path = Path(folder) / STANDALONE_NAME
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8"))["settings"].get("architectures"))
+
+
+def _seeds_of(folder: Path) -> list[int]:
+    names = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(match[1]) for path in names if (match := _JOURNAL_NAME.fullmatch(path.name)))
+
+
+def read_standalone(folder: str | Path) -> tuple[dict[str, Any], list[StandaloneChild]]:
+    """Returns what the journals of a folder belong to, and their children, the lowest seed first.
+
+    The folder may be one that children are being trained in.
+
+    Raises:
+        ValueError: there is no journal, one is damaged, or they are of different spaces, texts or recipes.
+    """
+    folder = Path(folder)
+    seeds = _seeds_of(folder)
+    if not seeds:
+        raise ValueError(f"{folder} holds no stand-alone children; train them with `magic-nas analyze standalone`")
+    keys, children = [], []
+    for seed in seeds:
+        journal = Journal(journal_path(folder, seed), None, StandaloneChild)
+        keys.append({name: value for name, value in journal.key.items() if name != "seed"})
+        children += list(journal)
+        if differing := [name for name in keys[0] if keys[-1].get(name) != keys[0][name]]:
+            raise ValueError(
+                f"{journal.path} is of another {' and '.join(differing)} than {journal_path(folder, seeds[0]).name} "
+                f"beside it; children of different recipes are not to be averaged, give each a folder of its own"
+            )
+    return keys[0], children
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What each child is worth, measured once or several times; higher is better.
+
+    Attributes:
+        metric: what was measured, such as "val_loss".
+        is_loss: whether the measured numbers, which `values` holds with their sign turned, are better when lower.
+        values: for each child one number for each seed; of stand-alone children without what a seed changes for all
+            of them alike.
+        key: the space, text and recipe that a journal names; empty where they are not known.
+    """
+
+    metric: str
+    is_loss: bool
+    values: dict[Architecture, tuple[float, ...]] = field(repr=False)
+    key: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        bad = [child for child, values in self.values.items() if not all(map(math.isfinite, values))]
+        if bad:
+            raise ValueError(
+                f"the {self.metric} of {len(bad)} of {len(self.values)} children is no finite number, first of "
+                f"{format_architecture(bad[0])}; leave such children out of the file, or train all anew, in "
+                f"another folder and with a lower learning rate"
+            )
+
+    @property
+    def means(self) -> dict[Architecture, float]:
+        """The mean over seeds of each child."""
+        return {child: math.fsum(values) / len(values) for child, values in self.values.items()}
+
+    @property
+    def num_repeated(self) -> int:
+        """How many children were measured more than once."""
+        return sum(len(values) > 1 for values in self.values.values())
+
+    def subset(self, children: Iterable[Architecture]) -> "Truth":
+        """Returns the truth of these children alone."""
+        return Truth(self.metric, self.is_loss, {child: self.values[child] for child in children}, self.key)
+
+    def show(self, value: float) -> float:
+        """Returns a number of `values` as it was measured."""
+        return -value if self.is_loss else value
+
+
+def truth_of(children: Sequence[StandaloneChild], metric: str, key: dict[str, Any] | None = None) -> Truth:
+    """Returns the truth that stand-alone children state: their "val_loss" or "val_accuracy".
+
+    What a seed changes for all children alike, see `without_seed_effects`, is not in it.
+
+    Raises:
+        ValueError: the metric is neither, or a number is not finite.
+    """
+    if metric not in ("val_loss", "val_accuracy"):
+        raise ValueError(f"metric is {metric!r}; children trained alone have val_loss and val_accuracy")
+    is_loss = metric == "val_loss"
+    values: dict[Architecture, tuple[float, ...]] = {}
+    measured = [getattr(child, metric) for child in children]
+    for child, value in zip(children, without_seed_effects(children, measured), strict=True):
+        values[child.architecture] = (*values.get(child.architecture, ()), -value if is_loss else value)
+    return Truth(metric, is_loss, values, key or {})
+
+
+def without_seed_effects(children: Sequence[StandaloneChild], values: Sequence[float]) -> list[float]:
+    """Returns numbers of children without what their seeds add to all children alike.
+
+    A seed is also that of the order of the data and of the masks, so that it shifts all children. Such a shift is no
+    noise of a ranking where all children have the same seeds, and is a bias of those that have more than the others.
+    It is fitted by least squares, a number as the sum of one of its child and one of its seed, and taken off so that
+    the mean over all stays. A seed is fitted where at least five of its children have another fitted seed, too; other
+    seeds are left as they are, and all where a number is not finite. Of n children with several seeds the fit takes
+    about 1 / n of the variance within children away with it.
+
+    Args:
+        children: one for each number.
+        values: of these children.
+    """
+    numbers = np.asarray(values, dtype=float)
+    if not np.isfinite(numbers).all() or len({child.seed for child in children}) < 2:
+        return list(values)
+    groups = [
+        np.unique(names, return_inverse=True)[1]
+        for names in ([format_architecture(child.architecture) for child in children], [one.seed for one in children])
+    ]
+    of_child, of_seed = groups
+    is_fitted = _comparable(of_child, of_seed)
+    num_of_child = np.maximum(np.bincount(of_child, is_fitted), 1)
+    num_of_seed = np.maximum(np.bincount(of_seed, is_fitted), 1)
+    effects = np.zeros(len(num_of_seed))
+    for _ in range(_MAX_SWEEPS):
+        means = np.bincount(of_child, (numbers - effects[of_seed]) * is_fitted) / num_of_child
+        before, effects = effects, np.bincount(of_seed, (numbers - means[of_child]) * is_fitted) / num_of_seed
+        if np.abs(effects - before).max() <= 1e-12 * np.abs(numbers).max():
+            break
+    return (numbers - effects[of_seed]).tolist()
+
+
+def _comparable(of_child: np.ndarray, of_seed: np.ndarray) -> np.ndarray:
+    """Which numbers are of seeds that enough children have beside another such seed."""
+    is_fitted = np.ones(len(of_child), dtype=bool)
+    while True:
+        is_repeated = np.bincount(of_child, is_fitted)[of_child] > 1
+        # A seed that goes may have been the other one of a child.
+        left = (np.bincount(of_seed, is_fitted & is_repeated) >= _MIN_COMMON)[of_seed]
+        if (left == is_fitted).all():
+            return is_fitted
+        is_fitted = left
+
+
+def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bool | None = None) -> Truth:
+    """Returns the truth of a folder of stand-alone children, or of a user's CSV or JSON file.
+
+    A file has one entry for each child, or for each child and seed: a CSV with a header and the columns
+    "architecture" and `metric`; a JSON list of objects with these keys, or an object of architectures to a number or
+    a list of numbers. Other columns and keys are not looked at.
+
+    Args:
+        source: the folder or the file.
+        metric: the column; of a folder "val_loss" or "val_accuracy".
+        lower_is_better: left out, it is so for a metric whose name ends in "loss", "perplexity" or "error".
+
+    Raises:
+        ValueError: what is there is no such thing; the line or entry is named.
+    """
+    path = Path(source)
+    is_loss = metric.endswith(_LOSSES) if lower_is_better is None else lower_is_better
+    if path.is_dir():
+        if holds_named(path):
+            raise ValueError(
+                f"the children of {path} were named, not drawn, so that they are no sample of their space; train "
+                f"uniform ones with `magic-nas analyze standalone`, without --architecture"
+            )
+        key, children = read_standalone(path)
+        return truth_of(children, metric, key)
+    if not path.is_file():
+        raise ValueError(f"there is no folder or file {path}; give stand-alone children, or a CSV or JSON file")
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise ValueError(f"{path} is neither a .csv nor a .json file; give the numbers as one of them")
+    try:
+        # With the mark that spreadsheets write before the first letter, or without it.
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as that") from None
+    entries = _csv_entries(path, text, metric) if path.suffix.lower() == ".csv" else _json_entries(path, text, metric)
+    values: dict[Architecture, tuple[float, ...]] = {}
+    for where, name, value in entries:
+        try:
+            child, number = parse_architecture(name), float(value)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        if not math.isfinite(number):
+            raise ValueError(f"{where}: {metric} is {value!r}; leave the child out, or measure it again")
+        values[child] = (*values.get(child, ()), -number if is_loss else number)
+    if len({len(child) for child in values}) > 1:
+        raise ValueError(f"{path} holds children of different numbers of layers; give those of one space")
+    return Truth(metric, is_loss, values)
+
+
+_Entry = tuple[str, Any, Any]
+
+
+def _csv_entries(path: Path, text: str, metric: str) -> list[_Entry]:
+    reader = csv.DictReader(text.splitlines())
+    for column in ("architecture", metric):
+        if column not in (reader.fieldnames or ()):
+            raise ValueError(
+                f"{path} has no column {column!r}; its first line names {', '.join(reader.fieldnames or ['none'])}"
+            )
+    return [(f"{path}, line {reader.line_num}", row["architecture"], row[metric]) for row in reader]
+
+
+def _json_entries(path: Path, text: str, metric: str) -> list[_Entry]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if isinstance(found, dict):
+        return [
+            (f"{path}, {name!r}", name, value)
+            for name, values in found.items()
+            for value in (values if isinstance(values, list) else [values])
+        ]
+    if not isinstance(found, list):
+        raise ValueError(f"{path} is neither a JSON object nor a list")
+    entries = []
+    for number, item in enumerate(found, 1):
+        if not isinstance(item, dict) or not {"architecture", metric} <= item.keys():
+            raise ValueError(f"{path}, entry {number}: it has no 'architecture' and {metric!r}")
+        entries.append((f"{path}, entry {number}", item["architecture"], item[metric]))
+    return entries

@@ -1,0 +1,6 @@
+"""The command `magic-nas`."""
+
+from .main import main
+
+
+__all__ = ["main"]

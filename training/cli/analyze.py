@@ -1,0 +1,148 @@
+"""The commands `magic-nas analyze ...`: interference between children, and how well super-nets rank them."""
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
+from .options import Assignments, Given, OutputDir, Recipe, Threads, start, takes
+
+
+app = typer.Typer(
+    name="analyze",
+    help="Measure what weight sharing does: interference on shared operators, ranking against children trained alone.",
+    no_args_is_help=True,
+)
+
+
+@app.command()
+@takes(InterferenceSettings)
+def interference(
+    output_dir: OutputDir,
+    given: Given,
+    supernet: Annotated[
+        Path | None, typer.Argument(help="A finished super-net run, one of its checkpoints, or a super-net's folder.")
+    ] = None,
+    config: Recipe = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Compare the gradients that children give a shared operator (Fig. 2): matrix by kind, curve over layers."""
+    start(num_threads)
+    from ..analysis.interference_run import follow_weights, run_interference
+    from ..runs.recipes import load_recipe
+
+    recipe = load_recipe(config)
+    source = supernet or recipe.get("supernet")
+    if source is None:
+        raise ValueError("name the super-net to analyse: magic-nas analyze interference RUN --output-dir ...")
+    settings = given.settings(config, assignments, follow_weights(source, recipe))
+    print(f"\n{run_interference(settings, output_dir)['summary']}\n\nfigures and tables: {output_dir}")
+
+
+@app.command("compare-interference")
+def compare(
+    analyses: Annotated[list[str], typer.Argument(help="NAME=FOLDER of finished analyses; the first against others.")],
+    output_dir: OutputDir,
+) -> None:
+    """Draw the curves of several super-nets in one figure, paired over the same children and batches (Fig. 2c)."""
+    start()
+    from ..analysis.interference_run import compare_interference
+
+    runs = {}
+    for analysis in analyses:
+        name, equals, folder = analysis.partition("=")
+        if not equals:
+            raise ValueError(f"{analysis!r} names no analysis; write NAME=FOLDER")
+        if name in runs:
+            raise ValueError(f"two analyses are named {name!r}; give each a name of its own")
+        runs[name] = folder
+    compare_interference(runs, output_dir)
+    print(f"figure: {output_dir / 'comparison.png'}\ntable:  {output_dir / 'comparison.json'}")
+
+
+@app.command()
+@takes(StandaloneSettings)
+def standalone(
+    output_dir: OutputDir,
+    given: Given,
+    config: Recipe = None,
+    ray: Annotated[bool, typer.Option("--ray", help="As tasks of a Ray cluster (the extra ray).")] = False,
+    address: Annotated[str | None, typer.Option(help="With --ray: a running cluster. Default: this machine.")] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="With --ray on this machine alone: tasks at a time. Default: one a CPU.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write the table of the space, CSV and JSON, once all are trained.")
+    ] = None,
+    latency_table: Annotated[
+        str | None, typer.Option(help="With --table: a file that `magic-nas benchmark` wrote.")
+    ] = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Train children one by one from scratch, uniform or named; any number of these may work on one folder."""
+    start(num_threads)
+    from ..analysis.standalone import train_standalone
+
+    settings = given.settings(config, assignments)
+    if ray:
+        from ..analysis.standalone_ray import train_standalone_on_ray
+
+        trained = train_standalone_on_ray(settings, output_dir, address, num_workers)
+    else:
+        trained = train_standalone(settings, output_dir)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if table is not None:
+        from ..analysis.micro_benchmark import write_micro_benchmark
+        from ..hub.presets import load_preset
+        from ..space.latency import LatencyTable
+
+        latencies = None if latency_table is None else LatencyTable.load(latency_table)
+        write_micro_benchmark(output_dir, load_preset(settings.preset), table, latencies)
+    best = min(trained, key=lambda child: (math.isnan(child.val_loss), child.val_loss))
+    print(f"\n{len(trained)} trainings; the best: {','.join(best.architecture)}, loss {best.val_loss:.4f}")
+    if not settings.architectures:
+        print(f"next: magic-nas analyze ranking --truth {output_dir} --supernet RUN --output-dir ...")
+
+
+@app.command()
+@takes(RankingSettings)
+def ranking(
+    output_dir: OutputDir,
+    given: Given,
+    config: Recipe = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Compare the ranking by shared weights with children trained alone (5.2): Kendall's tau, regret, intervals."""
+    start(num_threads)
+    from ..analysis.ranking_run import follow_supernets, run_ranking
+    from ..runs.recipes import load_recipe
+
+    recipe = load_recipe(config)
+    supernets = given.values.pop(("supernets",), None) or recipe.get("supernets")
+    if not supernets:
+        raise ValueError("name super-nets to rank with: --supernet RUN, once or more")
+    settings = given.settings(config, assignments, follow_supernets(supernets, recipe))
+    print(f"\n{run_ranking(settings, output_dir)['table']}")
+
+
+@app.command()
+@takes(SweepSettings)
+def sweep(
+    output_dir: OutputDir,
+    given: Given,
+    config: Recipe = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Train super-nets over the values of one training argument and draw how well each ranks (Fig. 4a, 4b)."""
+    start(num_threads)
+    from ..analysis.sweep_run import run_sweep
+
+    print(f"\n{run_sweep(given.settings(config, assignments), output_dir)['table']}")

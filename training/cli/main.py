@@ -1,0 +1,404 @@
+"""The command `magic-nas`. Heavy imports stand inside the commands, so that `--help` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..finetuning.settings import FinetuneSettings, SquadSettings
+from ..options import Settings
+from ..retraining.settings import DistillSettings, RetrainSettings, RtdSettings
+from ..search.settings import SearchSettings
+from ..space.settings import BudgetSettings, LatencySettings
+from ..supernet.settings import BlockwiseSettings, PretrainSettings
+from .analyze import app as analyze_app
+from .options import Assignments, Child, Given, OutputDir, Recipe, Threads, start, takes
+
+
+app = typer.Typer(
+    name="magic-nas",
+    help="Search, train and ship BERT-class text encoders (MAGIC, arXiv 2108.12821).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(analyze_app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import training
+
+        print(f"magic-nas {training.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    output_dir: OutputDir = Path("demo_run"),
+    short: Annotated[bool, typer.Option("--short", help="The shortest setting: shows that all works.")] = False,
+) -> None:
+    """Run the main job from real text to a model folder in a few minutes on a CPU."""
+    start(num_threads=1)
+    from .demo import demo as run_demo
+    from .demo import fill_mask_answers
+
+    report = run_demo(output_dir, short)
+    print(f"\n{report['table']}\n")
+    for answer in fill_mask_answers(report["model"]):
+        print(answer)
+    print(f"\nfigure: {report['figure']}\nmodel:  {report['model']}")
+    print(f"load:   import modeling_magic; AutoModelForMaskedLM.from_pretrained({report['model']!r})")
+
+
+@app.command()
+@takes(BudgetSettings)
+def describe(
+    space: Annotated[str, typer.Argument(help="A preset, a JSON file or a model folder.")],
+    given: Given,
+    architecture: Child = None,
+) -> None:
+    """Show a search space: its size, operators, the cost of its children, and how many are within a budget."""
+    from ..hub.presets import load_preset
+    from ..space.describe import describe_space
+    from ..space.limits import budget_of, costs_of
+
+    config = load_preset(space)
+    limits = BudgetSettings(**given.changes(BudgetSettings))
+    limits.sequence_length = min(limits.sequence_length or 128, config.max_sequence_length)
+    further = [cost for cost in costs_of(config, limits) if cost.name not in ("num_parameters", "flops")]
+    print(describe_space(config, limits.sequence_length, architecture, budget_of(config, limits), further))
+    if limits.latency_table is not None:
+        from ..space.latency import LatencyTable
+
+        print(f"\nlatency table: {LatencyTable.load(limits.latency_table).summary()}")
+
+
+@app.command()
+@takes(LatencySettings)
+def benchmark(
+    space: Annotated[str, typer.Argument(help="A preset, a JSON file or a model folder.")],
+    given: Given,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write.")] = Path("latency.json"),
+    architecture: Child = None,
+) -> None:
+    """Measure the latency of each operator of a space on this device, and how well their sums predict children."""
+    changes = given.changes(LatencySettings)
+    settings = LatencySettings(**changes)
+    start(settings.num_threads)
+    from dataclasses import replace
+
+    from ..hub.presets import load_preset
+    from ..space.latency import measure_latency
+    from ..space.search_space import SearchSpace, parse_architecture
+
+    config = load_preset(space)
+    child = None if architecture is None else parse_architecture(architecture)
+    if child is not None:
+        SearchSpace.from_config(config.candidate_operators).check(child)
+    settings = replace(settings, seq_len=min(settings.seq_len, config.max_sequence_length))
+    # Before the measurement, which is not to be lost to a folder that cannot be made.
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table = measure_latency(config, settings)
+    print(f"\n{table.to_markdown()}")
+    if child is not None:
+        print(f"\n{architecture}: {table.beside(table.measure_child(config, child))}")
+    table.save(output)
+    print(f"\ntable: {output}")
+    print(f"next:  magic-nas search ... --latency-table {output} --max-latency-ms ...")
+
+
+@app.command()
+@takes(PretrainSettings, BlockwiseSettings)
+def pretrain(
+    output_dir: OutputDir,
+    given: Given,
+    config: Recipe = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Train a weight-sharing super-net and name the child that it finds."""
+    start(num_threads)
+    from accelerate import PartialState
+
+    from ..supernet.blockwise_run import blockwise_table, run_blockwise
+    from ..supernet.figures import draw_health, draw_search
+    from ..supernet.loading import load_supernet
+    from ..supernet.pretrain import pretrain as run_pretrain
+    from ..supernet.pretrain import search_table
+
+    settings = given.settings(config, assignments)
+    is_blockwise = isinstance(settings, BlockwiseSettings)
+    result = (run_blockwise if is_blockwise else run_pretrain)(settings, output_dir)
+    if not PartialState().is_main_process:
+        return
+    figure = draw_search(result, {}, output_dir / "report.png")
+    health = draw_health(result, output_dir / "health.png")
+    table = (blockwise_table if is_blockwise else search_table)(load_supernet(output_dir).config, result)
+    print(f"\n{table}\n")
+    print(f"figure:    {figure}\nhealth:    {health}\nsuper-net: {output_dir / 'supernet'}")
+    print(f"next:      magic-nas retrain --search {output_dir} --output-dir ...")
+
+
+@app.command()
+@takes(SearchSettings)
+def search(
+    output_dir: OutputDir,
+    given: Given,
+    supernet: Annotated[
+        Path | None, typer.Argument(help="A finished super-net run, or the folder of a super-net.")
+    ] = None,
+    config: Recipe = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Find the best child of a super-net within a budget, and show it beside random search and the BERT pattern."""
+    start(num_threads)
+    from accelerate import PartialState
+
+    from ..runs.recipes import load_recipe
+    from ..search.run import search_summary, search_supernet
+    from ..supernet.loading import follow_supernet
+
+    recipe = load_recipe(config)
+    source = supernet or recipe.get("supernet")
+    if source is None:
+        raise ValueError("name the super-net to search in: magic-nas search RUN --output-dir ...")
+    settings = given.settings(config, assignments, follow_supernet(source, recipe))
+    result = search_supernet(settings, output_dir)
+    if not PartialState().is_main_process:
+        return
+    print(f"\n{search_summary(result)}\n")
+    print(f"report: {output_dir / 'report.html'}\nmodel:  {output_dir / 'model'}")
+    print(f"next:   magic-nas retrain --search {output_dir} --output-dir ...")
+
+
+@app.command()
+@takes(BudgetSettings)
+def best(
+    search_run: Annotated[Path, typer.Argument(help="The folder of a search, finished or not.")],
+    given: Given,
+    top: Annotated[int, typer.Option(help="How many children to show.")] = 5,
+) -> None:
+    """Show the best children within another budget among those that a search has evaluated; none is evaluated now."""
+    start()
+    from ..search.run import best_table
+
+    print(best_table(search_run, BudgetSettings(**given.changes(BudgetSettings)), top))
+
+
+@app.command()
+@takes(RetrainSettings, RtdSettings, DistillSettings)
+def retrain(
+    output_dir: OutputDir,
+    given: Given,
+    config: Recipe = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="mlm (masked LM) or rtd (ELECTRA: a generator beside it, the discriminator is kept). Default: the "
+            "recipe's, else mlm."
+        ),
+    ] = None,
+    search: Annotated[
+        Path | None, typer.Option(help="A finished super-net run or search: train the child that it found.")
+    ] = None,
+    inherit: Annotated[
+        bool, typer.Option("--inherit", help="Start from the weights of the --search super-net.")
+    ] = False,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Train one child, from scratch or from a super-net's weights, and export it."""
+    if objective not in (None, "mlm", "rtd"):
+        raise ValueError(f"--objective is {objective!r}; choose mlm or rtd")
+    if inherit and search is None:
+        raise ValueError("--inherit takes its weights from a super-net; say which with --search RUN")
+    if objective == "rtd" and ("teacher",) in given.values:
+        raise ValueError("--teacher is a masked LM, which --objective rtd does not learn from; leave one of them out")
+    start(num_threads)
+    from accelerate import PartialState
+
+    from ..hub.card import results_table
+    from ..hub.export import summarise
+    from ..retraining.distill_run import retrain_distilled
+    from ..retraining.retrain import follow_search
+    from ..retraining.retrain import retrain as run_retrain
+    from ..retraining.rtd_run import retrain_rtd
+    from ..runs.recipes import check_command, load_recipe
+
+    recipe, record = load_recipe(config), None
+    if objective is not None:
+        wanted: tuple[type[Settings], ...] = (
+            (RtdSettings,) if objective == "rtd" else (RetrainSettings, DistillSettings)
+        )
+        given = Given(wanted, given.values)
+    check_command(given.kind(recipe), recipe)
+    if search is not None:
+        recipe, record = follow_search(search, recipe, inherit)
+    settings = given.settings(config, assignments, recipe)
+    runs: dict[type, Any] = {RtdSettings: retrain_rtd, DistillSettings: retrain_distilled}
+    result = runs.get(type(settings), run_retrain)(settings, output_dir, record)
+    if not PartialState().is_main_process:
+        return
+    print(f"\n{results_table([summarise('this model', [result])])}\n\nmodel: {output_dir / 'model'}")
+
+
+@app.command()
+@takes(FinetuneSettings)
+def finetune(
+    output_dir: OutputDir,
+    given: Given,
+    config: Recipe = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Fine-tune an encoder on GLUE or on your own files, over learning rates and seeds, and show the table."""
+    start(num_threads)
+    from ..finetuning.finetune_run import run_finetuning
+
+    run_finetuning(given.settings(config, assignments), output_dir)
+    print(f"\n{(output_dir / 'table.md').read_text(encoding='utf-8')}\ntable: {output_dir / 'table.csv'}")
+
+
+@app.command()
+@takes(SquadSettings)
+def squad(
+    output_dir: OutputDir,
+    given: Given,
+    config: Recipe = None,
+    assignments: Assignments = None,
+    num_threads: Threads = None,
+) -> None:
+    """Fine-tune an encoder on SQuAD 1.1 or 2.0, and score it as the official script does."""
+    start(num_threads)
+    from accelerate import PartialState
+
+    from ..finetuning.squad_run import run_squad, squad_table
+
+    settings = given.settings(config, assignments)
+    result = run_squad(settings, output_dir)
+    if not PartialState().is_main_process:
+        return
+    print(f"\n{squad_table({Path(settings.model).name: result})}\n\npredictions: {output_dir / 'predictions.json'}")
+    if result["train"] is not None:
+        print(f"model:       {output_dir / 'model'}")
+
+
+@app.command("squad-split")
+def squad_split(
+    source: Annotated[Path, typer.Argument(help="One file in SQuAD's layout.")],
+    output_dir: Annotated[Path, typer.Argument(help="Where train.json and test.json go.")],
+    test_fraction: Annotated[float, typer.Option(help="Share of the articles that test.json gets.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+) -> None:
+    """Cut one file of questions in two by article, for those who have no training set."""
+    start()
+    from ..finetuning.squad_data import split_by_article
+
+    for path in split_by_article(source, output_dir, test_fraction, seed):
+        print(path)
+
+
+@app.command()
+def compression(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Finished `magic-nas finetune` runs.")] = None,
+    form: Annotated[str, typer.Option(help="markdown or csv.")] = "markdown",
+) -> None:
+    """Show fine-tuned models beside the published rows of the paper's Table 4."""
+    from ..finetuning.compression_table import compression_table, sweep_row
+
+    print(compression_table([sweep_row(run) for run in runs or []], form))
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A finished super-net run; with --onnx a model folder as well.")],
+    output_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
+    architecture: Child = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: of a model folder, or beside the child.")] = False,
+) -> None:
+    """Write a child of a super-net, with the weights it has there, as a model folder; or a model folder as ONNX."""
+    start()
+    from ..hub.onnx_export import export_onnx
+    from ..supernet.loading import export_child
+
+    if onnx and (source / "config.json").is_file():
+        print(f"onnx:  {export_onnx(source, output_dir)}")
+        return
+    folder = export_child(source, output_dir, architecture)
+    print(f"model: {folder}")
+    if onnx:
+        print(f"onnx:  {export_onnx(folder, folder / 'onnx')}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A model's folder or name on the Hub.")],
+    output_dir: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    to: Annotated[str, typer.Option(help="magic, or of a chain of MHA,FFN: bert, roberta or electra.")] = "magic",
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer's name or folder, if not the source's.")] = None,
+) -> None:
+    """Write a BERT, RoBERTa or ELECTRA checkpoint as a MAGIC model, or a MAGIC model as one of these."""
+    start()
+    from ..hub.convert import convert_checkpoint
+
+    folder, dropped = convert_checkpoint(source, output_dir, to, tokenizer)
+    print(f"left out: {', '.join(dropped) or 'nothing'}\nmodel:    {folder}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="An exported model folder.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made where it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch; made where it does not exist. Default: main.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and list what would be sent.")] = False,
+) -> None:
+    """Publish a model folder on the Hub, all of it in one commit, with the token of `hf auth login` or HF_TOKEN."""
+    start()
+    from ..hub.publish import push_model
+
+    report = push_model(folder, repo, private=private, revision=revision, dry_run=dry_run)
+    for name, size in report.files.items():
+        print(f"{size:>14,}  {name}")
+    print(f"{sum(report.files.values()):>14,}  bytes in {len(report.files)} files")
+    print(f"\nnothing was sent; it would go to {report.url}" if dry_run else f"\nmodel:  {report.url}")
+    if report.commit:
+        print(f"commit: {report.commit}")
+
+
+@app.command()
+def options(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="A command with its words, such as pretrain or analyze sweep.")
+    ] = None,
+) -> None:
+    """List every key that a recipe and `--set` take, with type, default, bounds and meaning: a command's, or all."""
+    from .reference import options_page
+
+    print(options_page(" ".join(command or ())))
+
+
+def main() -> None:
+    """Runs the command line; errors that the user can fix are printed as one line, with exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("MAGIC_TRACEBACK"):
+            raise
+        print(f"magic-nas: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

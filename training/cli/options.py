@@ -1,0 +1,278 @@
+"""How options become flags, and flags, `--set` and recipes become settings."""
+
+import difflib
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+
+from ..options import (
+    Option,
+    Settings,
+    default_of,
+    hints_of,
+    is_section,
+    options_of,
+    own_keys,
+    sections_of,
+)
+
+
+OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of the run; a stopped run goes on there.")]
+Recipe = Annotated[
+    str | None, typer.Option("--config", "-c", help="A recipe: a name or a YAML file. Flags win over it.")
+]
+Child = Annotated[str | None, typer.Option(help="A child, one operator a layer: MHA4,FFN,... or (MHA4,FFN)*3.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any other key, as KEY=VALUE; `magic-nas options COMMAND` lists them. May be given more than once.",
+    ),
+]
+Threads = Annotated[int | None, typer.Option("--num-threads", help="CPU threads of torch.")]
+
+
+# ---- Flags ----
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option on the command line.
+
+    Attributes:
+        path: the keys that lead to it in a recipe.
+        name: `--name`, or `--name/--no-name`.
+        hint: the type of its field.
+        help: what it means, with its unit, bounds and default.
+        facts: what else is known of its field.
+    """
+
+    path: tuple[str, ...]
+    name: str
+    hint: Any
+    help: str
+    facts: Option
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """The parameter of a command that typer makes the flag of."""
+        is_list = get_origin(self.hint) is tuple
+        kind: Any = bool if bool in _kinds(self.hint) else list[str] if is_list else str
+        text = f"{self.help} May be given more than once." if is_list else self.help
+        metavar = None if kind is bool else _metavar(self.hint)
+        annotation = Annotated[kind | None, typer.Option(self.name, help=text, metavar=metavar, show_default=False)]
+        return inspect.Parameter(
+            "__".join(self.path), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+        )
+
+    def read(self, value: Any) -> Any:
+        """Returns what was given as a recipe has it; the settings check it."""
+        if isinstance(value, list):
+            numbers = bool({int, float} & _kinds(self.hint))
+            parts = [part.strip() for text in value for part in (text.split(",") if self._splits else [text])]
+            return [self._read_text(part) for part in parts] if numbers or Any in _kinds(self.hint) else parts
+        return self._read_text(value) if isinstance(value, str) else value
+
+    @property
+    def _splits(self) -> bool:
+        return self.facts.splits or bool({int, float} & _kinds(self.hint))
+
+    def _read_text(self, text: str) -> Any:
+        if self.facts.is_path:
+            return str(Path(text).resolve())
+        return text if str in _kinds(self.hint) else read_value_text(self.name, text)
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """Returns the plain types of a field, those of a list's elements for a list."""
+    if get_origin(hint) in (Union, UnionType):
+        return {kind for one in get_args(hint) for kind in _kinds(one)} - {NoneType}
+    return _kinds(get_args(hint)[0]) if get_origin(hint) is tuple else {hint}
+
+
+def _metavar(hint: Any) -> str:
+    return next((f"<{kind.__name__}>" for kind in (float, int, str) if kind in _kinds(hint)), "<value>")
+
+
+def read_value_text(name: str, text: str) -> Any:
+    """Returns what a text on the command line says, read as a value in a recipe."""
+    from ..runs.recipes import read_yaml
+
+    try:
+        return read_yaml(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not a value that YAML reads; quote it") from None
+
+
+def flags_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Flag]:
+    """Yields the flags of a class of settings, those of its sections included."""
+    for item, facts in options_of(kind):
+        hint, own = hints_of(kind)[item.name], (*path, item.name)
+        if is_section(hint):
+            yield from flags_of(hint, path if facts.is_inline else own)
+        for name, argument in facts.arguments.items():
+            text = _help(argument.facts, argument.default)
+            yield Flag((*own, name), str(argument.facts.flag), argument.kind, text, argument.facts)
+        if facts.flag is not None:
+            yield Flag(own, facts.flag, hint, _help(facts, default_of(item)), facts)
+
+
+def _help(facts: Option, default: Any) -> str:
+    notes = [facts.unit, facts.bounds and f"must be {facts.bounds}"]
+    if default is not MISSING and default not in (None, "", ()):
+        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        notes.append(f"default: {shown.lower() if isinstance(default, bool) else shown}")
+    known = "; ".join(filter(None, notes))
+    return f"{facts.help} ({known})" if known else facts.help
+
+
+# ---- Commands ----
+
+
+@dataclass(frozen=True)
+class Given:
+    """The flags that a command was given.
+
+    Attributes:
+        kinds: the classes of settings that the command may be asked for, the usual one first.
+        values: for each flag that was given, by its path, what it says.
+    """
+
+    kinds: tuple[type[Settings], ...]
+    values: dict[tuple[str, ...], Any]
+
+    def kind(self, recipe: dict[str, Any]) -> type[Settings]:
+        """Returns the class of settings that a recipe and the flags ask for.
+
+        Raises:
+            ValueError: the recipe is of another command, or a flag is of another kind than the recipe.
+        """
+        by_command = {kind.command: kind for kind in self.kinds}
+        usual = self.kinds[0]
+        known = own_keys(usual)
+        asked = {path[0] for path in self.values} - known
+        chosen = by_command.get(str(recipe.get("command"))) or next(
+            (kind for kind in self.kinds[1:] if (asked or recipe.keys() - known) & own_keys(kind)), usual
+        )
+        if foreign := sorted(asked - own_keys(chosen)):
+            flag = next(flag.name for kind in self.kinds for flag in flags_of(kind) if flag.path[0] == foreign[0])
+            raise ValueError(f"{flag} is not for `magic-nas {chosen.command}`; leave it out")
+        return chosen
+
+    def changes(self, kind: type[Settings], assignments: Sequence[str] | None = None) -> dict[str, Any]:
+        """Returns flags and `--set` assignments as changes of a recipe for `kind`; assignments win.
+
+        Raises:
+            ValueError: an assignment has no value, or names no key.
+        """
+        changes: dict[str, Any] = {}
+        for path, value in self.values.items():
+            _put(changes, path, value)
+        for assignment in assignments or ():
+            key, equals, text = assignment.partition("=")
+            if not equals:
+                raise ValueError(f"--set {assignment!r} has no value; write KEY=VALUE")
+            _put(changes, path_of(kind, key), read_value_text(f"--set {key}", text))
+        return changes
+
+    def settings(
+        self, config: str | None, assignments: Sequence[str] | None = None, recipe: dict[str, Any] | None = None
+    ) -> Any:
+        """Returns the settings that a recipe, the flags and the assignments make.
+
+        Args:
+            config: the recipe's name or file.
+            assignments: of `--set`.
+            recipe: what the recipe says, where that was read already.
+        """
+        from ..runs.recipes import load_recipe, settings_from
+
+        recipe = load_recipe(config) if recipe is None else recipe
+        kind = self.kind(recipe)
+        return settings_from(kind, recipe, self.changes(kind, assignments))
+
+
+def _put(changes: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    *sections, key = path
+    for section in sections:
+        changes = changes.setdefault(section, {})
+    changes[key] = value
+
+
+def path_of(kind: type[Settings], key: str) -> tuple[str, ...]:
+    """Returns where a key of `--set` stands in a recipe for `kind`.
+
+    A key without a section is one of the recipe itself or, where that has none of the name, of its sections: of the
+    training arguments before the text.
+
+    Raises:
+        ValueError: there is no such section.
+    """
+    sections = sections_of(kind)
+    section, _, name = key.rpartition(".")
+    if section:
+        if section not in sections:
+            known = ", ".join(f"{one}.KEY" for one in sections)
+            raise ValueError(f"--set {key} names no section of the recipe; write KEY=VALUE{known and ' or ' + known}")
+        return section, name
+    own = own_keys(kind)
+    if name in own or not sections:
+        return (name,)
+    of_sections = {one: {item.name for item in fields(inner)} for one, inner in sections.items()}
+    for one in reversed(sections):
+        if name in of_sections[one]:
+            return one, name
+    known_keys = {**{known: known for known in own}, **{n: f"{one}.{n}" for one in sections for n in of_sections[one]}}
+    close = difflib.get_close_matches(name, known_keys, n=1)
+    remedy = (
+        f"did you mean {known_keys[close[0]]!r}?" if close else f"`magic-nas options {kind.command}` lists the keys"
+    )
+    raise ValueError(f"unknown key {name!r} in --set; {remedy}")
+
+
+def takes(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the flags of classes of settings, which it gets as its parameter `given`."""
+    flags = {flag.path: flag for kind in kinds for flag in flags_of(kind)}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapped(**values: Any) -> None:
+            said = {path: values.pop("__".join(path)) for path in flags}
+            given = {path: flags[path].read(value) for path, value in said.items() if value not in (None, [])}
+            command(given=Given(kinds, given), **values)
+
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "given"
+        ]
+        # The folder first, what all commands have last, the flags between them.
+        places = [parameter.name in ("assignments", "num_threads") for parameter in own]
+        last = places.index(True) if True in places else len(own)
+        parameters = [*own[:last], *(flag.parameter for flag in flags.values()), *own[last:]]
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapped
+
+    return decorate
+
+
+def start(num_threads: int | None = None) -> None:
+    """Sets up what every long command wants: messages on the screen, threads, quiet libraries."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("training").setLevel(logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if num_threads is not None:
+        if num_threads < 1:
+            raise ValueError(f"--num-threads is {num_threads}; it must be at least 1")
+        import torch
+
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,182 @@
+"""The default corpus: English from the docstrings of the installed packages, kept in a cache on disk."""
+
+import json
+import platform
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path, PurePath
+
+from tqdm import tqdm
+
+from ..files import cache_folder, short_hash, written_at_once
+
+
+STANDARD_LIBRARY = "python"
+
+# What the project and its dependencies bring along, less the packages that hold next to no prose. A fixed list, so
+# that the corpus does not change with whatever else is installed; those that are missing are left out.
+DOCSTRING_PACKAGES = tuple(
+    "accelerate aiohttp datasets evaluate fonttools fsspec huggingface_hub jinja2 joblib matplotlib mpmath networkx "
+    "numpy pandas pillow pyarrow python rich scikit-learn scipy sympy tokenizers torch transformers typer".split()
+)
+
+# Part of the key of the cached corpus: raise it when the same packages give another corpus.
+_DOCSTRINGS_VERSION = 1
+
+_TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
+
+_NO_PROSE = (
+    "autosummary|code|code-block|csv-table|deprecated|doctest|figure|image|ipython|jupyter-execute|list-table|math|"
+    "parsed-literal|plot|rubric|sourcecode|table|testcode|testoutput|toctree|versionadded|versionchanged"
+)
+
+# What is no prose, or heads a paragraph. Each match becomes a blank line, in this order.
+_BREAKS = tuple(
+    re.compile(pattern, re.MULTILINE)
+    for pattern in (
+        r"^[ \t]*```[\s\S]*?(?:^[ \t]*```|\Z)",  # a fenced block
+        r"^[ \t]*>>>.*(?:\n[ \t]*\S.*)*",  # a doctest with its output
+        rf"^([ \t]*)\.\. (?:(?:{_NO_PROSE})::|\[\w+\]).*(?:\n(?:\1[ \t]+\S.*|[ \t]*$))*",  # a directive with its body
+        r"^[ \t]*[^\w\s]{3}.*$",  # an underline, a rule
+        r"^[ \t]*[|+].*$",  # a row of a table
+        r"^[ \t]*\.\. .*?::",  # a directive whose body is prose: .. note::
+        r"^[ \t]*(?:[-*\u2022+]|\d+[.)]|\(\w\))[ \t]+",  # the bullet or number of an item
+        r"^[ \t]*\*{0,2}[\w.]+(?:, ?\*{0,2}[\w.]+)* : .*$",  # x, y : array_like
+        r"^[ \t]*:\w[^:\n`]*:(?=\s)",  # :param x:
+        r"^[ \t]*[`*]*[\w.]+[`*]*(?: ?\([^\n]*\))? ?:(?=\s)",  # x (int): and Returns:
+    )
+)
+
+# An indented block after a double colon.
+_LITERAL_BLOCK = re.compile(r"::[ \t]*\n(?:[ \t]*\n)*([ \t]+)\S.*(?:\n(?:\1.*|[ \t]*$))*", re.MULTILINE)
+
+# Inline markup and the text it stands for.
+_MARKUP = tuple(
+    (re.compile(pattern), text)
+    for pattern, text in (
+        (r"::(?=\s|$)", ":"),
+        (r":[\w:+-]+:`(?:~[\w.]*\.)?([^`<]*?)(?: ?<[^`]*>)?`", r"\1"),  # :class:`~torch.Tensor`
+        (r"\[([^\]\n]+)\]\([^)\s]*\)", r"\1"),  # [text](address)
+        (r"\s?\[\w+\]_", ""),  # a footnote's mark
+        (r"`([^`<]*?)\s*<[^`]*>`__?", r"\1"),  # `text <address>`_
+        (r"\[?`+~?([^`]*)`+\]?_{0,2}", r"\1"),  # ``code`` and [`Code`]
+        (r"\*{1,2}(\w[^*\n]*)\*{1,2}", r"\1"),  # *emphasis*
+    )
+)
+
+_PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!\bcf\.)(?<!\bvs\.)\s+(?=[A-Z\"'(])")
+
+_SENTENCE = re.compile(r"[A-Z][\w ,;:'\"()/%&.?!-]{28,}[.!?:]")
+
+_STOP_WORDS = frozenset(
+    "a an and are as at be been but by can each for from has have if in into is it its may more must no not of on one "
+    "only or other should so such than that the their then there these they this to used was we when where which "
+    "will with you your".split()
+)
+
+# "..": what a wheel puts outside site-packages.
+_SKIPPED_FOLDERS = frozenset(("..", "test", "tests", "idle_test", "site-packages", "dist-packages"))
+
+
+def reads_as_english(sentence: str) -> bool:
+    """Whether a line has the shape of a sentence and 6 to 100 words, most of them of letters, a sixth stop words."""
+    if not _SENTENCE.fullmatch(sentence):
+        return False
+    words = [word.strip(".,;:()'\"!?") for word in sentence.split()]
+    num_stop_words = sum(word.lower() in _STOP_WORDS for word in words)
+    return (
+        6 <= len(words) <= 100
+        and num_stop_words >= max(2, len(words) / 6)
+        and sum(word.isalpha() for word in words) >= 0.8 * len(words)
+    )
+
+
+def docstring_sentences(docstring: str) -> Iterator[list[str]]:
+    """Yields the paragraphs of a docstring as lists of sentences, without code, tables, signatures and markup."""
+    for pattern in _BREAKS:
+        docstring = pattern.sub("\n\n", docstring)
+    docstring = _LITERAL_BLOCK.sub(":\n\n", docstring)
+    for pattern, text in _MARKUP:
+        docstring = pattern.sub(text, docstring)
+    for paragraph in _PARAGRAPH_END.split(docstring):
+        yield _SENTENCE_END.split(" ".join(paragraph.split()))
+
+
+def docstring_documents(
+    packages: Sequence[str] | None = None, cache_dir: str | Path | None = None
+) -> list[dict[str, str]]:
+    """Returns the English sentences of the docstrings of installed packages, one document a .py file.
+
+    Nothing is imported: triple-quoted strings are found by a regular expression. No sentence comes twice. The order is
+    that of package and path. The result is cached, under a key of the packages' versions.
+
+    Args:
+        packages: names of distributions, "python" for the standard library; `None` takes DOCSTRING_PACKAGES, as far as
+            they are installed.
+        cache_dir: `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
+
+    Returns:
+        `{"text": ..., "source": package}` each; a paragraph is a line of the text.
+
+    Raises:
+        ValueError: a package of `packages` is not installed, or there is no English in them.
+    """
+    versions = docstring_versions(packages)
+    path = cache_folder(cache_dir) / f"docstrings-{short_hash(_DOCSTRINGS_VERSION, versions)}.jsonl"
+    if not path.is_file():
+        documents = _read_docstrings(versions)
+        if not documents:
+            raise ValueError(f"no English in the docstrings of {', '.join(versions)}; name packages with more text")
+        with written_at_once(path) as temporary:
+            temporary.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def docstring_versions(packages: Sequence[str] | None = None) -> dict[str, str]:
+    """Returns the versions of the packages that `docstring_documents` reads, in its order."""
+    versions = {}
+    for package in sorted(set(DOCSTRING_PACKAGES if packages is None else packages)):
+        try:
+            versions[package] = platform.python_version() if package == STANDARD_LIBRARY else version(package)
+        except PackageNotFoundError:
+            if packages is not None:
+                raise ValueError(f"package {package!r} is not installed; install it or leave it out") from None
+    return versions
+
+
+def _read_docstrings(packages: Iterable[str]) -> list[dict[str, str]]:
+    files = [(package, path) for package in packages for path in _source_files(package)]
+    documents = []
+    docstrings: set[str] = set()
+    seen: set[str] = set()
+    for package, path in tqdm(files, desc="Reading docstrings", unit="file", disable=None):
+        paragraphs = []
+        for match in _TRIPLE_QUOTED.finditer(path.read_text(encoding="utf-8", errors="replace")):
+            docstring = match[1] or match[2] or ""
+            # A tenth of them are copies, which need not be read again.
+            if docstring in docstrings:
+                continue
+            docstrings.add(docstring)
+            for sentences in docstring_sentences(docstring):
+                new = [text for text in dict.fromkeys(sentences) if text not in seen and reads_as_english(text)]
+                seen.update(new)
+                if new:
+                    paragraphs.append(" ".join(new))
+        if paragraphs:
+            documents.append({"text": "\n".join(paragraphs), "source": package})
+    return documents
+
+
+def _source_files(package: str) -> list[Path]:
+    if package == STANDARD_LIBRARY:
+        root = Path(sysconfig.get_path("stdlib"))
+        files: dict[PurePath, Path] = {path.relative_to(root): path for path in root.rglob("*.py")}
+    else:
+        files = {PurePath(file): Path(str(file.locate())) for file in distribution(package).files or ()}
+    names = [name for name in files if name.suffix == ".py" and _SKIPPED_FOLDERS.isdisjoint(name.parts)]
+    return [files[name] for name in sorted(names, key=PurePath.as_posix) if files[name].is_file()]

@@ -1,0 +1,1 @@
+"""Teachers, and training with them (5.4)."""

@@ -1,0 +1,17 @@
+"""Options that all kinds of distillation share."""
+
+from typing import Any
+
+from ..options import option
+
+
+def distillation_weight_option() -> Any:
+    """Returns the field `distillation_weight`."""
+    return option(
+        0.5, at_least=0, at_most=1, help="Weight of the teacher's loss; the loss of the labels has the rest of 1."
+    )
+
+
+def temperature_option() -> Any:
+    """Returns the field `temperature`."""
+    return option(1.0, above=0, help="Temperature of the teacher's and the student's distributions.")

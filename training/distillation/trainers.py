@@ -1,0 +1,485 @@
+"""Distillation in pre-training and in fine-tuning (5.4), on `Trainer`, for MAGIC and for transformers' own classes.
+
+The paper follows NAS-BERT: the student learns the teacher's predictions in both stages; neither attention matrices nor
+hidden states are imitated. The paper is silent about weight and temperature: 0.5 and 1 here, both arguments.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.trainer_utils import TrainOutput
+
+from ..objectives import distillation_losses, multi_label_distillation_losses, teacher_distribution
+from .teacher import (
+    Inputs,
+    Record,
+    TeacherCache,
+    check_teacher,
+    head_of,
+    masked_logits,
+    sequence_keys,
+    teacher_inputs,
+    weights_hash,
+)
+
+
+# The teacher's predictions of a batch: tensors with one row for each of them, in reading order.
+Rows = dict[str, Tensor]
+
+
+def check_distillation(distillation_weight: float, temperature: float, teacher_top_k: int | None = None) -> None:
+    """Raises a ValueError where a value is out of bounds."""
+    if not 0 <= distillation_weight <= 1:
+        raise ValueError(f"distillation_weight is {distillation_weight}; it must be from 0 to 1")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be a number above 0, such as 1 or 2")
+    if teacher_top_k is not None and teacher_top_k < 1:
+        raise ValueError(f"teacher_top_k is {teacher_top_k}; it must be at least 1, or left out to keep all tokens")
+
+
+class _FlushCallback(TrainerCallback):
+    """Puts on disk what the teacher has said, with every checkpoint."""
+
+    def __init__(self, cache: TeacherCache):
+        self._cache = cache
+
+    def on_save(self, args, state, control, **kwargs):
+        self._cache.flush()
+
+
+class _DistillationTrainer(Trainer):
+    """What both stages share: the teacher, its cache, and the mixture of two losses over an accumulated batch."""
+
+    # compute_loss divides by the number of predictions in the whole accumulated batch.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: PreTrainedModel,
+        distillation_weight: float = 0.5,
+        temperature: float = 1.0,
+        teacher_cache: str | Path | None = None,
+        **kwargs: Any,
+    ):
+        check_distillation(distillation_weight, temperature)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func would replace the loss that is distilled; leave it out")
+        super().__init__(*args, **kwargs)
+        self._check_arguments()
+        check_teacher(teacher, self.accelerator.unwrap_model(self.model))
+        self.teacher = teacher.eval()
+        self.distillation_weight = distillation_weight
+        self.temperature = temperature
+        self.num_teacher_sequences = 0
+        self.num_cached_sequences = 0
+        self.teacher_cache: TeacherCache | None = None
+        if teacher_cache is not None:
+            self.teacher_cache = TeacherCache(teacher_cache, self._cache_settings())
+            self.add_callback(_FlushCallback(self.teacher_cache))
+        self._forget_logged()
+
+    def _check_arguments(self) -> None:
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                "the teacher's distribution takes the place of smooth labels; set no label_smoothing_factor"
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"this process has {self.args.n_gpu} GPUs; start one process a GPU with torchrun, or set "
+                f"CUDA_VISIBLE_DEVICES to one of them"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed cut models into parts, but the student's head is run on a part of its positions; "
+                "train on one device, or on several with DDP"
+            )
+
+    def _cache_settings(self) -> dict[str, Any]:
+        """Returns all that the teacher's outputs depend on, beside the sequences."""
+        return {
+            "weights": weights_hash(self.teacher),
+            "head": head_of(self.teacher),
+            "precision": self.accelerator.mixed_precision,
+        }
+
+    # ---- One step ----
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains as `Trainer.train` does; a run that is interrupted leaves what the teacher has said on disk."""
+        self._forget_logged()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.teacher_cache is not None:
+                self.teacher_cache.flush()
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Returns the micro-batches of a step, and the number of predictions in all of them, on all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        self._steps_since_log += 1
+        number = torch.stack([self._num_predictions(batch) for batch in batches]).sum()
+        return batches, self.accelerator.reduce(number.to(device), reduction="sum")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Returns (1 - weight) * the labels' loss + weight * the teacher's, as a micro-batch's share of the whole.
+
+        In evaluation it is the labels' loss alone, as of `Trainer`, so that runs compare; no teacher is run.
+        """
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if num_items_in_batch is None:
+            num_items_in_batch = self._num_predictions(inputs)
+        outputs, sums = self._loss_sums(model, inputs)
+        # The gradients of several processes are averaged; their sum is wanted.
+        losses = sums * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        # Summed where they were computed: a step never waits for the device to log.
+        self._losses = self._losses.to(losses.device) + losses.detach()
+        weights = losses.new_tensor([1 - self.distillation_weight, self.distillation_weight])
+        loss = (weights * losses).sum()
+        return (loss, outputs) if return_outputs else loss
+
+    @abstractmethod
+    def _num_predictions(self, inputs: dict[str, Any]) -> Tensor:
+        """Returns how many predictions a batch holds, a whole number."""
+
+    @abstractmethod
+    def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """Returns the student's outputs, and the labels' and the teacher's loss, (2,), summed over the predictions.
+
+        A loss whose weight is 0 is not computed.
+        """
+
+    # ---- The teacher ----
+
+    @abstractmethod
+    def _predict(self, inputs: Inputs, masked: Tensor | None) -> tuple[Rows, Tensor]:
+        """Returns the teacher's predictions, and how many of them each sequence has."""
+
+    def _teacher_rows(self, inputs: dict[str, Any], masked: Tensor | None = None) -> Rows:
+        """Returns the teacher's predictions of a batch, from the cache where they are there.
+
+        With a cache all of them have its precision, so that runs that find more or less in it train alike.
+        """
+        read = teacher_inputs(self.teacher, inputs)
+        if self.teacher_cache is None:
+            return self._run_teacher(read, masked)[0]
+        keys = sequence_keys(read, masked)
+        records = [self.teacher_cache.get(key) for key in keys]
+        missing = [index for index, record in enumerate(records) if record is None]
+        self.num_cached_sequences += len(keys) - len(missing)
+        if missing:
+            part = {name: tensor[missing] for name, tensor in read.items()}
+            rows, counts = self._run_teacher(part, None if masked is None else masked[missing])
+            for index, record in zip(missing, _split(self._pack(rows), counts), strict=True):
+                self.teacher_cache.put(keys[index], record)
+                records[index] = record
+        return self._unpack(_join(record for record in records if record is not None))
+
+    @torch.no_grad()
+    def _run_teacher(self, inputs: Inputs, masked: Tensor | None) -> tuple[Rows, Tensor]:
+        self.num_teacher_sequences += len(inputs["input_ids"])
+        # Only now: where the cache has all, the teacher takes no memory of the device.
+        self.teacher.to(self.args.device)
+        return self._predict(inputs, masked)
+
+    def _pack(self, rows: Rows) -> Record:
+        return {name: tensor.float().cpu().numpy() for name, tensor in rows.items()}
+
+    def _unpack(self, record: Record) -> Rows:
+        return {name: torch.from_numpy(array).to(self.args.device) for name, array in record.items()}
+
+    # ---- Logging ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds both losses of the steps since the last log; one whose weight is 0 is not computed and reads 0."""
+        if "loss" in logs and self._steps_since_log:
+            losses = self.accelerator.reduce(self._losses.to(self.args.device), reduction="mean")
+            logs["loss_labels"], logs["loss_teacher"] = (losses / self._steps_since_log).tolist()
+            self._forget_logged()
+        super().log(logs, start_time)
+
+    def _forget_logged(self) -> None:
+        self._losses = torch.zeros(2)
+        self._steps_since_log = 0
+
+
+def _split(record: Record, counts: Tensor) -> list[Record]:
+    bounds = np.cumsum(counts.cpu().numpy())[:-1]
+    names = list(record)
+    parts = zip(*(np.split(array, bounds) for array in record.values()), strict=True)
+    # Copies: a view would keep the whole batch in memory.
+    return [{name: array.copy() for name, array in zip(names, part, strict=True)} for part in parts]
+
+
+def _join(records: Iterable[Record]) -> Record:
+    kept = list(records)
+    return {name: np.concatenate([record[name] for record in kept]) for name in kept[0]}
+
+
+class MaskedLMDistillationTrainer(_DistillationTrainer):
+    """Pre-trains a masked LM on labels and on the teacher's distribution at the masked positions (5.4).
+
+    loss = (1 - distillation_weight) * masked-LM loss + distillation_weight * temperature^2 * KL(teacher || student),
+    both over the masked positions of the whole accumulated batch of all processes. Heads are run on those positions
+    alone. The batches come masked, as for a masked LM (`MaskingCollator`, `DataCollatorForLanguageModeling`).
+
+    The cache keeps what the teacher says of a sequence as it was masked. Masks follow from seed and batch
+    (`MaskingCollator`) and differ from epoch to epoch, so every epoch adds its own; a second run with the same text,
+    seed, batch size and number of steps, of whatever student, finds all of them and runs no teacher, one with another
+    seed finds none. Nothing else has to agree: not the learning rate, nor how the batch is accumulated where the
+    masks do not depend on it.
+
+    Attributes:
+        num_teacher_sequences: sequences that the teacher was run on.
+        num_cached_sequences: sequences whose outputs were found in the cache.
+
+    Example:
+    ```python
+    >>> teacher = load_teacher("bert-base-uncased", tokenizer)
+    >>> trainer = MaskedLMDistillationTrainer(
+    ...     MagicForMaskedLM(child_config),
+    ...     TrainingArguments("run", max_steps=1000),
+    ...     teacher=teacher,
+    ...     train_dataset=data.train,
+    ...     data_collator=MaskingCollator(tokenizer),
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: PreTrainedModel,
+        distillation_weight: float = 0.5,
+        temperature: float = 1.0,
+        teacher_top_k: int | None = None,
+        teacher_cache: str | Path | None = None,
+        **kwargs: Any,
+    ):
+        """Takes what `Trainer` takes but `compute_loss_func`.
+
+        Args:
+            teacher: a masked LM of the same vocabulary, see `load_teacher`.
+            distillation_weight: from 0 (labels alone, the teacher is never run) to 1 (the teacher alone).
+            temperature: of both distributions.
+            teacher_top_k: likeliest tokens of the teacher that are kept, all others as one (`distillation_losses` says
+                what that costs); `None` keeps all.
+            teacher_cache: folder of its outputs, in half precision; `None` keeps nothing.
+
+        Raises:
+            ValueError: a value is out of bounds, the teacher does not fit the student, a file of the cache is damaged,
+                or the arguments ask for what does not work with two losses.
+        """
+        check_distillation(distillation_weight, temperature, teacher_top_k)
+        if teacher_top_k is not None and teacher_top_k >= teacher.config.vocab_size:
+            teacher_top_k = None
+        self.teacher_top_k = teacher_top_k
+        super().__init__(
+            *args,
+            teacher=teacher,
+            distillation_weight=distillation_weight,
+            temperature=temperature,
+            teacher_cache=teacher_cache,
+            **kwargs,
+        )
+
+    def _cache_settings(self) -> dict[str, Any]:
+        # The mass of the rest is that of one temperature.
+        return {**super()._cache_settings(), "top_k": self.teacher_top_k, "temperature": self.temperature}
+
+    def _num_predictions(self, inputs: dict[str, Any]) -> Tensor:
+        if "labels" not in inputs:
+            raise ValueError("the batches have no labels; pass a data_collator that masks, such as MaskingCollator")
+        return (inputs["labels"] != -100).sum()
+
+    def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        masked = inputs["labels"] != -100
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        encoder = self.accelerator.unwrap_model(model).base_model
+        logits = masked_logits(encoder, model, unlabelled, masked).float()
+        sums = [logits.new_zeros(()), logits.new_zeros(())]
+        if self.distillation_weight < 1:
+            sums[0] = cross_entropy(logits, inputs["labels"][masked], reduction="sum")
+        if self.distillation_weight > 0:
+            rows = self._teacher_rows(unlabelled, masked)
+            losses = distillation_losses(
+                logits, rows["log_probs"], self.temperature, rows.get("classes"), rows.get("log_rest")
+            )
+            sums[1] = losses.sum()
+        return MaskedLMOutput(logits=logits), torch.stack(sums)
+
+    def _predict(self, inputs: Inputs, masked: Tensor | None) -> tuple[Rows, Tensor]:
+        assert masked is not None
+        logits = masked_logits(self.teacher.base_model, self.teacher, inputs, masked)
+        log_probs, classes, rest = teacher_distribution(logits, self.temperature, self.teacher_top_k)
+        rows = {"log_probs": log_probs}
+        if classes is not None and rest is not None:
+            rows |= {"classes": classes, "log_rest": rest}
+        return rows, masked.sum(dim=1)
+
+    def _pack(self, rows: Rows) -> Record:
+        record: Record = {"log_probs": rows["log_probs"].half().cpu().numpy()}
+        if "classes" in rows:
+            kind = np.uint16 if self.teacher.config.vocab_size <= 2**16 else np.int32
+            record["classes"] = rows["classes"].cpu().numpy().astype(kind)
+            record["log_rest"] = rows["log_rest"].cpu().numpy()
+        return record
+
+    def _unpack(self, record: Record) -> Rows:
+        """Returns what `_pack` was given, as distributions: rounding has changed their sum."""
+        wide = {name: array.astype(np.int64 if name == "classes" else np.float32) for name, array in record.items()}
+        rows = super()._unpack(wide)
+        if "classes" not in rows:
+            return {"log_probs": rows["log_probs"].log_softmax(dim=-1)}
+        events = torch.cat([rows["log_probs"], rows["log_rest"].unsqueeze(-1)], dim=-1).log_softmax(dim=-1)
+        return {"log_probs": events[:, :-1], "classes": rows["classes"], "log_rest": events[:, -1]}
+
+
+class DistillationTrainer(_DistillationTrainer):
+    """Fine-tunes a model on labels and on the outputs of a teacher that was fine-tuned on the same task (5.4).
+
+    loss = (1 - distillation_weight) * the labels' loss + distillation_weight * the teacher's loss, each a mean over
+    the whole accumulated batch of all processes. The student's own loss is the labels'; the teacher's is, by the head:
+
+    - sequence classification: temperature^2 * KL of the classes; with `problem_type` "regression" the squared error to
+      the teacher's numbers; with "multi_label_classification" `multi_label_distillation_losses`;
+    - token classification: the KL at each labelled token, at each token where there are no labels;
+    - spans: the mean of two KL, of the start and of the end, over the tokens that are not padding.
+
+    The cache keeps one record for each example, whatever its padding: the teacher sees it once in all epochs and runs.
+
+    Attributes:
+        num_teacher_sequences: sequences that the teacher was run on.
+        num_cached_sequences: sequences whose outputs were found in the cache.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: PreTrainedModel,
+        distillation_weight: float = 0.5,
+        temperature: float = 1.0,
+        teacher_cache: str | Path | None = None,
+        **kwargs: Any,
+    ):
+        """Takes what `Trainer` takes but `compute_loss_func`.
+
+        Args:
+            teacher: a model with the student's head, vocabulary and labels, see `load_teacher`.
+            distillation_weight: from 0 (labels alone, the teacher is never run) to 1 (the teacher alone; labels may be
+                missing).
+            temperature: of both distributions; regression has none.
+            teacher_cache: folder of its outputs; `None` keeps nothing.
+
+        Raises:
+            ValueError: a value is out of bounds, the teacher does not fit the student, a file of the cache is damaged,
+                or the arguments ask for what does not work with two losses.
+        """
+        super().__init__(
+            *args,
+            teacher=teacher,
+            distillation_weight=distillation_weight,
+            temperature=temperature,
+            teacher_cache=teacher_cache,
+            **kwargs,
+        )
+        self._head = head_of(teacher)
+        if self._head == "ForMaskedLM":
+            raise ValueError("a masked LM is distilled in pre-training; take MaskedLMDistillationTrainer")
+
+    def _num_predictions(self, inputs: dict[str, Any]) -> Tensor:
+        if self._head == "ForTokenClassification":
+            return _judged_tokens(inputs).sum()
+        return torch.tensor(len(inputs["input_ids"]), device=inputs["input_ids"].device)
+
+    def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        number = self._num_predictions(inputs)
+        # Without num_items_in_batch, which some classes divide by and others ignore: each returns its mean.
+        # A micro-batch without a labelled token has no mean.
+        empty = self._head == "ForTokenClassification" and not number
+        labelled = self.distillation_weight < 1 and not empty
+        given = {name: value for name, value in inputs.items() if labelled or name not in self.label_names}
+        outputs = model(**given, return_dict=True)
+        sums = [self._zero(outputs), self._zero(outputs)]
+        if labelled:
+            if outputs.loss is None:
+                raise ValueError(
+                    f"the batches have no {' and '.join(self.label_names)}; label the data, or set "
+                    f"distillation_weight=1"
+                )
+            sums[0] = outputs.loss.float() * number
+        if self.distillation_weight > 0:
+            sums[1] = self._teacher_losses(outputs, inputs).sum()
+        return outputs, torch.stack(sums)
+
+    def _zero(self, outputs: Any) -> Tensor:
+        logits = outputs.start_logits if self._head == "ForQuestionAnswering" else outputs.logits
+        return 0.0 * logits.float().sum()
+
+    def _teacher_losses(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
+        """Returns the loss of each prediction of a micro-batch."""
+        logits = self._teacher_rows(inputs)["logits"].float()
+        if self._head == "ForQuestionAnswering":
+            return self._span_losses(outputs, logits, _tokens(inputs))
+        if self._head == "ForTokenClassification":
+            tokens, judged = _tokens(inputs), _judged_tokens(inputs)
+            log_probs = (logits / self.temperature).log_softmax(dim=-1)[judged[tokens]]
+            return distillation_losses(outputs.logits[judged], log_probs, self.temperature)
+        problem_type = _problem_type(self.accelerator.unwrap_model(self.model).config, inputs.get("labels"))
+        if problem_type == "regression":
+            return mse_loss(outputs.logits.float(), logits, reduction="none").mean(dim=-1)
+        if problem_type == "multi_label_classification":
+            return multi_label_distillation_losses(outputs.logits, logits, self.temperature)
+        log_probs = (logits / self.temperature).log_softmax(dim=-1)
+        return distillation_losses(outputs.logits, log_probs, self.temperature)
+
+    def _span_losses(self, outputs: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        target = logits.new_full((*tokens.shape, 2), float("-inf"))
+        target[tokens] = logits
+        own = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).float()
+        own = own.masked_fill(~tokens.unsqueeze(-1), torch.finfo(own.dtype).min)
+        log_probs = (target / self.temperature).log_softmax(dim=1)
+        return distillation_losses(own.transpose(1, 2), log_probs.transpose(1, 2), self.temperature).mean(dim=-1)
+
+    def _predict(self, inputs: Inputs, masked: Tensor | None) -> tuple[Rows, Tensor]:
+        outputs = self.teacher(**inputs, return_dict=True)
+        if self._head == "ForSequenceClassification":
+            return {"logits": outputs.logits}, torch.ones(len(outputs.logits), dtype=torch.long)
+        tokens = _tokens(inputs)
+        if self._head == "ForTokenClassification":
+            return {"logits": outputs.logits[tokens]}, tokens.sum(dim=1)
+        return {"logits": torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)[tokens]}, tokens.sum(dim=1)
+
+
+def _tokens(inputs: dict[str, Any]) -> Tensor:
+    """Returns (batch, seq_len) bool, false at padding."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def _judged_tokens(inputs: dict[str, Any]) -> Tensor:
+    tokens, labels = _tokens(inputs), inputs.get("labels")
+    return tokens if labels is None else tokens & (labels != -100)
+
+
+def _problem_type(config: Any, labels: Tensor | None) -> str:
+    """Returns what transformers' own classes take the problem for, whether or not they have seen labels yet."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    several = labels is not None and labels.is_floating_point()
+    return "multi_label_classification" if several else "single_label_classification"

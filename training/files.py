@@ -1,0 +1,129 @@
+"""Files that are whole or not there, JSON read back as it was written, and the cache on disk.
+
+Everything is written under a temporary name beside its place, flushed to the disk and renamed: after a kill, a full
+disk or a power cut there is the old content or the new one.
+"""
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+
+# ---- Writing ----
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file at once; where that fails, nothing is left beside it."""
+    path = Path(path)
+    # Each of several processes that end at once has a file of its own.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file at once, as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as JSON at once."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file at once."""
+    write_text(path, csv_text(columns, rows))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
+
+
+@contextmanager
+def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
+    """Yields a place to write a file or a folder, renamed to `path` at the end: `path` is complete or not there.
+
+    Args:
+        path: where it ends.
+        replaces: whether it takes the place of a folder that is there; otherwise that one stays, since another process
+            was faster with the same content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        for written in (temporary, *temporary.rglob("*")):
+            _flush(written)
+        if replaces and path.is_dir():
+            # Whole in one place or the other at every moment.
+            path.rename(Path(folder) / "old")
+        try:
+            temporary.replace(path)
+        except OSError:
+            # A folder does not replace a folder.
+            if not path.is_dir():
+                raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk, where the system can tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        # Windows does not open folders.
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some file systems cannot flush a folder.
+        pass
+    finally:
+        os.close(descriptor)
+
+
+# ---- Reading ----
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; restore it, or delete it to begin anew") from None
+
+
+# ---- The cache on disk ----
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """Returns `cache_dir`; for `None` $MAGIC_CACHE, or else ~/.cache/magic-nas."""
+    return Path(cache_dir or os.environ.get("MAGIC_CACHE") or Path.home() / ".cache" / "magic-nas").expanduser()
+
+
+def short_hash(*values: Any) -> str:
+    """Returns a short hash of JSON values, for the name of a file."""
+    return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=12).hexdigest()

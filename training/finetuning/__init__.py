@@ -1,0 +1,1 @@
+"""GLUE, files of one's own and SQuAD (5.1)."""

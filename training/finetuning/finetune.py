@@ -1,0 +1,323 @@
+"""Fine-tuning of one model on one task, on `Trainer`: a new head, dynamic padding, the best epoch on dev (5.1)."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from modeling_magic import MagicConfig
+
+from ..distillation.teacher import quiet_loading
+from ..distillation.trainers import DistillationTrainer
+from ..progress import PostfixProgressCallback
+from ..runs.checkpoints import last_complete_checkpoint, load_finished
+from .metrics import compute_metrics, task_score
+from .settings import TOKENS
+from .tasks import IGNORED, Task, predictions_and_references
+
+
+SCORE = "score"
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What one fine-tuning came to.
+
+    Attributes:
+        score: of the task on its first validation split, after the best epoch.
+        metrics: for each validation split the metrics, the score and the loss after the best epoch.
+        best_step: optimizer steps after which the score was best; the first of several equal ones.
+        epochs: the same metrics after every epoch, with its "epoch" and "step".
+        steps: optimizer steps in all.
+        seconds: what this call took; less than the whole where a stopped one went on.
+    """
+
+    score: float
+    metrics: dict[str, dict[str, float]]
+    best_step: int
+    epochs: list[dict[str, Any]]
+    steps: int
+    seconds: float
+
+
+# ---- The model ----
+
+
+def auto_class(task: Task) -> Any:
+    """Returns the Auto class that loads a model with the task's kind of head."""
+    return AutoModelForTokenClassification if task.problem_type == TOKENS else AutoModelForSequenceClassification
+
+
+def set_task(config: Any, task: Task) -> Any:
+    """Returns a configuration whose labels and kind of problem were set to those of a task."""
+    config.num_labels = task.num_labels
+    if task.labels:
+        config.id2label = task.id2label
+        config.label2id = {label: number for number, label in task.id2label.items()}
+    config.problem_type = None if task.problem_type == TOKENS else task.problem_type
+    return config
+
+
+def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
+    """Returns the encoder of a checkpoint, in float32, under a new head for `task`.
+
+    The head is new in any case: of a model that was fine-tuned on MNLI the encoder alone is taken (5.1).
+
+    Args:
+        source: a folder or a name on the Hub that `AutoModelForSequenceClassification` loads: MAGIC, BERT, RoBERTa,
+            ELECTRA and others.
+        task: decides the head.
+        seed: of the head's weights, and of a pooler that the checkpoint lacks.
+
+    Raises:
+        ValueError: there is no such model, it is a super-net, or the encoder's weights are not there.
+    """
+    name = str(source)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if isinstance(config, MagicConfig) and config.is_supernet:
+            raise ValueError(f"{name} is a super-net; export one of its children and fine-tune that")
+        set_task(config, task)
+        set_seed(seed)
+        with quiet_loading():
+            loaded, info = auto_class(task).from_pretrained(
+                name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    encoder = f"{loaded.base_model_prefix}."
+    other = {key for key, *_ in info["mismatched_keys"] if key.startswith(encoder)}
+    if other:
+        raise ValueError(f"{name} has weights of another shape than its configuration says, such as {min(other)}")
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(encoder) and ".pooler." not in key)
+    if missing:
+        raise ValueError(
+            f"{name} has no weights for {missing[0]} and {len(missing) - 1} more of its encoder; name a trained model"
+        )
+    model = auto_class(task).from_config(config, dtype=torch.float32)
+    model.base_model.load_state_dict(loaded.base_model.state_dict())
+    return model
+
+
+@contextmanager
+def _unpadded(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """Lets a MAGIC model compute real tokens only, where that is faster: on a CPU, sequence by sequence."""
+    if not isinstance(model.config, MagicConfig) or device.type != "cpu":
+        yield
+        return
+    before, model.config.unpad_inputs = model.config.unpad_inputs, True
+    try:
+        yield
+    finally:
+        model.config.unpad_inputs = before
+
+
+# ---- One fine-tuning ----
+
+
+def best_epoch_arguments(task: Task) -> dict[str, Any]:
+    """Returns the training arguments by which the best epoch on dev is kept: beside the last checkpoint, and alone."""
+    return {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        # The best and the last.
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"{task.validation_splits[0]}_{SCORE}",
+        "greater_is_better": True,
+    }
+
+
+class FinetuneTrainer(Trainer):
+    """`Trainer` whose accumulated batches train as whole ones, whatever the model does with `num_items_in_batch`.
+
+    Many of transformers' classes, such as BertForSequenceClassification, take it and return a micro-batch's mean.
+    """
+
+    # compute_loss weighs every micro-batch by its share of the labels.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Takes what `Trainer` takes."""
+        super().__init__(*args, **kwargs)
+        # The labels of an accumulated batch are then counted; the model never gets the number.
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Returns the mean loss of a micro-batch, times its share of the labels of the accumulated batch."""
+        labels = inputs.get("labels")
+        loss, outputs = super().compute_loss(model, inputs, True)
+        if num_items_in_batch is not None and labels is not None and model.training:
+            loss = loss * ((labels != IGNORED).sum() * self.accelerator.num_processes / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+
+def finetune(
+    model: PreTrainedModel,
+    data: DatasetDict,
+    task: Task,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel | None = None,
+    distillation_weight: float = 0.5,
+    temperature: float = 1.0,
+    teacher_cache: str | Path | None = None,
+) -> FinetuneResult:
+    """Fine-tunes `model` on a task and returns the result; the model then has the weights of the best epoch on dev.
+
+    Batches are padded to their longest row; a MAGIC model on a CPU computes the real tokens only. A training that was
+    stopped goes on from its last checkpoint in `args.output_dir`.
+
+    Args:
+        model: with a head for the task, see `load_for_task`.
+        data: rows of `tasks.tokenize`, a training split and the task's first validation split at least.
+        task: how outputs are scored.
+        args: with those of `best_epoch_arguments`.
+        tokenizer: pads.
+        teacher: a model that was fine-tuned on the same task, whose logits are learned as well (5.4).
+        distillation_weight: of the teacher's loss, see `DistillationTrainer`.
+        temperature: of both distributions.
+        teacher_cache: folder of the teacher's outputs.
+
+    Raises:
+        ValueError: the arguments keep no best epoch, a split is missing, or the training has diverged.
+    """
+    wanted = best_epoch_arguments(task)["metric_for_best_model"]
+    if not args.load_best_model_at_end or args.metric_for_best_model != wanted:
+        raise ValueError("the best epoch is not kept; pass TrainingArguments(..., **best_epoch_arguments(task))")
+    missing = [split for split in ("train", task.validation_splits[0]) if split not in data]
+    if missing:
+        raise ValueError(f"{task.title} has no split {missing[0]!r}; the data have {', '.join(data)}")
+    start = time.perf_counter()
+    kind: Any = FinetuneTrainer
+    if teacher is not None:
+        kind = partial(
+            DistillationTrainer,
+            teacher=teacher,
+            distillation_weight=distillation_weight,
+            temperature=temperature,
+            teacher_cache=teacher_cache,
+        )
+    trainer: Trainer = kind(
+        model=model,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset={split: data[split] for split in task.validation_splits if split in data},
+        data_collator=_collator(task, tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=partial(_metrics, task),
+    )
+    trainer.pop_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(PostfixProgressCallback(["loss", f"eval_{wanted}"]))
+    with _unpadded(model, args.device):
+        _train(trainer)
+    return _result(trainer, task, time.perf_counter() - start)
+
+
+def _collator(task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
+    kind = DataCollatorForTokenClassification if task.problem_type == TOKENS else DataCollatorWithPadding
+    return kind(tokenizer)
+
+
+def _metrics(task: Task, prediction: EvalPrediction) -> dict[str, float]:
+    # Where the configuration asks for hidden states they follow the logits.
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    labels = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
+    metrics = compute_metrics(task.metrics, *predictions_and_references(task, logits, labels))
+    return {**metrics, SCORE: task_score(task.metrics, metrics)}
+
+
+def _train(trainer: Trainer) -> None:
+    """Trains from the start or from the last checkpoint to the end; the model then has the best weights."""
+    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir))
+    if checkpoint is None or not load_finished(trainer, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    best = Path(str(trainer.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.best_global_step}"
+    if not best.is_dir():
+        raise ValueError(f"{best}, with the best weights, is not there; delete {best.parent} to train anew")
+    trainer._load_from_checkpoint(str(best))
+
+
+def _result(trainer: Trainer, task: Task, seconds: float) -> FinetuneResult:
+    epochs: dict[int, dict[str, Any]] = {}
+    for entry in trainer.state.log_history:
+        for split in task.validation_splits:
+            prefix = f"eval_{split}_"
+            if f"{prefix}{SCORE}" in entry:
+                names = ("loss", *task.metrics, SCORE)
+                at = epochs.setdefault(int(entry["step"]), {"epoch": entry["epoch"], "step": entry["step"]})
+                at[split] = {name: float(entry[f"{prefix}{name}"]) for name in names}
+    best_step = trainer.state.best_global_step
+    assert best_step is not None
+    metrics = {split: epochs[best_step][split] for split in task.validation_splits if split in epochs[best_step]}
+    return FinetuneResult(
+        score=metrics[task.validation_splits[0]][SCORE],
+        metrics=metrics,
+        best_step=best_step,
+        epochs=list(epochs.values()),
+        steps=trainer.state.global_step,
+        seconds=seconds,
+    )
+
+
+# ---- Predictions ----
+
+
+def predict(
+    model: PreTrainedModel, rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32
+) -> np.ndarray:
+    """Returns the model's outputs for tokenised rows, in their order: class ids, or numbers for regression.
+
+    Args:
+        model: fine-tuned on the task.
+        rows: of `tasks.tokenize`, with or without labels.
+        task: of one class or a number for each row.
+        tokenizer: pads.
+        batch_size: rows of a batch; rows of like length share one.
+    """
+    order = np.argsort(np.asarray(rows["length"][:]), kind="stable")
+    kept = [name for name in rows.column_names if name != "labels"]
+    # Trainer makes a folder even where it writes nothing.
+    with TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder,
+            per_device_eval_batch_size=batch_size,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = Trainer(model=model, args=args, data_collator=_collator(task, tokenizer), processing_class=tokenizer)
+        with _unpadded(model, args.device):
+            outputs = trainer.predict(rows.select_columns(kept).select(order)).predictions
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    assert isinstance(logits, np.ndarray)
+    predicted, _ = predictions_and_references(task, logits, np.zeros(len(logits), dtype=np.int64))
+    in_order = np.empty_like(predicted)
+    in_order[order] = predicted
+    return in_order

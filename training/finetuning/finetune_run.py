@@ -1,0 +1,453 @@
+"""The run of fine-tuning: tasks x learning rates x batch sizes x seeds, one after the other, and their table (5.1)."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..data.text import tokenizer_sha256
+from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
+from ..files import read_json, short_hash, write_json, written_at_once
+from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run
+from ..runs.training import training_arguments
+from .finetune import auto_class, best_epoch_arguments, finetune, load_for_task, predict, set_task
+from .glue_table import FinetuneRun, TaskRow, best_setting, table_columns, write_table
+from .settings import FinetuneSettings
+from .tasks import GLUE, Task, glue_task, load_files, load_glue, measured_title, tokenize, write_submission
+
+
+ALL_TASKS = "all"
+
+FACTS_NAME = "finetune.json"
+
+SUBMISSION_FOLDER = "submission"
+
+# RoBERTa's, whose published commands for GLUE do not clip.
+_OPTIMIZER = {"adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "lr_scheduler_type": "linear"}
+
+
+# ---- Checks before any work ----
+def check_finetuning(settings: FinetuneSettings) -> list[Task]:
+    """Checks what needs neither data nor a model, and returns the GLUE tasks in the order in which they are trained.
+
+    Raises:
+        ValueError: a value is refused, or two contradict one another.
+    """
+    if not settings.model:
+        raise ValueError("no model is named; give a folder or a name on the Hub")
+    names = list(GLUE) if ALL_TASKS in settings.tasks else settings.tasks
+    tasks = list(dict.fromkeys(glue_task(name) for name in names))
+    files = (settings.train_file, settings.validation_file)
+    if tasks and any(files):
+        raise ValueError("tasks of GLUE and files of one's own are two sweeps; give either")
+    if not tasks and None in files:
+        raise ValueError(
+            f"there is nothing to fine-tune on; name tasks ({', '.join(GLUE)} or {ALL_TASKS}), or both a train_file "
+            f"and a validation_file"
+        )
+    _arguments(settings, Path(), None, *next(_settings_and_seeds(settings)))
+    return sorted(tasks, key=lambda task: task.starts_from is not None)
+
+
+def _settings_and_seeds(settings: FinetuneSettings) -> Iterator[tuple[float, int, int]]:
+    for learning_rate, batch_size, seed in product(settings.learning_rates, settings.batch_sizes, settings.seeds):
+        # A whole number too: records name it as a float.
+        yield float(learning_rate), batch_size, seed
+
+
+def _arguments(
+    settings: FinetuneSettings, folder: Path, task: Task | None, learning_rate: float, batch_size: int, seed: int
+) -> TrainingArguments:
+    accumulation = settings.training_arguments.get("gradient_accumulation_steps", 1)
+    given = {
+        **_OPTIMIZER,
+        "per_device_eval_batch_size": 32,
+        **settings.training_arguments,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size // accumulation,
+        "seed": seed,
+        "num_train_epochs": settings.num_epochs,
+        "max_steps": settings.max_steps or -1,
+        "warmup_steps": settings.warmup_fraction,
+        "weight_decay": settings.weight_decay,
+        "train_sampling_strategy": "group_by_length" if settings.group_by_length else "random",
+        **(best_epoch_arguments(task) if task is not None else {}),
+    }
+    args = training_arguments(TrainingArguments, folder, given)
+    if args.world_size > 1 or args.n_gpu > 1:
+        raise ValueError(
+            "a sweep trains on one device; start it without torchrun and with one GPU in CUDA_VISIBLE_DEVICES, or "
+            "give every device tasks of its own in a folder of its own"
+        )
+    return args
+
+
+# ---- What the sweep trains on ----
+@dataclass(frozen=True)
+class _Work:
+    """A task with its tokenised rows, the checkpoint it starts from, and a hash of these and of all settings."""
+
+    task: Task
+    title: str
+    data: DatasetDict
+    source: str
+    key: str
+
+
+def _load_data(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[tuple[Task, DatasetDict]]:
+    """Returns the rows of all tasks, all files of which are read and checked."""
+    if tasks:
+        return [(task, _subset(load_glue(task, settings.glue_folder), settings)) for task in tasks]
+    assert settings.train_file is not None
+    assert settings.validation_file is not None
+    task, data = load_files(
+        settings.train_file,
+        settings.validation_file,
+        settings.test_file,
+        text_columns=settings.text_columns,
+        label_column=settings.label_column,
+        problem_type=settings.problem_type,
+    )
+    return [(task, _subset(data, settings))]
+
+
+def _subset(data: DatasetDict, settings: FinetuneSettings) -> DatasetDict:
+    kept = {}
+    for split, rows in data.items():
+        limit = settings.max_train_samples if split == "train" else settings.max_eval_samples
+        if limit is not None and limit < len(rows) and (split == "train" or split.startswith("validation")):
+            rows = rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:limit]))
+        kept[split] = rows
+    return DatasetDict(kept)
+
+
+def _rows_hash(data: DatasetDict) -> str:
+    digest = sha256()
+    for split, rows in sorted(data.items()):
+        digest.update(split.encode())
+        for batch in rows.iter(1000):
+            digest.update(json.dumps(batch).encode())
+    return digest.hexdigest()
+
+
+def _encoder_hash(source: str) -> tuple[str, int]:
+    """Returns a hash of a checkpoint's encoder and the number of its parameters."""
+    # A pooler that the checkpoint lacks is drawn, here the same every time.
+    set_seed(0)
+    encoder = AutoModel.from_pretrained(source, dtype=torch.float32)
+    return weights_hash(encoder), encoder.num_parameters()
+
+
+def _load_tokenizer(settings: FinetuneSettings) -> PreTrainedTokenizerBase:
+    name = settings.tokenizer or settings.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        raise ValueError(f"{name!r} holds no tokenizer; name one with tokenizer") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer of {name!r} has no vocabulary or no pad token; name another with tokenizer")
+    return tokenizer
+
+
+def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    config = model.config
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model's embeddings {config.vocab_size}; name the "
+            f"tokenizer that the model was trained with"
+        )
+    check_length(config, "the model", "max_length", max_length)
+
+
+def _model_of(run_or_model: str, task: Task) -> str:
+    """Returns the model of a task in a fine-tuning run; any other folder or name is taken for the model's own."""
+    inside = Path(run_or_model) / task.name / MODEL_FOLDER
+    if inside.is_dir():
+        return str(inside)
+    if (Path(run_or_model) / RECORDS_NAME).is_file():
+        raise ValueError(f"{run_or_model} holds no model that is fine-tuned on {task.title}; fine-tune it first")
+    return run_or_model
+
+
+def _rank(run: FinetuneRun) -> tuple[float, str]:
+    # The key decides among equals, whatever the order in which they were trained.
+    return run.score, run.key
+
+
+# ---- The sweep ----
+@bars_off()
+def run_finetuning(settings: FinetuneSettings, output_dir: str | Path) -> dict[str, Any]:
+    """Fine-tunes a model on tasks with each learning rate, batch size and seed, and returns the table as JSON.
+
+    STS-B, MRPC and RTE start from the encoder fine-tuned on MNLI (5.1), which is trained first. The folder then holds
+    table.md, table.csv and result.json, written row by row, runs.json with every fine-tuning, for each task the model
+    of the best one on dev in `<task>/model`, and the leaderboard's files in `submission/`. A sweep that was stopped
+    goes on where it was; a later one with more tasks, settings or seeds trains what is new.
+
+    Raises:
+        ValueError: the settings contradict one another, a file, a model or a teacher is not there or wrong, the folder
+            holds another run, or a training has diverged.
+    """
+    output_dir = Path(output_dir)
+    tasks = check_finetuning(settings)
+    # What may be added to later is no part of what the folder belongs to.
+    lasting = replace(settings, tasks=(), learning_rates=(), batch_sizes=(), seeds=())
+    check_run_folder(output_dir, lasting)
+    return _Sweep(settings, output_dir, tasks).run(lasting)
+
+
+class _Sweep:
+    """The fine-tunings of one folder, of which those on record are not trained again."""
+
+    def __init__(self, settings: FinetuneSettings, output_dir: Path, tasks: Sequence[Task]):
+        """Reads all data and loads all models once, so that nothing is found wrong after hours of training."""
+        self._settings, self._output_dir = settings, output_dir
+        loaded = _load_data(settings, tasks)
+        self._tokenizer = _load_tokenizer(settings)
+        source_hash, self._num_parameters = "", 0
+        self._work: list[_Work] = []
+        for task, data in loaded:
+            source = self._start_of(task, [other for other, _ in loaded])
+            if source == settings.model and source_hash:
+                start = source_hash
+            elif source == str(self._model_folder("mnli")):
+                # Known when it is trained.
+                start = ""
+            else:
+                _check_fit(load_for_task(source, task, seed=0), self._tokenizer, settings.max_length)
+                start, num_parameters = _encoder_hash(source)
+                if source == settings.model:
+                    source_hash, self._num_parameters = start, num_parameters
+            key = short_hash(start, self._key_of(task, data))
+            tokenized = tokenize(data, task, self._tokenizer, settings.max_length)
+            self._work.append(_Work(task, measured_title(task, data), tokenized, source, key))
+        if not self._num_parameters:
+            self._num_parameters = _encoder_hash(settings.model)[1]
+        # Those on record, by their keys; read once the folder is this process's alone.
+        self._runs: dict[str, FinetuneRun] = {}
+
+    def _start_of(self, task: Task, tasks: Sequence[Task]) -> str:
+        """Returns the checkpoint whose encoder a task begins with."""
+        if task.starts_from is None:
+            return self._settings.model
+        if self._settings.mnli_model is not None:
+            return _model_of(self._settings.mnli_model, GLUE[task.starts_from])
+        if any(other.name == task.starts_from for other in tasks):
+            return str(self._model_folder(task.starts_from))
+        return self._settings.model
+
+    def _model_folder(self, task_name: str) -> Path:
+        return self._output_dir / task_name / MODEL_FOLDER
+
+    def _load_teacher(self, task: Task) -> PreTrainedModel | None:
+        if self._settings.teacher is None:
+            return None
+        name = f"the teacher {self._settings.teacher!r}"
+        teacher = load_teacher(_model_of(self._settings.teacher, task), self._tokenizer, auto_class(task))
+        if teacher.config.num_labels != task.num_labels:
+            raise ValueError(
+                f"{name} has {teacher.config.num_labels} outputs but {task.title} has {task.num_labels}; name a model "
+                f"that was fine-tuned on {task.title}, or a fine-tuning run"
+            )
+        check_length(teacher.config, name, "max_length", self._settings.max_length)
+        student = set_task(AutoConfig.from_pretrained(self._settings.model), task)
+        try:
+            check_configs(teacher.config, student, head_of(teacher))
+        except ValueError as error:
+            raise ValueError(f"{name} does not fit {task.title}: {error}") from None
+        return teacher
+
+    def _key_of(self, task: Task, data: DatasetDict) -> dict[str, Any]:
+        """Returns all that a fine-tuning depends on beside its start, its learning rate, batch size and seed."""
+        settings = self._settings
+        # Loaded to be checked; kept only while its task is trained.
+        teacher = self._load_teacher(task)
+        names = ("num_epochs", "warmup_fraction", "weight_decay", "max_length", "max_steps", "group_by_length")
+        distilled = ("distillation_weight", "temperature") if teacher is not None else ()
+        trained = {split: rows for split, rows in data.items() if split in ("train", *task.validation_splits)}
+        return {
+            "task": asdict(task),
+            "data": _rows_hash(DatasetDict(trained)),
+            "tokenizer": tokenizer_sha256(self._tokenizer),
+            "teacher": None if teacher is None else weights_hash(teacher),
+            "training_arguments": settings.training_arguments,
+            **{name: getattr(settings, name) for name in (*names, *distilled)},
+        }
+
+    def run(self, lasting: FinetuneSettings) -> dict[str, Any]:
+        """Trains what is not on record and returns the table."""
+        per_task = len(list(_settings_and_seeds(self._settings)))
+        with open_run(self._output_dir, lasting) as run:
+            self._runs = _read_records(self._output_dir / RECORDS_NAME)
+            bar = tqdm(
+                total=per_task * len(self._work),
+                desc="fine-tunings",
+                disable=bool(self._settings.training_arguments.get("disable_tqdm")),
+            )
+            rows: list[TaskRow] = []
+            with bar:
+                for work in self._work:
+                    rows.append(self._run_task(work, bar))
+                    result = run.finish(self._table(rows, complete=len(rows) == len(self._work)))
+        return result
+
+    def _run_task(self, work: _Work, bar: tqdm) -> TaskRow:
+        start = ""
+        if work.source == str(self._model_folder("mnli")):
+            # As trained in this very sweep: the key of the fine-tuning that the model is of.
+            start = read_json(Path(work.source) / FACTS_NAME)["key"]
+        group, teacher = short_hash(work.key, start), None
+        runs: list[FinetuneRun] = []
+        for learning_rate, batch_size, seed in _settings_and_seeds(self._settings):
+            key = short_hash(group, learning_rate, batch_size, seed)
+            if key not in self._runs:
+                teacher = teacher or self._load_teacher(work.task)
+                self._train(work, group, key, learning_rate, batch_size, seed, teacher)
+            runs.append(self._runs[key])
+            best = max(run.score for run in runs)
+            bar.set_postfix({"task": work.title, "best": f"{best:.4f}"}, refresh=False)
+            bar.update()
+        self._mend_model(work, group, teacher)
+        self._clean(work.task)
+        if self._settings.submission:
+            self._submit(work)
+        num_scored = len(work.data[work.task.validation_splits[0]])
+        return TaskRow(work.task.name, work.title, best_setting(runs), num_scored)
+
+    def _best_of(self, group: str) -> FinetuneRun | None:
+        """Returns the best of the fine-tunings on record that differ in learning rate, batch size and seed only."""
+        return max((run for run in self._runs.values() if run.group == group), key=_rank, default=None)
+
+    def _mend_model(self, work: _Work, group: str, teacher: PreTrainedModel | None) -> None:
+        """Trains the task's best once more where its model has gone, or is of other data that were here since.
+
+        On a device that does not repeat its bits, it may then be no longer the best, and another's turn comes.
+        """
+        facts = self._model_folder(work.task.name) / FACTS_NAME
+        while True:
+            best = self._best_of(group)
+            assert best is not None
+            if facts.is_file() and read_json(facts)["key"] == best.key:
+                return
+            del self._runs[best.key]
+            teacher = teacher or self._load_teacher(work.task)
+            self._train(work, group, best.key, best.learning_rate, best.batch_size, best.seed, teacher)
+
+    def _train(
+        self,
+        work: _Work,
+        group: str,
+        key: str,
+        learning_rate: float,
+        batch_size: int,
+        seed: int,
+        teacher: PreTrainedModel | None,
+    ) -> None:
+        """Trains one of the sweep and puts it on record.
+
+        Its model, if the task's best, is on disk before its record, and that before its checkpoints go: a kill loses
+        no more than the work since the last checkpoint.
+        """
+        settings, task = self._settings, work.task
+        folder = self._output_dir / task.name / f"run-{key}"
+        args = _arguments(settings, folder, task, learning_rate, batch_size, seed)
+        model = load_for_task(work.source, task, seed)
+        try:
+            result = finetune(
+                model,
+                work.data,
+                task,
+                args,
+                self._tokenizer,
+                teacher=teacher,
+                distillation_weight=settings.distillation_weight,
+                temperature=settings.temperature,
+                teacher_cache=settings.teacher_cache,
+            )
+        except ValueError as error:
+            which = f"learning rate {learning_rate:g}, batch size {batch_size}, seed {seed}"
+            raise ValueError(f"{work.title}, {which}: {error}") from error
+        run = FinetuneRun(
+            key=key,
+            group=group,
+            task=task.name,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            **asdict(result),
+        )
+        best_before = self._best_of(group)
+        if best_before is None or _rank(run) > _rank(best_before):
+            self._keep_model(model, run)
+        self._runs[key] = run
+        write_json(self._output_dir / RECORDS_NAME, [asdict(other) for other in self._runs.values()])
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _keep_model(self, model: PreTrainedModel, run: FinetuneRun) -> None:
+        folder = self._model_folder(run.task)
+        with written_at_once(folder, replaces=True) as temporary:
+            model.save_pretrained(temporary)
+            self._tokenizer.save_pretrained(temporary)
+            facts = {name: value for name, value in asdict(run).items() if name != "epochs"}
+            write_json(temporary / FACTS_NAME, {**facts, "model": self._settings.model})
+
+    def _clean(self, task: Task) -> None:
+        """Removes what trainings that were stopped have left behind."""
+        for pattern in ("run-*", f".{MODEL_FOLDER}-*"):
+            for folder in (self._output_dir / task.name).glob(pattern):
+                shutil.rmtree(folder)
+
+    def _submit(self, work: _Work) -> None:
+        """Writes the leaderboard's files of a task from the best model on dev."""
+        splits = [split for split in work.task.test_splits if split in work.data]
+        if GLUE.get(work.task.name) != work.task or not splits:
+            return
+        folder = self._output_dir / SUBMISSION_FOLDER
+        facts = read_json(self._model_folder(work.task.name) / FACTS_NAME)
+        stamp = self._output_dir / work.task.name / "submitted.json"
+        wanted = [facts["key"], *splits]
+        if stamp.is_file() and read_json(stamp) == wanted:
+            return
+        model = auto_class(work.task).from_pretrained(self._model_folder(work.task.name), dtype=torch.float32)
+        size = self._settings.training_arguments.get("per_device_eval_batch_size", 32)
+        predictions = {
+            split: predict(model, work.data[split], work.task, self._tokenizer, size).tolist() for split in splits
+        }
+        write_submission(work.task, predictions, folder)
+        write_json(stamp, wanted)
+
+    def _table(self, rows: Sequence[TaskRow], complete: bool) -> dict[str, Any]:
+        """Writes the table with the rows so far, and returns it as JSON."""
+        settings = self._settings
+        paths = write_table(rows, settings.model, self._num_parameters, self._output_dir)
+        return {
+            "model": settings.model,
+            "num_parameters": self._num_parameters,
+            "complete": complete,
+            "columns": table_columns(rows),
+            "tasks": [row.to_json() for row in rows],
+            "tables": [path.name for path in paths],
+        }
+
+
+def _read_records(path: Path) -> dict[str, FinetuneRun]:
+    records = read_json(path) if path.is_file() else []
+    return {record["key"]: FinetuneRun(**record) for record in records}

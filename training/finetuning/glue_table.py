@@ -1,0 +1,231 @@
+"""The table of a fine-tuning sweep in the layout of the paper's Tables 2 and 4: medians over seeds, best settings."""
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import written_at_once
+
+
+# The columns of Table 2, in its order.
+PAPER_COLUMNS = ("mnli", "qqp", "qnli", "cola", "sst2", "stsb", "rte", "mrpc")
+# Paper silent: what it shows of a task that has two metrics. These are the ones whose test results for BERT-base are
+# those of the leaderboard.
+_SHOWN = {"qqp": "accuracy", "mrpc": "accuracy", "stsb": "spearmanr"}
+_SPLIT_SUFFIX = {"validation_matched": "-m", "validation_mismatched": "-mm"}
+_STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {"median": statistics.median, "min": min, "max": max}
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """One finished fine-tuning of a sweep, as it is on record.
+
+    Attributes:
+        key: hash of all that the result depends on.
+        group: hash of the same without learning rate, batch size and seed.
+        task: name of the task.
+        score: of the task on its first validation split, after the best epoch.
+        metrics: for each validation split its metrics, score and loss after that epoch.
+        epochs: the same after every epoch.
+    """
+
+    key: str
+    group: str
+    task: str
+    learning_rate: float
+    batch_size: int
+    seed: int
+    score: float
+    metrics: dict[str, dict[str, float]]
+    best_step: int
+    epochs: list[dict[str, Any]]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """What the sweep of one task came to.
+
+    Attributes:
+        task: name of the task.
+        title: as it is reported, with the number of rows where that is a part of the task.
+        runs: those of the best setting, one for each seed.
+        num_scored: rows of the first validation split, which may be a part of it; left out, not known.
+    """
+
+    task: str
+    title: str
+    runs: tuple[FinetuneRun, ...]
+    num_scored: int | None = None
+
+    def values(self, split: str) -> list[float]:
+        """Returns, for each seed, what the table shows of a split, from 0 to 1."""
+        return [run.metrics[split][_SHOWN.get(self.task, "score")] for run in self.runs]
+
+    @property
+    def splits(self) -> list[str]:
+        """The validation splits, the one that the setting was chosen by first."""
+        return list(self.runs[0].metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as JSON: the setting, and for each split and metric the median, the range and all seeds."""
+        first = self.runs[0]
+        return {
+            "task": self.task,
+            "title": self.title,
+            "learning_rate": first.learning_rate,
+            "batch_size": first.batch_size,
+            "seeds": [run.seed for run in self.runs],
+            "num_scored": self.num_scored,
+            "shown": _SHOWN.get(self.task, "score"),
+            "metrics": {
+                split: {
+                    name: _summary([run.metrics[split][name] for run in self.runs]) for name in first.metrics[split]
+                }
+                for split in self.splits
+            },
+        }
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    return {**{name: function(values) for name, function in _STATISTICS.items()}, "values": values}
+
+
+def best_setting(runs: Iterable[FinetuneRun]) -> tuple[FinetuneRun, ...]:
+    """Returns the runs of the learning rate and batch size with the best median score over seeds, the first of equals.
+
+    Args:
+        runs: of one task, each setting with the same seeds.
+
+    Raises:
+        ValueError: there is none, or a setting lacks a seed.
+    """
+    by_setting: dict[tuple[float, int], list[FinetuneRun]] = {}
+    for run in runs:
+        by_setting.setdefault((run.learning_rate, run.batch_size), []).append(run)
+    seeds = {tuple(sorted(run.seed for run in setting)) for setting in by_setting.values()}
+    if len(seeds) != 1:
+        raise ValueError(f"settings are compared over the same seeds, not over {sorted(seeds)}")
+    return tuple(max(by_setting.values(), key=lambda setting: statistics.median(run.score for run in setting)))
+
+
+# ---- The table ----
+
+
+def average(rows: Sequence[TaskRow]) -> dict[str, float] | None:
+    """Returns the median, min and max of AVG, `None` unless all columns of Table 2 are there.
+
+    The median is the mean of the columns' medians, as in the paper; min and max are over the seeds' means. MNLI counts
+    once, matched.
+    """
+    found = {row.task: row.values(row.splits[0]) for row in rows}
+    return _average([found[task] for task in PAPER_COLUMNS]) if found.keys() >= set(PAPER_COLUMNS) else None
+
+
+def _average(columns: Sequence[Sequence[float]]) -> dict[str, float]:
+    of_seeds = [statistics.mean(values) for values in zip(*columns, strict=True)]
+    return {
+        "median": statistics.mean(statistics.median(values) for values in columns),
+        "min": min(of_seeds),
+        "max": max(of_seeds),
+    }
+
+
+def table_columns(rows: Sequence[TaskRow]) -> dict[str, dict[str, float | None]]:
+    """Returns the columns of the table by their titles: median, min and max in percent, `None` where there is none.
+
+    Those of Table 2 come first where any of them is there, then AVG, then all others.
+    """
+    found = {row.task: row for row in rows}
+    columns: dict[str, dict[str, float | None]] = {}
+    paper = [found[task] for task in PAPER_COLUMNS if task in found]
+    for row in paper:
+        columns |= _columns_of(row)
+    if paper:
+        mean = average(rows)
+        columns["AVG"] = {name: None if mean is None else 100 * mean[name] for name in _STATISTICS}
+    for row in rows:
+        if row.task not in PAPER_COLUMNS:
+            columns |= _columns_of(row)
+    return columns
+
+
+def _columns_of(row: TaskRow) -> dict[str, dict[str, float | None]]:
+    return {
+        row.title + _SPLIT_SUFFIX.get(split, ""): {
+            name: 100 * function(row.values(split)) for name, function in _STATISTICS.items()
+        }
+        for split in row.splits
+    }
+
+
+def write_table(rows: Sequence[TaskRow], model: str, num_parameters: int, folder: Path) -> tuple[Path, Path]:
+    """Writes table.csv and table.md, each whole or not at all, and returns their paths.
+
+    Args:
+        rows: of the tasks that are finished.
+        model: name of the model.
+        num_parameters: of its encoder, embeddings included.
+        folder: where to write.
+    """
+    columns = table_columns(rows)
+    texts = (_csv(columns, model, num_parameters), _markdown(columns, rows, model, num_parameters))
+    paths = (folder / "table.csv", folder / "table.md")
+    for path, text in zip(paths, texts, strict=True):
+        with written_at_once(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return paths
+
+
+def _csv(columns: dict[str, dict[str, float | None]], model: str, num_parameters: int) -> str:
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["model", "params", "statistic", *columns])
+    for name in _STATISTICS:
+        values = [column[name] for column in columns.values()]
+        writer.writerow([model, num_parameters, name, *("" if value is None else f"{value:.4f}" for value in values)])
+    return lines.getvalue()
+
+
+def _markdown(
+    columns: dict[str, dict[str, float | None]], rows: Sequence[TaskRow], model: str, num_parameters: int
+) -> str:
+    lines = [
+        f"| Model | Params | {' | '.join(columns)} |",
+        "| --- " * (2 + len(columns)) + "|",
+        f"| {model} | {_millions(num_parameters)} | {' | '.join(_cell(column) for column in columns.values())} |",
+        f"| min to max | | {' | '.join(_spread(column) for column in columns.values())} |",
+        "",
+        "Dev set, in percent: medians over seeds of the setting with the best median, and below them the range over "
+        "seeds; each fine-tuning counts with its best epoch. MNLI, QQP, QNLI, SST-2, RTE, MRPC: accuracy; CoLA: "
+        "Matthews' correlation; STS-B: Spearman's; other tasks: the mean of their metrics. AVG is over the eight "
+        "tasks of the paper's Table 2, MNLI matched.",
+    ]
+    paper = [row for row in rows if row.task in PAPER_COLUMNS]
+    if 1 < len(paper) < len(PAPER_COLUMNS):
+        mean = _average([row.values(row.splits[0]) for row in paper])
+        spread = f"{100 * mean['min']:.1f} to {100 * mean['max']:.1f}"
+        lines += ["", f"Mean of these {len(paper)} tasks: {100 * mean['median']:.1f} ({spread})."]
+    lines += ["", "| Task | learning rate | batch size | seeds | dev rows |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        first, seeds = row.runs[0], ", ".join(str(run.seed) for run in row.runs)
+        scored = "-" if row.num_scored is None else f"{row.num_scored:,}"
+        lines.append(f"| {row.title} | {first.learning_rate:g} | {first.batch_size} | {seeds} | {scored} |")
+    return "\n".join(lines) + "\n"
+
+
+def _millions(num_parameters: int) -> str:
+    return f"{num_parameters / 1e6:.0f}M" if num_parameters >= 10**7 else f"{num_parameters / 1e6:.2f}M"
+
+
+def _cell(column: dict[str, float | None]) -> str:
+    return "-" if column["median"] is None else f"{column['median']:.1f}"
+
+
+def _spread(column: dict[str, float | None]) -> str:
+    return "" if column["median"] is None else f"{column['min']:.1f} to {column['max']:.1f}"

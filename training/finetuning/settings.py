@@ -1,0 +1,216 @@
+"""What a fine-tuning is asked to do."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..distillation.settings import distillation_weight_option, temperature_option
+from ..options import Settings, option
+from ..runs.settings import TRAINING_FLAGS, training_arguments_option
+
+
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+TOKENS = "token_classification"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, TOKENS)
+# Arguments that a sweep sets itself, and what sets them.
+SWEPT_ARGUMENTS = {
+    "learning_rate": "learning_rates",
+    "per_device_train_batch_size": "batch_sizes",
+    "seed": "seeds",
+    "num_train_epochs": "num_epochs",
+    "max_steps": "max_steps",
+    "warmup_steps": "warmup_fraction",
+    "weight_decay": "weight_decay",
+    "train_sampling_strategy": "group_by_length",
+}
+# Arguments by which the best epoch on dev is kept.
+BEST_EPOCH_ARGUMENTS = (
+    "eval_strategy",
+    "save_strategy",
+    "save_total_limit",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+)
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(Settings):
+    """What a fine-tuning sweep does; the keys of a recipe for `magic-nas finetune`. Defaults are RoBERTa's recipe."""
+
+    command = "finetune"
+
+    model: str = option(
+        "",
+        flag="--model",
+        help="A folder or a name on the Hub of any encoder that `AutoModelForSequenceClassification` loads: a "
+        "searched encoder, BERT, ELECTRA, ...",
+    )
+    tokenizer: str | None = option(None, help="A tokenizer's folder or name. Default: the model's.")
+    tasks: tuple[str, ...] = option(
+        (),
+        flag="--task",
+        splits=True,
+        help="Tasks of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or all. None where files are given.",
+    )
+    glue_folder: str | None = option(
+        None, flag="--glue-folder", help="GLUE as a folder of TSV files. Default: nyu-mll/glue on the Hub."
+    )
+    train_file: str | None = option(None, flag="--train-file", help="Your own data: CSV, TSV or JSON lines.")
+    validation_file: str | None = option(
+        None, flag="--validation-file", help="Your own validation data, with the same columns."
+    )
+    test_file: str | None = option(
+        None, flag="--test-file", help="Your own test data, with the same columns; may be left out."
+    )
+    text_columns: tuple[str, ...] | None = option(
+        None, help="One or two columns of the files that hold text. Default: all but the label."
+    )
+    label_column: str = option("label", help="The column of the files that holds the label.")
+    problem_type: str | None = option(
+        None, choices=PROBLEM_TYPES, help="The kind of task in the files. Default: it follows from the labels."
+    )
+    mnli_model: str | None = option(
+        None,
+        flag="--mnli-model",
+        help="What STS-B, MRPC and RTE start from: a model fine-tuned on MNLI, or a run that holds one. Default: that "
+        "of this run where MNLI is among its tasks, else `model`.",
+    )
+    learning_rates: tuple[float, ...] = option(
+        (1e-5, 2e-5, 3e-5),
+        flag="--learning-rate",
+        above=0,
+        is_filled=True,
+        is_distinct=True,
+        help="Learning rates, each tried with each batch size.",
+    )
+    batch_sizes: tuple[int, ...] = option(
+        (16, 32),
+        flag="--batch-size",
+        at_least=1,
+        is_filled=True,
+        is_distinct=True,
+        unit="rows",
+        help="Batch sizes of an optimizer step.",
+    )
+    seeds: tuple[int, ...] = option(
+        (1, 2, 3, 4, 5),
+        flag="--seed",
+        at_least=0,
+        is_filled=True,
+        is_distinct=True,
+        help="Seeds of the head, the dropout and the order of the rows; every setting is trained once with each.",
+    )
+    num_epochs: float = option(
+        10.0, flag="--epochs", above=0, unit="epochs", help="Length of each training; the best epoch on dev counts."
+    )
+    warmup_fraction: float = option(0.06, at_least=0, below=1, help="Share of the steps that warm up.")
+    weight_decay: float = option(0.1, help="Decay of the weights, but not of biases and norms.")
+    max_length: int = option(128, at_least=1, unit="tokens", help="Length that a row is cut at.")
+    max_train_samples: int | None = option(
+        None,
+        flag="--max-train-samples",
+        at_least=1,
+        unit="rows",
+        help="Rows to train on, drawn once and the same for all seeds. Default: all.",
+    )
+    max_eval_samples: int | None = option(
+        None, at_least=1, unit="rows", help="Rows of each validation split, drawn likewise. Default: all."
+    )
+    max_steps: int | None = option(
+        None,
+        flag="--max-steps",
+        at_least=1,
+        unit="steps",
+        help="Optimizer steps, which win over `num_epochs`. Default: all epochs.",
+    )
+    group_by_length: bool = option(True, help="Rows of like length share a batch.")
+    submission: bool = option(True, help="Write the leaderboard's files where there is a test set.")
+    teacher: str | None = option(
+        None,
+        flag="--teacher",
+        help="Distil from a model fine-tuned on the task, or from a fine-tuning run that holds one for each task "
+        "(5.4).",
+    )
+    distillation_weight: float = distillation_weight_option()
+    temperature: float = temperature_option()
+    teacher_cache: str | None = option(
+        None, help="Folder that keeps the teacher's outputs, so that a second run does not compute them."
+    )
+    training_arguments: dict[str, Any] = training_arguments_option(
+        help="Training arguments of transformers that the sweep does not set itself, for every training."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS):
+            if name in self.training_arguments:
+                by = (
+                    f"set {SWEPT_ARGUMENTS[name]}"
+                    if name in SWEPT_ARGUMENTS
+                    else "the best epoch on dev is always kept"
+                )
+                raise ValueError(f"training_arguments has {name}, which a fine-tuning sweep sets itself; {by}")
+        accumulation = self.training_arguments.get("gradient_accumulation_steps", 1)
+        for size in self.batch_sizes:
+            if size % accumulation:
+                raise ValueError(
+                    f"a batch of {size} rows cannot be accumulated in {accumulation} equal steps; choose a divisor"
+                )
+
+
+@dataclass(frozen=True)
+class SquadSettings(Settings):
+    """What a SQuAD run does; the keys of a recipe for `magic-nas squad`."""
+
+    command = "squad"
+
+    model: str = option(
+        "",
+        flag="--model",
+        help="A folder or a name on the Hub that `AutoModelForQuestionAnswering` loads, with its tokenizer: a "
+        "searched encoder, BERT, ELECTRA, ...",
+    )
+    train_file: str | None = option(
+        None,
+        flag="--train-file",
+        help="A file in the official layout, or a data set of the Hub such as rajpurkar/squad. Default: the model is "
+        "scored as it is.",
+    )
+    validation_file: str | None = option(
+        None,
+        flag="--validation-file",
+        help="The same for validation. Default: the validation split of the data set that `train_file` names.",
+    )
+    version_2: bool = option(False, flag="--version-2", help="SQuAD 2.0: questions may have no answer.")
+    max_seq_length: int = option(384, at_least=1, unit="tokens", help="Length of a window.")
+    doc_stride: int = option(
+        128, at_least=0, unit="tokens", help="Tokens that neighbouring windows of a context have in common."
+    )
+    max_query_length: int = option(64, at_least=1, unit="tokens", help="Length that a question is cut at.")
+    n_best: int = option(20, at_least=1, help="Answers to a question that are written down.")
+    max_answer_length: int = option(30, at_least=1, unit="tokens", help="Longest answer.")
+    null_threshold: float | None = option(
+        None,
+        help="Null odds above which a question of SQuAD 2.0 is not answered. Default: the threshold that is best for "
+        "F1 on the validation questions, as in published results.",
+    )
+    teacher: str | None = option(
+        None,
+        flag="--teacher",
+        help="Distil from a model fine-tuned on the same questions, whose logits are learnt beside the labels (5.4).",
+    )
+    distillation_weight: float = distillation_weight_option()
+    temperature: float = temperature_option()
+    teacher_cache: str | None = option(None, help="Folder that keeps the teacher's logits for further runs.")
+    training_arguments: dict[str, Any] = training_arguments_option(
+        TRAINING_FLAGS, "Training arguments of transformers, over those of `squad_run.RECIPE`."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.null_threshold is not None and not self.version_2:
+            raise ValueError("null_threshold is for questions without an answer; set version_2, or leave it out")
+        if self.train_file is None and self.validation_file is not None and self.teacher is not None:
+            raise ValueError("a teacher is named but no train_file, so that there is nothing to learn; leave one out")

@@ -1,0 +1,470 @@
+"""SQuAD 1.1 and 2.0: from files of questions to windows of tokens.
+
+1. `load_squad`: a file in the official layout, or a data set of the Hub; everything wrong in it is named.
+2. `make_windows`: question and context as overlapping windows, with the answer's first and last token.
+
+What a model makes of them becomes answers in squad_answers.py.
+"""
+
+import json
+import logging
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset, Features, List, Value, load_dataset
+from datasets.exceptions import DatasetsError
+from transformers import PreTrainedTokenizerBase
+
+from ..data.text import tokenizer_sha256
+from ..files import cache_folder, short_hash, write_json, written_at_once
+
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "the official layout is data > paragraphs > qas > answers > text, answer_start"
+# Part of the key of what is cached: raise it when the same questions give other windows.
+_WINDOWS_VERSION = 1
+# The label of a window without the answer: the class token, which stands first.
+NO_ANSWER = 0
+
+_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+
+
+# ---- Reading ----
+
+
+@dataclass(frozen=True)
+class SquadData:
+    """Questions with their contexts and right answers.
+
+    Attributes:
+        questions: columns "id", "title", "question", "context" and "answers" (lists "text" and "answer_start", both
+            empty where there is no answer), as in the Hub's data sets.
+        fingerprint: JSON: the source, the SHA-256 of all that counts, the numbers of articles, questions and questions
+            without an answer, how many answers were realigned, and for a file of `split_by_article` what it is of.
+    """
+
+    questions: Dataset
+    fingerprint: dict[str, Any]
+
+    @cached_property
+    def references(self) -> dict[str, list[str]]:
+        """The texts of the right answers for each question id, none where there is no answer."""
+        columns = self.questions.select_columns(["id", "answers"])[:]
+        return {name: list(answers["text"]) for name, answers in zip(columns["id"], columns["answers"], strict=True)}
+
+
+class _Question(NamedTuple):
+    where: str
+    row: dict[str, Any]
+
+
+_ROW = Features(
+    {
+        **{name: Value("string") for name in ("id", "title", "question", "context")},
+        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
+    }
+)
+
+
+def load_squad(source: str | Path, split: str = "validation", version_2: bool = False) -> SquadData:
+    """Returns the questions of a file in the official layout, or of a data set such as rajpurkar/squad on the Hub.
+
+    An answer that does not stand where `answer_start` says is moved to where it does, if it occurs exactly once in the
+    context; how many were moved is logged and in the fingerprint.
+
+    Args:
+        source: a JSON file or the name of a data set.
+        split: the split of a data set by name.
+        version_2: whether questions without an answer are allowed, as in SQuAD 2.0.
+
+    Raises:
+        ValueError: there is no such source; the file is no UTF-8, no JSON or laid out otherwise; an id comes twice, an
+            answer is not in its context, or a question has none and `version_2` is not set. The message names file,
+            article and question.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        content = _read_json(path)
+        found = list(_questions_of_file(path, content))
+        facts = {"source": str(source), "split_by_article": content.get("split_by_article")}
+    else:
+        found = list(_questions_of_data_set(source, path, split))
+        facts = {"source": str(source), "split": split}
+    if not found:
+        raise ValueError(f"{source} holds no question; {LAYOUT}")
+    num_realigned = _check_questions(found, version_2)
+    if num_realigned:
+        logger.warning(f"{source}: {num_realigned} answers stood elsewhere than their answer_start says; realigned")
+    rows = [question.row for question in found]
+    digest = sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    facts |= {
+        "sha256": digest.hexdigest(),
+        "articles": len({row["title"] for row in rows}),
+        "questions": len(rows),
+        "unanswerable": sum(not row["answers"]["text"] for row in rows),
+        "realigned": num_realigned,
+    }
+    return SquadData(Dataset.from_list(rows, features=_ROW), facts)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    raw = path.read_bytes()
+    if not raw.strip():
+        raise ValueError(f"{path} is empty; {LAYOUT}")
+    try:
+        content = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path} is not UTF-8 (line {line}, byte {error.start}: {error.reason}); convert it, for example with "
+            f"iconv -f latin1 -t utf-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__} at its top, not an object; {LAYOUT}")
+    return content
+
+
+def _field(value: Any, key: str, kind: type, where: str) -> Any:
+    """Returns `value[key]`; raises a ValueError where it is not there or of another kind."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r:.40}, not an object; {LAYOUT}")
+    if key not in value:
+        raise ValueError(f"{where} has no {key!r}; {LAYOUT}")
+    if not isinstance(value[key], kind) or (kind is int and isinstance(value[key], bool)):
+        raise ValueError(f"{where}: {key!r} is {value[key]!r:.40}; it must be {_WORDS[kind]}")
+    return value[key]
+
+
+def _questions_of_file(path: Path, content: dict[str, Any]) -> Iterator[_Question]:
+    for number, article in enumerate(_field(content, "data", list, str(path)), 1):
+        place = f"{path}: article {number}"
+        title = _field(article, "title", str, place)
+        place = f"{path}: article {title!r}"
+        for position, paragraph in enumerate(_field(article, "paragraphs", list, place), 1):
+            there = f"{place}, paragraph {position}"
+            context = _field(paragraph, "context", str, there)
+            for item in _field(paragraph, "qas", list, there):
+                name = _field(item, "id", str, f"{there}, a question")
+                yield _question_of_file(item, title, context, f"{place}, question {name!r}")
+
+
+def _question_of_file(item: dict[str, Any], title: str, context: str, where: str) -> _Question:
+    answers = _field(item, "answers", list, where)
+    if answers and _field({"is_impossible": False, **item}, "is_impossible", bool, where):
+        raise ValueError(f"{where} is_impossible and yet has answers; take one or the other out")
+    texts = [_field(answer, "text", str, f"{where}, an answer") for answer in answers]
+    starts = [_field(answer, "answer_start", int, f"{where}, answer {answer['text']!r:.60}") for answer in answers]
+    row = {"id": item["id"], "title": title, "question": _field(item, "question", str, where), "context": context}
+    return _Question(where, {**row, "answers": {"text": texts, "answer_start": starts}})
+
+
+def _questions_of_data_set(source: str | Path, path: Path, split: str) -> Iterator[_Question]:
+    looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_like_path or path.suffix == ".json":
+        raise ValueError(f"there is no file {str(path)!r}; check the path, or name a data set such as rajpurkar/squad")
+    try:
+        rows = load_dataset(str(source), split=split)
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"cannot read data set {source!r} ({reason}); check its name, or give a file") from error
+    if missing := [name for name in _ROW if name not in rows.column_names]:
+        raise ValueError(f"{source!r} has no column {', '.join(missing)}; SQuAD has {', '.join(_ROW)}")
+    for row in rows.select_columns(list(_ROW)):
+        where = f"{source} ({split}): article {row['title']!r}, question {row['id']!r}"
+        answers = {name: list(row["answers"][name]) for name in ("text", "answer_start")}
+        yield _Question(where, {**row, "answers": answers})
+
+
+def _check_questions(questions: Iterable[_Question], version_2: bool) -> int:
+    """Realigns answers and returns how many; raises a ValueError that names the first question that is wrong."""
+    ids: set[str] = set()
+    lost: list[str] = []
+    num_realigned = 0
+    for where, row in questions:
+        if row["id"] in ids:
+            raise ValueError(f"{where} comes twice; an id stands for one question")
+        ids.add(row["id"])
+        if not row["context"].strip():
+            raise ValueError(f"{where} has an empty context")
+        answers = row["answers"]
+        if not answers["text"] and not version_2:
+            raise ValueError(f"{where} has no answer, which only SQuAD 2.0 allows; set version_2")
+        for number, (text, start) in enumerate(zip(answers["text"], answers["answer_start"], strict=True)):
+            if not text.strip():
+                raise ValueError(f"{where} has an empty answer; a question without an answer has an empty list")
+            if start >= 0 and row["context"].startswith(text, start):
+                continue
+            found = row["context"].find(text)
+            if found < 0 or row["context"].find(text, found + 1) >= 0:
+                times = "does not occur" if found < 0 else "occurs several times, but elsewhere,"
+                lost.append(f"{where}: answer {text!r:.60} {times} in the context, answer_start is {start}")
+                continue
+            answers["answer_start"][number] = found
+            num_realigned += 1
+    if lost:
+        more = f" ({len(lost)} such answers in all)" if len(lost) > 1 else ""
+        raise ValueError(f"{lost[0]}{more}; mend the text or its answer_start")
+    return num_realigned
+
+
+# ---- One file as train and test ----
+
+
+def split_by_article(
+    source: str | Path, output_dir: str | Path, test_fraction: float = 0.2, seed: int = 0
+) -> tuple[Path, Path]:
+    """Writes the articles of one file as train.json and test.json, and returns their paths.
+
+    For those who have one file only, such as the development set. Articles are drawn, never paragraphs, since
+    questions on one article tell of one another. Both files say what they are of, and so does every result made with
+    them.
+
+    Args:
+        source: a file in the official layout; its titles tell its articles apart.
+        output_dir: the folder to write to.
+        test_fraction: of the articles, at least one.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the file is wrong (see `load_squad`), has fewer than two articles, or one of the files exists.
+    """
+    source, output_dir = Path(source), Path(output_dir)
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
+    whole = load_squad(source, version_2=True)
+    content = _read_json(source)
+    titles = list(dict.fromkeys(article["title"] for article in content["data"]))
+    if len(titles) < 2:
+        raise ValueError(f"{source} holds one article; there must be two at least to have one on either side")
+    num_test = min(max(1, round(test_fraction * len(titles))), len(titles) - 1)
+    held_out = set(random.Random(seed).sample(titles, num_test))
+    paths = output_dir / "train.json", output_dir / "test.json"
+    for path in paths:
+        if path.exists():
+            raise ValueError(f"{path} exists; take another folder")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for path, part in zip(paths, ("train", "test"), strict=True):
+        articles = [article for article in content["data"] if (article["title"] in held_out) == (part == "test")]
+        facts = {
+            "part": part,
+            "source": source.name,
+            "sha256": whole.fingerprint["sha256"],
+            "articles": len({article["title"] for article in articles}),
+            "of_articles": len(titles),
+            "test_fraction": test_fraction,
+            "seed": seed,
+        }
+        write_json(path, {"version": content.get("version"), "split_by_article": facts, "data": articles})
+    return paths
+
+
+# ---- Windows ----
+
+
+@dataclass(frozen=True)
+class SquadWindows:
+    """Questions and contexts as a model takes them.
+
+    Attributes:
+        rows: one a window, those of a question one after the other: `input_ids`, `token_type_ids` where the tokenizer
+            has them, `start_positions` and `end_positions` (0, the class token, where the answer is not wholly in the
+            window), `length`, "question" (its number), "context_start" (the first token of the context), and the first
+            and last + 1 characters of the tokens of the context, "first_characters" and "end_characters".
+        facts: JSON: numbers of windows, of questions that were cut, and of answers that no window holds.
+    """
+
+    rows: Dataset
+    facts: dict[str, int]
+
+
+def make_windows(
+    data: SquadData,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_length: int = 384,
+    doc_stride: int = 128,
+    max_query_length: int = 64,
+    cache_dir: str | Path | None = None,
+) -> SquadWindows:
+    """Returns the questions and contexts as windows, from disk if the same questions were cut before.
+
+    Args:
+        data: the questions.
+        tokenizer: a fast one, which puts the class token first.
+        max_seq_length: tokens of a window, those of the question and the special ones included.
+        doc_stride: tokens that neighbouring windows have in common.
+        max_query_length: tokens after which a question is cut, as in BERT; earlier where the window would otherwise
+            have no room for `doc_stride` and one more token of the context.
+        cache_dir: `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
+
+    Raises:
+        ValueError: the tokenizer cannot serve, or the lengths leave no room.
+    """
+    room = check_lengths(tokenizer, max_seq_length, doc_stride, max_query_length)
+    lengths = (max_seq_length, doc_stride, room)
+    versions = [version(name) for name in ("tokenizers", "transformers")]
+    key = short_hash(_WINDOWS_VERSION, data.fingerprint["sha256"], tokenizer_sha256(tokenizer), lengths, versions)
+    folder = cache_folder(cache_dir) / f"squad-{key}"
+    if not folder.is_dir():
+        with written_at_once(folder) as temporary:
+            temporary.mkdir()
+            _write_windows(data, tokenizer, lengths, temporary)
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    if facts["answers_in_no_window"]:
+        logger.warning(
+            f"{data.fingerprint['source']}: {facts['answers_in_no_window']} answers are in no window of "
+            f"{max_seq_length} tokens as a whole and cannot be learnt; a larger doc_stride helps"
+        )
+    return SquadWindows(Dataset.from_file(str(folder / "windows.arrow")), facts)
+
+
+def check_lengths(
+    tokenizer: PreTrainedTokenizerBase, max_seq_length: int, doc_stride: int, max_query_length: int
+) -> int:
+    """Returns how many tokens a question may have (see `make_windows`).
+
+    Raises:
+        ValueError: the tokenizer cannot serve, or the lengths leave no room.
+    """
+    kind = type(tokenizer).__name__
+    if not tokenizer.is_fast:
+        raise ValueError(f"{kind} does not tell where a token stands in the text; take a fast tokenizer")
+    if tokenizer.cls_token_id is None or tokenizer("a", "b")["input_ids"][0] != tokenizer.cls_token_id:
+        raise ValueError(f"{kind} does not put a class token first, which stands for no answer; take one as BERT's")
+    if tokenizer.padding_side != "right" or tokenizer.truncation_side != "right":
+        raise ValueError(f"{kind} pads or truncates on the left; set padding_side and truncation_side to 'right'")
+    for name, value, least in (
+        ("max_seq_length", max_seq_length, 1),
+        ("doc_stride", doc_stride, 0),
+        ("max_query_length", max_query_length, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    num_special = tokenizer.num_special_tokens_to_add(pair=True)
+    room = max_seq_length - num_special - doc_stride - 1
+    if room < 1:
+        raise ValueError(
+            f"doc_stride {doc_stride} leaves no room for a question in max_seq_length {max_seq_length}, of which "
+            f"{num_special} are special tokens; take a smaller doc_stride or a larger max_seq_length"
+        )
+    return min(max_query_length, room)
+
+
+def _write_windows(
+    data: SquadData, tokenizer: PreTrainedTokenizerBase, lengths: tuple[int, int, int], folder: Path
+) -> None:
+    numbers = List(Value("int32"))
+    columns = ("start_positions", "end_positions", "length", "question", "context_start")
+    types = {"token_type_ids": List(Value("int8"))} if "token_type_ids" in tokenizer.model_input_names else {}
+    features = Features(
+        {
+            "input_ids": numbers,
+            **types,
+            **{name: Value("int32") for name in columns},
+            "first_characters": numbers,
+            "end_characters": numbers,
+            "question_is_cut": Value("bool"),
+        }
+    )
+    windows = data.questions.map(
+        _windows_of,
+        batched=True,
+        batch_size=200,
+        with_indices=True,
+        remove_columns=data.questions.column_names,
+        features=features,
+        fn_kwargs={"tokenizer": tokenizer, "lengths": lengths},
+        cache_file_name=str(folder / "windows.arrow"),
+        desc="Cutting windows",
+    )
+    facts = windows.select_columns(["question", "start_positions", "question_is_cut"]).with_format("numpy")[:]
+    found, cut = np.zeros(len(data.questions), dtype=bool), np.zeros(len(data.questions), dtype=bool)
+    found[facts["question"][facts["start_positions"] != NO_ANSWER]] = True
+    cut[facts["question"]] = facts["question_is_cut"]
+    counts = {
+        "windows": len(windows),
+        "questions_cut": int(cut.sum()),
+        "answers_in_no_window": int((~found).sum()) - data.fingerprint["unanswerable"],
+    }
+    write_json(folder / "facts.json", counts)
+
+
+def _windows_of(
+    batch: dict[str, list[Any]], indices: list[int], tokenizer: PreTrainedTokenizerBase, lengths: tuple[int, int, int]
+) -> dict[str, list[Any]]:
+    """Returns the columns of the windows of some questions."""
+    max_seq_length, doc_stride, room = lengths
+    questions = [question.strip() for question in batch["question"]]
+    shortened = _shorten(questions, tokenizer, room)
+    encoded = tokenizer(
+        shortened,
+        batch["context"],
+        truncation="only_second",
+        max_length=max_seq_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+    )
+    columns: dict[str, list[Any]] = {
+        name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded
+    }
+    further: list[dict[str, Any]] = []
+    for window, question in enumerate(encoded["overflow_to_sample_mapping"]):
+        sides = encoded.sequence_ids(window)
+        # The special tokens belong to neither side.
+        first = sides.index(1) if 1 in sides else len(sides)
+        offsets = np.array(encoded["offset_mapping"][window], dtype=np.int32)[first : first + sides.count(1)]
+        offsets = offsets.reshape(-1, 2)
+        answers = batch["answers"][question]
+        start, end = NO_ANSWER, NO_ANSWER
+        if answers["text"]:
+            character = answers["answer_start"][0]
+            start, end = _token_span(offsets, first, character, character + len(answers["text"][0]))
+        further.append(
+            {
+                "start_positions": start,
+                "end_positions": end,
+                "length": len(sides),
+                "question": indices[question],
+                "context_start": first,
+                "first_characters": offsets[:, 0],
+                "end_characters": offsets[:, 1],
+                "question_is_cut": shortened[question] != questions[question],
+            }
+        )
+    return {**columns, **{name: [row[name] for row in further] for name in further[0]}}
+
+
+def _shorten(questions: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[str]:
+    """Returns the questions, those of more than `limit` tokens without their last ones."""
+    encoded = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    shortened = []
+    for question, offsets in zip(questions, encoded["offset_mapping"], strict=True):
+        # What is left may give more tokens than it was cut to, and one character several that end where it does.
+        while len(offsets) > limit:
+            question = question[: min(offsets[limit - 1][1], len(question) - 1)]
+            offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        shortened.append(question)
+    return shortened
+
+
+def _token_span(offsets: np.ndarray, first: int, start: int, end: int) -> tuple[int, int]:
+    """Returns the first and last token of the characters from `start` to `end`, `NO_ANSWER` where some are outside."""
+    if not len(offsets) or start < offsets[0, 0] or end > offsets[-1, 1]:
+        return NO_ANSWER, NO_ANSWER
+    first_token = int(np.searchsorted(offsets[:, 1], start, side="right"))
+    last_token = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+    return (first + first_token, first + last_token) if first_token <= last_token else (NO_ANSWER, NO_ANSWER)

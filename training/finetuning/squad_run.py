@@ -1,0 +1,427 @@
+"""The run of SQuAD (Table 3): a model fine-tuned and scored on questions, or scored alone, in a folder of its own."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from torch.utils.data import SequentialSampler
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import cached_file
+
+from modeling_magic import MagicConfig, MagicPreTrainedModel
+
+from ..data.text import load_tokenizer
+from ..distillation.teacher import check_length, load_teacher, quiet_loading
+from ..distillation.trainers import DistillationTrainer
+from ..files import read_json, written_at_once
+from ..hub.export import MANIFEST_NAME, describe_model, export_model, training_manifest
+from ..progress import show_progress
+from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
+from ..runs.training import finish_training, training_arguments
+from ..tables import markdown_table
+from .settings import SquadSettings
+from .squad_answers import SquadAnswers, find_answers, span_loss
+from .squad_data import SquadData, SquadWindows, check_lengths, load_squad, make_windows
+from .squad_metrics import squad_v1_metrics, squad_v2_metrics
+
+
+# Paper silent: RoBERTa's recipe for SQuAD, as for GLUE, but for the learning rate, which is BERT's for models of base
+# size. Its other values are for 48 windows a step, however they are spread over devices and accumulation.
+RECIPE: dict[str, Any] = {
+    "learning_rate": 3e-5,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 48,
+    "per_device_eval_batch_size": 32,
+    "weight_decay": 0.01,
+    # Below 1 it is a share of all steps.
+    "warmup_steps": 0.06,
+    "adam_beta2": 0.98,
+    "adam_epsilon": 1e-6,
+}
+
+
+# ---- Trainers ----
+class _InOrder(Trainer):
+    """Predicts in the order of the data set, whatever order training takes it in."""
+
+    def _get_eval_sampler(self, eval_dataset):
+        # Trainer groups by length here too where training does, and the predictions would be those of other rows.
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+
+class SquadTrainer(_InOrder):
+    """Trains on windows; the loss is a mean over all windows of a step, however they are accumulated."""
+
+    # compute_loss divides by the windows of the whole accumulated batch.
+    loss_is_scaled_for_ga = True
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Returns the micro-batches of a step, and the number of windows in all of them, on all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        number = torch.tensor(sum(len(batch["input_ids"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(number, reduction="sum")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Returns the mean of the cross-entropies of start and end, in training as this micro-batch's share of it."""
+        # Without num_items_in_batch, which some classes divide by and others ignore: each returns its mean.
+        loss, outputs = super().compute_loss(model, inputs, True, None)
+        if model.training and num_items_in_batch is not None:
+            # The gradients of several processes are averaged; their sum is wanted.
+            loss = loss * (len(inputs["input_ids"]) * self.accelerator.num_processes / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+
+class SquadDistillationTrainer(_InOrder, DistillationTrainer):
+    """Trains on windows and on the logits that a teacher gives them (5.4)."""
+
+
+# ---- The run ----
+class _Side(NamedTuple):
+    data: SquadData
+    windows: SquadWindows
+
+
+@bars_off()
+def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]:
+    """Fine-tunes a model on questions, scores it and returns the result; without a training file it scores alone.
+
+    The folder then holds `model/`, which `AutoModelForQuestionAnswering` loads, predictions.json,
+    nbest_predictions.json, with SQuAD 2.0 null_odds.json, and result.json, whose "metrics" are the official measures.
+    A run that was stopped is continued, one that has ended returns its result.
+
+    Raises:
+        ValueError: the settings contradict one another, the model or a file cannot serve, or the folder holds another
+            run.
+    """
+    output_dir = Path(output_dir)
+    _check_files(settings)
+    given = {**RECIPE, **settings.training_arguments}
+    args: TrainingArguments = training_arguments(TrainingArguments, output_dir, given)
+    if (result := finished_result(output_dir, settings)) is not None:
+        return result
+    config, tokenizer = _load_config(settings.model), load_tokenizer(settings.model)
+    _check_model(config, tokenizer, settings)
+    with args.main_process_first():
+        train = None if settings.train_file is None else _read(settings.train_file, "train", tokenizer, settings)
+        source = settings.validation_file or settings.train_file
+        assert source is not None
+        validation = _read(source, "validation", tokenizer, settings)
+    set_seed(args.seed)
+    model = load_span_model(settings.model, trained=train is None)
+    teacher = None
+    if settings.teacher is not None:
+        teacher = load_teacher(settings.teacher, tokenizer, AutoModelForQuestionAnswering)
+        name = f"the teacher {settings.teacher!r}"
+        check_length(teacher.config, name, "max_seq_length", settings.max_seq_length)
+    with open_run(output_dir, settings, args.should_save) as run:
+        if run.result is not None:
+            return run.result
+        trainer = _make_trainer(model, teacher, tokenizer, args, train, validation, settings)
+        return _train_and_score(run, trainer, tokenizer, train, validation, settings)
+
+
+def _check_files(settings: SquadSettings) -> None:
+    """Raises a ValueError where no model or no file is named, or a file lacks another beside it."""
+    if not settings.model:
+        raise ValueError("no model is named; give a folder or a name on the Hub")
+    if settings.train_file is None and settings.validation_file is None:
+        raise ValueError("no file is named; give train_file and validation_file, or validation_file alone to score")
+    if settings.validation_file is None and Path(str(settings.train_file)).expanduser().is_file():
+        raise ValueError(
+            f"{settings.train_file} has no validation_file beside it; name one, or cut the file in two by article "
+            f"with magic-nas squad-split"
+        )
+
+
+def _load_config(name: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model {name!r} ({str(error).splitlines()[0]}); check its name or folder") from None
+
+
+def _check_model(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, settings: SquadSettings) -> None:
+    name = settings.model
+    if isinstance(config, MagicConfig) and config.is_supernet:
+        raise ValueError(f"{name} is a super-net; export one of its children and name that")
+    check_length(config, name, "max_seq_length", settings.max_seq_length)
+    if settings.max_seq_length > tokenizer.model_max_length:
+        raise ValueError(
+            f"max_seq_length is {settings.max_seq_length} but the tokenizer of {name} is for up to "
+            f"{tokenizer.model_max_length} tokens; take a smaller one"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{name} has embeddings for {config.vocab_size} tokens but its tokenizer has {len(tokenizer)}; it is "
+            f"another model's"
+        )
+    check_lengths(tokenizer, settings.max_seq_length, settings.doc_stride, settings.max_query_length)
+
+
+def load_span_model(name: str, trained: bool = False) -> PreTrainedModel:
+    """Returns a model, in float32, with a span head, which is new, drawn from torch's generator, where there is none.
+
+    Args:
+        name: a folder or a name on the Hub.
+        trained: whether the head must be in the checkpoint.
+
+    Raises:
+        ValueError: the weights cannot be read, the encoder's are not all there, or the head's where they must be.
+    """
+    try:
+        # Some classes have as many outputs as labels, and checkpoints of other tasks have other numbers of them.
+        with quiet_loading():
+            model, info = AutoModelForQuestionAnswering.from_pretrained(
+                name, num_labels=2, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{name} cannot be loaded to find answers: {str(error).splitlines()[0]}") from error
+    missing = sorted(info["missing_keys"])
+    of_encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+    if of_encoder:
+        raise ValueError(f"{name} lacks {len(of_encoder)} weights of the encoder, such as {of_encoder[0]}")
+    if trained and missing:
+        raise ValueError(f"{name} has no trained span head ({missing[0]}); give a train_file, or a fine-tuned model")
+    return model
+
+
+def _read(source: str, split: str, tokenizer: PreTrainedTokenizerBase, settings: SquadSettings) -> _Side:
+    data = load_squad(source, split, settings.version_2)
+    windows = make_windows(
+        data,
+        tokenizer,
+        max_seq_length=settings.max_seq_length,
+        doc_stride=settings.doc_stride,
+        max_query_length=settings.max_query_length,
+    )
+    return _Side(data, windows)
+
+
+def _make_trainer(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments,
+    train: _Side | None,
+    validation: _Side,
+    settings: SquadSettings,
+) -> Trainer:
+    order = _by_length(validation)
+    common: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "train_dataset": None if train is None else _model_columns(train.windows, model),
+        "eval_dataset": _model_columns(validation.windows, model).select(order),
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "processing_class": tokenizer,
+        "compute_metrics": _metrics_of(validation, settings),
+    }
+    trainer: Trainer
+    if teacher is None:
+        trainer = SquadTrainer(**common)
+    else:
+        trainer = SquadDistillationTrainer(
+            **common,
+            teacher=teacher,
+            distillation_weight=settings.distillation_weight,
+            temperature=settings.temperature,
+            teacher_cache=settings.teacher_cache,
+        )
+    show_progress(trainer, ["loss", "learning_rate", "eval_f1"])
+    return trainer
+
+
+def _model_columns(windows: SquadWindows, model: PreTrainedModel) -> Dataset:
+    columns = ["input_ids", "token_type_ids", "start_positions", "end_positions", "length"]
+    # A model without token types, such as a converted RoBERTa, cannot look up the context's.
+    if model.config.to_dict().get("type_vocab_size", 2) < 2:
+        columns.remove("token_type_ids")
+    return windows.rows.select_columns([name for name in columns if name in windows.rows.column_names])
+
+
+def _by_length(side: _Side) -> np.ndarray:
+    """Returns the numbers of the windows, the longest first: batches of equal lengths waste nothing on padding."""
+    return np.argsort(-side.windows.rows.with_format("numpy")["length"][:], kind="stable")
+
+
+def _in_order(side: _Side, predictions: np.ndarray | tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns start and end logits in the order of the windows from those of the windows `_by_length`."""
+    places = np.argsort(_by_length(side))
+    return predictions[0][places], predictions[1][places]
+
+
+def _answers(side: _Side, logits: tuple[np.ndarray, np.ndarray], settings: SquadSettings) -> SquadAnswers:
+    return find_answers(
+        side.data,
+        side.windows,
+        *logits,
+        version_2=settings.version_2,
+        n_best=settings.n_best,
+        max_answer_length=settings.max_answer_length,
+    )
+
+
+def _score(side: _Side, answers: SquadAnswers, settings: SquadSettings) -> dict[str, float]:
+    references = side.data.references
+    if not settings.version_2:
+        return squad_v1_metrics(answers.texts, references)
+    return squad_v2_metrics(answers.texts, references, answers.null_odds, settings.null_threshold)
+
+
+def _metrics_of(side: _Side, settings: SquadSettings) -> Callable[[EvalPrediction], dict[str, float]]:
+    def compute_metrics(predicted: EvalPrediction) -> dict[str, float]:
+        return _score(side, _answers(side, _in_order(side, predicted.predictions), settings), settings)
+
+    return compute_metrics
+
+
+def _train_and_score(
+    run: Run,
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    train: _Side | None,
+    validation: _Side,
+    settings: SquadSettings,
+) -> dict[str, Any]:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    assert isinstance(model, PreTrainedModel)
+    seconds = finish_training(trainer) if train is not None else 0.0
+    start = time.perf_counter()
+    # The measures are taken from the answers that are written.
+    trainer.compute_metrics = None
+    rows = trainer.eval_dataset
+    assert isinstance(rows, Dataset)
+    predicted = trainer.predict(rows)
+    logits = _in_order(validation, predicted.predictions)
+    answers = _answers(validation, logits, settings)
+    metrics = _score(validation, answers, settings)
+    threshold = settings.null_threshold
+    if settings.version_2 and threshold is None:
+        threshold = metrics["best_f1_thresh"]
+    result = {
+        **_describe(trainer, model, train, validation, settings),
+        "metrics": metrics,
+        "exact_match": metrics["exact" if settings.version_2 else "exact_match"],
+        "f1": metrics["f1"],
+        "null_threshold": threshold,
+        "val_loss": span_loss(validation.windows, *logits),
+        "seconds": seconds,
+        "scoring_seconds": time.perf_counter() - start,
+        "log_history": trainer.state.log_history,
+    }
+
+    def export(result: dict[str, Any]) -> None:
+        answers.write(run.folder, threshold or 0.0)
+        if train is not None:
+            _export(model, tokenizer, run.folder / MODEL_FOLDER, result)
+
+    return run.finish(result, export)
+
+
+def _describe(
+    trainer: Trainer, model: PreTrainedModel, train: _Side | None, validation: _Side, settings: SquadSettings
+) -> dict[str, Any]:
+    """Returns what the model is, what it was trained and scored on, and what that has cost."""
+    args, steps = trainer.args, trainer.state.global_step
+    sides = {"train": train, "validation": validation}
+    facts = {
+        name: None if side is None else {**side.data.fingerprint, **side.windows.facts} for name, side in sides.items()
+    }
+    kind = "SQuAD 2.0" if settings.version_2 else "SQuAD 1.1"
+    taught = "" if settings.teacher is None else f", distilled from {Path(settings.teacher).name}"
+    windows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    mean_length = 0.0 if train is None else float(train.windows.rows.with_format("numpy")["length"][:].mean())
+    return {
+        "model": settings.model,
+        "model_type": model.config.model_type,
+        "num_parameters": model.num_parameters(),
+        "objective": f"answers as spans ({kind}){taught}",
+        "start": f"the weights of {Path(settings.model).name}",
+        "steps": steps,
+        "tokens_per_step": round(windows_per_step * mean_length),
+        "training_flops": trainer.state.total_flos,
+        "seed": args.seed,
+        **facts,
+        "corpus": _corpus(train or validation, validation),
+    }
+
+
+def _corpus(train: _Side, validation: _Side) -> dict[str, Any]:
+    """Returns what a manifest says of the questions."""
+    source = train.data.fingerprint["source"]
+    return {
+        "source": source,
+        "source_kind": "hub" if "split" in train.data.fingerprint else "local",
+        "split": train.data.fingerprint.get("split"),
+        "sha256": {
+            name: side.data.fingerprint["sha256"] for name, side in (("train", train), ("validation", validation))
+        },
+        "split_by_article": train.data.fingerprint.get("split_by_article"),
+    }
+
+
+def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, result: dict[str, Any]) -> None:
+    if isinstance(model, MagicPreTrainedModel):
+        export_model(model, tokenizer, folder, _manifest(model, result))
+        return
+    with written_at_once(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def _manifest(model: MagicPreTrainedModel, result: dict[str, Any]) -> dict[str, Any]:
+    """Returns the manifest of a fine-tuned child: where its architecture is from, its training and its measures."""
+    path = cached_file(
+        result["model"],
+        MANIFEST_NAME,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    source = {} if path is None else read_json(path)
+    row = {
+        **result,
+        **describe_model(model.config, "none"),
+        "num_parameters": result["num_parameters"],
+        # The nearest that a table of any model has to it.
+        "val_accuracy": result["exact_match"] / 100,
+    }
+    manifest = training_manifest(row, source.get("search"))
+    manifest["results"][0]["name"] = "this model (accuracy: exact match)"
+    return {**manifest, "squad": result["metrics"]}
+
+
+def squad_table(results: dict[str, dict[str, Any]]) -> str:
+    """Returns the results of runs as the paper's Table 3 in Markdown: parameters, exact match and F1 of each model.
+
+    Args:
+        results: of `run_squad`, by the name to show.
+    """
+    rows = [
+        [
+            name,
+            f"{result['num_parameters'] / 1e6:.2f}M",
+            f"{result['validation']['questions']:,} of {Path(result['validation']['source']).name}",
+            f"{result['exact_match']:.2f}",
+            f"{result['f1']:.2f}",
+        ]
+        for name, result in results.items()
+    ]
+    return markdown_table(["model", "parameters", "questions", "EM", "F1"], rows)

@@ -1,0 +1,1 @@
+"""Presets, and models as folders that the Hub takes: export, card, conversion, ONNX, publication."""

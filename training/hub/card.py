@@ -1,0 +1,289 @@
+"""The model card of an export: its metadata, its tables and its example."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+
+from modeling_magic import MagicConfig
+
+from ..space.search_space import compact_architecture, format_architecture
+from ..tables import markdown_table
+
+
+CARD_NAME = "README.md"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model card and the figure say of a class.
+
+    Attributes:
+        auto_class: the Auto class that loads it.
+        task: its task on the Hub, `None` where the Hub has none.
+        kind: what such a model is, in words.
+        name: the head's name in the figure; empty where there is none.
+        flops: the head as `count_flops` names it.
+    """
+
+    auto_class: str
+    task: str | None
+    kind: str
+    name: str
+    flops: str = "none"
+
+
+HEADS = {
+    "MagicModel": Head("AutoModel", "feature-extraction", "A text encoder", ""),
+    "MagicForMaskedLM": Head("AutoModelForMaskedLM", "fill-mask", "A masked language model", "masked-LM head", "mlm"),
+    "MagicForPreTraining": Head(
+        "AutoModelForPreTraining", None, "A detector of replaced tokens (ELECTRA)", "replaced-token head", "rtd"
+    ),
+    "MagicForSequenceClassification": Head(
+        "AutoModelForSequenceClassification", "text-classification", "A text classifier", "classifier"
+    ),
+    "MagicForTokenClassification": Head(
+        "AutoModelForTokenClassification", "token-classification", "A token classifier", "token classifier"
+    ),
+    "MagicForQuestionAnswering": Head(
+        "AutoModelForQuestionAnswering", "question-answering", "A model that answers questions by a span", "span head"
+    ),
+    "MagicForMultipleChoice": Head(
+        "AutoModelForMultipleChoice", "multiple-choice", "A model that chooses among texts", "choice head"
+    ),
+}
+
+_SENTENCE = "This function returns the {} of the input."
+
+_QUESTION = "What does it return?"
+
+
+def card_length(config: MagicConfig) -> int:
+    """Returns the sequence length that a card counts FLOPs for."""
+    return min(128, config.max_position_embeddings)
+
+
+# ---- The model card ----
+def render_model_card(
+    config: MagicConfig, manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
+) -> str:
+    """Returns the model card of a child, the template of hub_configs filled from its manifest.
+
+    Args:
+        config: the child's.
+        manifest: as in search.json.
+        name: the model's.
+        mask_token: the tokenizer's, for the examples of a masked LM.
+        kind: name of the model's class, a key of `HEADS`.
+    """
+    head, call = HEADS[kind], _example_call(kind, mask_token)
+    imports = [head.auto_class, "AutoTokenizer", *(["pipeline"] if "pipeline(" in call else [])]
+    return card_template().substitute(
+        metadata=card_metadata(manifest, name, mask_token, kind).to_yaml(),
+        kind=head.kind,
+        auto_class=head.auto_class,
+        imports=", ".join(imports),
+        call=call,
+        model_name=name,
+        architecture=format_architecture(manifest["architecture"]),
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=f"{config.vocab_size:,}",
+        max_position_embeddings=config.max_position_embeddings,
+        num_parameters=f"{manifest['num_parameters']:,}",
+        flops=f"{manifest['flops']:.3g}",
+        flops_of="the encoder alone" if head.flops == "none" else f"{head.name} over every position included",
+        sequence_length=card_length(config),
+        origin=_origin(manifest.get("search")),
+        training=_training(manifest),
+        results=results_table(manifest.get("results", [])),
+    )
+
+
+def _example_call(kind: str, mask_token: str | None) -> str:
+    """Returns the last lines of the usage example."""
+    sentence = _sentence(kind, mask_token)
+    if kind == "MagicForPreTraining":
+        return f'encoder(**tokenizer("{sentence}", return_tensors="pt")).logits'
+    if kind == "MagicForMultipleChoice":
+        return (
+            f'choices = tokenizer(["{sentence}", "{sentence.upper()}"], return_tensors="pt", padding=True)\n'
+            "encoder(**{name: values.unsqueeze(0) for name, values in choices.items()}).logits"
+        )
+    if kind == "MagicForQuestionAnswering":
+        return (
+            f'inputs = tokenizer("{_QUESTION}", "{sentence}", return_tensors="pt")\n'
+            "outputs = encoder(**inputs)\n"
+            "tokenizer.decode(inputs.input_ids[0, outputs.start_logits.argmax() : outputs.end_logits.argmax() + 1])"
+        )
+    return f'pipeline("{HEADS[kind].task}", model=encoder, tokenizer=tokenizer)("{sentence}")'
+
+
+def _sentence(kind: str, mask_token: str | None) -> str:
+    return _SENTENCE.format(mask_token if kind == "MagicForMaskedLM" and mask_token else "value")
+
+
+def card_template() -> Template:
+    """Returns the template that `render_model_card` fills."""
+    return Template(files("hub_configs").joinpath("model_card.md").read_text(encoding="utf-8"))
+
+
+def card_metadata(
+    manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
+) -> ModelCardData:
+    """Returns the front matter of the card: nothing but what the manifest holds; arguments as `render_model_card`."""
+    head, corpus, evaluations = HEADS[kind], _corpus(manifest), _evaluations(manifest, kind)
+    fills_masks = kind == "MagicForMaskedLM" and mask_token is not None
+    example = {"text": _sentence(kind, mask_token)}
+    if kind == "MagicForQuestionAnswering":
+        example = {"text": _QUESTION, "context": example["text"]}
+    return ModelCardData(
+        language=manifest.get("language") or ("en" if corpus.get("source_kind") == "docstrings" else None),
+        license=manifest.get("license", "apache-2.0"),
+        library_name="transformers",
+        pipeline_tag=head.task,
+        tags=["magic", "neural-architecture-search", "encoder"],
+        datasets=[corpus["source"]] if corpus.get("source_kind") == "hub" else None,
+        metrics=["accuracy"] if evaluations else None,
+        mask_token=mask_token if fills_masks else None,
+        widget=[example] if head.task else None,
+        model_name=name if evaluations else None,
+        eval_results=evaluations or None,
+    )
+
+
+def _corpus(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The record of the text that the weights were trained on; empty where there is none."""
+    return ((manifest.get("training") or manifest.get("search") or {}).get("corpus")) or {}
+
+
+def _own_result(manifest: dict[str, Any], kind: str) -> dict[str, float]:
+    """Masked-LM loss and accuracy of these very weights on the held-out text; empty where they are not known.
+
+    A row of results holds several seeds of one architecture: of them only the seed of these weights counts.
+    """
+    training, search = manifest.get("training"), manifest.get("search") or {}
+    if kind != "MagicForMaskedLM" or not _corpus(manifest):
+        return {}
+    if training is None:
+        own = {"loss": search.get("val_loss"), "accuracy": search.get("val_accuracy")}
+    else:
+        rows = [row for row in manifest.get("results", []) if row["architecture"] == manifest["architecture"]]
+        seeds = rows[0].get("seed", [training["seed"]]) if rows else []
+        if training["seed"] not in seeds:
+            return {}
+        index = seeds.index(training["seed"])
+        own = {"loss": rows[0]["val_loss"][index], "accuracy": rows[0]["val_accuracy"][index]}
+    return {name: round(value, 4) for name, value in own.items() if value is not None}
+
+
+def _evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
+    """The results in the form of a card's model-index."""
+    corpus = _corpus(manifest)
+    on_hub = corpus.get("source_kind") == "hub"
+    names = {"loss": "masked-LM loss (nats per masked token)", "accuracy": "accuracy on masked tokens"}
+    return [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="masked language modelling",
+            # "text" is what `datasets` calls files of text; the name of one must not point at a stranger's data set.
+            dataset_type=corpus["source"] if on_hub else "text",
+            dataset_name=f"{corpus['source']}, documents held out from training",
+            dataset_config=corpus.get("dataset_config"),
+            dataset_split=corpus["split"] if on_hub else None,
+            dataset_args={"sha256": corpus["sha256"]["validation"]},
+            metric_type=metric,
+            metric_name=names[metric],
+            metric_value=value,
+        )
+        for metric, value in _own_result(manifest, kind).items()
+    ]
+
+
+def write_benchmark_results(manifest: dict[str, Any], kind: str, folder: Path) -> None:
+    """Writes .eval_results/<data set>.yaml, the Hub's own form, which can only speak of data sets on the Hub."""
+    corpus, own = _corpus(manifest), _own_result(manifest, kind)
+    if "accuracy" not in own or corpus["source_kind"] != "hub":
+        return
+    entry = EvalResultEntry(
+        dataset_id=corpus["source"],
+        task_id=corpus.get("dataset_config") or "default",
+        value=own["accuracy"],
+        notes=f"accuracy on masked tokens; documents held out from the {corpus['split']} split",
+    )
+    path = folder / ".eval_results" / f"{corpus['source'].rpartition('/')[2]}.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
+
+
+def _origin(search: dict[str, Any] | None) -> str:
+    if search is None:
+        return "The architecture was given, not searched."
+    layers = search["candidate_operators"]
+    facts = [
+        ("sampler", search.get("sampler")),
+        ("alignment", search.get("alignment")),
+        ("optimizer steps of the super-net", f"{search['steps']:,}" if "steps" in search else None),
+        ("seed", search.get("seed")),
+        ("budget", search.get("budget")),
+        ("searcher", search.get("searcher")),
+        ("children evaluated", search.get("num_evaluations")),
+        ("beside random children", search.get("better_than_random")),
+        ("validation loss with shared weights", f"{search['val_loss']:.3f}"),
+    ]
+    space = f"{len(layers)} layers, {math.prod(map(len, layers)):,} children"
+    # What is not on record is left out.
+    return markdown_table(
+        ("what", "value"), [("search space", space), *(fact for fact in facts if fact[1] is not None)]
+    )
+
+
+def _training(manifest: dict[str, Any]) -> str:
+    training = manifest.get("training")
+    if training is None and "search" in manifest:
+        return "The weights are those of the super-net, not trained on after the search."
+    if training is None:
+        return "How the weights were trained is not recorded."
+    corpus = training["corpus"]
+    return markdown_table(
+        ("what", "value"),
+        [
+            ("objective", training.get("objective", "not recorded")),
+            ("text", corpus["source"]),
+            ("sha256 of the text", f"`{corpus['sha256']['train'][:16]}`"),
+            ("steps", f"{training['steps']:,}"),
+            ("tokens in a step", f"{training['tokens_per_step']:,}"),
+            ("start", training["start"]),
+            ("seed", training["seed"]),
+            ("versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())),
+        ],
+    )
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> str:
+    """Returns measured results as a Markdown table, one row a model; a sentence where there are none."""
+    if not results:
+        return "Nothing was measured."
+    lines = [
+        "| model | architecture | parameters | FLOPs | steps | validation loss | validation accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in results:
+        lines.append(
+            f"| {row['name']} | {compact_architecture(row['architecture'])} | {row['num_parameters'] / 1e6:.2f}M "
+            f"| {row['flops']:.2e} | {row['steps']:,} | {spread(row['val_loss'], 3)} "
+            f"| {spread([100 * value for value in row['val_accuracy']], 1)}% |"
+        )
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Returns the mean of the seeds, with half their range where there are several."""
+    mean = f"{math.fsum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} +- {(max(values) - min(values)) / 2:.{digits}f}"

@@ -1,0 +1,201 @@
+"""Presets, and the export of a model as a folder that the Hub and `from_pretrained` take."""
+
+import re
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+import modeling_magic
+from modeling_magic import MagicConfig, MagicPreTrainedModel
+
+from ..files import write_json, write_text, written_at_once
+from ..space.costs import count_flops, count_parameters
+from .card import CARD_NAME, HEADS, card_length, render_model_card, write_benchmark_results
+from .figures import draw_architecture
+
+
+def training_manifest(result: dict[str, Any], search: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the manifest of a re-trained child from its result and the record of its search."""
+    kept = ("objective", "steps", "tokens_per_step", "training_flops", "seed", "start", "corpus", "versions")
+    return {
+        "search": search_manifest(search),
+        "training": {key: result[key] for key in kept},
+        "results": [summarise("this model", [result])],
+    }
+
+
+def search_manifest(search: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns what a manifest tells of a search: its record without the logs."""
+    if search is None:
+        return None
+    return {key: value for key, value in search.items() if key not in ("log_history", "visits", "health", "seconds")}
+
+
+def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns one row of a results table from the runs of one architecture, one for each seed."""
+    first = results[0]
+    return {
+        "name": name,
+        **{key: first[key] for key in ("architecture", "num_parameters", "flops", "steps", "training_flops")},
+        **{key: [result[key] for result in results] for key in ("val_loss", "val_accuracy", "seed")},
+    }
+
+
+MANIFEST_NAME = "search.json"
+
+FIGURE_NAME = "architecture.png"
+
+# Where the exported code has what each Auto class loads.
+AUTO_MAP = {
+    "AutoConfig": "configuration_magic.MagicConfig",
+    "AutoModel": "modeling_magic.MagicModel",
+    "AutoModelForMaskedLM": "modeling_magic.MagicForMaskedLM",
+    "AutoModelForMultipleChoice": "modeling_magic.MagicForMultipleChoice",
+    "AutoModelForPreTraining": "modeling_magic.MagicForPreTraining",
+    "AutoModelForQuestionAnswering": "modeling_magic.MagicForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_magic.MagicForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_magic.MagicForTokenClassification",
+}
+
+CODE_FILES = ("configuration_magic.py", "modeling_magic.py")
+_TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
+
+# What an export may hold. Those that belong to the weights are removed from the Hub where a new export lacks them.
+WEIGHT_FILES = (
+    SAFE_WEIGHTS_NAME,
+    "model-*-of-*.safetensors",
+    SAFE_WEIGHTS_INDEX_NAME,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "onnx/model.onnx",
+    "onnx/model.onnx.data",
+    "onnx/config.json",
+)
+
+OTHER_FILES = (
+    "config.json",
+    CARD_NAME,
+    MANIFEST_NAME,
+    FIGURE_NAME,
+    *CODE_FILES,
+    ".eval_results/*.yaml",
+    ".gitattributes",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
+def check_export_folder(output_dir: Path) -> None:
+    """Raises a ValueError where an export into `output_dir` would overwrite something that is not an export."""
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        if not (output_dir / MANIFEST_NAME).is_file():
+            raise ValueError(f"{output_dir} holds something else than an exported model; take another folder")
+        names = [path.relative_to(output_dir).as_posix() for path in output_dir.rglob("*") if not path.is_dir()]
+        for name in sorted(names):
+            if not any(fnmatch(name, pattern) for pattern in (*WEIGHT_FILES, *OTHER_FILES)):
+                raise ValueError(f"{output_dir} holds {name} beside an exported model; take another folder")
+
+
+def export_model(
+    model: MagicPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: str | Path,
+    manifest: dict[str, Any],
+) -> Path:
+    """Writes a child as a model folder of its own and returns its path.
+
+    The folder holds config, safetensors, tokenizer, the model's code (so that it loads without this package, with
+    `trust_remote_code=True`), a model card with a figure, and search.json. It is written under a temporary name and
+    renamed; an older export in its place is replaced.
+
+    Args:
+        model: a child of any class; a super-net has to be given one with `extract_child` first.
+        tokenizer: the one it was trained with.
+        output_dir: where to write.
+        manifest: where the model comes from, for search.json and the card; `describe_model` has what is added to it.
+            Of paths on this machine only the last part is written. "language" and "license" go to the card.
+
+    Raises:
+        ValueError: the model is a super-net, or `output_dir` holds something else.
+    """
+    output_dir = Path(output_dir)
+    check_export_folder(output_dir)
+    if model.config.is_supernet:
+        raise ValueError("the model is a super-net; export one of its children: model.extract_child(architecture)")
+    kind = type(model).__name__
+    facts = describe_model(model.config, HEADS[kind].flops)
+    manifest = {**facts, "num_parameters": model.num_parameters(), **_without_paths(manifest)}
+    with written_at_once(output_dir, replaces=True) as temporary:
+        _save_model(model, temporary)
+        tokenizer.save_pretrained(temporary)
+        for name in CODE_FILES:
+            shutil.copyfile(Path(modeling_magic.__file__).with_name(name), temporary / name)
+        write_json(temporary / MANIFEST_NAME, manifest)
+        draw_architecture(manifest["architecture"], temporary / FIGURE_NAME, HEADS[kind].name)
+        card = render_model_card(model.config, manifest, output_dir.resolve().name, tokenizer.mask_token, kind)
+        write_text(temporary / CARD_NAME, card)
+        write_benchmark_results(manifest, kind, temporary)
+    return output_dir
+
+
+def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:
+    # The configuration of the model in memory is left as it was.
+    config = model.config
+    published = config.child_config([layer[0] for layer in config.candidate_operators])
+    published.sparse_prediction = False
+    published.auto_map = AUTO_MAP
+    try:
+        model.config = published
+        model.save_pretrained(folder)
+    finally:
+        model.config = config
+
+
+def describe_model(config: MagicConfig, head: str = "mlm") -> dict[str, Any]:
+    """Returns what search.json says of any child: its architecture, parameters (as a masked LM) and FLOPs.
+
+    Args:
+        config: the child's.
+        head: the head that FLOPs are counted with, see `count_flops`.
+    """
+    architecture = tuple(layer[0] for layer in config.candidate_operators)
+    return {
+        "architecture": list(architecture),
+        "num_parameters": count_parameters(config, architecture, head="mlm"),
+        "flops": count_flops(config, architecture, card_length(config), head=head),
+    }
+
+
+# ---- What may be published ----
+def _without_paths(value: Any) -> Any:
+    """Returns `value` with the last part only of every path of this machine in it, whatever it is nested in."""
+    if isinstance(value, dict):
+        # The kind first: its last part alone, a path could pass for the name of a data set.
+        kinds = {key: _with_source_kind(item) if key == "corpus" else item for key, item in value.items()}
+        return {key: _without_paths(item) for key, item in kinds.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value]
+    is_path = isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("~", "./", "../")))
+    return Path(value).name if is_path else value
+
+
+def _with_source_kind(corpus: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of a text with the kind of its source: "docstrings", "hub" (a data set's name) or "local"."""
+    if "source_kind" in corpus:
+        return corpus
+    source = corpus["source"]
+    if source == "docstrings":
+        return {**corpus, "source_kind": "docstrings"}
+    named = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source)
+    if named and not Path(source).exists() and Path(source).suffix not in _TEXT_SUFFIXES:
+        return {**corpus, "source_kind": "hub"}
+    return {**corpus, "source": Path(source).name, "source_kind": "local"}

@@ -1,0 +1,50 @@
+"""The configurations that the package carries."""
+
+import json
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+
+from modeling_magic import MagicConfig
+
+
+def preset_names() -> list[str]:
+    """Returns the names of the configurations that the package carries."""
+    return sorted(
+        path.name.removesuffix(".json") for path in files("hub_configs").iterdir() if path.name.endswith(".json")
+    )
+
+
+def load_preset(name_or_path: str) -> MagicConfig:
+    """Returns the configuration of a preset, of a JSON file or of a model folder.
+
+    Raises:
+        ValueError: there is none of that name, it is no JSON, or it has a key that MagicConfig does not know.
+    """
+    if name_or_path in preset_names():
+        text = files("hub_configs").joinpath(f"{name_or_path}.json").read_text(encoding="utf-8")
+    else:
+        path = Path(name_or_path)
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(
+                f"unknown preset {name_or_path!r}; choose one of {', '.join(preset_names())}, or give a JSON file or "
+                f"a folder with a config.json"
+            )
+        text = path.read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name_or_path} is not JSON: {error}") from None
+    if not isinstance(values, dict) or values.pop("model_type", None) != MagicConfig.model_type:
+        raise ValueError(f"{name_or_path} is not the configuration of a MAGIC model: its model_type is not 'magic'")
+    known = {field.name for field in fields(MagicConfig)}
+    # What save_pretrained wrote may hold keys that transformers added, such as use_cache.
+    if "transformers_version" not in values and (unknown := sorted(values.keys() - known)):
+        raise ValueError(f"{name_or_path} has unknown keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    try:
+        return MagicConfig(**values)
+    except StrictDataclassError as error:
+        raise ValueError(f"{name_or_path}: {error}") from None

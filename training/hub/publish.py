@@ -1,0 +1,338 @@
+"""Publishing a model folder on the Hub: checked first, then sent in one commit."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    constants,
+    get_token,
+)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+import modeling_magic
+from modeling_magic import MagicConfig, MagicPreTrainedModel
+
+from .card import CARD_NAME, HEADS, card_template
+from .export import MANIFEST_NAME, OTHER_FILES, WEIGHT_FILES
+from .presets import load_preset
+
+
+_AGAIN = "export the model again"
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What was sent, or would be.
+
+    Attributes:
+        url: page of the model, at the branch where that is not main.
+        commit: the commit on the Hub; `None` where nothing was sent.
+        files: size in bytes of each file by its path.
+    """
+
+    url: str
+    commit: str | None
+    files: dict[str, int]
+
+
+def push_model(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    dry_run: bool = False,
+    token: str | None = None,
+    commit_message: str = "Upload model",
+) -> PushReport:
+    """Publishes an exported model folder and returns what was sent.
+
+    The folder is checked before anything is sent. All files go in one commit, so that a branch never holds half of a
+    model; weights and tokenizer files of an older push that the folder does not hold are removed in the same commit.
+    The card on the Hub is the folder's, with the repository's name in place of the folder's.
+
+    Args:
+        folder: as `export_model` writes it.
+        repo_id: "owner/name", or "name" for one of your own; made where it does not exist.
+        private: whether a new repository is private.
+        revision: a branch; made where it does not exist. Left out, main.
+        dry_run: check and list only; needs neither a network nor a token.
+        token: left out, that of `hf auth login` or of HF_TOKEN.
+        commit_message: title of the commit.
+
+    Raises:
+        ValueError: the folder is no complete export, the name is none, there is no token or no such namespace, or
+            `private` is asked of a repository that is public.
+        PermissionError: the Hub refuses the token.
+        ConnectionError: the Hub cannot be reached, or the connection broke.
+    """
+    folder = Path(folder)
+    validate_repo_id(repo_id)
+    names = check_export(folder)
+    branch = revision or constants.DEFAULT_REVISION
+    if dry_run:
+        return _report(repo_id, branch, None, _contents(folder, names, repo_id))
+    token = (token or get_token() or "").strip()
+    if not token:
+        raise ValueError("there is no token for the Hub; log in with `hf auth login` or set HF_TOKEN")
+    # The HTTP client would quote such a token in its error.
+    if not re.fullmatch("[!-~]+", token):
+        raise ValueError("the token for the Hub holds spaces or other characters that no token has; log in again")
+    api = HfApi(token=token)
+    with _told_in_one_line(api, repo_id, branch, token):
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        if branch != constants.DEFAULT_REVISION and not branch.startswith("refs/"):
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
+        before = api.model_info(repo_id, revision=branch)
+        if private and not before.private:
+            raise ValueError(
+                f"{repo_id} exists and is public, which --private does not change; make it private in its settings on "
+                f"the Hub, or take another name"
+            )
+        contents = _contents(folder, names, repo_id)
+        stale = [item.rfilename for item in before.siblings or [] if item.rfilename not in contents]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, item if isinstance(item, bytes) else str(item)) for name, item in contents.items()
+        ]
+        operations += [CommitOperationDelete(name) for name in stale if _matches(name, WEIGHT_FILES)]
+        commit = api.create_commit(
+            repo_id, operations, commit_message=commit_message, revision=branch, parent_commit=before.sha
+        )
+    return _report(repo_id, branch, commit.oid, contents)
+
+
+def _contents(folder: Path, names: list[str], repo_id: str) -> dict[str, Path | bytes]:
+    return {name: _card_for(folder / name, repo_id) if name == CARD_NAME else folder / name for name in names}
+
+
+def _report(repo_id: str, branch: str, commit: str | None, contents: dict[str, Path | bytes]) -> PushReport:
+    page = "" if branch == constants.DEFAULT_REVISION else f"/tree/{branch}"
+    sizes = {name: len(item) if isinstance(item, bytes) else item.stat().st_size for name, item in contents.items()}
+    return PushReport(f"{constants.ENDPOINT}/{repo_id}{page}", commit, sizes)
+
+
+# ---- The folder ----
+
+
+def check_export(folder: str | Path) -> list[str]:
+    """Returns the files of an exported model folder that a push sends, as sorted relative paths.
+
+    Hidden files and Python's caches are left out.
+
+    Raises:
+        ValueError: the folder is no export, lacks something, or holds something that no export does.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ValueError(f"{folder} is no exported model: it has no {MANIFEST_NAME}; make one with `magic-nas export`")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if not _is_litter(name)]
+    strays = [name for name in names if not _matches(name, WEIGHT_FILES + OTHER_FILES)]
+    if strays:
+        shown = ", ".join(strays[:5]) + (f" and {len(strays) - 5} more" if len(strays) > 5 else "")
+        raise ValueError(f"{folder} holds files that are no part of an exported model: {shown}; move them away")
+    _read_json(folder / MANIFEST_NAME)
+    model = _empty_model(folder)
+    _check_weights_of(model, folder)
+    _check_tokenizer(model.config, folder)
+    _check_card(folder / CARD_NAME)
+    return names
+
+
+def check_weights(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor in a model folder, read from the headers of its files.
+
+    Raises:
+        ValueError: a file is missing, cut short or otherwise no safetensors.
+    """
+    folder = Path(folder)
+    paths = [folder / SAFE_WEIGHTS_NAME]
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        index = _read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
+        paths = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{folder} has no {path.name}; {_AGAIN}")
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}); {_AGAIN}") from None
+    return shapes
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def _is_litter(name: str) -> bool:
+    parts = name.split("/")
+    hidden = any(part.startswith(".") for part in parts) and not _matches(name, OTHER_FILES)
+    return hidden or "__pycache__" in parts
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {_AGAIN}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is no JSON mapping; {_AGAIN}")
+    return value
+
+
+def _empty_model(folder: Path) -> MagicPreTrainedModel:
+    """Returns the model that the folder's configuration describes, without weights."""
+    config, values = load_preset(str(folder)), _read_json(folder / "config.json")
+    if config.is_supernet:
+        raise ValueError(f"{folder} holds a super-net; export one of its children with `magic-nas export`")
+    (kind, *others) = values.get("architectures") or [None]
+    if kind not in HEADS or others:
+        raise ValueError(f"{folder} names no class of ours in config.json (architectures); {_AGAIN}")
+    code = {f"{item.rpartition('--')[2].partition('.')[0]}.py" for item in values.get("auto_map", {}).values()}
+    if not code:
+        raise ValueError(f"{folder} names no code in config.json (auto_map), so it would load nowhere; {_AGAIN}")
+    if missing := sorted(name for name in code if not (folder / name).is_file()):
+        raise ValueError(f"{folder} lacks the model's code, {', '.join(missing)}; {_AGAIN}")
+    with torch.device("meta"):
+        return getattr(modeling_magic, kind)(config)
+
+
+def _check_weights_of(model: MagicPreTrainedModel, folder: Path) -> None:
+    found = check_weights(folder)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # Of tensors that are tied, a file holds one.
+    tied = {name for pair in (model.all_tied_weights_keys or {}).items() for name in pair}
+    for what, names in (
+        ("lack", wanted.keys() - found.keys() - tied),
+        ("hold besides the model's", found.keys() - wanted.keys()),
+        ("have in another shape", {name for name in found.keys() & wanted.keys() if found[name] != wanted[name]}),
+    ):
+        if names:
+            example = f"{min(names)}, {len(names)} in all"
+            raise ValueError(f"the weights in {folder} do not fit its config.json: they {what} {example}; {_AGAIN}")
+
+
+def _check_tokenizer(config: MagicConfig, folder: Path) -> None:
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer; {_AGAIN}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # tokenizers raises Exception itself for a file that it cannot read.
+    except Exception as error:
+        raise ValueError(f"the tokenizer in {folder} does not load ({error}); {_AGAIN}") from None
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens but the model only {config.vocab_size}; {_AGAIN}"
+        )
+
+
+def _check_card(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no model card, {CARD_NAME}; {_AGAIN}")
+    text = path.read_text(encoding="utf-8")
+    left = [name for name in card_template().get_identifiers() if f"${name}" in text]
+    try:
+        data = ModelCard(text).data.to_dict()
+    except Exception as error:
+        raise ValueError(f"the front matter of {path} is no YAML mapping ({error}); {_AGAIN}") from None
+    if left or not {"license", "library_name", "tags"} <= data.keys():
+        what = f"${left[0]}" if left else "license, library_name or tags"
+        raise ValueError(f"the card {path} is not filled in: see {what}; {_AGAIN}")
+
+
+def _card_for(path: Path, repo_id: str) -> bytes:
+    """Returns the card with the repository's name where it has the folder's."""
+    text = path.read_text(encoding="utf-8")
+    example = re.search(r'"path/to/([^"\n]+)"', text)
+    if example is not None:
+        name, title = example[1], repo_id.rpartition("/")[2]
+        text = text.replace(example[0], f'"{repo_id}"').replace(f"\n# {name}\n", f"\n# {title}\n", 1)
+        card = ModelCard(text)
+        if isinstance(card.data, ModelCardData) and card.data.eval_results and card.data.model_name == name:
+            card.data.model_name = title
+            text = str(card)
+    return text.encode()
+
+
+# ---- The Hub ----
+
+
+@contextlib.contextmanager
+def _told_in_one_line(api: HfApi, repo_id: str, branch: str, token: str) -> Iterator[None]:
+    """Turns what the client raises into one line that says what to do, without the token."""
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise ConnectionError("the Hub's client is offline; unset HF_HUB_OFFLINE to push") from None
+    except HfHubHTTPError as error:
+        raise _refusal(api, repo_id, branch, error, token) from None
+    except ValueError as error:
+        raise ValueError(_one_line(error, token)) from None
+    # hf_xet and the upload threads raise RuntimeError and kinds of OSError.
+    except (HTTPError, OSError, RuntimeError) as error:
+        reason = _one_line(error.__cause__ or error, token)
+        raise ConnectionError(
+            f"the connection to {api.endpoint} broke ({reason}); {branch} of {repo_id} holds all of the push or "
+            f"nothing: run the same command again"
+        ) from None
+
+
+def _refusal(api: HfApi, repo_id: str, branch: str, error: HfHubHTTPError, token: str) -> Exception:
+    status, said = error.response.status_code, _one_line(error.server_message or error, token)
+    if status == 401:
+        return PermissionError(
+            f"the Hub refuses the token (401: {said}); make one with write permission at "
+            f"{api.endpoint}/settings/tokens and log in with `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ValueError(f"{repo_id} has no revision {branch!r}; name a branch")
+    if status in (403, 404):
+        return _no_permission(api, repo_id, f"{status}: {said}")
+    if status in (409, 412):
+        return ConnectionError(f"{branch} of {repo_id} has changed meanwhile ({status}: {said}); push again")
+    if status < 500 and status != 429:
+        return ValueError(f"the Hub refuses what was sent ({status}: {said})")
+    return ConnectionError(
+        f"the Hub failed ({status}: {said}); {branch} of {repo_id} holds all of the push or nothing: run the same "
+        f"command again"
+    )
+
+
+def _no_permission(api: HfApi, repo_id: str, said: str) -> Exception:
+    try:
+        account = api.whoami()
+    except (HTTPError, OSError):
+        return PermissionError(f"the Hub does not let this token write to {repo_id} ({said})")
+    namespaces = [account["name"], *(org["name"] for org in account.get("orgs", []))]
+    namespace = repo_id.partition("/")[0]
+    if "/" in repo_id and namespace not in namespaces:
+        return ValueError(
+            f"there is no namespace {namespace!r} that {account['name']} may write to ({said}); choose one of: "
+            f"{', '.join(namespaces)}"
+        )
+    return PermissionError(
+        f"the token of {account['name']} may not write to {repo_id} ({said}); make one with write permission at "
+        f"{api.endpoint}/settings/tokens"
+    )
+
+
+def _one_line(error: BaseException | str, token: str) -> str:
+    return " ".join((str(error) or type(error).__name__).replace(token, "***").split())

@@ -1,0 +1,238 @@
+"""The run of one child: trained with the masked-LM objective, from scratch or from a super-net's weights (5.1).
+
+What the runs of other objectives share with it stands here too: how a child is planned and started, and its record.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import Trainer, TrainingArguments, set_seed
+
+from modeling_magic import MagicConfig, MagicForMaskedLM
+
+from ..data.text import MaskingCollator, PreparedData, load_data
+from ..hub.export import describe_model, export_model, training_manifest
+from ..hub.presets import load_preset
+from ..progress import show_progress
+from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run, read_settings
+from ..runs.recipes import mapping_of
+from ..runs.training import finish_training, tokens_per_step, training_arguments
+from ..space.costs import training_flops
+from ..space.search_space import SearchSpace, format_architecture, parse_architecture
+from ..supernet.evaluation import evaluate_child, judging_batches
+from ..supernet.loading import check_vocabulary, load_supernet, read_search, supernet_folder
+from ..supernet.setup import fit_to_tokenizer
+from .settings import RetrainSettings
+
+
+@bars_off()
+def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Trains one child with the masked-LM objective (5.1) and returns its result, validated on the held-out text.
+
+    The folder then holds `model/`, an export that `AutoModelForMaskedLM` loads, and result.json. A run that was
+    stopped is continued, one that has ended returns its result.
+
+    Args:
+        settings: the child and how to train it.
+        output_dir: the run's folder.
+        search: the record of the search that found the architecture, for the manifest.
+
+    Raises:
+        ValueError: the settings contradict one another, or the folder holds another run.
+    """
+    plan = plan_child(settings, output_dir)
+    if (result := finished_result(output_dir, settings)) is not None:
+        return result
+    start = start_child(plan, settings)
+    with open_run(output_dir, settings, plan.args.should_save) as run:
+        return run.result or _train(run, start, settings, search)
+
+
+# ---- Before the training ----
+
+
+class ChildPlan(NamedTuple):
+    """What is known of the training of one child before its text is read.
+
+    Attributes:
+        args: how to train.
+        config: the child's.
+        supernet: whose weights it starts from, `None` where it starts from random ones.
+    """
+
+    args: TrainingArguments
+    config: MagicConfig
+    supernet: MagicForMaskedLM | None
+
+
+class ChildStart(NamedTuple):
+    """What the training of one child begins with.
+
+    Attributes:
+        args: how to train.
+        data: the text.
+        config: the child's, fitted to the tokenizer.
+        inherited: the child with the super-net's weights, `None` where it starts from random ones.
+    """
+
+    args: TrainingArguments
+    data: PreparedData
+    config: MagicConfig
+    inherited: MagicForMaskedLM | None
+
+
+def plan_child(settings: RetrainSettings, output_dir: str | Path) -> ChildPlan:
+    """Checks all that needs no text; nothing is written.
+
+    Raises:
+        ValueError: the settings contradict one another.
+    """
+    args = training_arguments(TrainingArguments, output_dir, settings.training_arguments)
+    config = load_preset(settings.preset).child_config(parse_architecture(settings.architecture))
+    supernet = None if settings.inherit is None else load_supernet(settings.inherit)
+    if supernet is not None:
+        _check_inheritance(config, supernet.config)
+    return ChildPlan(args, config, supernet)
+
+
+def start_child(plan: ChildPlan, settings: RetrainSettings) -> ChildStart:
+    """Reads the text and seeds.
+
+    Raises:
+        ValueError: the text does not fit the child.
+    """
+    with plan.args.main_process_first():
+        data = load_data(settings.data)
+    config = fit_to_tokenizer(plan.config, data, settings.data.block_size)
+    set_seed(plan.args.seed)
+    inherited = None if plan.supernet is None else _inherited_child(config, plan.supernet, data, settings)
+    return ChildStart(plan.args, data, config if inherited is None else inherited.config, inherited)
+
+
+# ---- The training ----
+
+
+def _train(run: Run, start: ChildStart, settings: RetrainSettings, search: dict[str, Any] | None) -> dict[str, Any]:
+    model, args, data = start.inherited or MagicForMaskedLM(start.config), start.args, start.data
+    model.config.sparse_prediction = True
+    batches = judging_batches(
+        data, settings.mlm_probability, args.per_device_eval_batch_size, settings.num_validation_sequences
+    )
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=data.train,
+        data_collator=MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=args.seed),
+        processing_class=data.tokenizer,
+    )
+    show_progress(trainer, ["loss", "learning_rate"])
+    seconds = finish_training(trainer)
+    val_loss, val_accuracy = evaluate_child(model, batches, accelerator=trainer.accelerator)
+    objective = f"masked language modelling, {settings.mlm_probability:.0%} of the tokens, 80/10/10"
+    result = {
+        **describe_model(model.config),
+        "val_loss": val_loss,
+        "val_accuracy": val_accuracy,
+        **compute_record(trainer, settings, child_flops(model.config, settings)),
+        **training_record(trainer, settings, data, seconds, objective),
+    }
+    return run.finish(result, partial(export_trained, model, data, run, search=search))
+
+
+def compute_record(trainer: Trainer, settings: RetrainSettings, flops: Callable[[int], float]) -> dict[str, Any]:
+    """Returns what a training has cost.
+
+    Args:
+        trainer: at its end.
+        settings: of the run.
+        flops: the training FLOPs of a number of tokens.
+    """
+    steps, num_tokens = trainer.state.global_step, tokens_per_step(trainer.args, settings.data.block_size)
+    return {"steps": steps, "tokens_per_step": num_tokens, "training_flops": steps * flops(num_tokens)}
+
+
+def child_flops(config: MagicConfig, settings: RetrainSettings) -> Callable[[int], float]:
+    """Returns the training FLOPs of a child as a function of the number of tokens."""
+    return lambda num_tokens: training_flops(
+        config, config.chain, settings.data.block_size, num_tokens, settings.mlm_probability
+    )
+
+
+def training_record(
+    trainer: Trainer, settings: RetrainSettings, data: PreparedData, seconds: float, objective: str
+) -> dict[str, Any]:
+    """Returns what every training of a child has on record, beside the model and what it scores."""
+    return {
+        "seed": trainer.args.seed,
+        "seconds": seconds,
+        "start": "the super-net's weights" if settings.inherit else "random weights",
+        "objective": objective,
+        "log_history": trainer.state.log_history,
+        "corpus": data.fingerprint,
+    }
+
+
+def export_trained(
+    model: MagicForMaskedLM,
+    data: PreparedData,
+    run: Run,
+    result: dict[str, Any],
+    search: dict[str, Any] | None,
+    further: tuple[str, ...] = (),
+) -> Path:
+    """Writes the model of a run, with its result in the manifest and `further` keys of that in its training."""
+    manifest = training_manifest(result, search)
+    manifest["training"] |= {key: result[key] for key in further}
+    return export_model(model, data.tokenizer, run.folder / MODEL_FOLDER, manifest)
+
+
+def _check_inheritance(config: MagicConfig, supernet: MagicConfig) -> None:
+    """Raises a ValueError where a child of `config` cannot hold the super-net's weights."""
+    SearchSpace.from_config(supernet.candidate_operators).check(config.chain)
+    for name in ("hidden_size", "intermediate_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
+        own, other = getattr(config, name), getattr(supernet, name)
+        if own != other:
+            raise ValueError(
+                f"{name} is {own} in the preset but {other} in the super-net to inherit from; take the super-net's "
+                f"folder as the preset"
+            )
+
+
+def _inherited_child(
+    config: MagicConfig, supernet: MagicForMaskedLM, data: PreparedData, settings: RetrainSettings
+) -> MagicForMaskedLM:
+    """Returns the child with the super-net's weights and, where sizes do not depend on it, the preset's settings."""
+    check_vocabulary(str(settings.inherit), data)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        setattr(supernet.config, name, getattr(config, name))
+    return supernet.extract_child(config.chain)
+
+
+def follow_search(
+    run: str | Path, recipe: dict[str, Any], inherit: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns a retrain recipe that follows a finished super-net run or search, and the record of the search.
+
+    The child, the text and the tokenizer are the search's where the recipe does not say otherwise, the sizes are the
+    super-net's in any case.
+
+    Args:
+        run: folder of the super-net run, or of a search in one.
+        recipe: a recipe for retrain, which may be empty.
+        inherit: whether the child starts from the super-net's weights.
+
+    Raises:
+        ValueError: the run has not ended, or is none.
+    """
+    run = Path(run)
+    record, settings = read_search(run), read_settings(run)
+    supernet = str(supernet_folder(settings.get("supernet", run)))
+    followed = {
+        "architecture": format_architecture(record["architecture"]),
+        **recipe,
+        "preset": supernet,
+        "data": {**settings["data"], "tokenizer": supernet, **mapping_of("data", recipe)},
+    }
+    return ({**followed, "inherit": supernet} if inherit else followed), record

@@ -1,0 +1,56 @@
+"""Checkpoints of a run: the search state beside `Trainer`'s own files, and which of them are whole."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+NAS_STATE_NAME = "nas_state.json"
+
+
+def read_nas_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
+    """Returns the search state of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint has none.
+    """
+    path = Path(checkpoint) / NAS_STATE_NAME
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} is no super-net checkpoint: it has no {NAS_STATE_NAME}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_finished(trainer: Trainer, checkpoint: str) -> bool:
+    """Loads a checkpoint into `trainer` if it is the end of the run, and returns whether it is.
+
+    `Trainer` itself would train one step more: it looks whether the end is reached after a step only.
+    """
+    state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    if state.global_step < (trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps):
+        return False
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.state = state
+    return True
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """Returns the newest checkpoint under `output_dir` that was written to its end, or `None`.
+
+    A run killed while it saves leaves a folder whose last file, trainer_state.json, is missing or cut short.
+    """
+    folders = [
+        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
+    ]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        try:
+            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(folder)
+    return None

@@ -1,0 +1,199 @@
+"""Folders of runs: each belongs to one run, which one process at a time works at and a later call continues."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from transformers.utils import logging as hf_logging
+
+from ..files import read_json, write_json
+from ..options import Settings
+from .checkpoints import last_complete_checkpoint
+
+
+RUN_NAME = "run.json"
+RESULT_NAME = "result.json"
+# Of runs that are made of many trainings: those that have ended.
+RECORDS_NAME = "runs.json"
+LOCK_NAME = ".lock"
+MODEL_FOLDER = "model"
+
+
+# ---- One run ----
+
+
+@dataclass
+class Run:
+    """A run's folder while this process, with its ranks, works at it alone; `open_run` makes it.
+
+    Attributes:
+        folder: where all files of the run lie.
+        writes: whether this rank is the one that writes them.
+        result: that of an earlier call which came to the end; `None` where there is work left.
+    """
+
+    folder: Path
+    writes: bool
+    result: dict[str, Any] | None = field(default=None)
+
+    def finish(
+        self, result: dict[str, Any], export: Callable[[dict[str, Any]], object] | None = None
+    ) -> dict[str, Any]:
+        """Writes the result, after all that it speaks of, and returns it as it reads back: lists, not tuples.
+
+        Args:
+            result: as JSON; the versions that it depends on are added.
+            export: writes the files that the result speaks of, from the result as it reads back.
+        """
+        result = json.loads(json.dumps({**result, "versions": versions()}))
+        if self.writes:
+            if export is not None:
+                export(result)
+            write_json(self.folder / RESULT_NAME, result)
+        # What the other processes do next may read these files.
+        PartialState().wait_for_everyone()
+        return result
+
+
+@contextmanager
+def open_run(output_dir: str | Path, settings: Settings, writes: bool = True) -> Iterator[Run]:
+    """Makes `output_dir` the folder of a run, this process's (and its ranks') alone until the context ends.
+
+    Whose folder it is, and whether the run has ended, is looked at again under the lock: another process may have
+    taken the folder, or come to the end, while this one read its text.
+
+    Args:
+        output_dir: the folder.
+        settings: what the run does; its class names the command.
+        writes: whether this rank is the one that writes the run's files.
+
+    Raises:
+        ValueError: another process works in the folder, or it holds another run or something else.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK_NAME, timeout=0) if writes else nullcontext():
+            result = None
+            if writes:
+                check_run_folder(folder, settings)
+                result = read_result(folder)
+                if result is None:
+                    write_json(folder / RUN_NAME, _describe(settings))
+            yield Run(folder, writes, _same_for_all_ranks(result))
+    except Timeout:
+        raise ValueError(f"another process works in {folder}; wait for it, or take another --output-dir") from None
+
+
+def _same_for_all_ranks(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the result that the first rank has found, so that all of them go on or none."""
+    return result if PartialState().num_processes == 1 else broadcast_object_list([result])[0]
+
+
+# ---- Whose folder it is ----
+
+
+def check_run_folder(output_dir: str | Path, settings: Settings) -> None:
+    """Raises a ValueError where `output_dir` holds another run or something else; the same run may go on there.
+
+    Cheap, so that a run can ask before it reads its text; `open_run` asks again. A run that has neither a checkpoint
+    nor a result nor records has lost nothing: its folder may be taken by another. The runs within a run count as its
+    own.
+    """
+    output_dir = Path(output_dir)
+    path = output_dir / RUN_NAME
+    if path.is_file():
+        found, wanted = read_json(path), _describe(settings)
+        if found != wanted and _has_begun(output_dir):
+            raise ValueError(
+                f"{output_dir} holds another run ({_difference(found, wanted)}); take another --output-dir"
+            )
+    elif output_dir.exists():
+        own = (LOCK_NAME, f"{RUN_NAME}.", f".{RUN_NAME}-")
+        if not output_dir.is_dir() or any(not item.name.startswith(own) for item in output_dir.iterdir()):
+            raise ValueError(f"{output_dir} is not empty and holds no run; take another --output-dir")
+
+
+def finished_result(output_dir: str | Path, settings: Settings) -> dict[str, Any] | None:
+    """Returns the result of the run where it has ended in `output_dir`, `None` where there is work left.
+
+    Raises:
+        ValueError: as `check_run_folder` does.
+    """
+    check_run_folder(output_dir, settings)
+    return read_result(output_dir)
+
+
+def _has_begun(run: Path) -> bool:
+    written = any((run / name).is_file() for name in (RESULT_NAME, RECORDS_NAME))
+    if written or last_complete_checkpoint(run) is not None:
+        return True
+    return any(_has_begun(path.parent) for path in run.glob(f"*/*/{RUN_NAME}"))
+
+
+def _describe(settings: Settings) -> dict[str, Any]:
+    return json.loads(json.dumps({"command": settings.command, "settings": asdict(settings)}))  # type: ignore[call-overload]
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if found["command"] != wanted["command"]:
+        return f"of {found['command']}, not {wanted['command']}"
+    for key, value in wanted["settings"].items():
+        other = found["settings"].get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            for name in sorted(value.keys() | other.keys()):
+                if value.get(name) != other.get(name):
+                    return f"{key}.{name} is {other.get(name)!r} there, {value.get(name)!r} here"
+        elif other != value:
+            return f"{key} is {other!r} there, {value!r} here"
+    return "of another version"
+
+
+def check_one_process() -> None:
+    """Raises a ValueError where this process is one of several ranks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "an analysis is made by one process; spread the training of children with `magic-nas analyze standalone`, "
+            "or start several processes of a sweep on one folder"
+        )
+
+
+# ---- What a folder holds ----
+
+
+def read_result(output_dir: str | Path) -> dict[str, Any] | None:
+    """Returns the result of a run that has ended, else `None`."""
+    path = Path(output_dir) / RESULT_NAME
+    return read_json(path) if path.is_file() else None
+
+
+def read_settings(run: str | Path) -> dict[str, Any]:
+    """Returns the settings that a run was started with."""
+    return read_json(Path(run) / RUN_NAME)["settings"]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result depends on."""
+    packages = ("magic-nas", "torch", "transformers", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+@contextmanager
+def bars_off() -> Iterator[None]:
+    """Keeps transformers from drawing bars for loading and saving; the caller's own come back after it."""
+    was_on = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,153 @@
+"""Recipes: YAML files that say what a command does, flags over them, and the settings that both make."""
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..options import Settings, build, hints_of, options_of, own_keys, sections_of
+
+
+# A recipe has some dozens of nodes; aliases of aliases can stand for billions.
+_MOST_NODES = 10_000
+_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, for which 1e-3 is a number and a key that stands twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns a mapping; each key may stand in it once."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a point in a number with an exponent.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def read_yaml(text: str) -> Any:
+    """Returns what a YAML text holds.
+
+    Raises:
+        ValueError: it is not YAML, a key stands twice in a mapping, or it is nested too deeply or too large.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_nodes(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (yaml.YAMLError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """Returns the nodes that a node stands for, each alias counted as what it repeats."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("an alias stands within what it repeats")
+        return known[id(node)]
+    known[id(node)] = 0
+    inner: Iterable[yaml.Node] = ()
+    if isinstance(node, yaml.MappingNode):
+        inner = (part for pair in node.value for part in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    known[id(node)] = number = 1 + sum(_count_nodes(part, known) for part in inner)
+    if number > _MOST_NODES:
+        raise ValueError(f"it has more than {_MOST_NODES:,} values, aliases counted as what they repeat")
+    return number
+
+
+def load_recipe(name_or_path: str | None) -> dict[str, Any]:
+    """Returns what a recipe says: one of hub_configs/recipes by name, or a YAML file.
+
+    Raises:
+        ValueError: there is no such recipe, or it is not a YAML mapping.
+    """
+    if name_or_path is None:
+        return {}
+    packaged = files("hub_configs").joinpath("recipes", f"{name_or_path}.yaml")
+    path = packaged if packaged.is_file() else Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(
+            f"recipe {name_or_path!r} does not exist; choose one of {', '.join(recipe_names())}, or give a YAML file"
+        )
+    try:
+        recipe = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name_or_path} is not a recipe: {error}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{name_or_path} is not a recipe: a YAML mapping is expected")
+    return recipe
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the recipes that the package carries."""
+    folder = files("hub_configs").joinpath("recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def settings_from(kind: type[Settings], recipe: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
+    """Returns settings of `kind` from a recipe, `changes` winning over it; every key and value is checked.
+
+    Args:
+        kind: a class of settings, such as PretrainSettings.
+        recipe: as `load_recipe` returns it; its `command`, where it has one, must be that of `kind`.
+        changes: keys as in a recipe; sections such as `data` are merged key by key, `None` changes nothing.
+
+    Raises:
+        ValueError: the recipe is of another command, a key is unknown, or a value is refused.
+    """
+    check_command(kind, recipe)
+    given = {key: value for key, value in (changes or {}).items() if value is not None}
+    merged = {**recipe, **given}
+    merged.pop("command", None)
+    for section in sections_of(kind).keys() & given.keys():
+        over = {key: value for key, value in mapping_of(section, given).items() if value is not None}
+        merged[section] = {**mapping_of(section, recipe), **over}
+    return build(kind, _nested(kind, merged), "recipe")
+
+
+def _nested(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Moves the keys of inline sections into these."""
+    for item, facts in options_of(kind):
+        if facts.is_inline:
+            inner = own_keys(hints_of(kind)[item.name])
+            own = {key: values.pop(key) for key in sorted(values.keys() & inner)}
+            values[item.name] = {**mapping_of(item.name, values), **own}
+    return values
+
+
+def check_command(kind: type[Settings], recipe: Mapping[str, Any]) -> None:
+    """Raises a ValueError where a recipe names another command than that of `kind`."""
+    command = recipe.get("command", kind.command)
+    if command != kind.command:
+        raise ValueError(
+            f"the recipe is for `magic-nas {command}`, not for `magic-nas {kind.command}`; take another recipe or "
+            f"the command that it names"
+        )
+
+
+def mapping_of(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a section of a recipe, empty where it is not there; raises a ValueError where it is not a mapping."""
+    found = values.get(section) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{section} is {found!r} in the recipe; it must be a mapping of keys to values")
+    return found

@@ -1,0 +1,44 @@
+"""Options that several runs share."""
+
+from typing import Any
+
+from ..options import Argument, Option, option
+
+
+# Training arguments of transformers that have flags; their defaults are those of transformers where a recipe has none.
+TRAINING_FLAGS = {
+    "max_steps": Argument(
+        int, "as many as the epochs take", Option(flag="--max-steps", unit="steps", help="Optimizer steps.")
+    ),
+    "per_device_train_batch_size": Argument(
+        int, 8, Option(flag="--batch-size", unit="sequences", help="Micro-batch of each device.")
+    ),
+    "learning_rate": Argument(float, 5e-5, Option(flag="--learning-rate", help="Peak learning rate.")),
+    "seed": Argument(int, 42, Option(flag="--seed", help="Seed of weights, data order, masks and children.")),
+}
+
+
+def training_arguments_option(flags: dict[str, Argument] | None = None, help: str = "") -> Any:
+    """Returns the field `training_arguments` of a class of settings.
+
+    Args:
+        flags: those that have flags, by name.
+        help: what is special about them.
+    """
+    text = help or "Training arguments of transformers."
+    return option(default_factory=dict, help=text, arguments=flags or {})
+
+
+def mlm_probability_option() -> Any:
+    """Returns the field `mlm_probability`."""
+    return option(0.15, above=0, below=1, help="Share of the tokens that are masked.")
+
+
+def validation_option(default: int = 256) -> Any:
+    """Returns the field `num_validation_sequences`."""
+    return option(
+        default,
+        at_least=1,
+        unit="sequences",
+        help="Held-out sequences that models are validated on, the same for all.",
+    )

@@ -1,0 +1,42 @@
+"""What the runs that train on `Trainer` have in common."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from .checkpoints import last_complete_checkpoint, load_finished
+
+
+def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]) -> Any:
+    """Returns arguments of `kind` from those that a recipe gives and the defaults of runs.
+
+    Raises:
+        ValueError: a value is refused, or asks for what is not installed.
+    """
+    defaults = {
+        "report_to": "none",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    try:
+        return kind(output_dir=str(output_dir), **{**defaults, **given})
+    except (TypeError, ImportError, RuntimeError) as error:
+        raise ValueError(f"training_arguments: {error}") from None
+
+
+def finish_training(trainer: Trainer) -> float:
+    """Trains from the start or from the last complete checkpoint to the end; returns the seconds that this took."""
+    start = time.perf_counter()
+    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir))
+    if checkpoint is None or not load_finished(trainer, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return time.perf_counter() - start
+
+
+def tokens_per_step(args: TrainingArguments, block_size: int) -> int:
+    """Returns the tokens of an optimizer step, over all micro-batches and devices."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * block_size

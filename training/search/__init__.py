@@ -1,0 +1,1 @@
+"""Search among the children of a trained super-net under a budget."""

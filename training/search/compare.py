@@ -1,0 +1,457 @@
+"""The search of a super-net's children under a budget, with the controls that say whether it was worth it.
+
+Beside the children that the searcher asks for, `search_children` evaluates as many uniform random children within the
+budget, and the BERT pattern nearest in cost. The answer is the best child of all that were evaluated within the
+budget. Whether the search did better than its controls is another question, and `Comparison` answers it.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from scipy.stats import hypergeom, mannwhitneyu
+from scipy.stats import t as student_t
+from tqdm.auto import tqdm
+
+from ..space.budgets import AdditiveCost, Budget, BudgetedSpace
+from ..space.search_space import Architecture, SearchSpace, format_architecture
+from ..supernet.journal import RankedChild
+from .searchers import RandomSearcher, Searcher, rank_key
+
+
+Evaluate = Callable[[Sequence[Architecture]], Iterable[RankedChild]]
+"""What gives the losses of children: an `Evaluator`, or a function that looks them up."""
+
+FoundBy = Literal["search", "random", "both", "bert_pattern"]
+
+# One in twenty intervals misses the difference, one in a hundred searches without structure passes for a better one.
+_INTERVAL_LEVEL = 0.95
+_CHILDREN_LEVEL = 0.01
+# Children that count as the best where a tenth of all is fewer: eight of eight is rare enough by chance.
+_MIN_NUM_BEST = 8
+# Children of the random control that are evaluated at a time; the evaluator shares bottoms among them.
+_CONTROL_BATCH_SIZE = 200
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether a search, or the child that it found, is better than a control.
+
+    Attributes:
+        difference: validation loss minus the control's, negative is better; NaN where one is not finite.
+        interval: of the difference, paired over validation batches; `None` where the spread is not known.
+        p_values: "batches" for the interval, two-sided; "children" for the search against random children, one-sided.
+        better: whether the difference is beyond what chance explains.
+        text: the same in a sentence.
+    """
+
+    difference: float
+    interval: tuple[float, float] | None
+    p_values: Mapping[str, float]
+    better: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The answer of a search, and what it is compared with.
+
+    Attributes:
+        winner: the best child of all that were evaluated within the budget, controls included.
+        found_by: whose child it is; "both" for one that the search and the random control hold, "bert_pattern" for one
+            that neither holds.
+        searched: what the searcher asked for, in order.
+        random: uniform random children within the budget, as many as `searched`.
+        bert_pattern: the child of attention and feed-forward layers in turn that is nearest in `bert_pattern_cost` to
+            the best of the others; it may be outside the budget. `None` where the space has no such child.
+        better_than_random: the best of `searched` against the best of `random`, and all children of both.
+        better_than_bert: the best of `searched` and `random` against the BERT pattern.
+        budget: what a child may cost.
+        bert_pattern_cost: the cost in which the BERT pattern is nearest.
+    """
+
+    winner: RankedChild
+    found_by: FoundBy
+    searched: tuple[RankedChild, ...] = field(repr=False)
+    random: tuple[RankedChild, ...] = field(repr=False)
+    bert_pattern: RankedChild | None
+    better_than_random: Comparison
+    better_than_bert: Comparison | None
+    budget: Budget
+    bert_pattern_cost: AdditiveCost
+
+    @property
+    def costs(self) -> dict[str, AdditiveCost]:
+        """The costs that the budget limits and the one of the BERT pattern, by name."""
+        return {cost.name: cost for cost in (*(limit.cost for limit in self.budget.limits), self.bert_pattern_cost)}
+
+    @property
+    def summary(self) -> str:
+        """What was found and what it is worth, in sentences."""
+        finders = {
+            "search": "the search",
+            "random": "the random control, not the search",
+            "both": "the search and the random control alike",
+            "bert_pattern": "the control alone, as it is the BERT pattern",
+        }
+        costs = ", its ".join(f"{name} {cost(self.winner.architecture):,}" for name, cost in self.costs.items())
+        bert = "The space has no child of attention and feed-forward layers in turn to compare with."
+        return "\n".join(
+            (
+                f"Winner: {format_architecture(self.winner.architecture)}",
+                f"Its val_loss is {self.winner.val_loss:.4f}, its {costs}.",
+                f"It was found by {finders[self.found_by]}, within the budget: {self.budget}.",
+                self.better_than_random.text,
+                self.better_than_bert.text if self.better_than_bert else bert,
+            )
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the losses of single batches, in types that JSON holds; a number that is not finite is None."""
+        return {
+            "winner": self._child_json(self.winner),
+            "found_by": self.found_by,
+            "budget": {
+                "text": str(self.budget),
+                "limits": [
+                    {"cost": limit.cost.name, "minimum": limit.minimum, "maximum": limit.maximum}
+                    for limit in self.budget.limits
+                ],
+            },
+            "better_than_random": _comparison_json(self.better_than_random),
+            "better_than_bert": _comparison_json(self.better_than_bert) if self.better_than_bert else None,
+            "bert_pattern": self._child_json(self.bert_pattern) if self.bert_pattern else None,
+            "bert_pattern_cost": self.bert_pattern_cost.name,
+            "searched": [self._child_json(child) for child in self.searched],
+            "random": [self._child_json(child) for child in self.random],
+            "summary": self.summary,
+        }
+
+    def _child_json(self, child: RankedChild) -> dict[str, Any]:
+        return {
+            "architecture": list(child.architecture),
+            "val_loss": _finite(child.val_loss),
+            "val_accuracy": _finite(child.val_accuracy),
+            "costs": {name: cost(child.architecture) for name, cost in self.costs.items()},
+            "within_budget": self.budget.allows(child.architecture),
+        }
+
+
+def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "difference": _finite(comparison.difference),
+        "interval": comparison.interval and list(comparison.interval),
+        "p_values": {name: _finite(value) for name, value in comparison.p_values.items()},
+        "better": comparison.better,
+        "text": comparison.text,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def search_children(
+    evaluate: Evaluate,
+    space: SearchSpace,
+    budget: Budget,
+    searcher: Searcher,
+    num_evaluations: int,
+    seed: int = 0,
+    bert_pattern_cost: AdditiveCost | None = None,
+    progress: bool = False,
+) -> SearchResult:
+    """Returns the best child found within the budget, beside as many random children and the BERT pattern.
+
+    The same arguments ask for the same children in the same order. So a search that was stopped is continued by
+    running it again with a new searcher and an evaluator that keeps a journal: what that knows is not computed again,
+    and the answer is the one of a search that was never stopped.
+
+    Args:
+        evaluate: an `Evaluator`, or any function from architectures to their `RankedChild`, in any order.
+        space: the children of the super-net.
+        budget: what a child may cost.
+        searcher: one of `training.searchers`, made for the same space and budget, or one of the user's own.
+        num_evaluations: children that the searcher may ask for; the random control has as many as it asked for, or all
+            children within the budget where these are fewer.
+        seed: of the random control; it has a generator of its own, whatever the searcher's seed is.
+        bert_pattern_cost: the cost in which the BERT pattern is to be nearest, such as
+            `additive_cost(config, "num_parameters")`; left out, the first one that the budget limits.
+        progress: whether to show a bar with the lowest loss so far.
+
+    Raises:
+        InfeasibleBudgetError: no child is within the budget; raised before anything is evaluated.
+        ValueError: `num_evaluations` is below 1, the searcher asks for a child outside the space or the budget, or no
+            evaluated child within the budget has a finite loss.
+    """
+    if num_evaluations < 1:
+        raise ValueError(f"num_evaluations is {num_evaluations}; it must be at least 1")
+    cost = bert_pattern_cost or _first_cost(budget)
+    for layer in space.candidates:
+        cost.layer_counts(layer)
+    within = BudgetedSpace(space, budget)
+    within.check()
+    with tqdm(total=2 * num_evaluations, desc="search", unit="child", disable=not progress) as bar:
+        searched = _run(evaluate, searcher, num_evaluations, within, bar)
+        bar.total = 2 * len(searched)
+        # A text of its own keeps the generator apart from that of a searcher with the same seed.
+        control = RandomSearcher(within, random.Random(f"random control {seed}").getrandbits(64), _CONTROL_BATCH_SIZE)
+        drawn = _run(evaluate, control, len(searched), within, bar)
+    best = best_within([*searched, *drawn], budget)
+    if best is None:
+        raise ValueError(
+            f"none of the {len(searched)} children that the searcher asked for and the {len(drawn)} random ones has a "
+            "finite validation loss; look at the super-net's training, or evaluate more children"
+        )
+    pattern = nearest_bert_child(space, cost, best.architecture)
+    bert = _answers(evaluate, [pattern])[0] if pattern else None
+    winner = best_within([best, bert] if bert else [best], budget) or best
+    return SearchResult(
+        winner=winner,
+        found_by=_found_by(winner, searched, drawn),
+        searched=tuple(searched),
+        random=tuple(drawn),
+        bert_pattern=bert,
+        better_than_random=compare_with_random(searched, drawn),
+        better_than_bert=_compare_with_bert(best, bert, [*searched, *drawn], budget) if bert else None,
+        budget=budget,
+        bert_pattern_cost=cost,
+    )
+
+
+def _first_cost(budget: Budget) -> AdditiveCost:
+    if not budget.limits:
+        raise ValueError(
+            "bert_pattern_cost is missing, and there is no limit whose cost could stand for it; "
+            "give one, such as additive_cost(config, 'num_parameters')"
+        )
+    return budget.limits[0].cost
+
+
+def _run(
+    evaluate: Evaluate, searcher: Searcher, num_evaluations: int, within: BudgetedSpace, bar: "tqdm[Any]"
+) -> list[RankedChild]:
+    """The children that a searcher asks for, each once; a child that it asks for again uses up an evaluation too."""
+    found: dict[Architecture, RankedChild] = {}
+    num_asked = 0
+    while num_asked < num_evaluations:
+        asked = [_checked(child, within) for child in searcher.ask()[: num_evaluations - num_asked]]
+        if not asked:
+            break
+        ranked = _answers(evaluate, asked)
+        searcher.tell(ranked)
+        num_asked += len(asked)
+        found.update((child.architecture, child) for child in ranked)
+        bar.update(len(asked))
+        bar.set_postfix(best=f"{min(found.values(), key=rank_key).val_loss:.4f}")
+    return list(found.values())
+
+
+def _checked(child: Sequence[str], within: BudgetedSpace) -> Architecture:
+    architecture = tuple(child)
+    try:
+        within.space.check(architecture)
+    except ValueError as error:
+        raise ValueError(
+            f"the searcher asked for {format_architecture(architecture)}, outside the search space: {error}"
+        ) from None
+    if architecture not in within:
+        costs = ", ".join(f"{limit.cost.name} {limit.cost(architecture):,}" for limit in within.budget.limits)
+        raise ValueError(
+            f"the searcher asked for {format_architecture(architecture)} with {costs}, outside the budget "
+            f"{within.budget}; draw children from BudgetedSpace(space, budget)"
+        )
+    return architecture
+
+
+def _answers(evaluate: Evaluate, asked: Sequence[Architecture]) -> list[RankedChild]:
+    """The asked children, each once and in the order asked, whatever the order of the answers is."""
+    asked = list(dict.fromkeys(asked))
+    answers = {child.architecture: child for child in evaluate(asked)}
+    missing = [child for child in asked if child not in answers]
+    if missing:
+        raise ValueError(
+            f"the evaluator gave no answer for {format_architecture(missing[0])}; it must rank all it gets"
+        )
+    return [answers[child] for child in asked]
+
+
+def _found_by(winner: RankedChild, searched: Sequence[RankedChild], drawn: Sequence[RankedChild]) -> FoundBy:
+    by_search, by_random = (
+        any(child.architecture == winner.architecture for child in children) for children in (searched, drawn)
+    )
+    if by_search:
+        return "both" if by_random else "search"
+    return "random" if by_random else "bert_pattern"
+
+
+def best_within(children: Iterable[RankedChild], budget: Budget) -> RankedChild | None:
+    """Returns the child of the lowest finite loss within a budget, `None` where there is none; nothing is evaluated.
+
+    So the children of a journal answer what the best one below another limit is. Of equal losses the architecture that
+    sorts first wins.
+    """
+    allowed = (child for child in children if math.isfinite(child.val_loss) and budget.allows(child.architecture))
+    return min(allowed, key=rank_key, default=None)
+
+
+def nearest_bert_child(space: SearchSpace, cost: AdditiveCost, architecture: Architecture) -> Architecture | None:
+    """Returns the child of attention and feed-forward layers in turn nearest in cost to another child.
+
+    The first layer is attention, as in BERT. Of two equally near the cheaper one is taken; of equal costs the one
+    whose operators come first among the candidates. `None` where a layer has no such operator.
+
+    Args:
+        space: where to look.
+        cost: what the children are to be near in.
+        architecture: the child to be near to.
+    """
+    reached: dict[int, Architecture] = {cost.fixed: ()}
+    for layer, candidates in enumerate(space.candidates):
+        names = [name for name in candidates if name.startswith("FFN" if layer % 2 else "MHA")]
+        longer: dict[int, Architecture] = {}
+        for total, child in reached.items():
+            for name, count in zip(names, cost.layer_counts(names), strict=True):
+                longer.setdefault(total + count, (*child, name))
+        reached = longer
+    goal = cost.count(architecture)
+    nearest = min(reached, key=lambda total: (abs(total - goal), total), default=None)
+    return None if nearest is None else reached[nearest]
+
+
+def compare_with_random(searched: Sequence[RankedChild], drawn: Sequence[RankedChild]) -> Comparison:
+    """Returns whether a search did better than as many random children.
+
+    Two things are asked, since each alone would be fooled. The best of the search must be below the best of the random
+    children by more than the validation batches scatter; but of the best of two draws from one urn one is always the
+    lower, often by more than that. So the children of the search must also be better than the random ones, all of
+    them or those among the best, by more than chance explains (`_children_p_value`).
+
+    Args:
+        searched: the children of the search, each once.
+        drawn: uniform random children, each once.
+    """
+    best, control = min(searched, key=rank_key), min(drawn, key=rank_key)
+    difference, interval, p_batches = _paired(best, control)
+    p_children = _children_p_value(searched, drawn)
+    better = interval is not None and interval[1] < 0 and p_children < _CHILDREN_LEVEL
+    verdict = "The search is better than random" if better else "The search is no better than random"
+    losses = f"its best val_loss is {best.val_loss:.4f}, that of {len(drawn):,} random children {control.val_loss:.4f}"
+    differ = "differ from" if p_children < _CHILDREN_LEVEL else "could be"
+    children = f"taken together its children {differ} random draws (p = {p_children:.2g})"
+    text = f"{verdict}: {losses}, {_spread_text(difference, interval, best)}; {children}."
+    return Comparison(difference, interval, {"batches": p_batches, "children": p_children}, better, text)
+
+
+def compare_with_child(best: RankedChild, control: RankedChild, num_candidates: int, name: str) -> Comparison:
+    """Returns whether a child that was chosen as the best of several is better than one that was not chosen.
+
+    The lowest of many losses is low by luck as well. So the interval is that of the paired difference at a level which
+    holds for all candidates at once (Bonferroni): with it, the child is better only if the others, too, had been
+    compared and only one time in twenty any of them were wrongly called better.
+
+    Args:
+        best: the chosen child.
+        control: the other one.
+        num_candidates: how many children `best` was chosen from.
+        name: what the control is called in the text.
+    """
+    if best.architecture == control.architecture:
+        return Comparison(0.0, None, {"batches": 1.0}, False, f"The best child is {name} itself.")
+    difference, interval, p_value = _paired(best, control, num_candidates)
+    better = interval is not None and interval[1] < 0
+    verdict = f"The best child is better than {name}" if better else f"The best child is no better than {name}"
+    losses = f"val_loss {best.val_loss:.4f} against {control.val_loss:.4f}"
+    spread = _spread_text(difference, interval, best, f", allowing for the choice among {num_candidates:,} children")
+    return Comparison(difference, interval, {"batches": p_value}, better, f"{verdict}: {losses}, {spread}.")
+
+
+def _compare_with_bert(
+    best: RankedChild, bert: RankedChild, candidates: Iterable[RankedChild], budget: Budget
+) -> Comparison:
+    outside = "" if budget.allows(bert.architecture) else ", outside the budget"
+    name = f"the nearest BERT pattern, {format_architecture(bert.architecture)}{outside}"
+    return compare_with_child(best, bert, len({child.architecture for child in candidates}), name)
+
+
+def _paired(
+    first: RankedChild, second: RankedChild, num_comparisons: int = 1
+) -> tuple[float, tuple[float, float] | None, float]:
+    """Difference of two losses, its interval over the batches and the p-value of no difference, for several at once.
+
+    A loss is a sum over batches divided by the number of masked tokens, which is the same for both children. So the
+    difference is the sum of the batches' differences over that number, and it scatters as such a sum does. What is
+    looked at is how far a batch's difference is from its share of the sum: a smaller batch, such as the last one often
+    is, differs by less without any scatter. The share is the batch's part of both children's losses, as the numbers of
+    tokens are not known by batch.
+    """
+    difference = first.val_loss - second.val_loss
+    fewer, num_batches = sorted((len(first.batch_losses), len(second.batch_losses)))
+    if 0 < fewer < num_batches:
+        raise ValueError(
+            f"one child was validated on {fewer} batches and another on {num_batches}; "
+            "compare children of the same validation batches"
+        )
+    # Losses that are zero, as made-up ones may be, do not tell how many tokens they are means of.
+    larger = max(first, second, key=lambda child: abs(child.val_loss))
+    if fewer < 2 or not math.isfinite(difference) or not larger.val_loss:
+        return (difference if math.isfinite(difference) else math.nan), None, math.nan
+    num_tokens = math.fsum(larger.batch_losses) / larger.val_loss
+    pairs = list(zip(first.batch_losses, second.batch_losses, strict=True))
+    differences, sums = [a - b for a, b in pairs], [a + b for a, b in pairs]
+    total, whole = math.fsum(differences), math.fsum(sums)
+    # Losses below zero, which no cross-entropy has, do not tell how large a batch is.
+    shares = [part / whole for part in sums] if min(sums) > 0 else [1 / num_batches] * num_batches
+    residuals = [value - share * total for value, share in zip(differences, shares, strict=True)]
+    error = math.sqrt(math.fsum(r * r for r in residuals) * num_batches / (num_batches - 1)) / num_tokens
+    level = (1 - _INTERVAL_LEVEL) / num_comparisons
+    half = float(student_t.isf(level / 2, num_batches - 1)) * error
+    if not error:
+        return difference, (difference, difference), 0.0 if difference else 1.0
+    p_value = 2 * float(student_t.sf(abs(difference) / error, num_batches - 1)) * num_comparisons
+    return difference, (difference - half, difference + half), min(1.0, p_value)
+
+
+def _spread_text(
+    difference: float, interval: tuple[float, float] | None, child: RankedChild, allowance: str = ""
+) -> str:
+    if interval is None:
+        return "and the spread is not known, which takes finite losses of two validation batches or more"
+    low, high = interval
+    return (
+        f"a difference of {difference:+.4f} (95% interval {low:+.4f} to {high:+.4f}, paired over "
+        f"{len(child.batch_losses)} validation batches{allowance})"
+    )
+
+
+def _children_p_value(searched: Sequence[RankedChild], drawn: Sequence[RankedChild]) -> float:
+    """The chance that random draws in the search's place had been as much better than the random children.
+
+    Where losses have nothing to do with operators, the children of both are draws from one urn, also those of a search
+    that looks at the losses so far. Two statistics are taken, and the smaller p-value doubled for that. Mann and
+    Whitney's U sees that most children are better. The number of the search's among the best tenth, hypergeometric,
+    sees it where a search for a low loss and a low cost asks for bad children on purpose.
+
+    Children that are in both lists say nothing and are left out. Of equal losses those of the random children count as
+    the better ones in the tenth.
+    """
+    in_both = {child.architecture for child in searched} & {child.architecture for child in drawn}
+    control, tested = (
+        [
+            child.val_loss if math.isfinite(child.val_loss) else math.inf
+            for child in children
+            if child.architecture not in in_both
+        ]
+        for children in (drawn, searched)
+    )
+    if not control or not tested:
+        return 1.0
+    p_all = float(mannwhitneyu(tested, control, alternative="less").pvalue)
+    # Sorting keeps equal losses in order.
+    ranked = sorted([(loss, False) for loss in control] + [(loss, True) for loss in tested], key=lambda pair: pair[0])
+    num_best = min(len(ranked), max(_MIN_NUM_BEST, len(ranked) // 10))
+    num_tested = sum(is_tested for _, is_tested in ranked[:num_best])
+    p_best = float(hypergeom.sf(num_tested - 1, len(ranked), len(tested), num_best))
+    return min(1.0, 2 * p_all, 2 * p_best)

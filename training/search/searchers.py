@@ -1,0 +1,354 @@
+"""Searchers: which children of a budgeted space to evaluate next, given the losses of those before.
+
+A searcher has two methods. `ask()` returns the next children, all within the budget and none asked before; an empty
+list ends the search. `tell(ranked)` takes their losses. Everything random comes from a generator of the searcher's
+own, so that the same seed and the same answers make the same children: a search that was stopped is run again, and the
+journal answers what had been evaluated. `training.search.search` runs them, and any object with the two methods fits.
+"""
+
+import math
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2, binary_tournament
+from pymoo.core.crossover import Crossover
+from pymoo.core.mating import Mating
+from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.core.sampling import Sampling
+from pymoo.core.termination import NoTermination
+from pymoo.operators.selection.tournament import TournamentSelection
+
+from ..space.budgets import AdditiveCost, BudgetedSpace
+from ..space.search_space import Architecture, SearchSpace
+from ..supernet.journal import RankedChild
+
+
+# Draws after which a parent, or a pair of them, is given up for having no new child.
+_DRAWS_PER_PARENTS = 4
+# Draws from the whole space, each new with a chance of a half or more, after which the children left are listed.
+_DRAWS_BEFORE_LISTING = 64
+# A space of no more children than this is filtered child by child, a larger one is split by the operators of a layer.
+_FILTERED_SIZE = 256
+
+
+class Searcher(Protocol):
+    """What `search` runs; a searcher of one's own needs no more than these two methods."""
+
+    def ask(self) -> Sequence[Architecture]:
+        """Returns the next children to evaluate, all within the budget; an empty list ends the search."""
+
+    def tell(self, ranked: Sequence[RankedChild], /) -> None:
+        """Takes the losses of the children that were asked, or of the first of them where the search ends there."""
+
+
+def rank_key(child: RankedChild) -> tuple[bool, float, Architecture]:
+    """Returns the key that puts the best child first: finite losses before others, the lower, then by architecture."""
+    is_finite = math.isfinite(child.val_loss)
+    return not is_finite, child.val_loss if is_finite else 0.0, child.architecture
+
+
+class RandomSearcher:
+    """Uniform random search within the budget, without repeats, until all children have been asked.
+
+    Args:
+        space: the children within the budget.
+        seed: of the searcher's own generator.
+        batch_size: children asked at a time.
+    """
+
+    def __init__(self, space: BudgetedSpace, seed: int, batch_size: int = 50) -> None:
+        _check_at_least_one(batch_size=batch_size)
+        space.check()
+        self.batch_size = batch_size
+        self._new = _NewChildren(space, random.Random(seed))
+
+    def ask(self) -> list[Architecture]:
+        """Returns the next children; an empty list when all within the budget have been asked."""
+        return self._new.draw_many(self.batch_size)
+
+    def tell(self, ranked: Sequence[RankedChild]) -> None:
+        """Takes children that need not be asked any more; random search does not look at their losses."""
+        self._new.learn(ranked)
+
+
+class EvolutionSearcher:
+    """Evolution inside the budget: crossover and mutation of the best children, in the way of SPOS, with ageing.
+
+    The first `population_size` children are uniform within the budget. Of each later generation half come from
+    crossover and half from mutation of the `num_parents` best children. A crossover is a uniform draw among the
+    children within the budget that take each layer from one of two parents. A mutation frees each layer of a parent
+    with `mutation_probability` and draws uniformly among the children within the budget that keep the other layers.
+    Where two parents have no new child between them, the place goes to a mutation, and where that fails too, to a
+    child drawn uniformly among all that have not been asked.
+
+    SPOS draws until a child is within the budget and new; here every draw is within the budget, and the number of
+    draws has a bound.
+
+    Args:
+        space: the children within the budget.
+        seed: of the searcher's own generator.
+        population_size: children of the first generation, and how many are alive later on.
+        generation_size: children of each later generation; few learn from one another sooner, many share more of their
+            bottoms in the evaluator.
+        num_parents: how many of the best have children of their own.
+        mutation_probability: of each layer to become free; at least one does.
+        regularized: whether the oldest die (Real et al., 2019): parents are then the best of the `population_size`
+            children that were evaluated last. Without it they are the best of all, as in SPOS, and a lucky child stays
+            a parent for ever; on planted scores that ended in worse children where a part of the score was luck.
+    """
+
+    def __init__(
+        self,
+        space: BudgetedSpace,
+        seed: int,
+        population_size: int = 50,
+        generation_size: int = 10,
+        num_parents: int = 10,
+        mutation_probability: float = 0.1,
+        regularized: bool = True,
+    ) -> None:
+        _check_at_least_one(population_size=population_size, generation_size=generation_size, num_parents=num_parents)
+        if not 0 < mutation_probability <= 1:
+            raise ValueError(f"mutation_probability is {mutation_probability}; it must be above 0 and at most 1")
+        space.check()
+        self.space = space
+        self.population_size = population_size
+        self.num_parents = num_parents
+        self.mutation_probability = mutation_probability
+        self.generation_size = generation_size
+        self._rng = random.Random(seed)
+        self._new = _NewChildren(space, self._rng)
+        self._population: deque[RankedChild] = deque(maxlen=population_size if regularized else None)
+
+    def ask(self) -> list[Architecture]:
+        """Returns the next generation; an empty list when all children within the budget have been asked."""
+        if not self._population:
+            return self._new.draw_many(self.population_size)
+        parents = [child.architecture for child in sorted(self._population, key=rank_key)[: self.num_parents]]
+        num_crossovers = self.generation_size // 2 if len(parents) > 1 else 0
+        generation = (
+            (index < num_crossovers and self._cross(parents)) or self._mutate(parents) or self._new.draw()
+            for index in range(self.generation_size)
+        )
+        return [child for child in generation if child is not None]
+
+    def tell(self, ranked: Sequence[RankedChild]) -> None:
+        """Takes the losses of children; one whose loss is not finite is a parent after all others only."""
+        self._population.extend(self._new.learn(ranked))
+
+    def _cross(self, parents: Sequence[Architecture]) -> Architecture | None:
+        return self._new.draw_from(self._new.between(*self._rng.sample(parents, 2)))
+
+    def _mutate(self, parents: Sequence[Architecture]) -> Architecture | None:
+        return self._new.mutate(self._rng.choice(parents), self.mutation_probability)
+
+
+class ParetoSearcher:
+    """NSGA-II inside the budget: validation loss against one or several costs, all to be low.
+
+    pymoo selects parents by tournament and survivors by rank and crowding; children come from our crossover and
+    mutation, which are `EvolutionSearcher`'s, one after the other. A child whose loss is not finite counts as one that
+    breaks a constraint, so that it never ranks before one with a finite loss.
+
+    Args:
+        space: the children within the budget.
+        seed: of the searcher's own generator and of pymoo's.
+        objectives: costs beside the validation loss.
+        population_size: children of the first generation, and how many survive.
+        generation_size: children of each later generation.
+    """
+
+    def __init__(
+        self,
+        space: BudgetedSpace,
+        seed: int,
+        objectives: Sequence[AdditiveCost],
+        population_size: int = 50,
+        generation_size: int = 10,
+    ) -> None:
+        _check_at_least_one(population_size=population_size, generation_size=generation_size)
+        if not objectives:
+            raise ValueError("objectives is empty; name one cost or more beside the loss, or take EvolutionSearcher")
+        space.check()
+        self.space = space
+        self.objectives = tuple(objectives)
+        self.generation_size = generation_size
+        rng = random.Random(seed)
+        self._new = _NewChildren(space, rng)
+        self._codes = _Codes(space.space)
+        mating = Mating(
+            TournamentSelection(func_comp=binary_tournament),
+            _PymooCrossover(self._new, self._codes),
+            _PymooMutation(self._new, self._codes),
+        )
+        sampling = _PymooSampling(self._new, self._codes)
+        self._algorithm = NSGA2(population_size, sampling=sampling, mating=mating, eliminate_duplicates=False)
+        problem = Problem(n_var=space.space.num_layers, n_obj=1 + len(objectives), n_ieq_constr=1)
+        self._algorithm.setup(problem, seed=rng.getrandbits(32), termination=NoTermination())
+
+    def ask(self) -> list[Architecture]:
+        """Returns the next generation; an empty list when all children within the budget have been asked."""
+        if not self._new.num_left:
+            return []
+        self._algorithm.n_offsprings = min(self.generation_size, self._new.num_left)
+        return [self._codes.decode(individual.X) for individual in self._algorithm.ask()]
+
+    def tell(self, ranked: Sequence[RankedChild]) -> None:
+        """Takes the losses of children and lets NSGA-II choose who survives."""
+        ranked = self._new.learn(ranked)
+        if not ranked:
+            return
+        is_finite = np.isfinite([child.val_loss for child in ranked])
+        losses = np.where(is_finite, [child.val_loss for child in ranked], 0.0)
+        costs = [[cost(child.architecture) for cost in self.objectives] for child in ranked]
+        population = Population.new(
+            X=np.array([self._codes.encode(child.architecture) for child in ranked]),
+            F=np.column_stack([losses, np.array(costs, dtype=float)]),
+            G=np.where(is_finite, 0.0, 1.0)[:, None],
+        )
+        self._algorithm.tell(infills=population)
+
+
+class _Codes:
+    """Architectures as whole numbers, the place of each operator among its layer's candidates, and back."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._candidates = space.candidates
+        self._places = [{name: place for place, name in enumerate(layer)} for layer in space.candidates]
+
+    def encode(self, architecture: Architecture) -> list[int]:
+        return [places[name] for places, name in zip(self._places, architecture, strict=True)]
+
+    def decode(self, row: np.ndarray) -> Architecture:
+        return tuple(layer[place] for layer, place in zip(self._candidates, row, strict=True))
+
+
+class _PymooSampling(Sampling):
+    def __init__(self, new: "_NewChildren", codes: _Codes) -> None:
+        super().__init__()
+        self._new, self._codes = new, codes
+
+    def _do(self, problem: Problem, n_samples: int, *args: Any, **kwargs: Any) -> np.ndarray:
+        return np.array([self._codes.encode(child) for child in self._new.draw_many(n_samples)])
+
+
+class _PymooCrossover(Crossover):
+    def __init__(self, new: "_NewChildren", codes: _Codes) -> None:
+        super().__init__(n_parents=2, n_offsprings=1)
+        self._new, self._codes = new, codes
+
+    def _do(self, problem: Problem, parents: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        # Parents are of shape (2, matings, layers), their children of shape (1, matings, layers).
+        return np.array([[self._cross(first, second) for first, second in zip(*parents, strict=True)]])
+
+    def _cross(self, first: np.ndarray, second: np.ndarray) -> list[int]:
+        between = self._new.between(self._codes.decode(first), self._codes.decode(second))
+        return self._codes.encode(between.sample(self._new.rng))
+
+
+class _PymooMutation(Mutation):
+    """Makes every child one that has not been asked, so that no duplicates are left for pymoo to delete."""
+
+    def __init__(self, new: "_NewChildren", codes: _Codes) -> None:
+        super().__init__()
+        self._new, self._codes = new, codes
+
+    def _do(self, problem: Problem, rows: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        return np.array([self._codes.encode(self._mutate(self._codes.decode(row))) for row in rows])
+
+    def _mutate(self, child: Architecture) -> Architecture:
+        mutated = self._new.mutate(child, 1 / len(child)) or self._new.draw()
+        assert mutated is not None, "more children were asked than are left"
+        return mutated
+
+
+class _NewChildren:
+    """The children within the budget that have not been asked yet: counted, drawn and bred."""
+
+    def __init__(self, space: BudgetedSpace, rng: random.Random) -> None:
+        self.space = space
+        self.rng = rng
+        self._taken: set[Architecture] = set()
+        self._remaining: list[Architecture] | None = None
+
+    @property
+    def num_left(self) -> int:
+        return self.space.size - len(self._taken)
+
+    def learn(self, ranked: Sequence[RankedChild]) -> list[RankedChild]:
+        """Returns the children within the budget among `ranked`, which are new no more, whoever had asked them."""
+        within = [child for child in ranked if child.architecture in self.space]
+        self._taken.update(child.architecture for child in within)
+        return within
+
+    def draw(self) -> Architecture | None:
+        """Returns a uniformly drawn child, `None` when none is left."""
+        # As long as half of the children are left, a draw finds one of them with a chance of a half.
+        if 2 * len(self._taken) < self.space.size and (child := self.draw_from(self.space, _DRAWS_BEFORE_LISTING)):
+            return child
+        if self._remaining is None:
+            self._remaining = [child for child in _children_of(self.space) if child not in self._taken]
+            self.rng.shuffle(self._remaining)
+        while self._remaining:
+            if self._take(child := self._remaining.pop()):
+                return child
+        return None
+
+    def draw_many(self, num_children: int) -> list[Architecture]:
+        """Returns as many uniformly drawn children, or all that are left."""
+        drawn = (self.draw() for _ in range(min(num_children, self.num_left)))
+        return [child for child in drawn if child is not None]
+
+    def draw_from(self, space: BudgetedSpace, num_draws: int = _DRAWS_PER_PARENTS) -> Architecture | None:
+        """Returns a child of a part of the space, `None` where `num_draws` draws find no new one."""
+        for _ in range(num_draws):
+            if self._take(child := space.sample(self.rng)):
+                return child
+        return None
+
+    def between(self, first: Architecture, second: Architecture) -> BudgetedSpace:
+        """Returns the children within the budget that take each layer from one of two parents."""
+        layers = tuple((a,) if a == b else (a, b) for a, b in zip(first, second, strict=True))
+        return self.space.restricted(SearchSpace(layers))
+
+    def mutate(self, parent: Architecture, probability: float) -> Architecture | None:
+        """Returns a child in which each layer was free with a probability, `None` where some tries find no new one."""
+        candidates = self.space.space.candidates
+        choices = [layer for layer, names in enumerate(candidates) if len(names) > 1]
+        for _ in range(_DRAWS_PER_PARENTS if choices else 0):
+            free = {layer for layer in choices if self.rng.random() < probability} or {self.rng.choice(choices)}
+            layers = tuple(candidates[layer] if layer in free else (name,) for layer, name in enumerate(parent))
+            if child := self.draw_from(self.space.restricted(SearchSpace(layers)), 1):
+                return child
+        return None
+
+    def _take(self, child: Architecture) -> bool:
+        is_new = child not in self._taken
+        self._taken.add(child)
+        return is_new
+
+
+def _children_of(space: BudgetedSpace) -> Iterator[Architecture]:
+    """Yields every child within the budget once; parts of the space that hold none are not walked."""
+    if space.space.size <= _FILTERED_SIZE:
+        yield from (child for child in space.space.children() if child in space)
+    elif space.size:
+        layer = next(layer for layer, names in enumerate(space.space.candidates) if len(names) > 1)
+        before, names, after = (
+            space.space.candidates[:layer],
+            space.space.candidates[layer],
+            space.space.candidates[layer + 1 :],
+        )
+        for name in names:
+            yield from _children_of(space.restricted(SearchSpace((*before, (name,), *after))))
+
+
+def _check_at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")

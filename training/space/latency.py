@@ -1,0 +1,561 @@
+"""Measures latency on the user's own device: a table of operators, and how well it foretells whole children.
+
+The figure is the wall-clock time of one call on `batch_size` sequences of `seq_len` tokens without padding, and so
+without an attention mask. Ragged batches are another question: there the lengths decide.
+
+How the figures are taken:
+
+- All is timed by `torch.utils.benchmark.Timer`, which warms up before each block, in rounds: one block of everything
+  in each round, in shuffled order, and before each block one of a reference workload that is always the same. Drift
+  and the load of the machine so fall on everything alike and are seen.
+- An operator alone in a loop is faster than inside a child, where other operators have used the caches. Children of
+  mixed operators are therefore timed whole, and the times of the operators are fitted to them. Where the children
+  leave an operator open, it is taken to be slower than alone by the same factor as the others.
+- Other children, drawn uniformly, are timed in the same rounds and are no part of the fit. The error on them is kept
+  in the table and shown with it.
+- Every child is extracted as it would be deployed. Small ones are kept over the rounds, large ones are extracted anew
+  in each, so that only one is there at a time.
+"""
+
+import copy
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+import transformers
+from scipy.optimize import nnls
+from scipy.stats import kendalltau, spearmanr
+from torch import Tensor, nn
+
+from modeling_magic import MagicConfig, MagicForMaskedLM, MagicForPreTraining, MagicModel
+from modeling_magic.modeling_magic import MagicLayer, MagicPreTrainedModel
+
+from ..files import write_json
+from .budgets import AdditiveCost
+from .costs import count_parameters
+from .search_space import Architecture, SearchSpace
+from .timing import (
+    Bench,
+    Conditions,
+    LatencySettings,
+    Statement,
+    Timing,
+    bootstrap,
+    device_from,
+    device_name,
+    timing_of,
+)
+
+
+VERSION = 1
+MAX_HELD_OUT_ERROR = 0.10
+
+_HEADS: dict[str, type[MagicPreTrainedModel]] = {
+    "none": MagicModel,
+    "mlm": MagicForMaskedLM,
+    "rtd": MagicForPreTraining,
+}
+# The fields of a configuration that latency depends on, beside the operators.
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "hidden_act",
+    "lm_head_activation",
+    "add_pooling_layer",
+)
+# Those that only the masked-LM head computes with: the embeddings look rows up, however many there are.
+_SIZES_OF_THE_HEAD = ("vocab_size", "lm_head_activation")
+_MIN_ROUNDS = 5
+_MIN_ROUNDS_OF_ONE_CHILD = 30
+_FITTED_CHILDREN_PER_OPERATOR = 3
+# Of all children together: half a gigabyte in float32.
+_MAX_KEPT_PARAMETERS = 2**27
+# Relative standard deviations of the fit: of a child's measured time, and of the factor by which an operator is slower
+# in a child than alone.
+_CHILD_NOISE = 0.02
+_FACTOR_SPREAD = 0.2
+
+# What is timed: its kind, and the operators that it runs.
+_Key = tuple[str, Architecture]
+_Extract = Callable[[Architecture], MagicPreTrainedModel]
+
+
+@dataclass(frozen=True)
+class MeasuredChild:
+    """A whole child as it was measured."""
+
+    architecture: Architecture
+    latency: Timing
+    conditions: Conditions
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the figure is not to be trusted; empty where it is."""
+        return self.conditions.warnings
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing that was seen of the machine speaks against the figure."""
+        return not self.warnings
+
+
+@dataclass(frozen=True)
+class HeldOutChild:
+    """A whole child that the table was not fitted to: predicted beside measured."""
+
+    architecture: Architecture
+    predicted_ms: float
+    measured: Timing
+
+    @property
+    def relative_error(self) -> float:
+        """Predicted less measured, over measured."""
+        return self.predicted_ms / self.measured.median_ms - 1
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Latency of the operators of a space on one device, with all that it was measured with.
+
+    Attributes:
+        settings: what was measured and how.
+        device_name: the processor's or the accelerator's name.
+        attn_implementation: the attention function in use.
+        torch_version: of torch.
+        transformers_version: of transformers.
+        sizes: the configuration's fields that latency depends on.
+        outside: embeddings, masks, head and overhead, as the time of a child without layers.
+        operators: by name; the time that one more of them adds to a child.
+        held_out: whole children that the operators were not fitted to.
+        conditions: what was seen of the machine.
+    """
+
+    settings: LatencySettings
+    device_name: str
+    attn_implementation: str
+    torch_version: str
+    transformers_version: str
+    sizes: Mapping[str, int | str | bool | None] = field(hash=False)
+    outside: Timing
+    operators: Mapping[str, Timing] = field(hash=False)
+    held_out: tuple[HeldOutChild, ...]
+    conditions: Conditions
+
+    def __post_init__(self) -> None:
+        if not self.held_out:
+            raise ValueError("there is no held-out child, without which a table cannot be judged")
+
+    @property
+    def median_error(self) -> float:
+        """Median over the held-out children of the absolute relative error."""
+        return float(np.median([abs(child.relative_error) for child in self.held_out]))
+
+    @property
+    def largest_error(self) -> float:
+        """Largest absolute relative error of a held-out child."""
+        return max(abs(child.relative_error) for child in self.held_out)
+
+    @property
+    def rank_correlations(self) -> tuple[float, float]:
+        """Kendall's tau and Spearman's rho of predicted and measured; not a number for a single held-out child."""
+        if len(self.held_out) < 2:
+            return math.nan, math.nan
+        predicted = [child.predicted_ms for child in self.held_out]
+        measured = [child.measured.median_ms for child in self.held_out]
+        return float(kendalltau(predicted, measured).statistic), float(spearmanr(predicted, measured).statistic)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the figures are not to be trusted; empty where they are."""
+        if self.median_error <= MAX_HELD_OUT_ERROR:
+            return self.conditions.warnings
+        missed = f"whole children are missed by {self.median_error:.0%} in the median; up to {MAX_HELD_OUT_ERROR:.0%}"
+        return (*self.conditions.warnings, f"{missed} is normal")
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing that was seen of the machine, nor the held-out error, speaks against the figures."""
+        return not self.warnings
+
+    def predict_ms(self, architecture: Sequence[str]) -> float:
+        """The latency of a child: outside plus the sum of its operators."""
+        return self.cost()(architecture)
+
+    def cost(self) -> AdditiveCost:
+        """Latency as a cost, in milliseconds, kept in whole nanoseconds."""
+        return _cost(self.outside, self.operators)
+
+    def check(self, config: MagicConfig, vocabulary: bool = True) -> None:
+        """Raise a ValueError that names what differs between the model that was measured and a configuration.
+
+        Args:
+            config: of the children to be judged.
+            vocabulary: whether it has the vocabulary of the text already; else its size is not looked at.
+        """
+        ignored = set() if self.settings.head == "mlm" else {*_SIZES_OF_THE_HEAD}
+        ignored |= set() if vocabulary else {"vocab_size"}
+        differences = [
+            f"{name} is {self.sizes[name]} in the table and {size} in the configuration"
+            for name, size in _sizes(config).items()
+            if size != self.sizes[name] and name not in ignored
+        ]
+        attention = config._attn_implementation
+        if attention is not None and attention != self.attn_implementation:
+            differences.append(f"attention is {self.attn_implementation} in the table and {attention} in the model")
+        missing = [name for name in _operator_names(config) if name not in self.operators]
+        if missing:
+            differences.append(f"the table has no {', '.join(missing)}")
+        if differences:
+            raise ValueError(
+                f"the latency table does not fit: {'; '.join(differences)}; measure one for this configuration with "
+                f"`magic-nas benchmark`"
+            )
+
+    def is_of_this_device(self) -> bool:
+        """Whether the device that was measured is here, by its name."""
+        try:
+            return device_name(device_from(self.settings.device)) == self.device_name
+        except ValueError:
+            return False
+
+    def measure_child(self, source: MagicConfig | MagicPreTrainedModel, architecture: Sequence[str]) -> MeasuredChild:
+        """Measures one child whole with the settings of the table; see the function of this name.
+
+        Raises:
+            ValueError: the table is of another device, or does not fit `source`.
+        """
+        self.check(source if isinstance(source, MagicConfig) else source.config)
+        if not self.is_of_this_device():
+            raise ValueError(
+                f"the table was measured on {self.settings.device} ({self.device_name}), which is not here; measure "
+                f"the child on that device, with `magic-nas benchmark --architecture`"
+            )
+        return measure_child(source, architecture, self.settings)
+
+    def beside(self, measured: MeasuredChild) -> str:
+        """Predicted beside measured, in a sentence, with a warning where the measurement is not to be trusted."""
+        predicted = self.predict_ms(measured.architecture)
+        error = predicted / measured.latency.median_ms - 1
+        text = f"predicted {predicted:.3f} ms, measured {measured.latency}: the prediction is off by {error:+.1%}"
+        return "\n".join([text, *_distrust(measured.warnings)])
+
+    @property
+    def held_out_text(self) -> str:
+        """The held-out error in a sentence."""
+        tau, rho = self.rank_correlations
+        return (
+            f"Held-out error over {len(self.held_out)} whole children: median {self.median_error:.1%}, "
+            f"largest {self.largest_error:.1%}; Kendall's tau {tau:.2f}, Spearman's rho {rho:.2f}."
+        )
+
+    def summary(self) -> str:
+        """The held-out error in a line, and below it why not to trust the table where that is so."""
+        return "\n".join([self.held_out_text, *_distrust(self.warnings)])
+
+    def __str__(self) -> str:
+        return f"Latency of {self.settings} ({self.device_name}). {self.summary()}"
+
+    def to_markdown(self) -> str:
+        """The table for a reader: operators, what they were measured with, and the held-out error."""
+        rows = [("outside the layers", self.outside), *self.operators.items()]
+        lines = [
+            "| operator | ms | 95% interval |",
+            "| --- | ---: | ---: |",
+            *(f"| {name} | {row.median_ms:.3f} | {row.low_ms:.3f} to {row.high_ms:.3f} |" for name, row in rows),
+            "",
+            f"{self.settings}; {self.device_name}; attention {self.attn_implementation}; torch {self.torch_version}, "
+            f"transformers {self.transformers_version}. A child takes the first row and the sum of its operators.",
+            "",
+            self.summary(),
+        ]
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the table as a JSON file."""
+        write_json(path, {"version": VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "LatencyTable":
+        """The table that `save` wrote.
+
+        Raises:
+            ValueError: there is no such file, or it is not a latency table of this version.
+        """
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(value, dict) or value.pop("version", None) != VERSION:
+                raise ValueError(f"it is not of version {VERSION}")
+            return _decode(cls, value, "the table")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not a latency table that can be used: {error}; measure one with `magic-nas benchmark`"
+            ) from error
+
+
+def measure_latency(
+    config: MagicConfig,
+    settings: LatencySettings | None = None,
+    *,
+    num_held_out: int = 20,
+    progress: bool = True,
+) -> LatencyTable:
+    """Measures the operators of a space on this machine, and whole children to hold the table to.
+
+    Weights are random, since they do not matter. The global random generators and torch's number of threads are left
+    as they were.
+
+    Args:
+        config: the space; a single child will do as well.
+        settings: what is measured, and how; left out, one sequence of 128 tokens on one CPU thread.
+        num_held_out: whole children that the table is held to, fewer where the space is smaller.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a device that is not there, or sequences longer than the model takes.
+    """
+    settings = settings or LatencySettings()
+    if num_held_out < 1:
+        raise ValueError(f"num_held_out is {num_held_out}; it must be at least 1")
+    space, rng = SearchSpace.from_config(config.candidate_operators), random.Random(settings.seed)
+    held_out = _distinct_children(space, num_held_out, rng)
+    names = _operator_names(config)
+    fitted = [_child_rich_in(name, space, held_out, rng) for name in names * _FITTED_CHILDREN_PER_OPERATOR]
+    bench = Bench(settings, config)
+    model = _random_model(config, settings)
+    num_parameters = sum(count_parameters(config, child) for child in (*fitted, *held_out))
+    extract = model.extract_child
+    if num_parameters <= _MAX_KEPT_PARAMETERS:
+        extract = cache(extract)
+    samples = bench.run(_workloads(model, extract, bench.input_ids, fitted, held_out), _MIN_ROUNDS, progress)
+    outside, operators = _fit(names, samples)
+    cost = _cost(outside, operators)
+    return LatencyTable(
+        settings=settings,
+        device_name=device_name(bench.device),
+        attn_implementation=model.config._attn_implementation,
+        torch_version=torch.__version__,
+        transformers_version=transformers.__version__,
+        sizes=_sizes(config),
+        outside=outside,
+        operators=operators,
+        held_out=tuple(HeldOutChild(child, cost(child), timing_of(samples["held out", child])) for child in held_out),
+        conditions=bench.conditions(),
+    )
+
+
+def measure_child(
+    source: MagicConfig | MagicPreTrainedModel,
+    architecture: Sequence[str],
+    settings: LatencySettings | None = None,
+) -> MeasuredChild:
+    """Measures one child whole, interleaved with the reference workload, as `measure_latency` does.
+
+    Args:
+        source: sizes, of which a child with random weights is made, or a model to extract the child from; the model
+            is left where it is.
+        architecture: one operator name a layer.
+        settings: what is measured, and how; left out, one sequence of 128 tokens on one CPU thread.
+
+    Raises:
+        ValueError: a device that is not there, or a model without the head that is asked for.
+    """
+    child, settings = tuple(architecture), settings or LatencySettings()
+    if isinstance(source, MagicConfig):
+        SearchSpace.from_config(source.candidate_operators).check(child)
+        bench = Bench(settings, source)
+        model = _random_model(source.child_config(child), settings)
+    else:
+        bench = Bench(settings, source.config)
+        model = _with_head(source, settings.head).extract_child(child).eval()
+        model = model.to(bench.device, getattr(torch, settings.dtype))
+    call = partial(model, input_ids=bench.input_ids)
+    samples = bench.run({("child", child): lambda: call}, _MIN_ROUNDS_OF_ONE_CHILD, progress=False)
+    return MeasuredChild(child, timing_of(samples["child", child]), bench.conditions())
+
+
+class _NoLayers(nn.Module):
+    """Stands in for the encoder, so that a model is only what lies outside its layers."""
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return hidden_states
+
+
+def _workloads(
+    model: MagicPreTrainedModel,
+    extract: _Extract,
+    input_ids: Tensor,
+    fitted: Sequence[Architecture],
+    held_out: Sequence[Architecture],
+) -> dict[_Key, Callable[[], Statement]]:
+    """What makes each call to time: "outside", "alone" (one operator), "fitted" and "held out" (whole children)."""
+    layers = [layer for layer in _encoder(model).encoder.layer if isinstance(layer, MagicLayer)]
+    alone = {name: [layer for layer in layers if name in layer.operators] for name in _operator_names(model.config)}
+    return {
+        ("outside", ()): partial(_outside, model, input_ids),
+        **{
+            ("alone", (name,) * len(alone[name])): partial(_chain, model, input_ids, name, alone[name])
+            for name in alone
+        },
+        **{("fitted", child): partial(_extracted, extract, input_ids, child) for child in fitted},
+        **{("held out", child): partial(_extracted, extract, input_ids, child) for child in held_out},
+    }
+
+
+def _outside(model: MagicPreTrainedModel, input_ids: Tensor) -> Statement:
+    """A call of a model without layers."""
+    stem = model.extract_child([layer[0] for layer in model.config.candidate_operators])
+    _encoder(stem).encoder = _NoLayers()  # type: ignore[assignment]
+    return partial(stem, input_ids=input_ids)
+
+
+def _chain(model: MagicPreTrainedModel, input_ids: Tensor, name: str, layers: Sequence[MagicLayer]) -> Statement:
+    """One operator in all layers that offer it, one after another."""
+    encoder = _encoder(model)
+    embeddings = encoder.embeddings(input_ids)
+    mask, _ = encoder.attention_masks(embeddings, None)
+
+    def chain() -> Tensor:
+        hidden_states = embeddings
+        for layer in layers:
+            hidden_states = layer(hidden_states, mask, None, operator=name)
+        return hidden_states
+
+    return chain
+
+
+def _extracted(extract: _Extract, input_ids: Tensor, child: Architecture) -> Statement:
+    """A call of a child as it is deployed."""
+    return partial(extract(child), input_ids=input_ids)
+
+
+def _fit(names: Sequence[str], samples: Mapping[_Key, Sequence[float]]) -> tuple[Timing, dict[str, Timing]]:
+    """The time outside the layers and that of each operator, with bootstrap intervals over the rounds."""
+
+    def solve(seconds: np.ndarray) -> np.ndarray:
+        medians = dict(zip(samples, np.median(seconds, axis=1), strict=True))
+        return np.array([medians["outside", ()], *_operator_seconds(names, medians)])
+
+    timings = bootstrap(np.array(list(samples.values())), solve)
+    return timings[0], dict(zip(names, timings[1:], strict=True))
+
+
+def _operator_seconds(names: Sequence[str], medians: Mapping[_Key, float]) -> np.ndarray:
+    """Seconds of each operator in a child.
+
+    With r the factor of an operator's time in a child over that alone, and m the mean factor, the sum of squares of
+    two kinds of errors is least: relative ones of the fitted children, and r - m of the operators. None is negative.
+    """
+    alone = {key[0]: seconds / len(key) for (kind, key), seconds in medians.items() if kind == "alone"}
+    per_operator = np.array([alone[name] for name in names])
+    children = [(child, seconds) for (kind, child), seconds in medians.items() if kind == "fitted"]
+    counts = np.array([[child.count(name) for name in names] for child, _ in children])
+    totals = np.array([seconds for _, seconds in children])
+    of_children = np.c_[counts * per_operator / totals[:, None], np.zeros(len(totals))] / _CHILD_NOISE
+    of_factors = np.c_[np.eye(len(names)), -np.ones(len(names))] / _FACTOR_SPREAD
+    targets = (1 - medians["outside", ()] / totals) / _CHILD_NOISE
+    factors, _ = nnls(np.r_[of_children, of_factors], np.r_[targets, np.zeros(len(names))])
+    return factors[:-1] * per_operator
+
+
+def _distinct_children(space: SearchSpace, number: int, rng: random.Random) -> list[Architecture]:
+    """Uniform children without repetition, all of them where the space has no more."""
+    if space.size <= number:
+        return list(space.children())
+    children: dict[Architecture, None] = {}
+    while len(children) < number:
+        children[space.sample(rng)] = None
+    return list(children)
+
+
+def _child_rich_in(name: str, space: SearchSpace, others: Sequence[Architecture], rng: random.Random) -> Architecture:
+    """A child with the operator in just over a third of the layers, as far as they offer it; not one of `others`."""
+    offering = [layer for layer, candidates in enumerate(space.candidates) if name in candidates]
+
+    def draw() -> Architecture:
+        chosen = rng.sample(offering, min(len(offering), space.num_layers // 3 + 1))
+        return tuple(
+            name if layer in chosen else rng.choice([other for other in candidates if other != name] or candidates)
+            for layer, candidates in enumerate(space.candidates)
+        )
+
+    draws = [draw() for _ in range(20)]
+    # In a space of a few children there may be no other one.
+    return next((child for child in draws if child not in others), draws[0])
+
+
+def _random_model(config: MagicConfig, settings: LatencySettings) -> MagicPreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = _HEADS[settings.head](copy.deepcopy(config))
+    return model.eval().to(device_from(settings.device), getattr(torch, settings.dtype))
+
+
+def _encoder(model: MagicPreTrainedModel) -> MagicModel:
+    encoder = model.base_model
+    assert isinstance(encoder, MagicModel)
+    return encoder
+
+
+def _with_head(model: MagicPreTrainedModel, head: str) -> MagicPreTrainedModel:
+    """The model, or its encoder where no head is asked for."""
+    if head == "none":
+        return _encoder(model)
+    if not isinstance(model, _HEADS[head]):
+        raise ValueError(
+            f"the head {head!r} is that of {_HEADS[head].__name__}, the model is a {type(model).__name__}; pass the "
+            f"model's configuration, or measure with head='none'"
+        )
+    return model
+
+
+def _operator_names(config: MagicConfig) -> list[str]:
+    """The distinct operators of a space, in the order in which its layers name them."""
+    return list(dict.fromkeys(name for layer in config.candidate_operators for name in layer))
+
+
+def _sizes(config: MagicConfig) -> dict[str, int | str | bool | None]:
+    """The fields of a configuration that latency depends on, beside the operators."""
+    return {
+        "embedding_size": config.embedding_size or config.hidden_size,
+        **{name: getattr(config, name) for name in _SIZES},
+    }
+
+
+def _cost(outside: Timing, operators: Mapping[str, Timing]) -> AdditiveCost:
+    nanoseconds = {name: round(1e6 * timing.median_ms) for name, timing in operators.items()}
+    return AdditiveCost("latency_ms", round(1e6 * outside.median_ms), nanoseconds, unit=1e-6)
+
+
+def _distrust(warnings: Sequence[str]) -> list[str]:
+    return [f"NOT TO BE TRUSTED: {'; '.join(warnings)}."] if warnings else []
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """What `asdict` and JSON made of a value of the type `kind`; a ValueError names the first place that differs."""
+    arguments = get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        names = [item.name for item in fields(kind)]
+        if not isinstance(value, dict) or value.keys() != set(names):
+            found = ", ".join(value) if isinstance(value, dict) else value
+            raise ValueError(f"{where} has {found}; expected {', '.join(names)}")
+        types = get_type_hints(kind)
+        return kind(**{name: _decode(types[name], value[name], f"{where}'s {name}") for name in names})
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_decode(arguments[0], item, where) for item in value)
+    if get_origin(kind) is Mapping and isinstance(value, dict):
+        return {name: _decode(arguments[1], item, f"{where}'s {name}") for name, item in value.items()}
+    plain = arguments if get_origin(kind) is UnionType else (kind,)
+    if type(value) in plain or (float in plain and type(value) is int):
+        return value
+    raise ValueError(f"{where} is {value!r}")

@@ -1,0 +1,47 @@
+"""The limits of a budget: which costs they bind, and the budget that they make."""
+
+from modeling_magic import MagicConfig
+
+from .budgets import AdditiveCost, Budget, Limit
+from .costs import additive_cost
+from .latency import LatencyTable
+from .settings import BudgetSettings
+
+
+# What follows min_ and max_ in the names of the limits of each cost.
+_LIMITS = {"num_parameters": "params", "flops": "flops", "latency_ms": "latency_ms", "activation_mb": "activation_mb"}
+
+
+def costs_of(config: MagicConfig, settings: BudgetSettings) -> list[AdditiveCost]:
+    """Returns the costs of the children of `config`: parameters, FLOPs, and latency and activations where asked for.
+
+    Raises:
+        ValueError: the latency table is of another model.
+    """
+    sequence_length = settings.sequence_length or min(128, config.max_sequence_length)
+    costs = [additive_cost(config, name, seq_len=sequence_length) for name in ("num_parameters", "flops")]
+    if settings.latency_table is not None:
+        table = LatencyTable.load(settings.latency_table)
+        table.check(config)
+        costs.append(table.cost())
+    if settings.max_activation_mb is not None:
+        costs.append(additive_cost(config, "activation_mb", seq_len=sequence_length))
+    return costs
+
+
+def budget_of(config: MagicConfig, settings: BudgetSettings) -> Budget:
+    """Returns the limits of `settings` on the children of `config`.
+
+    Args:
+        config: the super-net's.
+        settings: a budget, or the training arguments of a super-net, which are one.
+
+    Raises:
+        ValueError: as `costs_of` does.
+    """
+    limits = []
+    for cost in costs_of(config, settings):
+        minimum, maximum = (getattr(settings, f"{side}_{_LIMITS[cost.name]}", None) for side in ("min", "max"))
+        if minimum is not None or maximum is not None:
+            limits.append(Limit(cost, minimum, maximum))
+    return Budget(tuple(limits))

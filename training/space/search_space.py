@@ -1,0 +1,160 @@
+"""Search spaces of chain-styled super-nets and the samplers that pick the child of each training step.
+
+A child is an `Architecture`: one operator name per layer, the first layer first. Layers are counted from 0, as in the
+parameter names of the model. This module needs the standard library only.
+"""
+
+import math
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+
+Architecture = tuple[str, ...]
+
+_SEPARATOR = re.compile(r"\s*([,()*])\s*")
+
+_GROUP = re.compile(r"(?<![^,])\(([^()]+)\)\*([1-9]\d{0,2})(?![^,])")
+
+_OPERATOR = re.compile(r"[A-Za-z]\w*")
+
+
+def parse_architecture(text: str | Sequence[str]) -> Architecture:
+    """The architecture written as operator names with commas between them, or given as a sequence of names.
+
+    `(MHA12,FFN)*12` stands for the group twelve times; groups do not nest. Spaces around names do not matter.
+    """
+    names = list(text)
+    if isinstance(text, str):
+        compact = _SEPARATOR.sub(r"\1", text.strip())
+        names = _GROUP.sub(lambda group: ",".join([group[1]] * int(group[2])), compact).split(",")
+    if not names:
+        raise ValueError("the architecture is empty; name one operator per layer, such as 'MHA12,FFN'")
+    for name in names:
+        if not isinstance(name, str) or not _OPERATOR.fullmatch(name):
+            raise ValueError(
+                f"{name!r} in the architecture {text!r} is not an operator name; "
+                "write names with commas between them, such as 'MHA12,FFN,CONV3' or '(MHA12,FFN)*12' (up to 999 times)"
+            )
+    return tuple(names)
+
+
+def format_architecture(architecture: Sequence[str]) -> str:
+    """The architecture as text that `parse_architecture` reads back."""
+    return ",".join(architecture)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The children of a super-net: every choice of one candidate operator per layer (section 3.1).
+
+    Immutable: shrinking makes a new space with `without`.
+
+    Args:
+        candidates: names of the candidate operators, layer by layer; lists are taken too and stored as tuples.
+    """
+
+    candidates: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "candidates", _checked_candidates(self.candidates))
+
+    @classmethod
+    def from_config(cls, candidate_operators: Any) -> "SearchSpace":
+        """The space that `MagicConfig.candidate_operators`, a list of names per layer, spans."""
+        return cls(candidate_operators)
+
+    @classmethod
+    def from_json(cls, layers: Any) -> "SearchSpace":
+        """The space that `to_json` wrote."""
+        return cls(layers)
+
+    def to_json(self) -> list[list[str]]:
+        """The candidates as lists of names."""
+        return [list(layer) for layer in self.candidates]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of every child."""
+        return len(self.candidates)
+
+    @property
+    def num_operators(self) -> int:
+        """Number of operators left, over all layers."""
+        return sum(len(layer) for layer in self.candidates)
+
+    @property
+    def size(self) -> int:
+        """Number of children, exact."""
+        return math.prod(len(layer) for layer in self.candidates)
+
+    def __contains__(self, architecture: object) -> bool:
+        if not isinstance(architecture, tuple) or len(architecture) != self.num_layers:
+            return False
+        return all(operator in layer for operator, layer in zip(architecture, self.candidates, strict=True))
+
+    def check(self, architecture: Sequence[str]) -> None:
+        """Raise a ValueError that names the first layer in which the architecture leaves the space."""
+        self._check_length(architecture)
+        for layer, operator in enumerate(architecture):
+            self._check_operator(layer, operator)
+
+    def _check_length(self, architecture: Sequence[str]) -> None:
+        if len(architecture) != self.num_layers:
+            raise ValueError(
+                f"the architecture {format_architecture(architecture)!r} has {len(architecture)} layers, "
+                f"the search space has {self.num_layers}; name one operator per layer"
+            )
+
+    def _check_operator(self, layer: int, operator: str) -> None:
+        if not 0 <= layer < self.num_layers:
+            raise ValueError(f"there is no layer {layer}; the search space has layers 0 to {self.num_layers - 1}")
+        if operator not in self.candidates[layer]:
+            candidates = ", ".join(self.candidates[layer])
+            raise ValueError(f"layer {layer} has no operator {operator!r}; candidates: {candidates}")
+
+    def distance(self, first: Sequence[str], second: Sequence[str]) -> int:
+        """Number of layers in which two children differ; operators that shrinking has deleted count as well."""
+        self._check_length(first)
+        self._check_length(second)
+        return sum(a != b for a, b in zip(first, second, strict=True))
+
+    def without(self, layer: int, operator: str) -> "SearchSpace":
+        """The space with one operator of a layer deleted, never the last: a step of shrinking (section 5.1)."""
+        self._check_operator(layer, operator)
+        remaining = tuple(name for name in self.candidates[layer] if name != operator)
+        if not remaining:
+            raise ValueError(f"layer {layer} cannot lose its last operator; candidates: {operator}")
+        return SearchSpace((*self.candidates[:layer], remaining, *self.candidates[layer + 1 :]))
+
+    def sample(self, rng: random.Random) -> Architecture:
+        """A uniformly drawn child: each layer's operator is uniform and independent of the other layers'."""
+        return tuple(rng.choice(layer) for layer in self.candidates)
+
+    def children(self) -> Iterator[Architecture]:
+        """Every child once, the last layer changing fastest; look at `size` before walking them all."""
+        return product(*self.candidates)
+
+
+def _checked_candidates(candidates: Any) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(candidates, (list, tuple)) or not candidates:
+        raise ValueError(f"a search space is a list of operator names for each layer, not {candidates!r}")
+    for layer, names in enumerate(candidates):
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"the candidates of layer {layer} must be a list of operator names, not {names!r}")
+        if not names:
+            raise ValueError(f"layer {layer} has no candidates; give it at least one operator")
+        if len(set(names)) < len(names):
+            raise ValueError(f"layer {layer} lists an operator twice; candidates: {', '.join(names)}")
+    return tuple(tuple(names) for names in candidates)
+
+
+def compact_architecture(architecture: Sequence[str] | Architecture) -> str:
+    """Returns the architecture as text, a repeated pair of operators as a group: (MHA4,FFN)*3."""
+    pair, rest = tuple(architecture[:2]), len(architecture) // 2
+    if rest > 1 and tuple(architecture) == pair * rest and len(set(pair)) == 2:
+        return f"({format_architecture(pair)})*{rest}"
+    return format_architecture(architecture)

@@ -1,0 +1,193 @@
+"""The run of a block-wise super-net (NAS-BERT): trained to imitate a teacher, its children ranked by block losses."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, set_seed
+
+from modeling_magic import MagicConfig, MagicForMaskedLM
+from modeling_magic.warm_start import check_initialization, initialize_from
+
+from ..data.text import MaskingCollator, PreparedData, load_data
+from ..distillation.teacher import follow_teacher, load_fitting_teacher, weights_hash
+from ..hub.presets import load_preset
+from ..runs.checkpoints import last_complete_checkpoint
+from ..runs.folders import Run, bars_off, finished_result, open_run
+from ..runs.training import training_arguments
+from ..space.costs import count_parameters
+from ..space.search_space import format_architecture
+from .arguments import MagicTrainingArguments
+from .blocks import BlockwiseChild, BlockwiseRanking
+from .blockwise import BlockwiseTrainer, check_blockwise, load_teacher_encoder
+from .evaluation import evaluate_child
+from .pretrain import save_supernet, supernet_facts
+from .settings import BlockwiseSettings
+from .setup import check_search, fit_to_tokenizer
+
+
+logger = logging.getLogger(__name__)
+
+
+OBJECTIVE = "block-wise imitation of a teacher's hidden states (NAS-BERT)"
+
+
+@bars_off()
+def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[str, Any]:
+    """Trains a super-net block by block (NAS-BERT) and returns the result: the best child within the budget, exact.
+
+    The folder then holds `supernet/` (a model folder of all operators, whose embeddings and head are as they began:
+    those of `init_from`, or random), result.json, which `runs.follow_search` follows, and the checkpoints. A run that
+    was stopped is continued, one that has ended returns its result and needs no teacher.
+
+    In the result, `block_loss` is what children are ranked by, the sum of `block_losses`; `val_loss` and
+    `val_accuracy` are, as of every run, masked-LM figures of the found child with the super-net's weights. Where the
+    head was never trained, they are no better than chance.
+
+    Raises:
+        ValueError: the settings contradict one another, the teacher does not fit, or the folder holds another run.
+    """
+    output_dir = Path(output_dir)
+    config = load_preset(settings.preset)
+    args = _arguments(settings, output_dir)
+    _check(settings, config, args)
+    source, settings = follow_teacher(settings)
+    if (result := finished_result(output_dir, settings)) is not None:
+        return result
+    teacher = load_fitting_teacher(load_teacher_encoder, source, settings)
+    check_blockwise(config, args, settings.num_blocks, teacher.config)
+    with args.main_process_first():
+        data = load_data(settings.data)
+    config = fit_to_tokenizer(config, data, settings.data.block_size)
+    check_search(config, args)
+    set_seed(args.seed)
+    model = MagicForMaskedLM(config)
+    # Also where the run goes on: checkpoints hold the layers only.
+    if settings.init_from is not None:
+        logger.info("%s", initialize_from(model, settings.init_from))
+    with open_run(output_dir, settings, args.should_save) as run:
+        return run.result or _train(run, model, teacher, data, args, settings)
+
+
+def _arguments(settings: BlockwiseSettings, output_dir: Path) -> MagicTrainingArguments:
+    # The paper's alignment is that of its own super-net; a recipe that asks for it here is refused.
+    given = {"alignment": "none", **settings.training_arguments}
+    return training_arguments(MagicTrainingArguments, output_dir, given)
+
+
+def _check(settings: BlockwiseSettings, config: MagicConfig, args: MagicTrainingArguments) -> None:
+    """Raises a ValueError for all that can be known before anything is loaded."""
+    if not settings.teacher:
+        raise ValueError("there is no teacher; name an encoder with --blockwise, a folder or a name on the Hub")
+    # The preset's vocabulary may be larger than the tokenizer's, which a budget must not be held to.
+    check_search(config, args, vocabulary=False)
+    check_blockwise(config, args, settings.num_blocks)
+    if settings.init_from is not None:
+        check_initialization(config, settings.init_from, vocabulary=False)
+
+
+def _train(
+    run: Run,
+    model: MagicForMaskedLM,
+    teacher: PreTrainedModel,
+    data: PreparedData,
+    args: MagicTrainingArguments,
+    settings: BlockwiseSettings,
+) -> dict[str, Any]:
+    trainer = BlockwiseTrainer(
+        model,
+        args,
+        teacher=teacher,
+        num_blocks=settings.num_blocks,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=args.seed),
+        processing_class=data.tokenizer,
+    )
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(run.folder) is not None)
+    ranking = trainer.ranking()
+    best = ranking.best_children(trainer.budget, settings.num_ranked)
+    result = {
+        **_search_record(trainer, best[0]),
+        **_blockwise_record(trainer, ranking, best, settings),
+        "init_from": settings.init_from,
+        **supernet_facts(trainer, data, time.perf_counter() - start),
+    }
+    return save_supernet(run, model, data, result)
+
+
+def _search_record(trainer: BlockwiseTrainer, found: BlockwiseChild) -> dict[str, Any]:
+    """Returns what every search of a super-net has on record."""
+    args, supernet = trainer.args, trainer.supernet
+    # The trainer moves what it trains, the layers alone.
+    supernet.magic.embeddings.to(args.device)
+    supernet.lm_head.to(args.device)
+    sampler = args.sampler if args.sampler != "gradual" else f"gradual, k = {args.num_substitutions}"
+    loss, accuracy = evaluate_child(supernet, trainer.validation_batches, found.architecture, trainer.accelerator)
+    return {
+        "architecture": found.architecture,
+        "val_loss": loss,
+        "val_accuracy": accuracy,
+        "candidate_operators": trainer.full_space.to_json(),
+        "space": trainer.space.to_json(),
+        "sampler": f"{sampler}, in each block",
+        "alignment": args.alignment,
+        "alignment_weight": None,
+        "steps": trainer.state.global_step,
+        "seed": args.seed,
+    }
+
+
+def _blockwise_record(
+    trainer: BlockwiseTrainer, ranking: BlockwiseRanking, best: list[BlockwiseChild], settings: BlockwiseSettings
+) -> dict[str, Any]:
+    """Returns what a block-wise super-net has beside that."""
+    found = best[0]
+    widths = (trainer.teacher.config.hidden_size, trainer.supernet.config.hidden_size)
+    return {
+        "objective": OBJECTIVE,
+        "block_loss": found.block_loss,
+        "block_losses": found.block_losses,
+        "num_blocks": settings.num_blocks,
+        "borders": ranking.borders,
+        "num_paths": [len(losses) for losses in ranking.losses],
+        "ranking": [{"architecture": child.architecture, "block_loss": child.block_loss} for child in best],
+        "teacher": {
+            "name": settings.teacher,
+            "weights": weights_hash(trainer.teacher),
+            "borders": trainer.teacher_borders,
+            "hidden_size": widths[0],
+            "is_mapped": widths[0] != widths[1],
+        },
+    }
+
+
+def blockwise_table(config: MagicConfig, result: dict[str, Any]) -> str:
+    """Returns what a block-wise run found as Markdown: the child, and the best children with their block losses.
+
+    Args:
+        config: the super-net's.
+        result: as `run_blockwise` returns it.
+    """
+    child = tuple(result["architecture"])
+    lines = [
+        "| what | value |",
+        "| --- | --- |",
+        f"| found child | {format_architecture(child)} |",
+        f"| parameters | {count_parameters(config, child, head='mlm') / 1e6:.2f}M |",
+        f"| budget | {result['budget']} |",
+        f"| block loss, ranked by | {result['block_loss']:.4f} |",
+        f"| of the blocks | {', '.join(f'{loss:.4f}' for loss in result['block_losses'])} |",
+        f"| sub-paths evaluated | {', '.join(f'{number:,}' for number in result['num_paths'])} |",
+        f"| children ranked | {math.prod(result['num_paths']):,} |",
+        f"| masked-LM loss with these weights | {result['val_loss']:.3f} (blocks train neither embeddings nor head) |",
+        "",
+        "| rank | child | block loss |",
+        "| --- | --- | --- |",
+    ]
+    for rank, child in enumerate(result["ranking"], start=1):
+        lines.append(f"| {rank} | {format_architecture(child['architecture'])} | {child['block_loss']:.4f} |")
+    return "\n".join(lines)

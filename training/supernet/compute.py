@@ -1,0 +1,169 @@
+"""What training a super-net is expected to cost, and the steps that make two of them cost the same."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from modeling_magic import MagicConfig
+
+from ..space.costs import operator_flops, training_flops
+from ..space.search_space import SearchSpace
+from .arguments import MagicTrainingArguments
+from .setup import search_sampler
+
+
+# ---- Compute ----
+class SupernetPasses(NamedTuple):
+    """Sequences that pass the embeddings (first) and each layer from the bottom up, expected over a whole training.
+
+    Attributes:
+        trained: forwards and backwards, children of training steps.
+        targets: forwards, children whose hidden states others are aligned to.
+        validated: forwards, children that are compared with the anchor or ranked for it.
+    """
+
+    trained: list[float]
+    targets: list[float]
+    validated: list[float]
+
+
+def supernet_passes(
+    config: MagicConfig,
+    args: MagicTrainingArguments,
+    num_steps: int,
+    num_train_sequences: int | None = None,
+    num_validation_sequences: int | None = None,
+) -> SupernetPasses:
+    """Returns what a super-net's training runs, with alignment as `MagicTrainer` does it; shrinking plays no part.
+
+    - A step trains B sequences, B = batch size x accumulated batches, through all N layers.
+    - From step A on, a step runs the targets as well, without embeddings' and head's gradients: each of T children on
+      B x `alignment_batch_fraction` sequences, up to the last aligned layer. A is the warm start W or, where that is
+      later, the step of the first anchor: `anchor_eval_steps` with W = 0, the first ranking with `top_percent`.
+      T is C for `average`, else 1.
+    - Where there is no dropout, layers that the anchor shares with the child from the bottom up are not run again. Of
+      layers with c_1, c_2, ... operators layer n is run unless all of the first n are the same, with the chance
+      1 - 1 / (c_1 ... c_n) for a uniform child, whatever the anchor; the embeddings are run where layer 1 is.
+    - Every `anchor_eval_steps`, and at W where no anchor is there yet, the child of the step and the anchor (another
+      child with the chance 1 - 1 / size) are validated. With `top_percent` a pool of uniform children is ranked every
+      `anchor_rank_steps`, or at the end of each epoch; n of them have M (1 - (1 - 1 / M)^n) distinct bottoms of a
+      depth where M are possible, or all M where the pool is the whole space, and each is run once.
+
+    Validations that all methods have in common are left out: probe children, and the choice of the best at the end.
+
+    Args:
+        config: the super-net's.
+        args: the run's; its `max_steps` plays no part.
+        num_steps: optimizer steps.
+        num_train_sequences: needed where the warm start or the anchor goes by epochs.
+        num_validation_sequences: of the text, where there are fewer than the run wants.
+
+    Raises:
+        ValueError: there are no epochs but they are needed.
+    """
+    choices = [len(layer) for layer in config.candidate_operators]
+    bottoms = [math.prod(choices[:depth]) for depth in range(len(choices) + 1)]
+    step_sequences = args.train_batch_size * args.gradient_accumulation_steps
+    trained = [float(num_steps * step_sequences)] * len(bottoms)
+    targets, validated = [0.0] * len(bottoms), [0.0] * len(bottoms)
+    if args.alignment == "none":
+        return SupernetPasses(trained, targets, validated)
+    epoch = None
+    if num_train_sequences is not None:
+        epoch = math.ceil(math.ceil(num_train_sequences / args.train_batch_size) / args.gradient_accumulation_steps)
+    warmup = args.alignment_warmup_steps
+    rank_every = args.anchor_rank_steps or epoch
+    needs_epochs = warmup is None and args.alignment_warmup_epochs
+    if epoch is None and (needs_epochs or (args.alignment == "top_percent" and rank_every is None)):
+        raise ValueError("a streamed data set has no epochs; set alignment_warmup_steps, and anchor_rank_steps")
+    warmup = round(args.alignment_warmup_epochs * (epoch or 0)) if warmup is None else warmup
+    num_sequences = min(args.num_validation_sequences, num_validation_sequences or args.num_validation_sequences)
+    start = warmup
+    if args.alignment == "anchor":
+        every = args.anchor_eval_steps
+        start = warmup or every
+        num_looks = num_steps // every + (0 < warmup < min(every, num_steps + 1))
+        num_children = max(0.0, num_looks + (num_looks - 1) * (1 - 1 / bottoms[-1]))
+        validated = [num_children * num_sequences] * len(bottoms)
+    elif args.alignment == "top_percent":
+        assert rank_every is not None
+        start, pool = max(warmup, rank_every), args.anchor_pool_size
+        is_whole = bottoms[-1] <= pool
+        runs = [width if is_whole else -width * math.expm1(pool * math.log1p(-1 / width)) for width in bottoms[1:]]
+        # Embeddings once for the attention mask and once for the children.
+        validated = [num_steps // rank_every * num_sequences * number for number in (2, *runs)]
+    rows = math.ceil(args.alignment_batch_fraction * args.train_batch_size) * args.gradient_accumulation_steps
+    rows *= args.num_average_children if args.alignment == "average" else 1
+    aligned = max(0, num_steps - start) * rows
+    last = len(choices) // args.alignment_every_n_layers * args.alignment_every_n_layers
+    shares = args.alignment != "average" and not (config.hidden_dropout_prob or config.attention_probs_dropout_prob)
+    for depth in range(last + 1):
+        targets[depth] = aligned * (1 - 1 / bottoms[max(depth, 1)] if shares else 1)
+    return SupernetPasses(trained, targets, validated)
+
+
+def supernet_flops(
+    config: MagicConfig,
+    args: MagicTrainingArguments,
+    num_steps: int,
+    seq_len: int,
+    masked_fraction: float = 0.15,
+    num_train_sequences: int | None = None,
+    num_validation_sequences: int | None = None,
+) -> float:
+    """Returns the FLOPs ("electra") that training a super-net is expected to take, alignment and its anchor included.
+
+    The sum over embeddings and layers of `SupernetPasses`, each at the mean cost of its operators: three forward
+    passes where a sequence is trained, as in `costs.training_flops`, one where it is a target or validated. The head,
+    on masked positions only, is added to what is trained and validated. A layer's mean is over its operators, as all
+    samplers but the sandwich draw them alike; of that one over its rounds. The anchor's operators are taken to cost as
+    much. The alignment loss itself and its part of the backward pass, a few operations an element, are left out.
+
+    Args:
+        config: the super-net's, with the vocabulary of the text.
+        args: the run's.
+        num_steps: optimizer steps.
+        seq_len: tokens of a sequence.
+        masked_fraction: part of the tokens that the head predicts.
+        num_train_sequences: see `supernet_passes`.
+        num_validation_sequences: see `supernet_passes`.
+    """
+    passes = supernet_passes(config, args, num_steps, num_train_sequences, num_validation_sequences)
+    embeddings = training_flops(config, (), seq_len, seq_len, 0) / 3
+    head = training_flops(config, (), seq_len, 1000 * seq_len, masked_fraction) / 3000 - embeddings
+    costs = [embeddings, *_mean_operator_flops(config, args, seq_len)]
+    flops = 0.0
+    for weight, own in ((3, passes.trained), (1, passes.targets), (1, passes.validated)):
+        flops += weight * math.fsum(number * cost for number, cost in zip(own, costs, strict=True))
+    return flops + head * (3 * passes.trained[-1] + passes.validated[-1])
+
+
+def _mean_operator_flops(config: MagicConfig, args: MagicTrainingArguments, seq_len: int) -> list[float]:
+    """FLOPs of a sequence's forward pass through each layer, mean over the children that the sampler draws."""
+    layers = [[operator_flops(name, config, seq_len) for name in layer] for layer in config.candidate_operators]
+    means = [math.fsum(layer) / len(layer) for layer in layers]
+    if args.sampler != "sandwich":
+        return means
+    sampler = search_sampler(SearchSpace.from_config(config.candidate_operators), config, args)
+    largest, smallest = sampler.next(), sampler.next()
+    extremes = [
+        [operator_flops(name, config, seq_len) for name in pair] for pair in zip(largest, smallest, strict=True)
+    ]
+    return [(sum(pair) + 2 * mean) / 4 for pair, mean in zip(extremes, means, strict=True)]
+
+
+def steps_of_equal_compute(flops: float, flops_of_steps: Callable[[int], float]) -> int:
+    """Returns the number of steps, at least 1, whose cost is nearest to `flops`.
+
+    Args:
+        flops: of another super-net's training.
+        flops_of_steps: the cost of a number of steps, which grows with it; see `supernet_flops`.
+    """
+    high = 1
+    while flops_of_steps(high) < flops:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if flops_of_steps(middle) < flops else (low, middle)
+    return low if low and flops - flops_of_steps(low) <= flops_of_steps(high) - flops else high

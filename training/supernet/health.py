@@ -1,0 +1,366 @@
+"""The health of a super-net in training: how often and how strongly operators are trained, and how children fare.
+
+Weight sharing fails in ways that a falling loss hides: an operator that the sampler hardly draws, one that gets no
+gradient, children that grow worse while others improve. `SupernetHealth` keeps the figures that show it, warns of
+operators that were starved, and is part of every checkpoint.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from scipy.special import pdtr
+from torch import Tensor, nn
+
+from modeling_magic.configuration_magic import parse_operator
+
+from ..space.search_space import Architecture, SearchSpace
+from .journal import RankedChild
+from .shrinking import Operator
+
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 100
+"""Steps between two looks for starved operators, which bring the gradient norms from the device as well."""
+FALSE_ALARM_RATE = 1e-4
+"""Probability that a look takes some operator with half of its fair share for a starved one."""
+ALARM_AFTER = 10
+"""Trainings of an operator in a row without a gradient, or with none that is finite, before a warning."""
+STARVED, ZERO_GRADIENT, NOT_FINITE = "starved", "zero gradient", "gradient not finite"
+_ADVICE = {
+    STARVED: "far fewer than uniform sampling gives; sampler=fair trains all operators of a layer alike",
+    ZERO_GRADIENT: f"none at {ALARM_AFTER} trainings in a row; their weights may be frozen",
+    NOT_FINITE: f"at {ALARM_AFTER} trainings in a row; set a lower learning_rate, or train in bf16 or float32",
+}
+
+
+def starved_operators(
+    space: SearchSpace,
+    visits: Sequence[Mapping[str, int]],
+    fair_visits: Sequence[Mapping[str, float]],
+    changes: Sequence[int],
+) -> list[Operator]:
+    """Returns the operators of `space` that were trained significantly less than half as often as is fair.
+
+    Fair is what uniform sampling gives every operator of a layer. The visits of an operator with half of that spread
+    as a Poisson number does, more widely where the sampler stays in an operator for several steps (`visit_spread`).
+    An operator is starved where so few visits are less likely than `FALSE_ALARM_RATE` shared among all operators of
+    the space. So short runs raise no alarm, nor does any of the four samplers; that of the sandwich rule, which draws
+    the operators between the costliest and the cheapest half as often as is fair, stands just at the border.
+
+    Args:
+        space: the operators that are still there.
+        visits: for each layer, how often each operator was trained; those that shrinking has deleted count as well.
+        fair_visits: the same as uniform sampling would give it on the average.
+        changes: for each layer, at how many steps its operator was another one than at the step before.
+    """
+    starved: list[Operator] = []
+    for layer, candidates in enumerate(space.candidates):
+        mean_stay = sum(visits[layer].values()) / (changes[layer] + 1)
+        spread = visit_spread(mean_stay, len(visits[layer]))
+        for operator in candidates:
+            count, least = visits[layer][operator], fair_visits[layer][operator] / 2
+            if count < least and pdtr(count // spread, least / spread) < FALSE_ALARM_RATE / space.num_operators:
+                starved.append((layer, operator))
+    return starved
+
+
+def visit_spread(mean_stay: float, num_operators: int) -> float:
+    """Returns by what factor the visits to an operator vary more than under independent draws, at least 1.
+
+    Exact in the long run for a walk that leaves an operator with the same probability at every step and goes to any
+    other one alike, as MAGIC-T's does in each layer: the indicator of an operator has the autocorrelation rho^t with
+    rho = 1 - C / (s (C - 1)), and the factor is (1 + rho) / (1 - rho) = 2 s (C - 1) / C - 1.
+
+    Args:
+        mean_stay: s, steps that the sampler stays in an operator of the layer.
+        num_operators: C, operators of the layer.
+    """
+    return max(1.0, 2 * mean_stay * (num_operators - 1) / num_operators - 1)
+
+
+@dataclass
+class GradientNorm:
+    """The L2 norms of one operator's gradients, over the steps that trained it.
+
+    Attributes:
+        steps: steps with a finite norm, zero included.
+        mean: of the finite norms.
+        latest: the last finite norm, `None` before the first.
+        not_finite: steps whose gradients were not finite, which mixed precision skips.
+        zero_in_a_row: trainings without a gradient since the last one with one.
+        not_finite_in_a_row: trainings without a finite norm since the last one with one.
+    """
+
+    steps: int = 0
+    mean: float = 0.0
+    latest: float | None = None
+    not_finite: int = 0
+    zero_in_a_row: int = 0
+    not_finite_in_a_row: int = 0
+
+    def add(self, norm: float) -> None:
+        """Counts the norm of one more step."""
+        if not math.isfinite(norm):
+            self.not_finite += 1
+            self.not_finite_in_a_row += 1
+            return
+        self.steps += 1
+        self.mean += (norm - self.mean) / self.steps
+        self.latest = norm
+        self.not_finite_in_a_row = 0
+        self.zero_in_a_row = self.zero_in_a_row + 1 if norm == 0 else 0
+
+    def complaint(self) -> str | None:
+        """Returns what is wrong with the gradients, `None` where nothing is."""
+        if self.zero_in_a_row >= ALARM_AFTER:
+            return ZERO_GRADIENT
+        if self.not_finite_in_a_row >= ALARM_AFTER:
+            return NOT_FINITE
+        return None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """The norms of one step's gradients, parameter by parameter and the total last, which are still on the device."""
+
+    step: int
+    architecture: Architecture
+    sizes: list[int]
+    norms: Tensor
+    max_grad_norm: float
+
+    def by_operator(self, values: Sequence[float]) -> list[float]:
+        """Returns the norm of each layer's operator before clipping; `values` are `norms` on the host."""
+        total = values[-1]
+        if not math.isfinite(total):
+            return [math.nan] * len(self.sizes)
+        # As torch.nn.utils.clip_grad_norm_ scales, read backwards.
+        scale = max(1.0, (total + 1e-6) / self.max_grad_norm) if self.max_grad_norm > 0 else 1.0
+        norms, start = [], 0
+        for size in self.sizes:
+            norms.append(scale * math.hypot(*values[start : start + size]))
+            start += size
+        return norms
+
+
+@dataclass
+class Probe:
+    """A fixed child, the steps after which it was validated, and its losses there, `None` where one is not finite."""
+
+    architecture: Architecture
+    steps: list[int] = field(default_factory=list)
+    val_losses: list[float | None] = field(default_factory=list)
+
+
+class SupernetHealth:
+    """What a super-net's training says of its health.
+
+    Attributes:
+        visits: for each layer, how often each operator was trained.
+        fair_visits: the same for uniform sampling, on the average, as long as each operator was there.
+        changes: for each layer, at how many steps its operator was another one than at the step before.
+        distances: for each distance, from 0 to the number of layers, how many pairs of consecutive children had it.
+        gradient_norms: for each layer, the gradient norms of each operator.
+        probes: the children whose validation loss is followed.
+        warnings: one entry for each operator that was warned of, with what was wrong and the step.
+
+    Args:
+        space: the whole space of the super-net.
+        probe_children: the children to follow, drawn from the whole space.
+    """
+
+    def __init__(self, space: SearchSpace, probe_children: Sequence[Architecture] = ()):
+        self.visits = [dict.fromkeys(layer, 0) for layer in space.candidates]
+        self.fair_visits = [dict.fromkeys(layer, 0.0) for layer in space.candidates]
+        self.changes = [0] * space.num_layers
+        self.distances = [0] * (space.num_layers + 1)
+        self.gradient_norms = [{operator: GradientNorm() for operator in layer} for layer in space.candidates]
+        self.probes = [Probe(child) for child in dict.fromkeys(probe_children)]
+        self.warnings: list[dict[str, Any]] = []
+        self._waiting: list[_Waiting] = []
+        # By kind of operator, the norms since the last log: their sum and number.
+        self._logged_norms: dict[str, tuple[float, int]] = {}
+
+    # ---- At each step ----
+
+    def add_child(self, architecture: Architecture, previous: Architecture, space: SearchSpace) -> int:
+        """Counts the child of a step and returns the number of layers in which it differs from the one before.
+
+        Args:
+            architecture: the child.
+            previous: the child of the step before; empty at the first step.
+            space: what shrinking has left, that the child was drawn from.
+        """
+        for layer, (operator, candidates) in enumerate(zip(architecture, space.candidates, strict=True)):
+            self.visits[layer][operator] += 1
+            for candidate in candidates:
+                self.fair_visits[layer][candidate] += 1 / len(candidates)
+        if not previous:
+            return 0
+        changed = [layer for layer, operator in enumerate(architecture) if operator != previous[layer]]
+        for layer in changed:
+            self.changes[layer] += 1
+        self.distances[len(changed)] += 1
+        return len(changed)
+
+    def add_gradients(
+        self,
+        step: int,
+        architecture: Architecture,
+        parameters: Sequence[Sequence[nn.Parameter]],
+        total_norm: Tensor,
+        max_grad_norm: float,
+    ) -> None:
+        """Takes the norm of each operator's gradients, after they were clipped and before the optimizer steps.
+
+        Nothing waits for the device here. What is kept are the norms before clipping: those of the clipped gradients,
+        scaled back.
+
+        Args:
+            step: the step's number, from 1.
+            architecture: the child of the step.
+            parameters: those of each layer's operator.
+            total_norm: of all gradients of the model before clipping.
+            max_grad_norm: what it was clipped to; 0 where it was not.
+        """
+        gradients = [[weight.grad for weight in layer if weight.grad is not None] for layer in parameters]
+        flat = [gradient for layer in gradients for gradient in layer]
+        own_norms = torch._foreach_norm(flat, 2.0, dtype=torch.float32) if flat else ()
+        norms = torch.stack([*own_norms, total_norm.float()])
+        self._waiting.append(_Waiting(step, architecture, [len(layer) for layer in gradients], norms, max_grad_norm))
+
+    def _settle(self) -> None:
+        """Brings the waiting norms to the host, all in one transfer, and counts them."""
+        if not self._waiting:
+            return
+        num_known = len(self.warnings)
+        values = torch.cat([waiting.norms for waiting in self._waiting]).tolist()
+        start = 0
+        for waiting in self._waiting:
+            end = start + len(waiting.norms)
+            self._count_norms(waiting.step, waiting.architecture, waiting.by_operator(values[start:end]))
+            start = end
+        self._waiting = []
+        self._log_warnings(self.warnings[num_known:])
+
+    def _count_norms(self, step: int, architecture: Architecture, norms: Sequence[float]) -> None:
+        for layer, (operator, norm) in enumerate(zip(architecture, norms, strict=True)):
+            own = self.gradient_norms[layer][operator]
+            own.add(norm)
+            if math.isfinite(norm):
+                kind = parse_operator(operator).kind
+                total, number = self._logged_norms.get(kind, (0.0, 0))
+                self._logged_norms[kind] = (total + norm, number + 1)
+            if (complaint := own.complaint()) is not None:
+                self._add_warning(step, layer, operator, complaint)
+
+    # ---- Now and then ----
+
+    def look(self, step: int, space: SearchSpace) -> None:
+        """Warns of operators that were starved, each once.
+
+        Args:
+            step: how many steps were done.
+            space: what shrinking has left.
+        """
+        self._settle()
+        num_known = len(self.warnings)
+        for layer, operator in starved_operators(space, self.visits, self.fair_visits, self.changes):
+            self._add_warning(step, layer, operator, STARVED)
+        self._log_warnings(self.warnings[num_known:])
+
+    def _add_warning(self, step: int, layer: int, operator: str, problem: str) -> None:
+        known = {(entry["layer"], entry["operator"], entry["problem"]) for entry in self.warnings}
+        if (layer, operator, problem) not in known:
+            self.warnings.append({"step": step, "layer": layer, "operator": operator, "problem": problem})
+
+    def _log_warnings(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """One line for each problem, since a run that has diverged has it everywhere."""
+        for problem, advice in _ADVICE.items():
+            own = [entry for entry in entries if entry["problem"] == problem]
+            names = [f"{entry['operator']} in layer {entry['layer']}" for entry in own]
+            visits = [self.visits[entry["layer"]][entry["operator"]] for entry in own]
+            if own:
+                listed = ", ".join(f"{name} ({count} visits)" for name, count in zip(names, visits, strict=True))
+                logger.warning(f"step {own[-1]['step']}: {problem}: {listed}; {advice}")
+
+    def probes_in(self, space: SearchSpace) -> list[Architecture]:
+        """Returns the probe children that shrinking has left.
+
+        One that lost an operator is followed no longer: part of its weights stands still while the rest moves on.
+        """
+        return [probe.architecture for probe in self.probes if probe.architecture in space]
+
+    def add_probes(self, step: int, ranked: Sequence[RankedChild]) -> None:
+        """Keeps the validation losses of probe children after a step."""
+        losses = {child.architecture: child.val_loss for child in ranked}
+        for probe in self.probes:
+            if (loss := losses.get(probe.architecture)) is not None:
+                probe.steps.append(step)
+                probe.val_losses.append(loss if math.isfinite(loss) else None)
+
+    def scalars(self, space: SearchSpace) -> dict[str, float]:
+        """Returns a few figures for a log: those of the norms are of the steps since the last call.
+
+        Args:
+            space: what shrinking has left.
+        """
+        self._settle()
+        shares = [
+            self.visits[layer][operator] / self.fair_visits[layer][operator]
+            for layer, candidates in enumerate(space.candidates)
+            for operator in candidates
+            if self.fair_visits[layer][operator]
+        ]
+        figures = {"min_visit_share": min(shares)} if shares else {}
+        figures |= {f"grad_norm_{kind}": total / number for kind, (total, number) in self._logged_norms.items()}
+        self._logged_norms = {}
+        latest = [probe.val_losses[-1] for probe in self.probes if probe.val_losses and probe.architecture in space]
+        if losses := [loss for loss in latest if loss is not None]:
+            figures |= {"probe_loss_mean": math.fsum(losses) / len(losses), "probe_loss_max": max(losses)}
+        return figures
+
+    # ---- Checkpoints and results ----
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all of it as JSON: what a checkpoint restores, and what `figures.draw_health` draws."""
+        self._settle()
+        return {
+            "visits": [dict(layer) for layer in self.visits],
+            "fair_visits": [dict(layer) for layer in self.fair_visits],
+            "changes": list(self.changes),
+            "distances": list(self.distances),
+            "gradient_norms": [
+                {operator: asdict(norm) for operator, norm in layer.items()} for layer in self.gradient_norms
+            ],
+            "probes": [asdict(probe) for probe in self.probes],
+            "warnings": [dict(entry) for entry in self.warnings],
+        }
+
+    @classmethod
+    def from_json(cls, space: SearchSpace, record: dict[str, Any]) -> "SupernetHealth":
+        """Returns the health that `to_json` wrote.
+
+        Args:
+            space: the whole space of the super-net.
+            record: as `to_json` returned it.
+        """
+        health = cls(space)
+        health.visits = [dict(layer) for layer in record["visits"]]
+        health.fair_visits = [dict(layer) for layer in record["fair_visits"]]
+        health.changes = list(record["changes"])
+        health.distances = list(record["distances"])
+        health.gradient_norms = [
+            {operator: GradientNorm(**norm) for operator, norm in layer.items()} for layer in record["gradient_norms"]
+        ]
+        health.probes = [
+            Probe(tuple(probe["architecture"]), list(probe["steps"]), list(probe["val_losses"]))
+            for probe in record["probes"]
+        ]
+        health.warnings = list(record["warnings"])
+        return health

@@ -1,0 +1,361 @@
+"""The journal of a search: every evaluation of a child, one line of JSON each, on disk before it counts.
+
+Reading one needs neither torch nor a model, so that questions about what has been evaluated are answered at once.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar, overload
+
+from filelock import FileLock
+
+from ..space.search_space import Architecture, format_architecture, parse_architecture
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_CHECKSUM = b', "crc32": '
+_HEADER_START = f'{{"magic_journal": {FORMAT_VERSION}, "key": '.encode()
+# What it means that a part of the key differs.
+_FOREIGN = {
+    "weights": "another super-net's weights",
+    "data": "other validation data",
+    "candidate_operators": "another search space",
+    "precision": "another precision",
+    "sizes": "other sizes or dropout",
+}
+
+
+@dataclass(frozen=True)
+class RankedChild:
+    """A child with what search and analysis rank it by.
+
+    Attributes:
+        architecture: one operator name a layer.
+        val_loss: mean masked-LM cross-entropy over the masked validation tokens, lower is better.
+        val_accuracy: share of the masked validation tokens predicted right, higher is better: Val of section 4.
+        batch_losses: the sum of the cross-entropy over the masked tokens of each validation batch, by which two
+            children are compared batch by batch; empty where it was not kept.
+    """
+
+    architecture: Architecture
+    val_loss: float
+    val_accuracy: float
+    batch_losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
+
+
+Child = TypeVar("Child", bound=RankedChild)
+
+
+class Journal(Generic[Child]):
+    """An append-only file of evaluated children: JSON lines, each with a checksum, under a header with a key.
+
+    Several processes may work on one journal. A line torn by a kill is cut off; any other damage, and a journal of
+    other weights, data or operators, is refused.
+
+    Attributes:
+        path: the file.
+        key: what every record belongs to, as the header has it.
+    """
+
+    @overload
+    def __init__(
+        self: "Journal[RankedChild]", path: str | os.PathLike, key: Mapping[str, Any] | None = None
+    ) -> None: ...
+
+    @overload
+    def __init__(self, path: str | os.PathLike, key: Mapping[str, Any] | None, child_type: type[Child]) -> None: ...
+
+    def __init__(self, path: str | os.PathLike, key: Mapping[str, Any] | None = None, child_type: Any = RankedChild):
+        """Opens a journal, or begins one.
+
+        Args:
+            path: the file; two more are kept beside it, PATH.lock and PATH.claims.
+            key: what the records depend on, as JSON. `None` opens an existing journal for reading, whatever its key.
+            child_type: the dataclass of a record, `RankedChild` or one that adds fields to it: numbers and tuples of
+                floats.
+
+        Raises:
+            ValueError: the file is no journal, a line of it is damaged, it has another key, or it is to be read and
+                does not exist.
+        """
+        self.path = Path(path)
+        self._child_type: type[Child] = child_type
+        self._records: dict[Architecture, Child] = {}
+        # Where the last whole line that was read ends, and its number.
+        self._position = 0
+        self._num_lines = 0
+        self._lock = FileLock(f"{self.path}.lock")
+        self._claims: _Claims | None = None
+        self._may_append = key is not None
+        if key is None:
+            self.key = self._open_for_reading()
+        else:
+            self.key = json.loads(json.dumps(key))
+            self._open_for_appending()
+
+    # ---- Opening ----
+
+    def _open_for_reading(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            raise ValueError(f"there is no journal {self.path}; name the file that a search has written")
+        torn = self._read_lines()
+        if not self._num_lines:
+            raise ValueError(f"{self.path} is no journal of evaluated children: it has no whole header line")
+        if torn:
+            self._warn("is not whole: it is being written, or was torn when a process was stopped; it is left out")
+        return self._found_key
+
+    def _open_for_appending(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            self.path.touch()
+            self._read_lines()
+            if self._num_lines:
+                self.check_key(self.key)
+            self._read_to_the_end()
+            if not self._num_lines:
+                self._write_line({"magic_journal": FORMAT_VERSION, "key": self.key})
+                self._found_key = self.key
+
+    def check_key(self, key: Mapping[str, Any]) -> None:
+        """Raises a ValueError that says what differs where the journal does not belong to `key`."""
+        key, found = json.loads(json.dumps(key)), self._found_key
+        names = [name for name in {**found, **key} if found.get(name) != key.get(name)]
+        if names:
+            differing = " and ".join(_FOREIGN.get(name, f"another {name}") for name in names)
+            raise ValueError(
+                f"the journal {self.path} is of {differing}; give another file or folder, or what it was made with"
+            )
+
+    # ---- Reading ----
+
+    def refresh(self) -> None:
+        """Reads what other processes have appended.
+
+        Raises:
+            ValueError: a line of it is damaged, or the file has become shorter.
+        """
+        self._read_lines()
+
+    def get(self, architecture: Sequence[str]) -> Child | None:
+        """Returns the record of a child, `None` where the journal, as last read, has none."""
+        return self._records.get(tuple(architecture))
+
+    def __iter__(self) -> Iterator[Child]:
+        """The children on record, in the order they were evaluated in."""
+        return iter(list(self._records.values()))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _read_lines(self) -> bytes:
+        """Reads the whole lines that are new; returns what follows the last newline."""
+        size = self.path.stat().st_size
+        if size == self._position:
+            return b""
+        if size < self._position:
+            raise ValueError(
+                f"the journal {self.path} was cut or replaced while it was in use; begin the search again"
+            )
+        with open(self.path, "rb") as file:
+            file.seek(self._position)
+            *lines, rest = file.read().split(b"\n")
+        for line in lines:
+            self._read_line(line)
+            self._position += len(line) + 1
+            self._num_lines += 1
+        return rest
+
+    def _read_line(self, line: bytes) -> None:
+        if not self._num_lines:
+            self._found_key = self._read_header(line)
+            return
+        try:
+            child = _child_of(_payload_of(line), self._child_type)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"line {self._num_lines + 1} of the journal {self.path} is damaged ({error}); nothing of the file is "
+                f"used. Delete that line, and its child is evaluated again, or give another file"
+            ) from error
+        self._records.setdefault(child.architecture, child)
+
+    def _read_header(self, line: bytes) -> dict[str, Any]:
+        try:
+            header = _payload_of(line)
+            version, key = header["magic_journal"], dict(header["key"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line 1 of {self.path} is not the header of a journal, or it is damaged ({error}); give another file"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"the journal {self.path} has format {version}, this version reads {FORMAT_VERSION}; give another file"
+            )
+        return key
+
+    def _read_to_the_end(self) -> None:
+        """Reads what is new and cuts off a torn line; under the lock, where nobody is in the middle of writing one."""
+        torn = self._read_lines()
+        if not torn:
+            return
+        # Not of some other file that was named by mistake.
+        if not self._num_lines and torn[: len(_HEADER_START)] != _HEADER_START[: len(torn)]:
+            raise ValueError(f"{self.path} is no journal of evaluated children; give another file")
+        self._warn("was torn when a process was stopped; it is cut off, and its child counts as not evaluated")
+        os.truncate(self.path, self._position)
+
+    def _warn(self, what: str) -> None:
+        logger.warning(f"line {self._num_lines + 1} of the journal {self.path}, the last, {what}")
+
+    # ---- Writing ----
+
+    def append(self, child: Child) -> None:
+        """Puts a child on record; when it returns, the line is on the disk.
+
+        A child that another process has put on record in the meantime stays as it is.
+
+        Raises:
+            OSError: the line could not be written whole, as on a full disk; the file is then as it was.
+            ValueError: the journal was opened for reading.
+        """
+        if not self._may_append:
+            raise ValueError(
+                f"the journal {self.path} was opened for reading; open it with the key of its evaluations"
+            )
+        with self._lock:
+            self._read_to_the_end()
+            if child.architecture not in self._records:
+                self._write_line(_record_of(child))
+                self._records[child.architecture] = child
+
+    def _write_line(self, payload: dict[str, Any]) -> None:
+        line = _line_of(payload)
+        # Unbuffered: one write of the whole line, at the end of the file whatever others have appended.
+        with open(self.path, "ab", buffering=0) as file:
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, "no room for a whole line", str(self.path))
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(self._position)
+                raise
+        self._position += len(line)
+        self._num_lines += 1
+
+    # ---- Sharing the work ----
+
+    @contextmanager
+    def claim(self, architecture: Sequence[str]) -> Iterator[bool]:
+        """Gives the right to evaluate a child to one process at a time: true where this one has it.
+
+        The operating system frees the claim when the process ends, however it ends. Where it has no such locks, a
+        claim is always granted: work may then be done twice, and is never mixed.
+        """
+        digest = hashlib.sha256(format_architecture(architecture).encode()).digest()
+        # Offsets of a file go up to 2**63 - 1. Children that share one exclude each other, which only costs time.
+        offset = int.from_bytes(digest[:8], "big") >> 2
+        if self._claims is None:
+            self._claims = _Claims.of(Path(f"{self.path}.claims").absolute())
+        granted = self._claims.take(offset)
+        try:
+            yield granted
+        finally:
+            if granted:
+                self._claims.free(offset)
+
+
+class _Claims:
+    """The file whose bytes are locked for claimed children, opened once in a process.
+
+    POSIX frees all locks that a process has on a file when it closes any descriptor of it, and knows no locks between
+    parts of one process: those are kept in `_held`, with the process, which a fork leaves behind.
+    """
+
+    _opened: ClassVar[weakref.WeakValueDictionary[Path, Self]] = weakref.WeakValueDictionary()
+
+    def __init__(self, path: Path):
+        self._held: set[tuple[int, int]] = set()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        claims = cls._opened.get(path)
+        if claims is None:
+            claims = cls._opened[path] = cls(path)
+        return claims
+
+    def take(self, offset: int) -> bool:
+        if (os.getpid(), offset) in self._held:
+            return False
+        if fcntl is not None:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+            except (BlockingIOError, PermissionError):
+                return False
+        self._held.add((os.getpid(), offset))
+        return True
+
+    def free(self, offset: int) -> None:
+        self._held.discard((os.getpid(), offset))
+        if fcntl is not None:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, offset)
+
+
+def _line_of(payload: dict[str, Any]) -> bytes:
+    text = json.dumps(payload, allow_nan=False).encode()
+    return text[:-1] + _CHECKSUM + b'"%08x"}\n' % zlib.crc32(text)
+
+
+def _payload_of(line: bytes) -> dict[str, Any]:
+    text, _, checksum = line.rpartition(_CHECKSUM)
+    text += b"}"
+    if checksum != b'"%08x"}' % zlib.crc32(text):
+        raise ValueError("its checksum is wrong")
+    return json.loads(text)
+
+
+# JSON has no NaN and no infinities, which the losses of a diverged child may be: they are written as text.
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return [_to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+_FROM_JSON: dict[Any, Callable[[Any], Any]] = {
+    int: int,
+    float: float,
+    tuple[float, ...]: lambda values: tuple(map(float, values)),
+}
+
+
+def _record_of(child: RankedChild) -> dict[str, Any]:
+    record = {field.name: _to_json(getattr(child, field.name)) for field in fields(child)}
+    return {**record, "architecture": format_architecture(child.architecture)}
+
+
+def _child_of(record: dict[str, Any], child_type: type[Child]) -> Child:
+    values = {
+        field.name: _FROM_JSON[field.type](record[field.name])
+        for field in fields(child_type)
+        if field.name != "architecture"
+    }
+    return child_type(architecture=parse_architecture(record["architecture"]), **values)

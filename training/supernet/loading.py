@@ -1,0 +1,97 @@
+"""Trained super-nets read back: the model, the record of its search, a child of it, and recipes that follow it."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from modeling_magic import MagicForMaskedLM
+
+from ..data.text import PreparedData
+from ..hub.export import export_model, search_manifest
+from ..runs.folders import read_result, read_settings
+from ..runs.recipes import mapping_of
+from ..space.search_space import parse_architecture
+
+
+SUPERNET_FOLDER = "supernet"
+
+
+def check_vocabulary(supernet: str, data: PreparedData) -> None:
+    """Raises a ValueError where the text was cut into other words than the super-net's embeddings stand for."""
+    trained_with = AutoTokenizer.from_pretrained(supernet_folder(supernet))
+    if trained_with.get_vocab() != data.tokenizer.get_vocab():
+        raise ValueError(
+            f"the tokenizer has another vocabulary ({len(data.tokenizer)} tokens) than the super-net's "
+            f"({len(trained_with)}), so that its embeddings mean other words; set data.tokenizer to {supernet}"
+        )
+
+
+def read_search(run: str | Path) -> dict[str, Any]:
+    """Returns the result of a finished super-net run, or of a search.
+
+    Raises:
+        ValueError: the run has not ended, or is none.
+    """
+    record = read_result(Path(run))
+    if record is None or "candidate_operators" not in record:
+        raise ValueError(f"{run} holds no finished super-net run; run `magic-nas pretrain --output-dir {run}` first")
+    return record
+
+
+def load_supernet(folder: str | Path) -> MagicForMaskedLM:
+    """Returns the super-net of a run's folder, or of a model folder.
+
+    Raises:
+        ValueError: there is no model there.
+    """
+    folder = supernet_folder(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model; give the folder of a finished `magic-nas pretrain`")
+    try:
+        return AutoModelForMaskedLM.from_pretrained(folder)
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {folder} are cut off or damaged ({error}); copy them anew") from None
+
+
+def supernet_folder(folder: str | Path) -> Path:
+    """Returns where the model of a super-net run lies; any other folder is taken for the model's own."""
+    inside = Path(folder) / SUPERNET_FOLDER
+    return inside if inside.is_dir() else Path(folder)
+
+
+def export_child(source: str | Path, output_dir: str | Path, architecture: str | None = None) -> Path:
+    """Exports a child of a finished super-net run, with the weights it has there, and returns the folder.
+
+    Args:
+        source: a super-net run.
+        output_dir: where to write the model folder.
+        architecture: which child; left out, the one that the run found.
+
+    Raises:
+        ValueError: `source` is no finished run, or the architecture is not in its space.
+    """
+    source = Path(source)
+    search = read_search(source)
+    child = parse_architecture(architecture) if architecture else tuple(search["architecture"])
+    model = load_supernet(source).extract_child(child)
+    tokenizer = AutoTokenizer.from_pretrained(source / SUPERNET_FOLDER)
+    found = list(child) == search["architecture"]
+    return export_model(model, tokenizer, output_dir, {"search": search_manifest(search) if found else None})
+
+
+def follow_supernet(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns a search recipe for a super-net: its text and tokenizer are those of its run, unless the recipe says.
+
+    Args:
+        supernet: a finished super-net run, or the folder of a super-net.
+        recipe: a recipe for search, which may be empty.
+    """
+    folder = str(supernet_folder(supernet).resolve())
+    data = read_settings(supernet)["data"] if read_result(Path(supernet)) is not None else {}
+    return {
+        **recipe,
+        "supernet": str(Path(supernet).resolve()),
+        "data": {**data, "tokenizer": folder, **mapping_of("data", recipe)},
+    }

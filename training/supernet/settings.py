@@ -1,0 +1,71 @@
+"""What the training of a super-net is asked to do."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.settings import DataSettings
+from ..options import Argument, Settings, default_of, option, options_of
+from ..runs.settings import TRAINING_FLAGS, mlm_probability_option, training_arguments_option
+from ..space.settings import BudgetSettings
+from .supernet_options import SupernetOptions
+
+
+def _supernet_flags() -> dict[str, Argument]:
+    """Returns the training arguments of a super-net that have flags."""
+    hints = SupernetOptions.__annotations__ | BudgetSettings.__annotations__
+    own = {
+        item.name: Argument(hints[item.name], default_of(item), facts)
+        for item, facts in options_of(SupernetOptions)
+        if facts.flag is not None
+    }
+    return TRAINING_FLAGS | own
+
+
+@dataclass(frozen=True)
+class PretrainSettings(Settings):
+    """What a super-net run does; the keys of a recipe for `magic-nas pretrain`."""
+
+    command = "pretrain"
+
+    preset: str = option(
+        "magic-tiny",
+        flag="--preset",
+        help="Sizes and candidate operators of the super-net: a preset, a JSON file or a model folder.",
+    )
+    init_from: str | None = option(
+        None,
+        flag="--init-from",
+        help="A BERT, RoBERTa, ELECTRA or MAGIC checkpoint, a folder or a name on the Hub: start from its weights "
+        "where operators are the same. Default: random weights.",
+    )
+    mlm_probability: float = mlm_probability_option()
+    data: DataSettings = option(default_factory=DataSettings, help="The text.")
+    training_arguments: dict[str, Any] = training_arguments_option(
+        _supernet_flags(), "Training arguments of super-nets and of transformers."
+    )
+
+    @classmethod
+    def arguments_class(cls) -> type:
+        """Returns the training arguments of super-nets."""
+        from .arguments import MagicTrainingArguments
+
+        return MagicTrainingArguments
+
+
+@dataclass(frozen=True)
+class BlockwiseSettings(PretrainSettings):
+    """What a block-wise super-net run does; the keys of a recipe for `magic-nas pretrain --blockwise`."""
+
+    command = "pretrain --blockwise"
+
+    teacher: str = option(
+        "",
+        flag="--blockwise",
+        help="Train block by block to imitate this teacher (NAS-BERT's baseline): an encoder of any class with its "
+        "tokenizer, a run of `magic-nas retrain`, a folder or a name on the Hub. The text is cut by its tokenizer "
+        "unless `data.tokenizer` is given.",
+    )
+    num_blocks: int = option(
+        4, flag="--num-blocks", at_least=1, help="Blocks into which super-net and teacher are cut; 4 in NAS-BERT."
+    )
+    num_ranked: int = option(10, at_least=1, help="Best children within the budget that the result lists.")

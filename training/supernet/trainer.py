@@ -1,0 +1,585 @@
+"""Super-net training on `Trainer`: sampling (MAGIC-T), alignment (MAGIC-A), the anchor and progressive shrinking."""
+
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from modeling_magic import MagicForMaskedLM
+
+from ..files import write_json
+from ..objectives import alignment_loss, average_states
+from ..progress import PostfixProgressCallback
+from ..runs.checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished, read_nas_state
+from ..space.budgets import BudgetedSpace, is_feasible
+from ..space.costs import training_flops
+from ..space.latency import LatencyTable
+from ..space.limits import budget_of
+from ..space.search_space import Architecture, SearchSpace
+from .anchors import Anchor, anchor_of_top_percent, target_states
+from .arguments import MagicTrainingArguments
+from .evaluation import evaluate_child, rank_children, validation_batches
+from .gradient_watch import GradientWatch
+from .health import LOOK_EVERY, SupernetHealth
+from .journal import RankedChild
+from .setup import check_search, search_sampler
+from .shrinking import ShrinkRound, deletions_short, operator_scores, sample_children, shrink, shrink_schedule
+
+
+logger = logging.getLogger(__name__)
+
+
+class _SearchCallback(TrainerCallback):
+    """Calls the trainer's search at the moments of the loop. All that it does follows from `state.global_step`."""
+
+    def __init__(self, trainer: "MagicTrainer"):
+        self._trainer = trainer
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self._trainer._plan_run(state.max_steps, train_dataloader)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._trainer._draw_child()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._trainer._after_step(state.global_step)
+
+
+class MagicTrainer(Trainer):
+    """Trains a super-net, one child a step, with the paper's ways to mitigate interference.
+
+    Everything random about the search comes from generators of its own, seeded by `args.seed` alone: all ranks draw
+    the same children, and a run stopped and resumed draws what it would have drawn.
+
+    Attributes:
+        space: what shrinking has left of the search space.
+        budget: what the child that is found may cost; children beyond it are trained as well.
+        architecture: the child of the current step.
+        anchor: the child that others are aligned to, the best one seen with `alignment="anchor"`; `None` before the
+            first comparison.
+        health: visits and gradient norms of each operator, distances between children, losses of probe children.
+        anchor_history: one entry for each change of the anchor.
+        shrink_history: one entry for each round, with what was deleted and the score of every operator.
+
+    Example:
+    ```python
+    >>> trainer = MagicTrainer(
+    ...     model=MagicForMaskedLM(supernet_config),
+    ...     args=MagicTrainingArguments("run", max_steps=1000, shrink=True, shrink_every_n_steps=50),
+    ...     train_dataset=data.train,
+    ...     eval_dataset=data.validation,
+    ...     data_collator=MaskingCollator(data.tokenizer),
+    ... )
+    >>> trainer.train()
+    >>> child = trainer.model.extract_child(trainer.best_child().architecture)
+    ```
+    """
+
+    # The prediction loss is divided by the masked tokens of the whole accumulated batch and the alignment loss by the
+    # number of micro-batches, both in compute_loss.
+    loss_is_scaled_for_ga = True
+
+    args: MagicTrainingArguments
+    model: MagicForMaskedLM
+
+    def __init__(self, model: MagicForMaskedLM, args: MagicTrainingArguments, **kwargs):
+        """Takes what `Trainer` takes but `model_init`; `eval_dataset` is needed wherever children are validated.
+
+        Raises:
+            InfeasibleBudgetError: no child is within the budget.
+            ValueError: the model is no super-net, the sampler or the alignment does not fit its layers, or there is no
+                validation data for the anchor or for shrinking.
+        """
+        check_search(model.config, args)
+        if kwargs.get("eval_dataset") is None and (args.shrink or args.alignment in ("anchor", "top_percent")):
+            raise ValueError(
+                "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none', shrink=False"
+            )
+        self.full_space = SearchSpace.from_config(model.config.candidate_operators)
+        self.budget = budget_of(model.config, args)
+        if args.latency_table is not None:
+            logger.info(f"{args.latency_table}: {LatencyTable.load(args.latency_table).summary()}")
+        super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed gather weights for whole forward passes, but alignment and validation run parts "
+                "of the model on their own; train on one device, or on several with DDP"
+            )
+        self._resumed: dict[str, Any] | None = None
+        self._begin_search()
+        self._schedule: list[ShrinkRound] = []
+        self._warmup_steps = 0
+        self._epoch_steps: int | None = None
+        self._rank_every: int | None = None
+        self._probe_every = 1
+        self._forget_logged()
+        self._validation: list[dict[str, Tensor]] | None = None
+        self.add_callback(_SearchCallback(self))
+        self.pop_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(
+                PostfixProgressCallback(["loss_pred", "loss_align", "anchor_accuracy", "num_operators", "eval_loss"])
+            )
+
+    # ---- Before training ----
+
+    def _begin_search(self) -> None:
+        """Puts the search where it stands before the first step."""
+        self._set_space(self.full_space)
+        self._average_rng = random.Random(f"average-{self.args.seed}")
+        self._average_children: list[Architecture] = []
+        self.architecture: Architecture = ()
+        self.anchor: Anchor | None = None
+        probe_rng = random.Random(f"probe-{self.args.seed}")
+        probes = [self.full_space.sample(probe_rng) for _ in range(self.args.num_probe_children)]
+        self.health = SupernetHealth(self.full_space, probes)
+        self._gradient_watch = GradientWatch(self.args.interference_every_n_steps)
+        self.anchor_history: list[dict[str, Any]] = []
+        self.shrink_history: list[dict[str, Any]] = []
+
+    @property
+    def visits(self) -> list[dict[str, int]]:
+        """For each layer, how often each operator was trained."""
+        return self.health.visits
+
+    def _set_space(self, space: SearchSpace) -> None:
+        self.space = space
+        self.sampler = search_sampler(space, self.model.config, self.args)
+
+    def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
+        """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""
+        # Training may begin anew: auto_find_batch_size does that, and a second call of train.
+        if self._resumed is None:
+            self._begin_search()
+        else:
+            self.load_nas_state(self._resumed)
+        self._forget_logged()
+        try:
+            self._epoch_steps = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
+        except TypeError:
+            self._epoch_steps = None
+        if self.args.alignment != "none":
+            self._plan_alignment(max_steps)
+        self._probe_every = self.args.probe_every_n_steps or math.ceil(max_steps / 10)
+        self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
+        done = [entry["step"] for entry in self.shrink_history]
+        if done != [entry.step for entry in self._schedule if entry.step <= self.state.global_step]:
+            raise ValueError(
+                f"the checkpoint has shrunk after the steps {done}, which is not the schedule of these arguments; "
+                f"resume with the shrink_... arguments that it was made with"
+            )
+        if not self.args.shrink:
+            return
+        if (short := deletions_short(self.full_space, self._schedule)) == 0:
+            logger.info(
+                f"shrinking: {len(self._schedule)} rounds, one child is left after step {self._schedule[-1].step}"
+            )
+        else:
+            logger.warning(
+                f"shrinking will not end in one child: {max_steps} steps hold {len(self._schedule)} rounds, which "
+                f"delete {short} operators too few; train longer, or set shrink_every_n_steps lower or "
+                f"shrink_operators_per_round higher"
+            )
+
+    def _plan_alignment(self, max_steps: int) -> None:
+        self._warmup_steps = self._plan_warmup()
+        if self._warmup_steps >= max_steps:
+            logger.warning(
+                f"nothing will be aligned: the warm start takes {self._warmup_steps} of {max_steps} steps; train "
+                f"longer, or set alignment_warmup_steps lower"
+            )
+        elif self.args.alignment == "anchor" and not self._warmup_steps and self.args.anchor_eval_steps >= max_steps:
+            logger.warning(
+                f"nothing will be aligned: the first anchor comes after {self.args.anchor_eval_steps} of {max_steps} "
+                f"steps; train longer, or set anchor_eval_steps lower"
+            )
+        if self.args.alignment != "top_percent":
+            return
+        self._rank_every = self.args.anchor_rank_steps or self._epoch_steps
+        if self._rank_every is None:
+            raise ValueError("a streamed data set has no epochs to pick the anchor at; set anchor_rank_steps")
+        if self._rank_every >= max_steps:
+            logger.warning(
+                f"nothing will be aligned: the anchor is picked after every {self._rank_every} of {max_steps} steps; "
+                f"train longer, or set anchor_rank_steps lower"
+            )
+
+    def _plan_warmup(self) -> int:
+        if self.args.alignment_warmup_steps is not None:
+            return self.args.alignment_warmup_steps
+        if self._epoch_steps is None and self.args.alignment_warmup_epochs:
+            raise ValueError("a streamed data set has no epochs; set alignment_warmup_steps")
+        return round(self.args.alignment_warmup_epochs * (self._epoch_steps or 0))
+
+    def plan_shrinking(self, max_steps: int) -> list[ShrinkRound]:
+        """Returns the rounds of a run of `max_steps` steps (see `shrink_schedule`).
+
+        Raises:
+            ValueError: rounds are at epoch ends but the data set is streamed and has none.
+        """
+        round_every = self.args.shrink_every_n_steps or self._epoch_steps
+        if round_every is None:
+            raise ValueError("a streamed data set has no epochs; set shrink_every_n_steps")
+        return shrink_schedule(self.full_space, max_steps, round_every, self.args.shrink_operators_per_round)
+
+    # ---- One step ----
+
+    def _draw_child(self) -> None:
+        """Draws alpha_t, once for each optimizer step, and the children whose states are averaged, if any."""
+        self._steps_since_log += 1
+        previous, self.architecture = self.architecture, self.sampler.next()
+        self._gradient_watch.begin_step(self.architecture)
+        self._num_changes += self.health.add_child(self.architecture, previous, self.space)
+        if self.args.alignment == "average":
+            self._average_children = [
+                self.space.sample(self._average_rng) for _ in range(self.args.num_average_children)
+            ]
+
+    def _aligned_layers(self) -> list[int]:
+        """Indices n of the H_n that Eq. (1) sums over in this step; none during the warm start."""
+        if self.args.alignment == "none" or self.state.global_step < self._warmup_steps:
+            return []
+        if self.args.alignment != "average" and self.anchor is None:
+            return []
+        every = self.args.alignment_every_n_layers
+        return list(range(every, self.full_space.num_layers + 1, every))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Returns L_pred + lambda L_align, Eq. (2), in training; in evaluation L_pred of one child.
+
+        That child is the anchor, or the one trained last where there is none.
+        """
+        if not model.training:
+            inputs = {**inputs, "architecture": self._evaluated_child()}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        aligned = self._aligned_layers()
+        shared = self._num_shared_layers() if aligned else 0
+        aligned = [layer for layer in aligned if layer > shared]
+        inputs = {**inputs, "architecture": self.architecture}
+        kept = {"output_hidden_states": [shared, *aligned] if shared else aligned} if aligned else {}
+        loss, outputs = super().compute_loss(model, {**inputs, **kept}, True, num_items_in_batch)
+        self._add_loss("loss_pred", loss)
+        if aligned:
+            loss_align = self._alignment_loss(inputs, outputs.hidden_states, aligned, shared)
+            loss_align = loss_align / self.current_gradient_accumulation_steps
+            self._add_loss("loss_align", loss_align)
+            loss = loss + self.args.alignment_weight * loss_align
+        return (loss, outputs) if return_outputs else loss
+
+    def _evaluated_child(self) -> Architecture:
+        if self.anchor is not None:
+            return self.anchor.architecture
+        return self.architecture or self.space.sample(random.Random(0))
+
+    def _add_loss(self, name: str, loss: Tensor) -> None:
+        # Summed where they were computed: a step never waits for the device to log.
+        # A step without a token to predict has no mean; it does not count.
+        self._loss_sums[name] = self._loss_sums[name].to(loss.device) + loss.detach().nan_to_num(nan=0.0)
+
+    def _num_shared_layers(self) -> int:
+        """Layers from the bottom up whose states anchor and child have in common, so that their alignment is zero.
+
+        Operators and inputs are the same there; the outputs are only without dropout, which the anchor does not have.
+        """
+        config = self.model.config
+        drops = config.hidden_dropout_prob or config.attention_probs_dropout_prob
+        if self.args.alignment == "average" or drops:
+            return 0
+        pairs = zip(self.architecture, self._target_children()[0], strict=True)
+        return next((layer for layer, (own, other) in enumerate(pairs) if own != other), len(self.architecture))
+
+    def _target_children(self) -> list[Architecture]:
+        """The children whose mean hidden states are aligned to: several (3.2), or the anchor alone (section 4)."""
+        if self.args.alignment == "average":
+            return self._average_children
+        assert self.anchor is not None
+        return [self.anchor.architecture]
+
+    def _alignment_loss(
+        self, inputs: dict[str, Any], child_states: Sequence[Tensor], aligned: list[int], shared: int
+    ) -> Tensor:
+        rows = math.ceil(self.args.alignment_batch_fraction * inputs["input_ids"].shape[0])
+        inputs = {name: value[:rows] for name, value in inputs.items() if isinstance(value, Tensor)}
+        bottom = child_states[shared][:rows].detach() if shared else None
+        encoder = self.accelerator.unwrap_model(self.model_wrapped).magic
+        with self.accelerator.autocast():
+            targets = [
+                target_states(encoder, inputs, child, aligned, shared, bottom) for child in self._target_children()
+            ]
+        return alignment_loss(
+            [child_states[layer][:rows] for layer in aligned],
+            targets[0] if len(targets) == 1 else average_states(targets),
+            inputs.get("attention_mask"),
+        )
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Trainer calls this once a step, after it has unscaled, averaged and clipped the gradients; the total is that
+        # from before clipping.
+        total = super()._get_grad_norm(model, grad_norm=grad_norm)
+        path = zip(self.model.magic.encoder.layer, self.architecture, strict=True)
+        weights = [list(layer.operators[operator].parameters()) for layer, operator in path]
+        step = self.state.global_step + 1
+        self.health.add_gradients(step, self.architecture, weights, total, self.args.max_grad_norm)
+        self._gradient_watch.add_gradients(step, self.architecture, weights)
+        return total
+
+    # ---- After a step: anchor, shrinking and health ----
+
+    def _after_step(self, step: int) -> None:
+        if self.args.alignment == "anchor" and self._anchor_is_due(step):
+            self._challenge_anchor(step)
+        if any(round_.step == step for round_ in self._schedule):
+            self._shrink_round(step)
+        if self.args.alignment == "top_percent" and self._rank_every and step % self._rank_every == 0:
+            self._rank_for_anchor(step)
+        if step % LOOK_EVERY == 0 or step == self.state.max_steps:
+            self.health.look(step, self.space)
+        # Several data sets to evaluate on, a dict, are nothing to validate children on.
+        if step % self._probe_every == 0 and not isinstance(self.eval_dataset, (dict, NoneType)):
+            self.health.add_probes(step, self._rank(self.health.probes_in(self.space)))
+
+    def _anchor_is_due(self, step: int) -> bool:
+        return step % self.args.anchor_eval_steps == 0 or (self.anchor is None and step == self._warmup_steps)
+
+    @property
+    def validation_batches(self) -> list[dict[str, Tensor]]:
+        """The fixed slice of `eval_dataset` that children are validated on, collated once."""
+        if self._validation is None:
+            # A collator that masks with torch's global generator gives a resumed run the same masks, and disturbs
+            # nothing that is drawn from that generator later.
+            before = torch.get_rng_state()
+            # Not torch.manual_seed, which seeds the generators of all devices.
+            torch.default_generator.manual_seed(self.args.seed)
+            try:
+                self._validation = validation_batches(
+                    self.eval_dataset,
+                    self._get_collator_with_removed_columns(self.data_collator),
+                    self.args.per_device_eval_batch_size,
+                    self.args.num_validation_sequences,
+                )
+            finally:
+                torch.set_rng_state(before)
+        return self._validation
+
+    def _validate(self, architecture: Architecture) -> RankedChild:
+        return RankedChild(
+            architecture, *evaluate_child(self.model, self.validation_batches, architecture, self.accelerator)
+        )
+
+    def _rank(self, architectures: list[Architecture]) -> list[RankedChild]:
+        return rank_children(self.model, self.validation_batches, architectures, self.accelerator)
+
+    def _challenge_anchor(self, step: int) -> None:
+        """Val(alpha_t) against Val(anchor), both with the weights of this step (section 4)."""
+        challenger = self._validate(self.architecture)
+        previous = self.anchor
+        if previous is not None and previous.architecture != challenger.architecture:
+            previous = replace(previous, val_accuracy=self._validate(previous.architecture).val_accuracy)
+            self._set_anchor(previous.challenge(challenger.architecture, challenger.val_accuracy), step)
+        else:
+            self._set_anchor(Anchor(challenger.architecture, challenger.val_accuracy), step)
+
+    def _rank_for_anchor(self, step: int) -> None:
+        """Ranks a pool of uniform children and picks the anchor at the top p% (5.2)."""
+        pool = self._pool(self.args.anchor_pool_size, random.Random(f"pool-{self.args.seed}-{step}"))
+        previous = self.anchor.architecture if self.anchor and self.anchor.architecture in self.space else None
+        ranked = self._rank([*pool, previous] if previous else pool)
+        percent, hysteresis = self.args.anchor_top_percent, self.args.anchor_hysteresis_percent
+        self._set_anchor(anchor_of_top_percent(ranked, previous, percent, hysteresis), step)
+
+    def _pool(self, num_children: int, rng: random.Random) -> list[Architecture]:
+        """Uniform children, or all of them where there are no more."""
+        if self.space.size <= num_children:
+            return list(self.space.children())
+        return [self.space.sample(rng) for _ in range(num_children)]
+
+    def _set_anchor(self, anchor: Anchor, step: int) -> None:
+        if self.anchor is None or anchor.architecture != self.anchor.architecture:
+            self.anchor_history.append({"step": step, **asdict(anchor)})
+        self.anchor = anchor
+
+    def _shrink_round(self, step: int) -> None:
+        """Scores every operator by the mean loss of validated children that hold it and deletes the worst (5.1)."""
+        num_deletions = next(round_.num_deletions for round_ in self._schedule if round_.step == step)
+        seed, wanted = 1_000_003 * self.args.seed + step, self.args.shrink_num_children
+        # A child drawn twice counts once.
+        ranked = self._rank(sample_children(self.space, wanted, seed, self.args.shrink_sampling))
+        scores = operator_scores(self.space, ((child.architecture, child.val_loss) for child in ranked))
+        is_reachable = partial(is_feasible, budget=self.budget) if self.budget.limits else None
+        space, deleted = shrink(self.space, scores, num_deletions, is_reachable)
+        self.space = space
+        self.sampler.restrict(space)
+        self.shrink_history.append(
+            {
+                "step": step,
+                "deleted": [list(operator) for operator in deleted],
+                "scores": [[layer, operator, score] for (layer, operator), score in scores.items()],
+                "space": space.to_json(),
+                "num_children": len(ranked),
+            }
+        )
+        if self.anchor is not None and self.anchor.architecture not in space:
+            self._replace_anchor(self.anchor, ranked, step)
+        logger.info(
+            f"step {step}: {space.num_operators} operators left, deleted "
+            + ", ".join(f"{operator} in layer {layer}" for layer, operator in deleted)
+        )
+
+    def _replace_anchor(self, deleted: Anchor, ranked: list[RankedChild], step: int) -> None:
+        """Takes the best validated child that is left in place of an anchor that lost an operator."""
+        survivors = [child for child in ranked if child.architecture in self.space]
+        if not survivors:
+            kept = zip(deleted.architecture, self.space.candidates, strict=True)
+            survivors = [self._validate(tuple(name if name in layer else layer[0] for name, layer in kept))]
+        best = max(survivors, key=lambda child: child.val_accuracy)
+        self._set_anchor(Anchor(best.architecture, best.val_accuracy), step)
+
+    def best_child(self, num_children: int = 100) -> RankedChild:
+        """Returns the child that the run has found: the only one left, or the best of `num_children` and the anchor.
+
+        All of them are within the budget. They are validated on the fixed slice with the present weights; the lowest
+        validation loss wins.
+        """
+        candidates = self._pool_within(num_children, random.Random(f"best-{self.args.seed}"))
+        anchor = None if self.anchor is None else self.anchor.architecture
+        if anchor is not None and anchor in self.space and self.budget.allows(anchor):
+            candidates.append(anchor)
+        return self._rank(candidates)[0]
+
+    def _pool_within(self, num_children: int, rng: random.Random) -> list[Architecture]:
+        """The same within the budget."""
+        if not self.budget.limits:
+            return self._pool(num_children, rng)
+        within = BudgetedSpace(self.space, self.budget)
+        if within.size > num_children:
+            return [within.sample(rng) for _ in range(num_children)]
+        # Each one is missed with a probability of exp(-25); the space around them may be too large to walk.
+        return [within.sample(rng) for _ in range(25 * within.size)]
+
+    # ---- Logging ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the two losses of Eq. (2), the mean distance between children, the search's state and the health."""
+        if "loss" in logs:
+            for name, total in self._loss_sums.items():
+                gathered = self.accelerator.gather(total.to(self.args.device))
+                logs[name] = gathered.mean().item() / self._steps_since_log
+            logs["num_changed_layers"] = self._num_changes / self._steps_since_log
+            logs["num_operators"] = self.space.num_operators
+            if self.anchor is not None:
+                logs["anchor_accuracy"] = self.anchor.val_accuracy
+                logs["num_anchors"] = len(self.anchor_history)
+            logs |= self.health.scalars(self.space)
+            logs |= self._gradient_watch.scalars()
+            self._forget_logged()
+        super().log(logs, start_time)
+
+    def _forget_logged(self) -> None:
+        self._loss_sums = {"loss_pred": torch.zeros(()), "loss_align": torch.zeros(())}
+        self._num_changes = 0
+        self._steps_since_log = 0
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Returns the FLOPs of this step's child alone, not those of all operators of the super-net."""
+        batch_size, seq_len = inputs["input_ids"].shape
+        return round(training_flops(self.model.config, self.architecture, seq_len, batch_size * seq_len))
+
+    # ---- Checkpoints ----
+
+    def nas_state(self) -> dict[str, Any]:
+        """Returns all that the search needs to go on with the same children, as JSON."""
+        return {
+            "candidate_operators": self.full_space.to_json(),
+            "space": self.space.to_json(),
+            "sampler": self.sampler.state_dict(),
+            "average_rng": self._average_rng.getstate(),
+            "architecture": list(self.architecture),
+            "anchor": asdict(self.anchor) if self.anchor else None,
+            "anchor_history": self.anchor_history,
+            "shrink_history": self.shrink_history,
+            "health": self.health.to_json(),
+        }
+
+    def load_nas_state(self, state: dict[str, Any]) -> None:
+        """Restores what `nas_state` returned.
+
+        Raises:
+            InfeasibleBudgetError: shrinking under another budget has left no child within this one.
+            ValueError: the state is of another search space, or of another sampler.
+        """
+        if state["candidate_operators"] != self.full_space.to_json():
+            other = SearchSpace.from_json(state["candidate_operators"])
+            raise ValueError(
+                f"the checkpoint is of another search space ({other.num_layers} layers, {other.size:.3g} children; "
+                f"this super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} children); "
+                f"resume with the configuration it was made with, or take another output folder"
+            )
+        if missing := sorted(self.nas_state().keys() - state.keys()):
+            raise ValueError(
+                f"the checkpoint is of another version of this package: it has no {', '.join(missing)}; take another "
+                f"output folder and train anew"
+            )
+        space = SearchSpace.from_json(state["space"])
+        BudgetedSpace(space, self.budget).check()
+        self._set_space(space)
+        self.sampler.load_state_dict(state["sampler"])
+        version, internal, gauss = state["average_rng"]
+        self._average_rng.setstate((version, tuple(internal), gauss))
+        self.architecture = tuple(state["architecture"])
+        anchor = state["anchor"]
+        self.anchor = Anchor(tuple(anchor["architecture"]), anchor["val_accuracy"]) if anchor else None
+        self.anchor_history = state["anchor_history"]
+        self.shrink_history = state["shrink_history"]
+        self.health = SupernetHealth.from_json(self.full_space, state["health"])
+        self._gradient_watch = GradientWatch(self.args.interference_every_n_steps)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Trains as `Trainer.train` does; resuming restores the search as well, from the last complete checkpoint.
+
+        Raises:
+            ValueError: there is no complete checkpoint to resume from, or it belongs to another search.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(f"no complete checkpoint in {self.args.output_dir}; train without resuming")
+        self._resumed = read_nas_state(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed is not None:
+            self.load_nas_state(self._resumed)
+            if load_finished(self, str(resume_from_checkpoint)):
+                return TrainOutput(self.state.global_step, 0.0, {})
+        config, sparse_prediction = self.model.config, self.model.config.sparse_prediction
+        # No step looks at the logits of tokens that are not masked.
+        config.sparse_prediction = True
+        try:
+            return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        finally:
+            config.sparse_prediction = sparse_prediction
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            # One that an earlier run left must not pass for this one's.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            # Before all else: trainer_state.json is what Trainer writes last, so that a folder which holds a readable
+            # one is complete, and older checkpoints are deleted after that only.
+            write_json(folder / NAS_STATE_NAME, self.nas_state())
+        super()._save_checkpoint(model, trial)

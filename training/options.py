@@ -104,9 +104,11 @@ class Settings:
 
     Attributes:
         command: what follows `magic-nas` on the command line, by which recipes and run folders name it.
+        growing: fields that a later call may change in the same folder, as it adds to what is there.
     """
 
     command: ClassVar[str] = ""
+    growing: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -259,7 +261,7 @@ def _read_list(name: str, value: Any, hint: Any) -> tuple[Any, ...]:
     if isinstance(value, dict | set) or value is None:
         raise ValueError(f"{name} is {value!r}; it must be a list")
     elements = value if isinstance(value, list | tuple) else [value]
-    return tuple(read_value(name, element, hint) for element in elements)
+    return tuple(read_value(f"{name}[{place}]", element, hint) for place, element in enumerate(elements))
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

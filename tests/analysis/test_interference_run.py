@@ -281,7 +281,7 @@ def test_analyses_are_compared_on_the_same_children(folder, finished):
     ):
         with pytest.raises(ValueError, match=message):
             compare_interference({name: folder / name for name in (first, second)}, folder / "compared")
-    with pytest.raises(ValueError, match="no finished interference analysis"):
+    with pytest.raises(ValueError, match="no finished analysis"):
         compare_interference({"a": folder / "finished", "b": folder / "text"}, folder / "compared")
     with pytest.raises(ValueError, match="at least two"):
         compare_interference({"a": folder / "finished"}, folder / "compared")

@@ -242,18 +242,3 @@ def test_a_child_with_more_seeds_is_not_shifted_by_them(tmp_path):
     assert {child: -mean for child, mean in table.truth().means.items()} == pytest.approx(losses)
     for child in table.children:
         assert child.batch_losses == pytest.approx([10 * child.val_loss, 20 * child.val_loss], rel=0.02)
-
-
-def test_a_table_that_another_process_writes_at_the_same_time_breaks_none(tmp_path, monkeypatch):
-    path = tmp_path / "table.csv"
-
-    def rows():
-        yield ("ours",)
-        with monkeypatch.context() as other:
-            other.setattr(micro_benchmark.os, "getpid", lambda: 0)
-            micro_benchmark.write_csv(path, ["name"], [("theirs",)])
-        assert path.read_text() == "name\ntheirs\n"
-
-    micro_benchmark.write_csv(path, ["name"], rows())
-    assert path.read_text() == "name\nours\n"
-    assert list(tmp_path.iterdir()) == [path]

@@ -12,10 +12,10 @@ from toy import toy_config, toy_trainer
 from toy_standalone import toy_standalone
 
 from training.analysis import ranking_run, sweep_run
-from training.analysis.ranking_run import follow_supernets, judging_batches, method_name, run_ranking
+from training.analysis.ranking_run import follow_supernets, method_name, run_ranking
 from training.analysis.settings import RankingSettings, SweepSettings
 from training.analysis.standalone import StandaloneWorker
-from training.analysis.sweep_run import run_sweep, sweep_settings
+from training.analysis.sweep_run import run_sweep
 from training.analysis.truth import StandaloneChild, journal_path, read_standalone
 from training.data.text import load_data
 from training.files import write_json
@@ -25,7 +25,7 @@ from training.space.search_space import SearchSpace
 from training.supernet import trainer
 from training.supernet.arguments import MagicTrainingArguments
 from training.supernet.compute import SupernetPasses, steps_of_equal_compute, supernet_flops, supernet_passes
-from training.supernet.evaluation import count_layer_evaluations, evaluate_child
+from training.supernet.evaluation import count_layer_evaluations, evaluate_child, judging_batches
 from training.supernet.journal import Journal
 from training.supernet.loading import load_supernet
 from training.supernet.pretrain import pretrain
@@ -89,7 +89,7 @@ def test_tables_hold_what_plain_evaluation_and_scipy_give(alone, truth, supernet
     children = read_csv(tmp_path / "out" / "children.csv")
     assert len(children) == 8
     assert [float(row["val_loss"]) for row in children] == sorted(float(row["val_loss"]) for row in children)
-    batches = judging_batches(settings, settings.mlm_probability, load_data(settings.data))
+    batches = judging_batches(load_data(settings.data), settings.mlm_probability, settings.batch_size, 8)
     model = load_supernet(supernets[2])
     for row in children:
         loss = evaluate_child(model, batches, tuple(row["architecture"].split(",")))[0]
@@ -174,8 +174,8 @@ def load_children(truth):
     ("changes", "message"),
     [
         ({"supernets": []}, "supernets is"),
-        ({"supernets": "run"}, "give a list"),
-        ({"num_children": 4}, "needs at least 5"),
+        ({"supernets": {"a": 1}}, "supernets is .* it must be a list"),
+        ({"num_children": 4}, "num_children is 4; it must be at least 5"),
         ({"num_children": 9}, "num_children is 9, but .* has 8 children"),
         ({"top_k": [0]}, "top_k"),
         ({"num_resamples": 0}, "num_resamples is 0"),
@@ -287,7 +287,7 @@ def sweep_recipe(alone, truth):
 
 
 def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monkeypatch):
-    settings = sweep_settings(sweep_recipe(alone, truth), {"num_resamples": 60})
+    settings = settings_from(SweepSettings, sweep_recipe(alone, truth), {"num_resamples": 60})
     assert settings.num_resamples == 60
     trained = []
 
@@ -330,7 +330,7 @@ def test_a_stopped_sweep_trains_no_super_net_twice(alone, truth, tmp_path, monke
 
 def test_the_result_of_another_sweep_is_not_returned(alone, truth, tmp_path, monkeypatch):
     """Two that began in one folder before either had anything: the first to end has written the record."""
-    settings = sweep_settings(sweep_recipe(alone, truth))
+    settings = settings_from(SweepSettings, sweep_recipe(alone, truth))
     other = json.loads(json.dumps({"command": "sweep", "settings": asdict(replace(settings, values=(2, 3)))}))
 
     def another_ends(*given):
@@ -345,7 +345,7 @@ def test_the_result_of_another_sweep_is_not_returned(alone, truth, tmp_path, mon
 
 def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
     """The second is at the first super-net while this one asks for it, and ends it before it is asked for again."""
-    settings = sweep_settings(sweep_recipe(alone, truth))
+    settings = settings_from(SweepSettings, sweep_recipe(alone, truth))
     first = tmp_path / "supernets" / "num_substitutions=2-3"
     held = FileLock(f"{first}.lock")
     trained = []
@@ -380,11 +380,11 @@ def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
         ({"valuez": [1]}, "did you mean 'values'"),
         ({"values": []}, "give the values of num_substitutions"),
         ({"values": [1, 1]}, "each once"),
-        ({"values": 3}, "give a list"),
+        ({"values": {2: 3}}, "must be a list"),
         ({"values": [9]}, "9"),
         ({"values": ["many"]}, "num_substitutions is 'many'"),
         ({"parameter": "num_substitution"}, "num_substitution"),
-        ({"seeds": [-1]}, "whole numbers"),
+        ({"seeds": [-1]}, "seeds is -1; it must be at least 0"),
         ({"seeds": [0, 0]}, "each once"),
         ({"values": [[1], [1]]}, "each once"),
         ({"values": [[1]]}, "num_substitutions"),
@@ -393,7 +393,8 @@ def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
         ({"lower_is_better": "no"}, "lower_is_better is 'no'"),
         ({"parameter": "seed", "values": [1, 2]}, "seed = 1 sets the seed"),
         ({"references": {"SPOS": {"seed": 4}}}, "SPOS sets the seed"),
-        ({"references": [1]}, "give a mapping"),
+        ({"references": [1]}, "must be a mapping"),
+        ({"references": {"SPOS": 3}}, "references.SPOS is 3; it must be a mapping"),
         ({"equal_compute": "yes"}, "equal_compute is 'yes'; it must be true or false"),
         ({"equal_compute": True, "references": {"long": {"max_steps": 9}}}, "into steps for long"),
         ({"equal_compute": True, "training_arguments": {"alignment": "none"}}, "give max_steps once"),
@@ -403,9 +404,10 @@ def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
         ({"num_children": 2}, "at least 5"),
     ],
 )
-def test_a_sweeps_recipe_is_checked(alone, truth, changes, message):
+def test_a_sweeps_recipe_is_checked_before_anything_is_written(alone, truth, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        sweep_settings({**sweep_recipe(alone, truth), **changes})
+        run_sweep(settings_from(SweepSettings, {**sweep_recipe(alone, truth), **changes}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_sweeps_and_rankings_are_of_one_process(alone, truth, supernets, tmp_path, monkeypatch):
@@ -413,7 +415,7 @@ def test_sweeps_and_rankings_are_of_one_process(alone, truth, supernets, tmp_pat
     with pytest.raises(ValueError, match="by one process"):
         run_ranking(ranking_settings(supernets[:1], truth=str(truth)), tmp_path / "a")
     monkeypatch.delenv("WORLD_SIZE")
-    settings = sweep_settings(sweep_recipe(alone, truth))
+    settings = settings_from(SweepSettings, sweep_recipe(alone, truth))
     assert isinstance(settings, SweepSettings)
 
 
@@ -529,7 +531,7 @@ def test_a_sweep_of_equal_compute(alone, truth, tmp_path):
     anchor = {"sampler": "uniform", "alignment": "anchor", "alignment_warmup_steps": 2, "anchor_eval_steps": 4}
     recipe = {**sweep_recipe(alone, truth), "references": {1: anchor}, "seeds": [3], "equal_compute": True}
     recipe["training_arguments"] = {**recipe["training_arguments"], "max_steps": 30}
-    result = run_sweep(sweep_settings(recipe), tmp_path)
+    result = run_sweep(settings_from(SweepSettings, recipe), tmp_path)
     first, second = result["compute"]
     assert [own["method"] for own in (first, second)] == ["num_substitutions = 2", "1"]
     assert first["steps"] == 30
@@ -541,4 +543,4 @@ def test_a_sweep_of_equal_compute(alone, truth, tmp_path):
     assert "(made equal)" in result["table"]
     # A name that YAML takes for a number is the same in the plan and in the result.
     assert result["methods"]["1"]["taus"]
-    assert run_sweep(sweep_settings(recipe), tmp_path) == result
+    assert run_sweep(settings_from(SweepSettings, recipe), tmp_path) == result

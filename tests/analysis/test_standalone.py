@@ -132,10 +132,10 @@ def test_another_recipe_is_refused(settings, tmp_path, change):
     [
         ({"seeds": ()}, "seeds is"),
         ({"seeds": (0, 0)}, "each once"),
-        ({"seeds": 3}, "a list of whole numbers"),
+        ({"seeds": ["a"]}, r"seeds\[0\] is 'a'; it must be a whole number"),
         ({"num_children": -1}, "num_children is -1"),
-        ({"architectures": "FFN,FFN"}, "give a list of children"),
-        ({"architectures": (3,)}, "give a list of children"),
+        ({"architectures": {"FFN": 1}}, "it must be a list"),
+        ({"architectures": (3,)}, r"architectures\[0\] is 3; it must be text"),
         ({"architectures": ("FFN,FFN", "(FFN)*2")}, "names FFN,FFN twice"),
         ({"architectures": ("FFN,MHA4",)}, "MHA4"),
         ({"architectures": ("FFN",)}, "has 1 layer"),

@@ -561,7 +561,7 @@ def test_an_answer_that_no_window_holds_is_counted(tokenizer, tmp_path, caplog):
 def test_windows_are_kept_on_disk(tokenizer, tmp_path, monkeypatch):
     data = data_of(("Where?", RIVER, ["South America"]))
     first = make_windows(data, tokenizer, cache_dir=tmp_path)
-    monkeypatch.setattr(training.squad, "_write_windows", lambda *_: pytest.fail("cut again"))
+    monkeypatch.setattr(training.finetuning.squad_data, "_write_windows", lambda *_: pytest.fail("cut again"))
     again = make_windows(data, tokenizer, cache_dir=tmp_path)
     assert again.rows[:] == first.rows[:]
     assert again.facts == first.facts

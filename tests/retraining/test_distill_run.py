@@ -150,7 +150,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, preset, text, teache
     settings = run_settings(preset, text, teacher, cache_teacher=cache_teacher, teacher_top_k=10)
     whole = retrain_distilled(settings, tmp_path / "whole")
     monkeypatch.setattr(
-        "training.retraining.distill_run.export_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "training.retraining.retrain.export_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         retrain_distilled(settings, tmp_path / "stopped")
@@ -195,10 +195,10 @@ def test_positions_are_counted_from_the_first_that_a_token_may_have():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": ""}, "there is no teacher; name a masked LM with --teacher"),
+        ({"teacher": ""}, "no teacher is named; name a masked LM with --teacher"),
         ({"teacher": "nowhere"}, "no tokenizer 'nowhere'"),
         ({"distillation_weight": 1.5}, "distillation_weight is 1.5; it must be from 0 to 1"),
-        ({"temperature": -1.0}, "temperature is -1.0; it must be a number above 0"),
+        ({"temperature": -1.0}, "temperature is -1.0; it must be above 0"),
         ({"teacher_top_k": 0}, "teacher_top_k is 0; it must be at least 1"),
         ({"architecture": "MHA5,FFN"}, "MHA5 has 5 heads, which do not divide"),
         ({"data": "longer"}, "block_size is 32 but the teacher .* has 16 positions"),

@@ -173,7 +173,7 @@ def test_settings_are_a_recipe(preset):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rtd_weight": -1.0}, "rtd_weight is -1.0; it must not be negative"),
+        ({"rtd_weight": -1.0}, "rtd_weight is -1.0; it must be at least 0"),
         ({"generator_fraction": 0.0}, "fraction is 0.0; it must be above 0 and at most 1"),
         ({"generator_architecture": "MHA3,FFN"}, "MHA3 has 3 heads, which do not divide its inner size 8"),
     ],

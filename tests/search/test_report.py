@@ -29,6 +29,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from training.drawing import render
+from training.files import write_text
 from training.search.figures import draw_history, draw_loss_against_cost, draw_operators_by_layer
 from training.search.pareto import ReportChild, format_cost, pareto_front, pareto_fronts, report_children
 from training.search.report import Report, WinnerLatency, pareto_table, write_report
@@ -345,15 +346,13 @@ def test_same_report_gives_the_same_bytes(written, tmp_path):
 
 def test_a_full_disk_leaves_the_earlier_page(tmp_path, monkeypatch):
     before = write_report(Report([single()], ("FFN",)), tmp_path)["page"].read_text()
-    write_bytes = Path.write_bytes
 
-    def full(path, content):
+    def full(path, text):
         if path.name.startswith("report.html"):
-            write_bytes(path, content[:100])
             raise OSError("no space left on device")
-        return write_bytes(path, content)
+        write_text(path, text)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("training.search.report.write_text", full)
     with pytest.raises(OSError, match="no space"):
         write_report(Report([single(val_loss=2.0)], ("FFN",)), tmp_path)
     assert (tmp_path / "report.html").read_text() == before

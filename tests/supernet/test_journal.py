@@ -80,7 +80,7 @@ def test_reading_needs_no_key_no_model_and_no_torch(tmp_path):
     path = written(tmp_path / "journal.jsonl")
     script = (
         "import sys\n"
-        "from training.journal import Journal\n"
+        "from training.supernet.journal import Journal\n"
         f"journal = Journal({str(path)!r})\n"
         "assert journal.key['weights'] == 'aa'\n"
         "print(min(journal, key=lambda child: child.val_loss).architecture)\n"

@@ -208,10 +208,8 @@ def run_finetuning(settings: FinetuneSettings, output_dir: str | Path) -> dict[s
     """
     output_dir = Path(output_dir)
     tasks = check_finetuning(settings)
-    # What may be added to later is no part of what the folder belongs to.
-    lasting = replace(settings, tasks=(), learning_rates=(), batch_sizes=(), seeds=())
-    check_run_folder(output_dir, lasting)
-    return _Sweep(settings, output_dir, tasks).run(lasting)
+    check_run_folder(output_dir, settings)
+    return _Sweep(settings, output_dir, tasks).run()
 
 
 class _Sweep:
@@ -292,10 +290,10 @@ class _Sweep:
             **{name: getattr(settings, name) for name in (*names, *distilled)},
         }
 
-    def run(self, lasting: FinetuneSettings) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Trains what is not on record and returns the table."""
         per_task = len(list(_settings_and_seeds(self._settings)))
-        with open_run(self._output_dir, lasting) as run:
+        with open_run(self._output_dir, self._settings) as run:
             self._runs = _read_records(self._output_dir / RECORDS_NAME)
             bar = tqdm(
                 total=per_task * len(self._work),

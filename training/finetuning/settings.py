@@ -40,6 +40,7 @@ class FinetuneSettings(Settings):
     """What a fine-tuning sweep does; the keys of a recipe for `magic-nas finetune`. Defaults are RoBERTa's recipe."""
 
     command = "finetune"
+    growing = ("tasks", "learning_rates", "batch_sizes", "seeds")
 
     model: str = option(
         "",

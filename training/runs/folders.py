@@ -141,7 +141,8 @@ def _has_begun(run: Path) -> bool:
 
 
 def _describe(settings: Settings) -> dict[str, Any]:
-    return json.loads(json.dumps({"command": settings.command, "settings": asdict(settings)}))  # type: ignore[call-overload]
+    values = asdict(settings) | {name: () for name in settings.growing}  # type: ignore[call-overload]
+    return json.loads(json.dumps({"command": settings.command, "settings": values}))
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

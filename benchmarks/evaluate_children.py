@@ -27,9 +27,9 @@ from interleaved import ratios, seconds
 
 import training.supernet.evaluation
 from modeling_magic import MagicConfig, MagicForMaskedLM
-from training.hub.presets import load_preset
-from training.space.search_space import Architecture, SearchSpace
-from training.supernet.evaluation import Batch, Evaluator, count_layer_evaluations, evaluate_child
+from training import Evaluator, SearchSpace, load_preset
+from training.space.search_space import Architecture
+from training.supernet.evaluation import Batch, count_layer_evaluations, evaluate_child
 
 
 OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")

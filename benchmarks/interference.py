@@ -19,8 +19,9 @@ import transformers
 from interleaved import ratios
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
-from training.analysis.interference import ChildFamily, GradientMeter, layers_that_differ
-from training.space.search_space import Architecture, SearchSpace
+from training import GradientMeter, SearchSpace
+from training.analysis.interference import ChildFamily, layers_that_differ
+from training.space.search_space import Architecture
 from training.supernet.evaluation import Batch
 from training.supernet.gradient_watch import GradientWatch
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
+from training import SearchSpace
 from training.space.samplers import GradualSampler
-from training.space.search_space import Architecture, SearchSpace
+from training.space.search_space import Architecture
 from training.supernet.evaluation import Batch, count_layer_evaluations, rank_children
 from training.supernet.shrinking import Operator, operator_scores, sample_children
 

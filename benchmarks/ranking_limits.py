@@ -22,7 +22,7 @@ from scipy.stats import kendalltau
 from tables import mean_with_interval, parser_of, publish
 from winners import Losses, read_methods
 
-from training.hub.presets import load_preset
+from training import load_preset
 from training.space.costs import additive_cost
 from training.space.search_space import Architecture
 

@@ -23,11 +23,10 @@ from interleaved import HEADER, Step, ratios, row
 from transformers import BertConfig, BertForMaskedLM
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
+from training import MagicTrainer, MagicTrainingArguments, SearchSpace
 from training.space.samplers import GradualSampler
-from training.space.search_space import Architecture, SearchSpace
+from training.space.search_space import Architecture
 from training.supernet.anchors import Anchor
-from training.supernet.arguments import MagicTrainingArguments
-from training.supernet.trainer import MagicTrainer
 
 
 BATCH_SIZE, SEQ_LEN, HIDDEN = 16, 128, 256
@@ -150,7 +149,6 @@ def magic_a(pairs: int) -> list[str]:
         num_items = (inputs["labels"] != -100).sum()
         sampler = GradualSampler(space, seed=0)
         anchor = Anchor(space.sample(random.Random(1)), 0.0)
-        trainer._warmup_steps = 0
 
         def step(anchor: Anchor | None, trainer=trainer, inputs=inputs, num_items=num_items) -> None:
             trainer.anchor = anchor

@@ -16,10 +16,9 @@ from pathlib import Path
 from found_children import found_child
 from tables import mean_with_interval, parser_of, publish
 
-from training.search.searchers import EvolutionSearcher, RandomSearcher, Searcher
-from training.space.budgets import Budget, BudgetedSpace
-from training.space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
-from training.supernet.journal import RankedChild
+from training import Budget, BudgetedSpace, EvolutionSearcher, RandomSearcher, RankedChild, SearchSpace
+from training.search.searchers import Searcher
+from training.space.search_space import Architecture, format_architecture, parse_architecture
 
 
 Losses = Mapping[Architecture, float]

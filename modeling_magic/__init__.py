@@ -1,5 +1,11 @@
 """The MAGIC encoder as a Hugging Face model; importing this package registers it with the Auto classes."""
 
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,6 +30,31 @@ from .modeling_magic import (
 )
 
 
+def _explain_hidden_training() -> None:
+    """Lets a failed import from `training` name the file that hides this distribution's package, if one does.
+
+    A script of a user's is easily called training.py, and Python looks in a script's folder first.
+    """
+    try:
+        spec = find_spec("training")
+    except ValueError:
+        # A module without a specification, such as one that a test has put there.
+        return
+    ours = Path(__file__).resolve().parent.with_name("training")
+    if spec is None or spec.origin is None or not ours.is_dir() or Path(spec.origin).resolve().parent == ours:
+        return
+    hidden_by, show = spec.origin, sys.excepthook
+
+    def explain(kind, error, traceback):
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "training":
+            error.add_note(f"{hidden_by} hides the package `training` of magic-nas; rename that file")
+        show(kind, error, traceback)
+
+    sys.excepthook = explain
+
+
+_explain_hidden_training()
+
 AutoConfig.register("magic", MagicConfig, exist_ok=True)
 AutoModel.register(MagicConfig, MagicModel, exist_ok=True)
 AutoModelForMaskedLM.register(MagicConfig, MagicForMaskedLM, exist_ok=True)
@@ -47,3 +78,12 @@ __all__ = [
     "operator_inner_size",
     "parse_operator",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+    # Type checkers, which would take any name for an attribute, do not see it.
+    def __getattr__(name: str) -> str:
+        if name == "__version__":
+            return version("magic-nas")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ from training.analysis.truth import StandaloneChild, journal_path
 from training.supernet.journal import Journal
 
 
+SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 OPERATORS = ["CONV3", "FFN", "MHA4"]
 CHILDREN = list(product(OPERATORS, repeat=3))
 _rng = random.Random(1)
@@ -41,6 +42,21 @@ def tau_of_pairs(children, true, score):
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     return importlib.import_module("winners"), importlib.import_module("ranking_limits")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_shows_its_help(path, scripts, monkeypatch, capsys):
+    script = importlib.import_module(path.stem)
+    if not hasattr(script, "main"):
+        assert path.stem in ("interleaved", "tables")
+        return
+    # Without these, two scripts start this process anew.
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.setenv(name, "131072")
+    monkeypatch.setattr("sys.argv", [path.name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        script.main()
+    assert f"usage: {path.name}" in capsys.readouterr().out
 
 
 def test_intervals_are_scipys(scripts):

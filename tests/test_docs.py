@@ -1,22 +1,26 @@
-"""docs/method.md names what exists: files, tests, functions, training arguments, recipe keys, commands, operators."""
+"""Pages and docstrings name what exists: files, tests, functions, training arguments, keys, commands, operators."""
 
 import ast
 import importlib
 import inspect
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 import yaml
+from test_imports import FLOORS
 from transformers import TrainingArguments
 
 from modeling_magic import MagicConfig, parse_operator
 from training.cli.main import app
+from training.cli.reference import options_page
 from training.data.settings import DataSettings
 from training.hub.presets import preset_names
 from training.retraining.settings import RtdSettings
@@ -28,13 +32,30 @@ from training.supernet.settings import PretrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-# The modules that the map calls by their bare names.
-MODULES = {
-    path.stem: f"{folder}.{path.stem}"
-    for folder in ("modeling_magic", "training")
-    for path in (ROOT / folder).glob("*.py")
-    if path.stem != "__init__"
-}
+OPTIONS = ROOT / "docs" / "options.md"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "hub_configs/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+FOLDERS = ("training", "modeling_magic", "tests", "benchmarks", "examples", "hub_configs", "docs")
+PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*(?:::\w+)?")
+TRAINING = [path for path in sorted((ROOT / "training").rglob("*.py")) if path.stem != "__init__"]
+ROOMS = {path.parent.name for path in TRAINING} - {"training"}
+
+
+def module_names() -> dict[str, str]:
+    """Modules by what pages call them: the bare name where that is the only one, else the room's name before it."""
+    names = {path.stem: f"modeling_magic.{path.stem}" for path in (ROOT / "modeling_magic").glob("*.py")}
+    stems = [path.stem for path in TRAINING]
+    for path in TRAINING:
+        inside = ".".join(path.relative_to(ROOT / "training").with_suffix("").parts)
+        names[inside] = f"training.{inside}"
+        if stems.count(path.stem) == 1:
+            names[path.stem] = f"training.{inside}"
+    return names
+
+
+MODULES = module_names()
 
 
 def names_of(kind: type) -> set[str]:
@@ -93,9 +114,14 @@ def is_argument(reference: str, folder: Path) -> bool:
 def is_defined(reference: str) -> bool:
     """Whether module.name.name is defined there, not merely imported."""
     first, *rest = reference.split(".")
-    if first != "MagicConfig" and first not in MODULES:
-        return False
-    value = MagicConfig if first == "MagicConfig" else importlib.import_module(MODULES[first])
+    if first == "MagicConfig":
+        value: Any = MagicConfig
+    else:
+        if rest and f"{first}.{rest[0]}" in MODULES:
+            first = f"{first}.{rest.pop(0)}"
+        if first not in MODULES:
+            return False
+        value = importlib.import_module(MODULES[first])
     for name in rest:
         if name in getattr(value, "__dataclass_fields__", {}):
             return name == rest[-1]
@@ -131,13 +157,42 @@ def exists(reference: str, folder: Path) -> bool:
     return is_operator(reference)
 
 
-def references() -> list[tuple[int, str]]:
+def references(text: str = TEXT) -> list[tuple[int, str]]:
     """Line number and text of all that stands between backticks."""
     return [
         (number, reference)
-        for number, line in enumerate(TEXT.splitlines(), start=1)
+        for number, line in enumerate(text.splitlines(), start=1)
         for reference in re.findall(r"`([^`]*)`", line)
     ]
+
+
+def missing_files(text: str) -> list[str]:
+    """Files, folders and tests that a text names and that do not exist, with their lines."""
+    wrong = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        for reference in PATH.findall(line):
+            path = reference.rstrip(".")
+            found = is_test(path) if "::" in path else any(ROOT.glob(path)) if "*" in path else (ROOT / path).exists()
+            if not found:
+                wrong.append(f"line {number}: {reference}")
+    return wrong
+
+
+def heading_anchors(page: Path) -> set[str]:
+    """What a link may end in after #, as GitHub makes it of the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def docstrings_and_comments(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of each line of a module that is no code."""
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            value = node.body[0]
+            lines = text.splitlines()[value.lineno - 1 : value.end_lineno]
+            yield from enumerate(lines, start=value.lineno)
+    yield from ((number, line) for number, line in enumerate(text.splitlines(), start=1) if re.match(r"\s*#", line))
 
 
 def test_everything_named_exists(tmp_path):
@@ -146,8 +201,67 @@ def test_everything_named_exists(tmp_path):
     assert not wrong
 
 
-def test_no_reference_is_broken_over_lines():
-    assert all(line.count("`") % 2 == 0 for line in TEXT.splitlines())
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_tests_and_commands_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    wrong = missing_files(text)
+    wrong += [
+        f"line {number}: {reference}"
+        for number, reference in references(text)
+        if reference.startswith("magic-nas ") and not is_command(reference)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    wrong = []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        for target in re.findall(r"\]\(([^)]*)\)", line):
+            if re.match(r"https?:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            linked = page.parent / name if name else page
+            if not linked.exists() or (anchor and anchor not in heading_anchors(linked)):
+                wrong.append(f"line {number}: {target}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_modules_that_docstrings_name_exist(path):
+    """Such as `costs.count_flops`; what begins with another word is none of our modules."""
+    wrong = []
+    for number, line in docstrings_and_comments(path):
+        for reference in re.findall(r"`(?:training\.)?([a-z_]+\.\w+(?:\.\w+)*)(?:\(\))?`", line):
+            ours = reference.partition(".")[0] in ROOMS | {name.rpartition(".")[2] for name in MODULES}
+            if ours and not is_defined(reference) and not is_recipe_key(reference):
+                wrong.append(f"line {number}: {reference}")
+    assert not wrong
+
+
+def test_the_page_of_options_is_up_to_date():
+    page = OPTIONS.read_text(encoding="utf-8") if OPTIONS.exists() else ""
+    if page != options_page() + "\n":
+        pytest.fail("docs/options.md is out of date; run: magic-nas options > docs/options.md", pytrace=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_reference_is_broken_over_lines(page):
+    text = re.sub(
+        r"^```.*?^```$", lambda block: "\n" * block[0].count("\n"), page.read_text("utf-8"), flags=re.M | re.S
+    )
+    assert not [number for number, line in enumerate(text.splitlines(), start=1) if line.count("`") % 2]
+
+
+def test_the_map_of_rooms_has_the_floors_of_the_imports():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    floors: list[set[str]] = []
+    for number, rooms in re.findall(r"^\| (\d?) ?\| (`training/.*?`) \|", text, re.MULTILINE):
+        if number:
+            floors.append(set())
+            assert int(number) == len(FLOORS) + 1 - len(floors)
+        floors[-1] |= set(re.findall(r"training/(\w+)", rooms))
+    assert floors == [set(rooms) for rooms in reversed(FLOORS)]
 
 
 @pytest.mark.parametrize(
@@ -156,10 +270,14 @@ def test_no_reference_is_broken_over_lines():
         "tests/test_objectives.py::test_alignment_loss",
         "tests/test_objective.py::test_alignment_loss_by_hand",
         "tests/test_objectives.py::alignment_loss",
+        "tests/test_trainer.py::test_loss_is_equation_2",
         "training/objective.py",
         "hub_configs/magic-large.json",
         "objectives.align_loss",
         "objective.alignment_loss",
+        "supernet.objectives.alignment_loss",
+        "settings.DistillSettings",
+        "finetuning.settings.DistillSettings",
         "trainer.MagicTrainer.compute_losses",
         "trainer.alignment_loss",
         "MagicConfig.hidden_dropout",
@@ -183,6 +301,16 @@ def test_a_wrong_name_is_found(reference, tmp_path):
     assert not exists(reference, tmp_path)
 
 
+@pytest.mark.parametrize("reference", ["costs.count_flops", "space.costs.count_flops", "supernet.figures.draw_health"])
+def test_modules_are_called_by_their_name_or_with_their_room(reference):
+    assert is_defined(reference)
+
+
+def test_a_wrong_file_is_found():
+    text = "See training/space/costs.py, tests/space and\nbenchmarks/result; docs/*.md, and training/*/setting.py."
+    assert missing_files(text) == ["line 2: benchmarks/result", "line 2: training/*/setting.py."]
+
+
 def test_every_equation_figure_and_table_of_the_paper_has_a_row():
     rows = "\n".join(line for line in TEXT.splitlines() if line.startswith("|"))
     for name, number in (("Eq. ({})", 2), ("Fig. {}", 5)):
@@ -192,8 +320,9 @@ def test_every_equation_figure_and_table_of_the_paper_has_a_row():
 
 
 def test_every_argument_of_our_own_is_named():
-    """A choice that can be changed is in the map with its option."""
+    """A choice that can be changed is in the map with its option, or in the list of options."""
     named = {reference.partition("=")[0] for _, reference in references()}
+    named |= set(re.findall(r"`training_arguments\.(\w+)`", OPTIONS.read_text(encoding="utf-8")))
     own = names_of(MagicTrainingArguments) - names_of(TrainingArguments)
     assert own
     assert own <= named

@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("modeling_magic", "training", "hub_configs")
+MODULES = ("magic_nas",)
 # The distribution that an import comes from, where the names differ.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 PIP = (sys.executable, "-m", "pip")
@@ -47,15 +48,20 @@ def requirements(text: str) -> set[str]:
     return {distribution(line) for line in text.split("\n") if line.strip() and not line.startswith("#")}
 
 
+def python_files() -> list[Path]:
+    """All modules that are shipped, those of inner packages included."""
+    inside = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    return [*(ROOT / f"{name}.py" for name in MODULES), *inside]
+
+
 def imported_distributions() -> set[str]:
     found: set[str] = set()
-    for package in PACKAGES:
-        for path in (ROOT / package).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    found.update(alias.name.partition(".")[0] for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                    found.add(node.module.partition(".")[0])
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
     return {distribution(DISTRIBUTIONS.get(name, name)) for name in found - sys.stdlib_module_names - set(PACKAGES)}
 
 
@@ -98,7 +104,14 @@ def wheel(tmp_path_factory) -> Path:
     work = tmp_path_factory.mktemp("wheel")
     source = work / "source"
     source.mkdir()
-    for name in (*PACKAGES, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        *PACKAGES,
+        *(f"{name}.py" for name in MODULES),
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
         path = ROOT / name
         if path.is_dir():
             shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -110,17 +123,20 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_wheel_holds_presets_recipes_card_and_table(wheel):
+def test_wheel_holds_modules_presets_recipes_card_and_table(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hub_configs").glob("*.json")}
     recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hub_configs" / "recipes").glob("*.yaml")}
     assert presets
     assert recipes
-    table = {"training/micro_benchmark.csv", "training/micro_benchmark.json"}
-    assert presets | recipes | table | {"hub_configs/model_card.md"} <= names
+    modules = {path.relative_to(ROOT).as_posix() for path in python_files()}
+    assert len(modules) > 60
+    table = {"training/analysis/micro_benchmark.csv", "training/analysis/micro_benchmark.json"}
+    assert presets | recipes | modules | table | {"hub_configs/model_card.md"} <= names
     assert any(name.endswith("/LICENSE") for name in names)
-    folders = {name.partition("/")[0] for name in names}
-    assert folders == {*PACKAGES, f"magic_nas-{setup_cfg()['metadata']['version']}.dist-info"}
+    tops = {name.partition("/")[0] for name in names}
+    version = setup_cfg()["metadata"]["version"]
+    assert tops == {*PACKAGES, *(f"{name}.py" for name in MODULES), f"magic_nas-{version}.dist-info"}
 
 
 @pytest.mark.slow
@@ -134,8 +150,12 @@ def test_wheel_works_outside_the_checkout(wheel, tmp_path):
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
 
-    for package in PACKAGES:
+    for package in (*MODULES, *PACKAGES):
         where = run(scripts / "python", "-c", f"import {package}; print({package}.__file__)", cwd=tmp_path)
         assert where.startswith(str(site))
+    version = run(scripts / "magic-nas", "--version", cwd=tmp_path)
+    assert version == f"magic-nas {setup_cfg()['metadata']['version']}\n"
+    loaded = "import training; print(len(training.load_micro_benchmark().children))"
+    assert run(scripts / "python", "-c", loaded, cwd=tmp_path) == "256\n"
     described = run(scripts / "magic-nas", "describe", "magic-base", cwd=tmp_path)
     assert f"{4**26:,}" in described or "4.5e15" in described

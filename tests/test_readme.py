@@ -2,8 +2,11 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +17,14 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from modeling_magic import MagicForMaskedLM
 from training.analysis import standalone, sweep_run
 from training.cli.main import app, main
+from training.cli.options import path_of
+from training.cli.reference import ALL_SETTINGS
 from training.data.settings import DataSettings
 from training.data.text import train_tokenizer
 from training.hub.export import export_model
 from training.hub.presets import load_preset
+from training.options import own_keys, sections_of
+from training.runs.recipes import load_recipe
 from training.search.compare import search_children
 from training.space.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
 from training.space.search_space import SearchSpace
@@ -66,7 +73,7 @@ def test_python_runs_as_it_stands(tmp_path, monkeypatch):
     exec(under_a_budget, names)
     found = names["found"].winner.architecture
     encoder = AutoModelForMaskedLM.from_pretrained(tmp_path / "encoder")
-    assert [layer[0] for layer in encoder.config.candidate_operators] == list(found)
+    assert encoder.config.chain == found
     assert encoder.num_parameters() <= 800_000
 
 
@@ -103,17 +110,44 @@ def test_the_searcher_of_the_search_page_climbs():
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def command_lines(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """The commands of a page's blocks: the words of each command, and what follows them."""
+    text = "".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)).replace("\\\n", "")
+    for line in re.findall(r"^magic-nas (.*)$", text, re.MULTILINE):
+        name, *words = shlex.split(line, comments=True)
+        yield (f"{name} {words.pop(0)}" if name == "analyze" else name), words
+
+
+def command_of(name: str) -> Any:
+    command: Any = typer.main.get_command(app)
+    for word in name.split():
+        command = command.commands[word]
+    return command
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_and_options_exist(page):
-    text = "".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)).replace("\\\n", "")
-    commands = typer.main.get_command(app).commands
-    for line in re.findall(r"^magic-nas (.*)$", text, re.MULTILINE):
-        name, *words = line.partition("#")[0].split()
-        command = commands[name]
-        if hasattr(command, "commands"):
-            command = command.commands[words[0]]
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("-")} <= known
+    for name, words in command_lines(page):
+        known = {option for parameter in command_of(name).params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_recipes_and_keys_fit_their_commands(page):
+    for name, words in command_lines(page):
+        kinds = [kind for kind in ALL_SETTINGS if kind.command.partition(" --")[0] == name]
+        for option, value in pairwise(words):
+            if option in ("--config", "-c"):
+                kinds = [kind for kind in kinds if kind.command == load_recipe(value)["command"]]
+                assert kinds, f"{name}: {value}"
+            elif option == "--set":
+                key = value.partition("=")[0]
+                assert any(is_key(kind, path_of(kind, key)) for kind in kinds), f"{name}: {key}"
+
+
+def is_key(kind, path) -> bool:
+    known = own_keys(kind) if len(path) == 1 else {field.name for field in fields(sections_of(kind)[path[0]])}
+    return path[-1] in known
 
 
 def test_rankings_of_the_page_on_analyses_fit_together(monkeypatch):

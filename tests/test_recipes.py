@@ -1,17 +1,19 @@
-"""Every recipe starts: its command runs for two steps, on toy text and with toy sizes in place of its preset's."""
+"""Every recipe names its command, and starts: two steps, on toy text and with toy sizes in place of its preset's."""
 
 import json
 import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
+import typer.main
 from toy_finetune import WORDS, save_toy_model, toy_model, write_glue
 
-from training.cli.main import main
+from training.cli.main import app, main
+from training.cli.reference import ALL_SETTINGS
+from training.runs.recipes import load_recipe, recipe_names, settings_from
 
 
-RECIPES = Path(__file__).parent.parent / "hub_configs" / "recipes"
+KINDS = {kind.command: kind for kind in ALL_SETTINGS}
 STEPS = ["--set", "max_steps=2", "--set", "warmup_steps=1", "--set", "logging_steps=1", "--set", "save_steps=2"]
 SMALL = ["--set", "per_device_train_batch_size=2", "--set", "per_device_eval_batch_size=2"]
 TEXT = ["--preset", "{toy}", "--text", "{text}", "--tokenizer", "{encoder}", "--set", "data.block_size=16"]
@@ -53,14 +55,64 @@ COMMANDS = {
     "mini-glue": [*GLUE, "--task", "rte"],
     "mini-pretrain": PRETRAIN,
     "mini-retrain": RETRAIN,
-    "mini-retrain-rtd": [*RETRAIN, "--objective", "rtd"],
+    "mini-retrain-rtd": RETRAIN,
     "mini-squad": SQUAD,
     "paper-glue": [*GLUE, "--task", "sst2"],
     "paper-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "paper-retrain": RETRAIN,
-    "paper-retrain-rtd": [*RETRAIN, "--objective", "rtd"],
+    "paper-retrain-rtd": RETRAIN,
     "paper-squad": SQUAD,
 }
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_names_its_command_first(name):
+    recipe = load_recipe(name)
+    assert next(iter(recipe)) == "command"
+    kind = KINDS[recipe["command"]]
+    assert type(settings_from(kind, recipe)) is kind
+    words = recipe["command"].split()
+    command = typer.main.get_command(app)
+    for word in COMMANDS[name][: 2 if words[0] == "analyze" else 1]:
+        assert words.pop(0) == word
+        command = command.commands[word]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {"--config", *words[:1]} <= known
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("paper-retrain", "retrain.retrain"),
+        ("paper-retrain-rtd", "rtd_run.retrain_rtd"),
+        ("compact-retrain", "distill_run.retrain_distilled"),
+    ],
+)
+def test_a_recipe_needs_no_flag_that_it_names(name, function, monkeypatch, tmp_path):
+    asked: list = []
+    monkeypatch.setattr(f"training.retraining.{function}", lambda settings, *_: asked.append(settings) or 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["magic-nas", "retrain", "-c", name, "-o", str(tmp_path / "run")])
+    with pytest.raises(ZeroDivisionError):
+        main()
+    assert asked[0].command == load_recipe(name)["command"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["pretrain"], "paper-retrain-rtd"),
+        (["retrain", "--objective", "mlm"], "paper-retrain-rtd"),
+        (["retrain", "--objective", "rtd"], "paper-retrain"),
+        (["finetune"], "paper-squad"),
+        (["analyze", "standalone"], "micro-methods"),
+    ],
+)
+def test_a_recipe_of_another_command_is_refused(command, name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["magic-nas", *command, "-c", name, "-o", str(tmp_path / "run")])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"the recipe is for `magic-nas {load_recipe(name)['command']}`" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +139,7 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_starts(name, places, tmp_path, monkeypatch, capsys):
     command = [word.format(**places) for word in COMMANDS[name]]
     start = 2 if command[0] == "analyze" else 1

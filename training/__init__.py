@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from .search.settings import SearchSettings
     from .space.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
     from .space.latency import LatencyTable, measure_latency
-    from .space.limits import BudgetSettings, budget_of
+    from .space.limits import budget_of
     from .space.search_space import SearchSpace
+    from .space.settings import BudgetSettings
     from .supernet.arguments import MagicTrainingArguments
     from .supernet.blockwise import BlockwiseTrainer
     from .supernet.blockwise_run import run_blockwise
@@ -86,8 +87,9 @@ _HOMES = {
     "search.settings": ("SearchSettings",),
     "space.budgets": ("AdditiveCost", "Budget", "BudgetedSpace", "Limit"),
     "space.latency": ("LatencyTable", "measure_latency"),
-    "space.limits": ("BudgetSettings", "budget_of"),
+    "space.limits": ("budget_of",),
     "space.search_space": ("SearchSpace",),
+    "space.settings": ("BudgetSettings",),
     "supernet.arguments": ("MagicTrainingArguments",),
     "supernet.blockwise": ("BlockwiseTrainer",),
     "supernet.blockwise_run": ("run_blockwise",),
@@ -108,6 +110,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME_OF]
 
 
 __all__ = sorted(_HOME_OF)

@@ -9,11 +9,13 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 # ---- Writing ----
@@ -104,6 +106,10 @@ def _flush(path: Path) -> None:
 # ---- Reading ----
 
 
+# JSON has no numbers for these.
+_NOT_FINITE = ("nan", "inf", "-inf")
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Returns what a JSON file holds.
 
@@ -114,6 +120,37 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; restore it, or delete it to begin anew") from None
+
+
+def from_json(kind: Any, value: Any, where: str) -> Any:
+    """Returns a value of the type `kind` from what `asdict` and JSON made of it.
+
+    Args:
+        kind: a dataclass, or what its fields have: a tuple, a mapping, a plain type or several of these.
+        value: as JSON has it; where a float is wanted a whole number is taken too, and "nan", "inf" and "-inf".
+        where: what the value is, for the error.
+
+    Raises:
+        ValueError: it is of another type; the first place that differs is named.
+    """
+    if isinstance(kind, type) and is_dataclass(kind):
+        names = [item.name for item in fields(kind)]
+        if not isinstance(value, dict) or value.keys() != set(names):
+            found = ", ".join(value) if isinstance(value, dict) else value
+            raise ValueError(f"{where} has {found}; expected {', '.join(names)}")
+        types = get_type_hints(kind)
+        return kind(**{name: from_json(types[name], value[name], f"{where}'s {name}") for name in names})
+    inner = get_args(kind)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(from_json(inner[0], item, where) for item in value)
+    if get_origin(kind) is Mapping and isinstance(value, dict):
+        return {name: from_json(inner[1], item, f"{where}'s {name}") for name, item in value.items()}
+    plain = inner if get_origin(kind) in (Union, UnionType) else (kind,)
+    if float in plain and ((type(value) is int and int not in plain) or value in _NOT_FINITE):
+        return float(value)
+    if type(value) in plain:
+        return value
+    raise ValueError(f"{where} is {value!r}")
 
 
 # ---- The cache on disk ----

@@ -176,7 +176,8 @@ def default_of(item: Field) -> Any:
 def check_options(settings: Any) -> None:
     """Checks the options of a dataclass and puts its values into the types of its fields.
 
-    A whole float becomes an integer, a list a tuple, a lone value a list of one, a mapping the section that it spells.
+    A whole float becomes an integer where one is wanted, an integer a float, a list a tuple, a lone value a list of
+    one, a mapping the section that it spells.
 
     Raises:
         ValueError: a value is of another type, out of its bounds or none of the choices.
@@ -184,8 +185,10 @@ def check_options(settings: Any) -> None:
     kind: Any = type(settings)
     for item, facts in options_of(kind):
         value = getattr(settings, item.name)
-        checked = read_value(item.name, value, hints_of(kind)[item.name])
+        hint = hints_of(kind)[item.name]
+        checked = read_value(item.name, value, hint)
         _check_value(item.name, checked, facts)
+        checked = _with_floats(checked, hint)
         if checked is not value:
             # Settings may be frozen; until here nobody has seen them.
             object.__setattr__(settings, item.name, checked)
@@ -262,6 +265,15 @@ def _read_list(name: str, value: Any, hint: Any) -> tuple[Any, ...]:
         raise ValueError(f"{name} is {value!r}; it must be a list")
     elements = value if isinstance(value, list | tuple) else [value]
     return tuple(read_value(f"{name}[{place}]", element, hint) for place, element in enumerate(elements))
+
+
+def _with_floats(value: Any, hint: Any) -> Any:
+    """Returns a whole number as a float where a field wants one, so that 2 and 2.0 are one setting."""
+    wanted = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(value, tuple):
+        inner = next(get_args(one)[0] for one in wanted if get_origin(one) is tuple)
+        return tuple(_with_floats(element, inner) for element in value)
+    return float(value) if type(value) is int and float in wanted and int not in wanted else value
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

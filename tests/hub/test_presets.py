@@ -20,9 +20,12 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from toy_hub import MIXED, export_child, export_tokenizer
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from modeling_magic import MagicConfig, MagicModel, parse_operator
+from training.hub.export import export_model
+from training.hub.presets import load_preset, preset_names
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,3 +159,44 @@ def test_model_card_leaves_no_template_text():
     assert "$" not in filled
     assert all(value in filled for value in values.values())
     assert ModelCard(filled).data.to_dict() == {"metadata": "value"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return export_tokenizer()
+
+
+@pytest.fixture
+def child(supernet, tokenizer):
+    return export_child(supernet, tokenizer)
+
+
+def test_presets_by_name_by_file_and_by_folder(child, tokenizer, tmp_path):
+    assert "magic-base" in preset_names()
+    assert load_preset("magic-base").num_hidden_layers == 26
+    folder = export_model(child, tokenizer, tmp_path / "model", {})
+    assert load_preset(str(folder)).candidate_operators == [[name] for name in MIXED]
+    assert load_preset(str(folder / "config.json")).hidden_size == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model_type": "magic", "hidden_sise": 3}', "unknown keys: hidden_sise; known: .*hidden_size"),
+        ('{"model_type": "bert"}', "its model_type is not 'magic'"),
+        ('{"hidden_size": 3', "is not JSON"),
+        ("[]", "not the configuration of a MAGIC model"),
+        ('{"model_type": "magic", "hidden_size": "big"}', "hidden_size"),
+        ('{"model_type": "magic", "candidate_operators": [["MHA5"]]}', "5 heads, which do not divide"),
+    ],
+)
+def test_wrong_presets_are_refused(tmp_path, text, message):
+    path = tmp_path / "preset.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_preset(str(path))
+
+
+def test_unknown_presets_are_listed():
+    with pytest.raises(ValueError, match=r"unknown preset 'magic-huge'; choose one of bert-base, .*magic-tiny"):
+        load_preset("magic-huge")

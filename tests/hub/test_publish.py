@@ -187,7 +187,7 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 import modeling_magic
 from training.cli import main
-from training.publish import push_model
+from training.hub.publish import push_model
 
 first, second = Path("first/model"), Path("second/model")
 outcome = {}

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
+from toy_hub import BERT_SIZES, SENTENCES, assert_same_tensors, shaken
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 from transformers.utils import logging
 
@@ -21,23 +21,12 @@ import modeling_magic
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel
 from modeling_magic.conversion import convert_from_magic, convert_to_magic, load_magic
 from modeling_magic.warm_start import check_initialization, initialize_from
-from training.cli.main import main
-from training.data.text import train_tokenizer
 
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 90,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 80,
-    "max_position_embeddings": 40,
-    "num_labels": 3,
-}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "Bert": SIZES,
-    "Roberta": {**SIZES, "layer_norm_eps": 1e-5, "max_position_embeddings": 42, "type_vocab_size": 1},
-    "Electra": {**SIZES, "embedding_size": 24},
+    "Bert": BERT_SIZES,
+    "Roberta": {**BERT_SIZES, "layer_norm_eps": 1e-5, "max_position_embeddings": 42, "type_vocab_size": 1},
+    "Electra": {**BERT_SIZES, "embedding_size": 24},
 }
 HEADS = (
     "Model",
@@ -59,22 +48,13 @@ def family_of(class_name: str) -> str:
     return next(family for family in FAMILIES if class_name.startswith(family))
 
 
-def shaken(model):
-    """The model with every parameter off its start: ones, zeros and equal rows would hide swapped keys."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return model.eval()
-
-
 def source_model(class_name: str, dtype=torch.float32, attention="sdpa", **changes):
     torch.manual_seed(0)
     family = family_of(class_name)
     sizes = {**FAMILIES[family], **changes}
     if class_name.endswith("QuestionAnswering"):
         sizes["num_labels"] = 2
-    config = getattr(transformers, f"{family}Config")(**sizes)
-    config._attn_implementation = attention
+    config = getattr(transformers, f"{family}Config")(**sizes, attn_implementation=attention)
     return shaken(getattr(transformers, class_name)(config)).to(dtype)
 
 
@@ -132,14 +112,6 @@ def largest_difference(source, magic, batch, **labels) -> float:
     for index, expected in enumerate(theirs.hidden_states):
         differences.append((expected - ours.hidden_states[2 * index])[mask])
     return max(difference.abs().max().item() for difference in differences)
-
-
-def assert_same_tensors(first, second) -> None:
-    first, second = first.state_dict(), second.state_dict()
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert tensor.dtype == second[name].dtype
-        assert torch.equal(tensor, second[name]), name
 
 
 # ---- Into MAGIC ----
@@ -295,7 +267,7 @@ def test_conversion_leaves_the_source_and_the_process_alone():
 
 def test_a_model_without_pooler_gets_none():
     torch.manual_seed(0)
-    source = BertModel(BertConfig(**SIZES), add_pooling_layer=False)
+    source = BertModel(BertConfig(**BERT_SIZES), add_pooling_layer=False)
     magic, dropped = convert_to_magic(source)
     assert magic.pooler is None
     assert not magic.config.add_pooling_layer
@@ -436,7 +408,7 @@ def test_models_in_memory_are_refused_alike():
         with pytest.raises(ValueError, match=message):
             convert_to_magic(source_model("ElectraForMultipleChoice", **changes))
     with pytest.raises(ValueError, match=r"another shape than its configuration: qa_outputs\.bias"):
-        convert_to_magic(transformers.BertForQuestionAnswering(BertConfig(**SIZES)))
+        convert_to_magic(transformers.BertForQuestionAnswering(BertConfig(**BERT_SIZES)))
 
 
 def test_folders_that_hold_no_model(tmp_path):
@@ -760,14 +732,6 @@ def minilm_tokenizer(minilm_folder):
     return AutoTokenizer.from_pretrained(minilm_folder)
 
 
-SENTENCES = [
-    "A man is playing a guitar.",
-    "Someone plays an instrument on the stage of the old town hall, and nobody listens.",
-    "Interest rates rose by half a point.",
-    "No.",
-]
-
-
 @torch.no_grad()
 def embed(model, tokenizer, sentences, batch_size=64) -> torch.Tensor:
     """Mean-pooled, normed sentence embeddings as sentence-transformers computes them for this model."""
@@ -827,132 +791,3 @@ def test_minilm_keeps_its_published_sts_score(minilm_folder, minilm_tokenizer, d
     first, second = (embed(magic, minilm_tokenizer, [row[f"sentence{side}"] for row in rows]) for side in "12")
     score = spearmanr((first * second).sum(1).numpy(), [float(row["score"]) for row in rows]).statistic
     assert 100 * score == pytest.approx(82.0, abs=0.1)
-
-
-# ---- The command line ----
-
-
-def run_main(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["magic-nas", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    output = capsys.readouterr()
-    return int(stop.value.code or 0), output.out, output.err
-
-
-@pytest.fixture
-def bert_folder(tmp_path) -> Path:
-    """A checkpoint with a tokenizer and a card of its own."""
-    tokenizer = train_tokenizer(SENTENCES * 20, vocab_size=90)
-    torch.manual_seed(0)
-    model = shaken(transformers.BertForPreTraining(BertConfig(**{**SIZES, "vocab_size": len(tokenizer)})))
-    folder = tmp_path / "bert"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlicense: mit\nlanguage: de\n---\n# A model\n")
-    return folder
-
-
-def test_convert_there_and_back(bert_folder, tmp_path, monkeypatch, capsys):
-    magic, back = tmp_path / "magic", tmp_path / "back"
-    code, out, err = run_main(monkeypatch, capsys, "convert", bert_folder, magic)
-    assert code == 0, err
-    assert "left out: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq_relationship." in out
-    manifest = json.loads((magic / "search.json").read_text())
-    assert manifest["architecture"] == ["MHA4", "FFN"] * 3
-    assert manifest["converted_from"] == "bert"
-    card = (magic / "README.md").read_text()
-    assert "license: mit" in card
-    assert "language: de" in card
-    assert (magic / "modeling_magic.py").is_file()
-    assert_same_tensors(AutoModelForMaskedLM.from_pretrained(magic), convert_to_magic(bert_folder).model)
-    code, out, err = run_main(monkeypatch, capsys, "convert", magic, back, "--to", "bert")
-    assert code == 0, err
-    assert "left out: nothing" in out
-    assert_same_tensors(AutoModelForMaskedLM.from_pretrained(back), BertForMaskedLM.from_pretrained(bert_folder))
-    assert not list(back.glob("*.py"))
-    for folder in (magic, back):
-        assert (
-            AutoTokenizer.from_pretrained(folder)("A man.").input_ids
-            == AutoTokenizer.from_pretrained(bert_folder)("A man.").input_ids
-        )
-    assert {path.name for path in tmp_path.iterdir()} == {"bert", "magic", "back"}
-
-
-def test_convert_overwrites_nothing(bert_folder, tmp_path, monkeypatch, capsys):
-    magic = tmp_path / "magic"
-    (tmp_path / "empty").mkdir()
-    assert run_main(monkeypatch, capsys, "convert", bert_folder, magic)[0] == 0
-    before = {path.name: path.read_bytes() for path in magic.iterdir() if path.is_file()}
-    for arguments, message in (
-        ([bert_folder, bert_folder], "bert holds something else than an exported model; take another folder"),
-        ([magic, bert_folder, "--to", "bert"], "bert holds something else than an exported model"),
-        ([magic, magic, "--to", "bert"], "magic holds a MAGIC model; take another folder"),
-        ([magic, tmp_path / "new"], "is a MAGIC model already"),
-        ([magic, tmp_path / "new", "--to", "gpt2"], "cannot convert to 'gpt2'"),
-        ([magic, tmp_path / "new", "--to", "roberta"], "convert to bert"),
-        ([bert_folder, tmp_path / "new", "--to", "bert"], "a MAGIC model is one of"),
-        ([bert_folder, tmp_path / "new", "--tokenizer", tmp_path / "empty"], "empty holds no tokenizer"),
-        ([tmp_path / "empty", tmp_path / "new"], "has no config.json"),
-        ([tmp_path / "nowhere", tmp_path / "new"], "nowhere; give a model's folder or its name on the Hub"),
-        ([tmp_path / "empty", tmp_path / "new", "--tokenizer", magic], "has no config.json"),
-    ):
-        code, _, err = run_main(monkeypatch, capsys, "convert", *arguments)
-        assert code == 2
-        assert message in err.strip().splitlines()[-1]
-    assert before == {path.name: path.read_bytes() for path in magic.iterdir() if path.is_file()}
-    assert {path.name for path in tmp_path.iterdir()} == {"bert", "magic", "empty"}
-
-
-def test_a_checkpoint_without_tokenizer_needs_one_named(bert_folder, tmp_path, monkeypatch, capsys):
-    edited_checkpoint(tmp_path / "bare")
-    code, _, err = run_main(monkeypatch, capsys, "convert", tmp_path / "bare", tmp_path / "magic")
-    assert code == 2
-    assert "bare holds no tokenizer; name one with --tokenizer" in err
-    arguments = ["convert", tmp_path / "bare", tmp_path / "magic", "--tokenizer", bert_folder]
-    assert run_main(monkeypatch, capsys, *arguments)[0] == 0
-    card = (tmp_path / "magic" / "README.md").read_text()
-    assert "license" not in card.split("---")[1]
-
-
-def test_pretrain_starts_from_a_checkpoint(bert_folder, tmp_path, monkeypatch, capsys):
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"{number}: {' '.join(SENTENCES)}" for number in range(60)))
-    preset = tmp_path / "preset.json"
-    sizes = {"hidden_size": 48, "intermediate_size": 80, "max_position_embeddings": 16}
-    operators = {"candidate_operators": [["MHA4", "FFN", "CONV3"]] * 6}
-    preset.write_text(json.dumps({"model_type": "magic", **sizes, **operators}))
-    run = tmp_path / "run"
-    arguments = ["pretrain", "-o", run, "--preset", preset, "--text", text, "--max-steps", 2, "--batch-size", 4]
-    arguments += ["--set", "data.block_size=16", "--set", "data.validation_fraction=0.2", "--learning-rate", 0.0]
-    arguments += ["--set", "num_validation_sequences=4", "--set", "disable_tqdm=true", "--alignment", "none"]
-
-    narrow = tmp_path / "narrow.json"
-    narrow.write_text(json.dumps({"model_type": "magic", **sizes, **operators, "hidden_size": 32}))
-    for changes, message in (
-        (["--init-from", bert_folder, "--preset", narrow], "has the hidden_size 48 but the super-net 32"),
-        (
-            ["--init-from", bert_folder, "--set", "data.vocab_size=80"],
-            "take the tokenizer of the checkpoint: --tokenizer",
-        ),
-        (["--init-from", tmp_path / "nowhere"], "nowhere"),
-    ):
-        code, _, err = run_main(monkeypatch, capsys, *arguments, *changes)
-        assert code == 2
-        assert message in err.strip().splitlines()[-1]
-        assert not run.exists()
-
-    arguments += ["--tokenizer", bert_folder]
-    code, _, err = run_main(monkeypatch, capsys, *arguments, "--init-from", bert_folder)
-    assert code == 0, err
-    assert json.loads((run / "run.json").read_text())["settings"]["init_from"] == str(bert_folder)
-    assert json.loads((run / "result.json").read_text())["init_from"] == str(bert_folder)
-    # Without learning the weights are those of the start.
-    supernet = AutoModelForMaskedLM.from_pretrained(run / "supernet")
-    bert = BertForMaskedLM.from_pretrained(bert_folder)
-    expected = convert_to_magic(bert).model.magic.encoder.state_dict()
-    found = supernet.magic.encoder.state_dict()
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
-    code, _, err = run_main(monkeypatch, capsys, *arguments)
-    assert code == 2
-    assert f"init_from is {str(bert_folder)!r} there, None here" in err

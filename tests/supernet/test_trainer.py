@@ -127,7 +127,6 @@ def one_step(trainer: MagicTrainer, batches, child=FIRST, anchor=SECOND) -> dict
     trainer.create_optimizer()
     trainer.architecture = child
     trainer.anchor = Anchor(anchor, 0.5)
-    trainer._warmup_steps = 0
     trainer.current_gradient_accumulation_steps = len(batches)
     num_items = sum((batch["labels"] != -100).sum() for batch in batches)
     trainer.model.zero_grad()
@@ -203,7 +202,7 @@ def test_average_alignment_aims_at_the_mean_of_the_children(tmp_path):
     trainer._average_children = [FIRST, SECOND, ("FFN",) * 4]
     # An anchor of an earlier run with another alignment plays no part.
     trainer.anchor = Anchor(SECOND, 0.9)
-    trainer.architecture, trainer._warmup_steps, trainer.current_gradient_accumulation_steps = FIRST, 0, 1
+    trainer.architecture, trainer.current_gradient_accumulation_steps = FIRST, 1
     model = trainer.model.train()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"] != -100).sum())
     states = [
@@ -218,7 +217,7 @@ def test_average_alignment_aims_at_the_mean_of_the_children(tmp_path):
 def test_part_of_the_batch_is_aligned(tmp_path):
     trainer = toy_trainer(tmp_path, toy_config(0.0), alignment_batch_fraction=0.5)
     batch = collate(toy_data(8))
-    trainer.architecture, trainer.anchor, trainer._warmup_steps = FIRST, Anchor(SECOND, 0.0), 0
+    trainer.architecture, trainer.anchor = FIRST, Anchor(SECOND, 0.0)
     trainer.current_gradient_accumulation_steps = 1
     model = trainer.model.train()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"] != -100).sum())
@@ -869,29 +868,29 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path):
     ("arguments", "message"),
     [
         ({"num_substitutions": 5}, "num_substitutions is 5; choose 1 to 4, the number of layers"),
-        ({"sampler": "spos"}, "unknown sampler 'spos'; choose one of: uniform, gradual, fair, sandwich"),
+        ({"sampler": "spos"}, "sampler is 'spos'; choose one of: gradual, uniform, fair, sandwich"),
         ({"alignment": "teacher"}, "alignment is 'teacher'; choose one of: none, anchor, top_percent, average"),
         ({"alignment_every_n_layers": 5}, "alignment_every_n_layers is 5 but the super-net has 4 layers"),
         ({"alignment_batch_fraction": 0}, "alignment_batch_fraction is 0; it must be above 0 and at most 1"),
-        ({"alignment_warmup_steps": -5}, "alignment_warmup_steps is -5; it must not be negative"),
+        ({"alignment_warmup_steps": -5}, "alignment_warmup_steps is -5; it must be at least 0"),
         (
             {"alignment_batch_fraction": 0.1, "per_device_train_batch_size": 8},
             "alignment_batch_fraction 0.1 of a batch of 8 is less than a sequence",
         ),
-        ({"alignment_weight": -1}, "alignment_weight is -1; it must not be negative"),
+        ({"alignment_weight": -1}, "alignment_weight is -1; it must be at least 0"),
         ({"anchor_top_percent": 101}, "anchor_top_percent is 101; it must be from 0 to 100"),
         ({"shrink_num_children": 0}, "shrink_num_children is 0; it must be at least 1"),
         ({"shrink_every_n_steps": 0}, "shrink_every_n_steps is 0; it must be at least 1"),
         ({"anchor_eval_steps": 0}, "anchor_eval_steps is 0; it must be at least 1"),
         ({"anchor_rank_steps": 0}, "anchor_rank_steps is 0; it must be at least 1"),
-        ({"num_probe_children": -1}, "num_probe_children is -1; it must not be negative"),
+        ({"num_probe_children": -1}, "num_probe_children is -1; it must be at least 0"),
         ({"probe_every_n_steps": 0}, "probe_every_n_steps is 0; it must be at least 1"),
         ({"shrink_sampling": "pairs"}, "shrink_sampling is 'pairs'; choose one of: fair, nested, chain"),
-        ({"max_params": 0}, "max_params is 0; it must be a number above 0, or left out"),
-        ({"max_flops": float("nan")}, "max_flops is nan; it must be a number above 0, or left out"),
+        ({"max_params": 0}, "max_params is 0; it must be above 0"),
+        ({"max_flops": float("nan")}, "max_flops is nan; it must be above 0"),
         ({"min_flops": 3e8, "max_flops": 2e8}, r"min_flops is 300000000.0, above max_flops, 200000000.0; swap them"),
-        ({"max_latency_ms": 5}, "max_latency_ms is 5 and latency_table is None; give both, or neither"),
-        ({"latency_table": "t.json"}, "max_latency_ms is None and latency_table is t.json; give both, or neither"),
+        ({"max_latency_ms": 5}, "a latency is limited but no latency_table is given"),
+        ({"latency_table": "t.json"}, "latency_table is t.json but no latency is limited; give max_latency_ms"),
     ],
 )
 def test_wrong_arguments_name_value_and_remedy(tmp_path, arguments, message):

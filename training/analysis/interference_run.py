@@ -192,6 +192,8 @@ def _anchor(settings: InterferenceSettings) -> Architecture:
 
 
 # ---- Repeats ----
+
+
 class _Analysis:
     """The repeats of an analysis: each drawn from the seed and its own number, and on disk before the next one."""
 
@@ -290,6 +292,8 @@ class _Analysis:
 
 
 # ---- Means over repeats ----
+
+
 def summarise_repeats(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns means with intervals over the repeats: the matrix, its kinds and the curve of Fig. 2.
 
@@ -394,6 +398,8 @@ def _loss_text(settings: InterferenceSettings) -> str:
 
 
 # ---- Files ----
+
+
 def draw_result(settings: InterferenceSettings, result: Mapping[str, Any]) -> dict[str, Figure]:
     """Returns the figures of an analysis by name: `matrix` (Fig. 2 a, b) and, with several m, `curve` (Fig. 2 c)."""
     matrix, num_repeats = result["matrix"], len(result["shared_operators"])
@@ -460,6 +466,8 @@ def _pairs(repeats: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
 
 
 # ---- Several super-nets ----
+
+
 def compare_interference(runs: Mapping[str, str | Path], output_dir: str | Path) -> dict[str, Any]:
     """Compares finished analyses of several super-nets on the same children and batches, the first against the others.
 

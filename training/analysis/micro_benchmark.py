@@ -19,7 +19,7 @@ from typing import Any
 
 from modeling_magic import MagicConfig
 
-from ..files import write_csv, write_json
+from ..files import read_json, write_csv, write_json
 from ..space.costs import additive_cost
 from ..space.latency import LatencyTable
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
@@ -28,11 +28,8 @@ from .truth import STANDALONE_NAME, StandaloneChild, Truth, read_standalone, tru
 
 
 TABLE_NAME = "micro_benchmark.csv"
-
 METADATA_NAME = "micro_benchmark.json"
-
 _VERSION = 1
-
 _SIZES_OF_THE_SPACE = ("hidden_size", "intermediate_size", "embedding_size")
 
 
@@ -179,6 +176,8 @@ def load_micro_benchmark(path: str | Path | None = None) -> MicroBenchmark:
 
 
 # ---- Writing ----
+
+
 def write_micro_benchmark(
     journal_folder: str | Path,
     config: MagicConfig,
@@ -224,7 +223,7 @@ def write_micro_benchmark(
         "sequence_length": sequence_length,
         "key": key,
         "config": config.to_diff_dict(),
-        "training": json.loads(described.read_text(encoding="utf-8")) if described.is_file() else None,
+        "training": read_json(described) if described.is_file() else None,
         "written_with": {name: version(name) for name in ("magic-nas", "torch", "transformers")},
         "latency": latency_table
         and {

@@ -42,12 +42,9 @@ from .truth import Truth, load_truth, read_standalone, truth_of
 
 
 STANDALONE_FOLDER = "standalone"
-
 # As many as the paper's Table 1 has.
 _NUM_CHILDREN = 60
-
 _SIZES_OF_CHILDREN = ("hidden_size", "intermediate_size", "embedding_size", "vocab_size")
-
 _DEFAULTS = {item.name: item.default for item in fields(MagicTrainingArguments)}
 
 
@@ -92,6 +89,8 @@ def follow_supernets(supernets: Sequence[str | Path], recipe: dict[str, Any]) ->
 
 
 # ---- Given super-nets ----
+
+
 @bars_off()
 def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, Any]:
     """Ranks children by the shared weights of super-nets, holds that against the truth and returns the result.
@@ -245,6 +244,8 @@ def _check_supernets(supernets: Sequence[Supernet], configs: Sequence[MagicConfi
 
 
 # ---- Truth ----
+
+
 def given_truth(settings: JudgingSettings, space: SearchSpace) -> Truth:
     """Returns the truth that the settings name, of the children that they ask for.
 
@@ -299,6 +300,8 @@ def check_truth(truth: Truth, config: MagicConfig, data: PreparedData) -> None:
 
 
 # ---- Scores ----
+
+
 def shared_scores(supernet: Supernet, truth: Truth, batches: Sequence[Batch], output_dir: Path) -> Scores:
     """Returns the negative shared-weight validation loss of each child (5.2), from the folder's journal if there."""
     device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -319,6 +322,8 @@ def file_name(text: str) -> str:
 
 
 # ---- Judging ----
+
+
 def judge(
     settings: JudgingSettings,
     supernets: Sequence[Supernet],

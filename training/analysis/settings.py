@@ -23,14 +23,16 @@ class InterferenceSettings(Settings):
     command = "analyze interference"
 
     supernet: str = option("", help="A finished super-net run, one of its checkpoints, or the folder of a super-net.")
-    shared_layer: int = option(0, flag="--shared-layer", at_least=0, help="The layer of o_g, counted from 0.")
+    shared_layer: int = option(
+        0, flag="--shared-layer", at_least=0, help="The layer of the shared operator o_g, counted from 0."
+    )
     operator: str | None = option(
         None,
         flag="--operator",
-        help="o_g. Default: one of the layer's operators is drawn in each repeat, as in Fig. 2.",
+        help="The shared operator o_g. Default: one of the layer's operators is drawn in each repeat, as in Fig. 2.",
     )
     first_differing_layer: int | None = option(
-        None, at_least=0, help="The layer that children differ in where it is one only. Default: the one above o_g."
+        None, at_least=0, help="The layer in which children differ when only one does. Default: the one above o_g."
     )
     max_differing_layers: int | None = option(
         None,
@@ -55,8 +57,8 @@ class InterferenceSettings(Settings):
         at_least=1,
         help="Draws of operator, children and batch; the intervals are over them.",
     )
-    num_sequences: int = option(64, at_least=1, unit="sequences", help="Sequences in a batch.")
-    micro_batch_size: int = option(16, at_least=1, unit="sequences", help="Sequences that are computed at a time.")
+    num_sequences: int = option(64, at_least=1, unit="sequences", help="Size of a batch.")
+    micro_batch_size: int = option(16, at_least=1, unit="sequences", help="Sequences computed at a time.")
     sequences: str = option("train", choices=SEQUENCES, help="Where the batches are drawn from.")
     mlm_probability: float = mlm_probability_option()
     seed: int = option(0, flag="--seed", help="Seed of operators, children, batches and masks.")
@@ -86,8 +88,8 @@ class StandaloneSettings(Settings):
     architectures: tuple[str, ...] = option(
         (),
         flag="--architecture",
-        help="Children by name, such as a search's winner or a pattern to compare it with: (MHA4,FFN)*2. Where some "
-        "are named nothing is drawn, and a folder of uniform children is refused.",
+        help="Named children, such as a search's winner or a pattern to compare it with: (MHA4,FFN)*2. If any are "
+        "named, none are drawn, and a folder of uniform children is refused.",
     )
     num_children: int = option(
         0,
@@ -96,7 +98,7 @@ class StandaloneSettings(Settings):
         unit="children",
         help="Uniform children without repeats; 0 takes all of the space.",
     )
-    sample_seed: int = option(0, help="Seed of that draw.")
+    sample_seed: int = option(0, help="Seed of the draw of uniform children.")
     seeds: tuple[int, ...] = option(
         (0,),
         flag="--seed",
@@ -128,18 +130,26 @@ class JudgingSettings(Settings):
     """How super-nets are compared with children trained alone; rankings and sweeps add to it."""
 
     truth: str | None = _truth_option(None)
-    metric: str = option("val_loss", help="What the truth is by: val_loss, val_accuracy or a column of the file.")
+    metric: str = option(
+        "val_loss", help="What children are compared by: val_loss, val_accuracy or a column of the file."
+    )
     lower_is_better: bool | None = option(
         None, help="Whether lower values of a file's metric are better. Default: it follows from the name."
     )
     num_children: int | None = option(
-        None, flag="--num-children", at_least=MIN_CHILDREN, unit="children", help="Uniform children. Default: all."
+        None,
+        flag="--num-children",
+        at_least=MIN_CHILDREN,
+        unit="children",
+        help="Uniform children to compare. Default: all of the truth, or 60 where children are trained here.",
     )
-    sample_seed: int = option(0, help="Seed of that draw.")
-    top_k: tuple[int, ...] = option((1, 5, 10), at_least=1, help="The k for which overlap and regret are reported.")
-    num_resamples: int = option(2000, at_least=1, help="Draws of the bootstrap.")
+    sample_seed: int = option(0, help="Seed of the draw of uniform children.")
+    top_k: tuple[int, ...] = option(
+        (1, 5, 10), at_least=1, help="Sizes k of the top sets for which overlap and regret are reported."
+    )
+    num_resamples: int = option(2000, at_least=1, help="Number of bootstrap resamples.")
     num_validation_sequences: int = validation_option()
-    batch_size: int = option(16, at_least=1, unit="sequences", help="Sequences of a validation batch.")
+    batch_size: int = option(16, at_least=1, unit="sequences", help="Size of a validation batch.")
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,7 @@ class SweepSettings(JudgingSettings):
     values: tuple[Any, ...] = option((), flag="--value", is_distinct=True, help="Values of that argument.")
     references: dict[str, dict[str, Any]] = option(
         default_factory=dict,
-        help="Other methods by name that the curve is drawn beside, each with the training arguments that it changes: "
+        help="Other methods to show beside the curve, by name, each with the training arguments that it changes: "
         "{SPOS: {sampler: uniform, alignment: none}}.",
     )
     seeds: tuple[int, ...] = option(

@@ -46,7 +46,6 @@ _SIZES = (
 
 # Between two looks at the children that other processes are training.
 _POLL_SECONDS = 1.0
-
 # What torchrun and accelerate launch tell a process of the others; with it Trainer would train one model on all.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 

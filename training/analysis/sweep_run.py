@@ -42,7 +42,6 @@ from .truth import Truth
 
 
 SUPERNETS_FOLDER = "supernets"
-
 # Between two looks at the super-nets that other processes are training.
 _POLL_SECONDS = 1.0
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import read_json
 from ..space.search_space import Architecture, format_architecture, parse_architecture
 from ..supernet.journal import Journal, RankedChild
 
@@ -55,7 +56,7 @@ def has_standalone(folder: str | Path) -> bool:
 def holds_named(folder: str | Path) -> bool:
     """Returns whether the children of a folder were named, such as the winners of searches, and not drawn."""
     path = Path(folder) / STANDALONE_NAME
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8"))["settings"].get("architectures"))
+    return path.is_file() and bool(read_json(path)["settings"].get("architectures"))
 
 
 def _seeds_of(folder: Path) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
-from .options import Assignments, Given, OutputDir, Recipe, Threads, start, takes
+from .options import Given, OutputDir, start, takes
 
 
 app = typer.Typer(
@@ -26,20 +26,15 @@ def interference(
     supernet: Annotated[
         Path | None, typer.Argument(help="A finished super-net run, one of its checkpoints, or a super-net's folder.")
     ] = None,
-    config: Recipe = None,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Compare the gradients that children give a shared operator (Fig. 2): matrix by kind, curve over layers."""
-    start(num_threads)
     from ..analysis.interference_run import follow_weights, run_interference
-    from ..runs.recipes import load_recipe
 
-    recipe = load_recipe(config)
+    recipe = given.recipe()
     source = supernet or recipe.get("supernet")
     if source is None:
         raise ValueError("name the super-net to analyse: magic-nas analyze interference RUN --output-dir ...")
-    settings = given.settings(config, assignments, follow_weights(source, recipe))
+    settings = given.settings(follow_weights(source, recipe))
     print(f"\n{run_interference(settings, output_dir)['summary']}\n\nfigures and tables: {output_dir}")
 
 
@@ -69,8 +64,7 @@ def compare(
 def standalone(
     output_dir: OutputDir,
     given: Given,
-    config: Recipe = None,
-    ray: Annotated[bool, typer.Option("--ray", help="As tasks of a Ray cluster (the extra ray).")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Train as tasks of a Ray cluster; needs the extra ray.")] = False,
     address: Annotated[str | None, typer.Option(help="With --ray: a running cluster. Default: this machine.")] = None,
     num_workers: Annotated[
         int | None, typer.Option(help="With --ray on this machine alone: tasks at a time. Default: one a CPU.")
@@ -81,14 +75,11 @@ def standalone(
     latency_table: Annotated[
         str | None, typer.Option(help="With --table: a file that `magic-nas benchmark` wrote.")
     ] = None,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Train children one by one from scratch, uniform or named; any number of these may work on one folder."""
-    start(num_threads)
     from ..analysis.standalone import train_standalone
 
-    settings = given.settings(config, assignments)
+    settings = given.settings()
     if ray:
         from ..analysis.standalone_ray import train_standalone_on_ray
 
@@ -115,20 +106,15 @@ def standalone(
 def ranking(
     output_dir: OutputDir,
     given: Given,
-    config: Recipe = None,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Compare the ranking by shared weights with children trained alone (5.2): Kendall's tau, regret, intervals."""
-    start(num_threads)
     from ..analysis.ranking_run import follow_supernets, run_ranking
-    from ..runs.recipes import load_recipe
 
-    recipe = load_recipe(config)
+    recipe = given.recipe()
     supernets = given.values.pop(("supernets",), None) or recipe.get("supernets")
     if not supernets:
         raise ValueError("name super-nets to rank with: --supernet RUN, once or more")
-    settings = given.settings(config, assignments, follow_supernets(supernets, recipe))
+    settings = given.settings(follow_supernets(supernets, recipe))
     print(f"\n{run_ranking(settings, output_dir)['table']}")
 
 
@@ -137,12 +123,8 @@ def ranking(
 def sweep(
     output_dir: OutputDir,
     given: Given,
-    config: Recipe = None,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Train super-nets over the values of one training argument and draw how well each ranks (Fig. 4a, 4b)."""
-    start(num_threads)
     from ..analysis.sweep_run import run_sweep
 
-    print(f"\n{run_sweep(given.settings(config, assignments), output_dir)['table']}")
+    print(f"\n{run_sweep(given.settings(), output_dir)['table']}")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from ..search.settings import SearchSettings
 from ..space.settings import BudgetSettings, LatencySettings
 from ..supernet.settings import BlockwiseSettings, PretrainSettings
 from .analyze import app as analyze_app
-from .options import Assignments, Child, Given, OutputDir, Recipe, Threads, start, takes
+from .options import Child, Given, OutputDir, start, takes
 
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _of_all_commands(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     pass
@@ -63,7 +64,7 @@ def demo(
 
 
 @app.command()
-@takes(BudgetSettings)
+@takes(BudgetSettings, recipe=False)
 def describe(
     space: Annotated[str, typer.Argument(help="A preset, a JSON file or a model folder.")],
     given: Given,
@@ -86,7 +87,7 @@ def describe(
 
 
 @app.command()
-@takes(LatencySettings)
+@takes(LatencySettings, recipe=False)
 def benchmark(
     space: Annotated[str, typer.Argument(help="A preset, a JSON file or a model folder.")],
     given: Given,
@@ -97,8 +98,6 @@ def benchmark(
     changes = given.changes(LatencySettings)
     settings = LatencySettings(**changes)
     start(settings.num_threads)
-    from dataclasses import replace
-
     from ..hub.presets import load_preset
     from ..space.latency import measure_latency
     from ..space.search_space import SearchSpace, parse_architecture
@@ -124,12 +123,8 @@ def benchmark(
 def pretrain(
     output_dir: OutputDir,
     given: Given,
-    config: Recipe = None,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Train a weight-sharing super-net and name the child that it finds."""
-    start(num_threads)
     from accelerate import PartialState
 
     from ..supernet.blockwise_run import blockwise_table, run_blockwise
@@ -138,7 +133,7 @@ def pretrain(
     from ..supernet.pretrain import pretrain as run_pretrain
     from ..supernet.pretrain import search_table
 
-    settings = given.settings(config, assignments)
+    settings = given.settings()
     is_blockwise = isinstance(settings, BlockwiseSettings)
     result = (run_blockwise if is_blockwise else run_pretrain)(settings, output_dir)
     if not PartialState().is_main_process:
@@ -159,23 +154,18 @@ def search(
     supernet: Annotated[
         Path | None, typer.Argument(help="A finished super-net run, or the folder of a super-net.")
     ] = None,
-    config: Recipe = None,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Find the best child of a super-net within a budget, and show it beside random search and the BERT pattern."""
-    start(num_threads)
     from accelerate import PartialState
 
-    from ..runs.recipes import load_recipe
     from ..search.run import search_summary, search_supernet
     from ..supernet.loading import follow_supernet
 
-    recipe = load_recipe(config)
+    recipe = given.recipe()
     source = supernet or recipe.get("supernet")
     if source is None:
         raise ValueError("name the super-net to search in: magic-nas search RUN --output-dir ...")
-    settings = given.settings(config, assignments, follow_supernet(source, recipe))
+    settings = given.settings(follow_supernet(source, recipe))
     result = search_supernet(settings, output_dir)
     if not PartialState().is_main_process:
         return
@@ -185,7 +175,7 @@ def search(
 
 
 @app.command()
-@takes(BudgetSettings)
+@takes(BudgetSettings, recipe=False)
 def best(
     search_run: Annotated[Path, typer.Argument(help="The folder of a search, finished or not.")],
     given: Given,
@@ -203,7 +193,6 @@ def best(
 def retrain(
     output_dir: OutputDir,
     given: Given,
-    config: Recipe = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -217,8 +206,6 @@ def retrain(
     inherit: Annotated[
         bool, typer.Option("--inherit", help="Start from the weights of the --search super-net.")
     ] = False,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Train one child, from scratch or from a super-net's weights, and export it."""
     if objective not in (None, "mlm", "rtd"):
@@ -227,7 +214,6 @@ def retrain(
         raise ValueError("--inherit takes its weights from a super-net; say which with --search RUN")
     if objective == "rtd" and ("teacher",) in given.values:
         raise ValueError("--teacher is a masked LM, which --objective rtd does not learn from; leave one of them out")
-    start(num_threads)
     from accelerate import PartialState
 
     from ..hub.card import results_table
@@ -236,18 +222,18 @@ def retrain(
     from ..retraining.retrain import follow_search
     from ..retraining.retrain import retrain as run_retrain
     from ..retraining.rtd_run import retrain_rtd
-    from ..runs.recipes import check_command, load_recipe
+    from ..runs.recipes import check_command
 
-    recipe, record = load_recipe(config), None
+    recipe, record = given.recipe(), None
     if objective is not None:
         wanted: tuple[type[Settings], ...] = (
             (RtdSettings,) if objective == "rtd" else (RetrainSettings, DistillSettings)
         )
-        given = Given(wanted, given.values)
+        given = replace(given, kinds=wanted)
     check_command(given.kind(recipe), recipe)
     if search is not None:
         recipe, record = follow_search(search, recipe, inherit)
-    settings = given.settings(config, assignments, recipe)
+    settings = given.settings(recipe)
     runs: dict[type, Any] = {RtdSettings: retrain_rtd, DistillSettings: retrain_distilled}
     result = runs.get(type(settings), run_retrain)(settings, output_dir, record)
     if not PartialState().is_main_process:
@@ -260,15 +246,11 @@ def retrain(
 def finetune(
     output_dir: OutputDir,
     given: Given,
-    config: Recipe = None,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Fine-tune an encoder on GLUE or on your own files, over learning rates and seeds, and show the table."""
-    start(num_threads)
     from ..finetuning.finetune_run import run_finetuning
 
-    run_finetuning(given.settings(config, assignments), output_dir)
+    run_finetuning(given.settings(), output_dir)
     print(f"\n{(output_dir / 'table.md').read_text(encoding='utf-8')}\ntable: {output_dir / 'table.csv'}")
 
 
@@ -277,17 +259,13 @@ def finetune(
 def squad(
     output_dir: OutputDir,
     given: Given,
-    config: Recipe = None,
-    assignments: Assignments = None,
-    num_threads: Threads = None,
 ) -> None:
     """Fine-tune an encoder on SQuAD 1.1 or 2.0, and score it as the official script does."""
-    start(num_threads)
     from accelerate import PartialState
 
     from ..finetuning.squad_run import run_squad, squad_table
 
-    settings = given.settings(config, assignments)
+    settings = given.settings()
     result = run_squad(settings, output_dir)
     if not PartialState().is_main_process:
         return
@@ -381,7 +359,7 @@ def push(
         print(f"commit: {report.commit}")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def options(
     command: Annotated[
         list[str] | None, typer.Argument(help="A command with its words, such as pretrain or analyze sweep.")

@@ -69,9 +69,7 @@ class Flag:
         text = f"{self.help} May be given more than once." if is_list else self.help
         metavar = None if kind is bool else _metavar(self.hint)
         annotation = Annotated[kind | None, typer.Option(self.name, help=text, metavar=metavar, show_default=False)]
-        return inspect.Parameter(
-            "__".join(self.path), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-        )
+        return _parameter("__".join(self.path), annotation)
 
     def read(self, value: Any) -> Any:
         """Returns what was given as a recipe has it; the settings check it."""
@@ -113,11 +111,14 @@ def read_value_text(name: str, text: str) -> Any:
 
 
 def flags_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Flag]:
-    """Yields the flags of a class of settings, those of its sections included."""
+    """Yields the flags of a class of settings, those of its sections included; its own win over inline ones."""
+    names = {facts.flag for _, facts in options_of(kind)}
     for item, facts in options_of(kind):
         hint, own = hints_of(kind)[item.name], (*path, item.name)
-        if is_section(hint):
-            yield from flags_of(hint, path if facts.is_inline else own)
+        if facts.is_inline:
+            yield from (flag for flag in flags_of(hint, path) if flag.name not in names)
+        elif is_section(hint):
+            yield from flags_of(hint, own)
         for name, argument in facts.arguments.items():
             text = _help(argument.facts, argument.default)
             yield Flag((*own, name), str(argument.facts.flag), argument.kind, text, argument.facts)
@@ -128,10 +129,15 @@ def flags_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Flag]:
 def _help(facts: Option, default: Any) -> str:
     notes = [facts.unit, facts.bounds and f"must be {facts.bounds}"]
     if default is not MISSING and default not in (None, "", ()):
-        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        notes.append(f"default: {shown.lower() if isinstance(default, bool) else shown}")
+        notes.append(f"default: {', '.join(map(_shown, default)) if isinstance(default, tuple) else _shown(default)}")
     known = "; ".join(filter(None, notes))
     return f"{facts.help} ({known})" if known else facts.help
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 # ---- Commands ----
@@ -139,15 +145,25 @@ def _help(facts: Option, default: Any) -> str:
 
 @dataclass(frozen=True)
 class Given:
-    """The flags that a command was given.
+    """What a command was given: flags, a recipe's name and assignments.
 
     Attributes:
         kinds: the classes of settings that the command may be asked for, the usual one first.
         values: for each flag that was given, by its path, what it says.
+        config: the recipe's name or file.
+        assignments: of `--set`.
     """
 
     kinds: tuple[type[Settings], ...]
     values: dict[tuple[str, ...], Any]
+    config: str | None = None
+    assignments: Sequence[str] = ()
+
+    def recipe(self) -> dict[str, Any]:
+        """Returns what the recipe says, nothing where none is named."""
+        from ..runs.recipes import load_recipe
+
+        return load_recipe(self.config)
 
     def kind(self, recipe: dict[str, Any]) -> type[Settings]:
         """Returns the class of settings that a recipe and the flags ask for.
@@ -162,13 +178,17 @@ class Given:
         chosen = by_command.get(str(recipe.get("command"))) or next(
             (kind for kind in self.kinds[1:] if (asked or recipe.keys() - known) & own_keys(kind)), usual
         )
-        if foreign := sorted(asked - own_keys(chosen)):
-            flag = next(flag.name for kind in self.kinds for flag in flags_of(kind) if flag.path[0] == foreign[0])
-            raise ValueError(f"{flag} is not for `magic-nas {chosen.command}`; leave it out")
+        if foreign := asked - own_keys(chosen):
+            flags = ((flag, kind) for kind in self.kinds for flag in flags_of(kind))
+            flag, kind = next((flag, kind) for flag, kind in flags if flag.path[0] in foreign)
+            raise ValueError(
+                f"{flag.name} is for `magic-nas {kind.command}`, but this is `magic-nas {chosen.command}`; leave it "
+                f"out, or take another recipe"
+            )
         return chosen
 
-    def changes(self, kind: type[Settings], assignments: Sequence[str] | None = None) -> dict[str, Any]:
-        """Returns flags and `--set` assignments as changes of a recipe for `kind`; assignments win.
+    def changes(self, kind: type[Settings]) -> dict[str, Any]:
+        """Returns flags and assignments as changes of a recipe for `kind`; assignments win.
 
         Raises:
             ValueError: an assignment has no value, or names no key.
@@ -176,28 +196,24 @@ class Given:
         changes: dict[str, Any] = {}
         for path, value in self.values.items():
             _put(changes, path, value)
-        for assignment in assignments or ():
+        for assignment in self.assignments:
             key, equals, text = assignment.partition("=")
             if not equals:
                 raise ValueError(f"--set {assignment!r} has no value; write KEY=VALUE")
             _put(changes, path_of(kind, key), read_value_text(f"--set {key}", text))
         return changes
 
-    def settings(
-        self, config: str | None, assignments: Sequence[str] | None = None, recipe: dict[str, Any] | None = None
-    ) -> Any:
-        """Returns the settings that a recipe, the flags and the assignments make.
+    def settings(self, recipe: dict[str, Any] | None = None) -> Any:
+        """Returns the settings that the recipe, the flags and the assignments make.
 
         Args:
-            config: the recipe's name or file.
-            assignments: of `--set`.
-            recipe: what the recipe says, where that was read already.
+            recipe: in place of what the recipe says.
         """
-        from ..runs.recipes import load_recipe, settings_from
+        from ..runs.recipes import settings_from
 
-        recipe = load_recipe(config) if recipe is None else recipe
+        recipe = self.recipe() if recipe is None else recipe
         kind = self.kind(recipe)
-        return settings_from(kind, recipe, self.changes(kind, assignments))
+        return settings_from(kind, recipe, self.changes(kind))
 
 
 def _put(changes: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -238,8 +254,14 @@ def path_of(kind: type[Settings], key: str) -> tuple[str, ...]:
     raise ValueError(f"unknown key {name!r} in --set; {remedy}")
 
 
-def takes(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the flags of classes of settings, which it gets as its parameter `given`."""
+def takes(*kinds: type[Settings], recipe: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the flags of classes of settings, which it gets as its parameter `given`.
+
+    Args:
+        kinds: the classes, the usual one first.
+        recipe: whether it takes `--config`, `--set` and `--num-threads` as well, as all long commands do; the threads
+            are set before it begins.
+    """
     flags = {flag.path: flag for kind in kinds for flag in flags_of(kind)}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -247,22 +269,29 @@ def takes(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..
         def wrapped(**values: Any) -> None:
             said = {path: values.pop("__".join(path)) for path in flags}
             given = {path: flags[path].read(value) for path, value in said.items() if value not in (None, [])}
-            command(given=Given(kinds, given), **values)
+            config, assignments = values.pop("config", None), values.pop("assignments", None)
+            if recipe:
+                start(values.pop("num_threads"))
+            command(given=Given(kinds, given, config, tuple(assignments or ())), **values)
 
-        own = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, parameter in inspect.signature(command).parameters.items()
-            if name != "given"
-        ]
-        # The folder first, what all commands have last, the flags between them.
-        places = [parameter.name in ("assignments", "num_threads") for parameter in own]
-        last = places.index(True) if True in places else len(own)
-        parameters = [*own[:last], *(flag.parameter for flag in flags.values()), *own[last:]]
+        parameters = [*_own_parameters(command), *(flag.parameter for flag in flags.values())]
+        if recipe:
+            parameters[1:1] = [_parameter("config", Recipe)]
+            parameters += [_parameter("assignments", Assignments), _parameter("num_threads", Threads)]
         wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return wrapped
 
     return decorate
+
+
+def _own_parameters(command: Callable[..., None]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(command).parameters
+    return [own.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, own in parameters.items() if name != "given"]
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def start(num_threads: int | None = None) -> None:

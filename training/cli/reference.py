@@ -1,16 +1,18 @@
 """The reference of all options, made from the fields that describe them."""
 
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ..analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
+from ..data.settings import DataSettings
 from ..finetuning.settings import FinetuneSettings, SquadSettings
 from ..options import Option, Settings, default_of, hints_of, is_section, option_of, options_of, sections_of
 from ..retraining.settings import DistillSettings, RetrainSettings, RtdSettings
 from ..search.settings import SearchSettings
-from ..space.settings import LatencySettings
+from ..space.settings import BudgetSettings, LatencySettings
 from ..supernet.settings import BlockwiseSettings, PretrainSettings
+from ..supernet.supernet_options import SupernetOptions
 from ..tables import markdown_table
 
 
@@ -33,73 +35,124 @@ ALL_SETTINGS: tuple[type[Settings], ...] = (
 _HEAD = """\
 # Options
 
-Every key of every command, made from the code by `magic-nas options`. Keys stand in a recipe (`--config FILE`), in
-`--set KEY=VALUE` and as fields of the settings classes of `training`. Keys with a dot stand in a section of that name;
-after `--set` the section may be left out where no other key has the name. Where a flag is named, it does the same.
+Every key of every command, made from the code by `magic-nas options`; `magic-nas options COMMAND` shows those of one.
+
+A key stands in a recipe (`--config FILE`), in `--set KEY=VALUE` and as a field in the settings classes of `training`.
+A key with a dot stands in a section of that name; after `--set` the section may be left out unless another key has the
+name. Where a flag is named, it does the same.
 """
+_SHARED = {
+    DataSettings: ("data", "The text that a run reads"),
+    BudgetSettings: ("budget", "What an encoder may cost"),
+    SupernetOptions: ("training_arguments", "The training of a super-net"),
+}
+_OF_TRANSFORMERS = "`training_arguments` takes the arguments of transformers' `TrainingArguments` as well.\n"
+
+COLUMNS = ("key", "type", "default", "meaning")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of a table; `shared` is the class that describes the key for several commands, if one does."""
+
+    key: str
+    hint: Any
+    default: Any
+    facts: Option
+    shared: type | None
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        facts = self.facts
+        parts = [facts.help]
+        if facts.bounds:
+            parts.append(f"Must be {facts.bounds}.")
+        if not all(choice in facts.help for choice in facts.choices):
+            parts.append(f"One of {', '.join(facts.choices)}.")
+        if facts.flag:
+            parts.append(f"`{facts.flag}`")
+        unit = f" ({facts.unit})" if facts.unit else ""
+        return f"`{self.key}`", f"{_type_name(self.hint)}{unit}", _shown(self.default), " ".join(parts)
 
 
 def options_page(command: str = "") -> str:
-    """Returns the options of a command as Markdown, or those of all commands.
+    """Returns the options of a command as Markdown, or those of all commands on one page.
 
     Args:
-        command: what follows `magic-nas`; the commands that begin with it are shown.
+        command: what follows `magic-nas`; the commands that begin with it are shown, each in full.
 
     Raises:
         ValueError: there is no such command, or it has no recipe.
     """
+    if not command:
+        return _whole_page()
     words = command.split()
     shown = [kind for kind in ALL_SETTINGS if kind.command.split()[: len(words)] == words]
     if not shown:
         known = ", ".join(kind.command for kind in ALL_SETTINGS)
         raise ValueError(f"`magic-nas {command}` takes no recipe; choose one of: {known}")
-    parts = [_section(kind) for kind in shown]
-    return "\n".join([_HEAD, *parts] if not words else parts).rstrip()
+    return "\n".join(_section(kind, list(_rows(kind))) for kind in shown).rstrip()
 
 
-def _section(kind: type[Settings]) -> str:
+def _whole_page() -> str:
+    """What several commands share stands at the end, once."""
+    parts = [_HEAD]
+    shared: dict[type, list[_Row]] = {}
+    for kind in ALL_SETTINGS:
+        rows = list(_rows(kind))
+        own = [row for row in rows if row.shared is None]
+        for row in rows:
+            if row.shared is not None and row.key not in {known.key for known in shared.setdefault(row.shared, [])}:
+                shared[row.shared].append(row)
+        links = [
+            f"[{_SHARED[one][0]}](#{_anchor(_SHARED[one][1])})" for one in _SHARED if one in {r.shared for r in rows}
+        ]
+        parts.append(_section(kind, own, links))
+    for one, (_, title) in _SHARED.items():
+        parts += [f"## {title}\n", _table(shared[one]) + "\n"]
+    return "\n".join(parts).rstrip()
+
+
+def _section(kind: type[Settings], rows: list[_Row], links: list[str] | None = None) -> str:
     summary = (kind.__doc__ or "").split("\n\n")[0].split(";")[0].rstrip(".")
-    parts = [f"## magic-nas {kind.command}\n", f"{summary}: `{kind.__name__}`.\n"]
-    parts.append(markdown_table(("key", "type", "default", "meaning"), _rows(kind)) + "\n")
+    parts = [f"## magic-nas {kind.command}\n", f"{summary}: `{kind.__name__}`.\n", _table(rows) + "\n"]
+    if links:
+        parts.append(f"Further sections: {', '.join(links)}.\n")
     if "training_arguments" in sections_of(kind):
-        parts.append(
-            "`training_arguments` takes all arguments of transformers' `TrainingArguments` besides, such as "
-            "`warmup_steps` or `weight_decay`.\n"
-        )
+        parts.append(_OF_TRANSFORMERS)
     return "\n".join(parts)
 
 
-def _rows(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def _table(rows: list[_Row]) -> str:
+    return markdown_table(COLUMNS, [row.cells for row in rows])
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _rows(kind: type, prefix: str = "", shared: type | None = None) -> Iterator[_Row]:
     for item, facts in options_of(kind):
         hint = hints_of(kind)[item.name]
         if facts.is_inline:
-            yield from _rows(hint, prefix)
+            yield from _rows(hint, prefix, shared)
         elif is_section(hint):
-            yield from _rows(hint, f"{prefix}{item.name}.")
+            yield from _rows(hint, f"{prefix}{item.name}.", hint)
         elif item.name == "training_arguments":
             yield from _argument_rows(kind, facts, f"{prefix}{item.name}.")
         else:
-            yield _row(f"{prefix}{item.name}", hint, facts, default_of(item))
+            yield _Row(f"{prefix}{item.name}", hint, default_of(item), facts, shared)
 
 
-def _argument_rows(kind: Any, facts: Option, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+def _argument_rows(kind: Any, facts: Option, prefix: str) -> Iterator[_Row]:
     """Yields the training arguments of our own, and those of transformers that have flags."""
     arguments = kind.arguments_class()
     for item in fields(arguments):
-        name, hint = item.name, hints_of(arguments)[item.name]
         if (own := option_of(item)) is not None:
-            yield _row(f"{prefix}{name}", hint, own, default_of(item))
-        elif (argument := facts.arguments.get(name)) is not None:
-            yield _row(f"{prefix}{name}", argument.kind, argument.facts, argument.default)
-
-
-def _row(key: str, hint: Any, facts: Option, default: Any) -> tuple[str, str, str, str]:
-    notes = [facts.unit and f"In {facts.unit}.", facts.bounds and f"Must be {facts.bounds}."]
-    if facts.choices:
-        notes.append(f"One of {', '.join(facts.choices)}.")
-    meaning = " ".join([facts.help, *filter(None, notes)])
-    meaning = f"{meaning} `{facts.flag}`" if facts.flag else meaning
-    return f"`{key}`", _type_name(hint), _shown(default), meaning
+            hint = hints_of(arguments)[item.name]
+            yield _Row(f"{prefix}{item.name}", hint, default_of(item), own, SupernetOptions)
+        elif (argument := facts.arguments.get(item.name)) is not None:
+            yield _Row(f"{prefix}{item.name}", argument.kind, argument.default, argument.facts, None)
 
 
 def _shown(default: Any) -> str:
@@ -107,11 +160,13 @@ def _shown(default: Any) -> str:
         return ""
     if isinstance(default, bool):
         return str(default).lower()
-    return f"[{', '.join(map(str, default))}]" if isinstance(default, tuple) else str(default)
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(_shown, default))}]"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _type_name(hint: Any) -> str:
-    text = getattr(hint, "__name__", str(hint)) if not hasattr(hint, "__args__") else str(hint)
+    text = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
     for old, new in (("typing.", ""), (" | None", ""), ("tuple[", "list["), (", ...]", "]")):
         text = text.replace(old, new)
     return text

@@ -14,7 +14,6 @@ from ..files import cache_folder, short_hash, written_at_once
 
 
 STANDARD_LIBRARY = "python"
-
 # What the project and its dependencies bring along, less the packages that hold next to no prose. A fixed list, so
 # that the corpus does not change with whatever else is installed; those that are missing are left out.
 DOCSTRING_PACKAGES = tuple(
@@ -26,7 +25,6 @@ DOCSTRING_PACKAGES = tuple(
 _DOCSTRINGS_VERSION = 1
 
 _TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
-
 _NO_PROSE = (
     "autosummary|code|code-block|csv-table|deprecated|doctest|figure|image|ipython|jupyter-execute|list-table|math|"
     "parsed-literal|plot|rubric|sourcecode|table|testcode|testoutput|toctree|versionadded|versionchanged"
@@ -51,7 +49,6 @@ _BREAKS = tuple(
 
 # An indented block after a double colon.
 _LITERAL_BLOCK = re.compile(r"::[ \t]*\n(?:[ \t]*\n)*([ \t]+)\S.*(?:\n(?:\1.*|[ \t]*$))*", re.MULTILINE)
-
 # Inline markup and the text it stands for.
 _MARKUP = tuple(
     (re.compile(pattern), text)
@@ -67,11 +64,8 @@ _MARKUP = tuple(
 )
 
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
-
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!\bcf\.)(?<!\bvs\.)\s+(?=[A-Z\"'(])")
-
 _SENTENCE = re.compile(r"[A-Z][\w ,;:'\"()/%&.?!-]{28,}[.!?:]")
-
 _STOP_WORDS = frozenset(
     "a an and are as at be been but by can each for from has have if in into is it its may more must no not of on one "
     "only or other should so such than that the their then there these they this to used was we when where which "

@@ -18,7 +18,7 @@ class DataSettings(Settings):
     split: str = option("train", help="The split of the data set that `source` names.")
     text_column: str = option("text", help="The column of a data set that holds the text.")
     streaming: bool = option(False, help="Read the data set while training instead of preparing it on disk.")
-    max_documents: int | None = option(None, at_least=1, help="Read this many documents only.")
+    max_documents: int | None = option(None, at_least=1, help="Documents to read. Default: all.")
     tokenizer: str | None = option(
         None, flag="--tokenizer", help="A tokenizer's name or folder. Default: one is trained on the text."
     )

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_utils import TrainOutput
 
+from ..losses import AccumulatedLossTrainer
 from ..objectives import distillation_losses, multi_label_distillation_losses, teacher_distribution
 from .teacher import (
     Inputs,
@@ -56,11 +57,11 @@ class _FlushCallback(TrainerCallback):
         self._cache.flush()
 
 
-class _DistillationTrainer(Trainer):
+class _DistillationTrainer(AccumulatedLossTrainer):
     """What both stages share: the teacher, its cache, and the mixture of two losses over an accumulated batch."""
 
-    # compute_loss divides by the number of predictions in the whole accumulated batch.
-    loss_is_scaled_for_ga = True
+    # One whose weight is 0 is not computed and reads 0.
+    logged_losses = ("loss_labels", "loss_teacher")
 
     def __init__(
         self,
@@ -86,7 +87,6 @@ class _DistillationTrainer(Trainer):
         if teacher_cache is not None:
             self.teacher_cache = TeacherCache(teacher_cache, self._cache_settings())
             self.add_callback(_FlushCallback(self.teacher_cache))
-        self._forget_logged()
 
     def _check_arguments(self) -> None:
         if self.args.label_smoothing_factor:
@@ -116,21 +116,11 @@ class _DistillationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as `Trainer.train` does; a run that is interrupted leaves what the teacher has said on disk."""
-        self._forget_logged()
         try:
             return super().train(*args, **kwargs)
         finally:
             if self.teacher_cache is not None:
                 self.teacher_cache.flush()
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Returns the micro-batches of a step, and the number of predictions in all of them, on all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        self._steps_since_log += 1
-        number = torch.stack([self._num_predictions(batch) for batch in batches]).sum()
-        return batches, self.accelerator.reduce(number.to(device), reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns (1 - weight) * the labels' loss + weight * the teacher's, as a micro-batch's share of the whole.
@@ -140,19 +130,18 @@ class _DistillationTrainer(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if num_items_in_batch is None:
-            num_items_in_batch = self._num_predictions(inputs)
+            num_items_in_batch = self.count_items(inputs)
         outputs, sums = self._loss_sums(model, inputs)
-        # The gradients of several processes are averaged; their sum is wanted.
-        losses = sums * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
-        # Summed where they were computed: a step never waits for the device to log.
-        self._losses = self._losses.to(losses.device) + losses.detach()
+        losses = self.share(sums, num_items_in_batch)
+        for name, loss in zip(self.logged_losses, losses, strict=True):
+            self.add_to_log(name, loss)
         weights = losses.new_tensor([1 - self.distillation_weight, self.distillation_weight])
         loss = (weights * losses).sum()
         return (loss, outputs) if return_outputs else loss
 
     @abstractmethod
-    def _num_predictions(self, inputs: dict[str, Any]) -> Tensor:
-        """Returns how many predictions a batch holds, a whole number."""
+    def count_items(self, batch: dict[str, Any]) -> Tensor:
+        """Returns how many predictions a micro-batch holds, a whole number."""
 
     @abstractmethod
     def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
@@ -199,20 +188,6 @@ class _DistillationTrainer(Trainer):
 
     def _unpack(self, record: Record) -> Rows:
         return {name: torch.from_numpy(array).to(self.args.device) for name, array in record.items()}
-
-    # ---- Logging ----
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds both losses of the steps since the last log; one whose weight is 0 is not computed and reads 0."""
-        if "loss" in logs and self._steps_since_log:
-            losses = self.accelerator.reduce(self._losses.to(self.args.device), reduction="mean")
-            logs["loss_labels"], logs["loss_teacher"] = (losses / self._steps_since_log).tolist()
-            self._forget_logged()
-        super().log(logs, start_time)
-
-    def _forget_logged(self) -> None:
-        self._losses = torch.zeros(2)
-        self._steps_since_log = 0
 
 
 def _split(record: Record, counts: Tensor) -> list[Record]:
@@ -300,10 +275,15 @@ class MaskedLMDistillationTrainer(_DistillationTrainer):
         # The mass of the rest is that of one temperature.
         return {**super()._cache_settings(), "top_k": self.teacher_top_k, "temperature": self.temperature}
 
-    def _num_predictions(self, inputs: dict[str, Any]) -> Tensor:
-        if "labels" not in inputs:
+    def count_items(self, batch: dict[str, Any]) -> Tensor:
+        """Returns how many positions of a micro-batch are masked.
+
+        Raises:
+            ValueError: the batch has no labels.
+        """
+        if "labels" not in batch:
             raise ValueError("the batches have no labels; pass a data_collator that masks, such as MaskingCollator")
-        return (inputs["labels"] != -100).sum()
+        return (batch["labels"] != -100).sum()
 
     def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
         masked = inputs["labels"] != -100
@@ -400,13 +380,14 @@ class DistillationTrainer(_DistillationTrainer):
         if self._head == "ForMaskedLM":
             raise ValueError("a masked LM is distilled in pre-training; take MaskedLMDistillationTrainer")
 
-    def _num_predictions(self, inputs: dict[str, Any]) -> Tensor:
+    def count_items(self, batch: dict[str, Any]) -> Tensor:
+        """Returns how many predictions a micro-batch holds: one for each judged token, or for each example."""
         if self._head == "ForTokenClassification":
-            return _judged_tokens(inputs).sum()
-        return torch.tensor(len(inputs["input_ids"]), device=inputs["input_ids"].device)
+            return _judged_tokens(batch).sum()
+        return torch.tensor(len(batch["input_ids"]), device=batch["input_ids"].device)
 
     def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
-        number = self._num_predictions(inputs)
+        number = self.count_items(inputs)
         # Without num_items_in_batch, which some classes divide by and others ignore: each returns its mean.
         # A micro-batch without a labelled token has no mean.
         empty = self._head == "ForTokenClassification" and not number

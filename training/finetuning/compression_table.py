@@ -4,15 +4,14 @@ All published figures are those that the paper prints; what it leaves out is lef
 by this package.
 """
 
-import csv
-import io
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..files import csv_text, read_json
+from ..tables import markdown_table
 from .glue_table import PAPER_COLUMNS
 
 
@@ -125,7 +124,7 @@ def sweep_row(folder: str | Path, model: str | None = None) -> CompressionRow:
     path = Path(folder) / "result.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no result of a fine-tuning; run `magic-nas finetune --output-dir {folder}`")
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_json(path)
     if "tasks" not in result:
         raise ValueError(f"{folder} is a run of another command; name runs of `magic-nas finetune`")
     scores, parts = {}, []
@@ -161,14 +160,12 @@ def compression_table(rows: Sequence[CompressionRow] = (), form: str = "markdown
 
 
 def _csv(rows: Sequence[CompressionRow]) -> str:
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["split", "model", "params", *_TITLES.values(), "AVG", "augmented", "source"])
+    lines = []
     for row in rows:
         values = [row.scores.get(task) for task in PAPER_COLUMNS] + [row.shown_average]
         cells = ["" if value is None else f"{value:g}" for value in values]
-        writer.writerow([row.split, row.model, row.num_parameters, *cells, str(row.augmented).lower(), row.source])
-    return lines.getvalue()
+        lines.append([row.split, row.model, row.num_parameters, *cells, str(row.augmented).lower(), row.source])
+    return csv_text(["split", "model", "params", *_TITLES.values(), "AVG", "augmented", "source"], lines)
 
 
 def _markdown(rows: Sequence[CompressionRow]) -> str:
@@ -180,9 +177,7 @@ def _markdown(rows: Sequence[CompressionRow]) -> str:
         lines += [
             f"{split.capitalize()} set:",
             "",
-            f"| Model | Params | {' | '.join(_TITLES.values())} | AVG | source |",
-            "| --- " * (len(_TITLES) + 4) + "|",
-            *map(_markdown_row, own),
+            markdown_table(["Model", "Params", *_TITLES.values(), "AVG", "source"], map(_cells, own)),
             "",
         ]
     lines.append(
@@ -192,9 +187,9 @@ def _markdown(rows: Sequence[CompressionRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(row: CompressionRow) -> str:
+def _cells(row: CompressionRow) -> list[str]:
     values = [row.scores.get(task) for task in PAPER_COLUMNS] + [row.shown_average]
-    cells = " | ".join("-" if value is None else f"{value:.1f}" for value in values)
+    scores = ["-" if value is None else f"{value:.1f}" for value in values]
     model = f"{row.model}\\*" if row.augmented else row.model
     size = f"{row.num_parameters / 1e6:.{0 if row.num_parameters >= 10**7 else 2}f}M"
-    return f"| {model} | {size} | {cells} | {row.source} |"
+    return [model, size, *scores, row.source]

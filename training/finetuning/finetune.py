@@ -1,7 +1,7 @@
 """Fine-tuning of one model on one task, on `Trainer`: a new head, dynamic padding, the best epoch on dev (5.1)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,8 @@ from modeling_magic import MagicConfig
 
 from ..distillation.teacher import quiet_loading
 from ..distillation.trainers import DistillationTrainer
+from ..internals import load_weights
+from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
 from ..runs.checkpoints import last_complete_checkpoint, load_finished
 from .metrics import compute_metrics, task_score
@@ -152,27 +154,24 @@ def best_epoch_arguments(task: Task) -> dict[str, Any]:
     }
 
 
-class FinetuneTrainer(Trainer):
+class FinetuneTrainer(AccumulatedLossTrainer):
     """`Trainer` whose accumulated batches train as whole ones, whatever the model does with `num_items_in_batch`.
 
     Many of transformers' classes, such as BertForSequenceClassification, take it and return a micro-batch's mean.
     """
 
-    # compute_loss weighs every micro-batch by its share of the labels.
-    loss_is_scaled_for_ga = True
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        """Takes what `Trainer` takes."""
-        super().__init__(*args, **kwargs)
-        # The labels of an accumulated batch are then counted; the model never gets the number.
-        self.model_accepts_loss_kwargs = True
+    def count_items(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """Returns how many labels a micro-batch holds, `None` where it is not labelled."""
+        labels = batch.get("labels")
+        return None if labels is None else (labels != IGNORED).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns the mean loss of a micro-batch, times its share of the labels of the accumulated batch."""
-        labels = inputs.get("labels")
+        num_labels = self.count_items(inputs)
+        # Without num_items_in_batch, which a model would divide by in place of its own labels.
         loss, outputs = super().compute_loss(model, inputs, True)
-        if num_items_in_batch is not None and labels is not None and model.training:
-            loss = loss * ((labels != IGNORED).sum() * self.accelerator.num_processes / num_items_in_batch)
+        if num_items_in_batch is not None and num_labels is not None and model.training:
+            loss = loss * self.share(num_labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -261,7 +260,7 @@ def _train(trainer: Trainer) -> None:
     best = Path(str(trainer.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.best_global_step}"
     if not best.is_dir():
         raise ValueError(f"{best}, with the best weights, is not there; delete {best.parent} to train anew")
-    trainer._load_from_checkpoint(str(best))
+    load_weights(trainer, str(best))
 
 
 def _result(trainer: Trainer, task: Task, seconds: float) -> FinetuneResult:

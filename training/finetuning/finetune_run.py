@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -35,16 +35,15 @@ from .tasks import GLUE, Task, glue_task, load_files, load_glue, measured_title,
 
 
 ALL_TASKS = "all"
-
 FACTS_NAME = "finetune.json"
-
 SUBMISSION_FOLDER = "submission"
-
 # RoBERTa's, whose published commands for GLUE do not clip.
 _OPTIMIZER = {"adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "lr_scheduler_type": "linear"}
 
 
 # ---- Checks before any work ----
+
+
 def check_finetuning(settings: FinetuneSettings) -> list[Task]:
     """Checks what needs neither data nor a model, and returns the GLUE tasks in the order in which they are trained.
 
@@ -68,9 +67,7 @@ def check_finetuning(settings: FinetuneSettings) -> list[Task]:
 
 
 def _settings_and_seeds(settings: FinetuneSettings) -> Iterator[tuple[float, int, int]]:
-    for learning_rate, batch_size, seed in product(settings.learning_rates, settings.batch_sizes, settings.seeds):
-        # A whole number too: records name it as a float.
-        yield float(learning_rate), batch_size, seed
+    return product(settings.learning_rates, settings.batch_sizes, settings.seeds)
 
 
 def _arguments(
@@ -101,6 +98,8 @@ def _arguments(
 
 
 # ---- What the sweep trains on ----
+
+
 @dataclass(frozen=True)
 class _Work:
     """A task with its tokenised rows, the checkpoint it starts from, and a hash of these and of all settings."""
@@ -193,6 +192,8 @@ def _rank(run: FinetuneRun) -> tuple[float, str]:
 
 
 # ---- The sweep ----
+
+
 @bars_off()
 def run_finetuning(settings: FinetuneSettings, output_dir: str | Path) -> dict[str, Any]:
     """Fine-tunes a model on tasks with each learning rate, batch size and seed, and returns the table as JSON.

@@ -1,14 +1,13 @@
 """The table of a fine-tuning sweep in the layout of the paper's Tables 2 and 4: medians over seeds, best settings."""
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import written_at_once
+from ..files import csv_text, write_text
+from ..tables import markdown_table
 
 
 # The columns of Table 2, in its order.
@@ -177,29 +176,27 @@ def write_table(rows: Sequence[TaskRow], model: str, num_parameters: int, folder
     texts = (_csv(columns, model, num_parameters), _markdown(columns, rows, model, num_parameters))
     paths = (folder / "table.csv", folder / "table.md")
     for path, text in zip(paths, texts, strict=True):
-        with written_at_once(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return paths
 
 
 def _csv(columns: dict[str, dict[str, float | None]], model: str, num_parameters: int) -> str:
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["model", "params", "statistic", *columns])
+    rows = []
     for name in _STATISTICS:
         values = [column[name] for column in columns.values()]
-        writer.writerow([model, num_parameters, name, *("" if value is None else f"{value:.4f}" for value in values)])
-    return lines.getvalue()
+        rows.append([model, num_parameters, name, *("" if value is None else f"{value:.4f}" for value in values)])
+    return csv_text(["model", "params", "statistic", *columns], rows)
 
 
 def _markdown(
     columns: dict[str, dict[str, float | None]], rows: Sequence[TaskRow], model: str, num_parameters: int
 ) -> str:
+    scores = [
+        [model, _millions(num_parameters), *map(_cell, columns.values())],
+        ["min to max", "", *map(_spread, columns.values())],
+    ]
     lines = [
-        f"| Model | Params | {' | '.join(columns)} |",
-        "| --- " * (2 + len(columns)) + "|",
-        f"| {model} | {_millions(num_parameters)} | {' | '.join(_cell(column) for column in columns.values())} |",
-        f"| min to max | | {' | '.join(_spread(column) for column in columns.values())} |",
+        markdown_table(["Model", "Params", *columns], scores),
         "",
         "Dev set, in percent: medians over seeds of the setting with the best median, and below them the range over "
         "seeds; each fine-tuning counts with its best epoch. MNLI, QQP, QNLI, SST-2, RTE, MRPC: accuracy; CoLA: "
@@ -211,11 +208,17 @@ def _markdown(
         mean = _average([row.values(row.splits[0]) for row in paper])
         spread = f"{100 * mean['min']:.1f} to {100 * mean['max']:.1f}"
         lines += ["", f"Mean of these {len(paper)} tasks: {100 * mean['median']:.1f} ({spread})."]
-    lines += ["", "| Task | learning rate | batch size | seeds | dev rows |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        first, seeds = row.runs[0], ", ".join(str(run.seed) for run in row.runs)
-        scored = "-" if row.num_scored is None else f"{row.num_scored:,}"
-        lines.append(f"| {row.title} | {first.learning_rate:g} | {first.batch_size} | {seeds} | {scored} |")
+    settings = [
+        [
+            row.title,
+            f"{row.runs[0].learning_rate:g}",
+            row.runs[0].batch_size,
+            ", ".join(str(run.seed) for run in row.runs),
+            "-" if row.num_scored is None else f"{row.num_scored:,}",
+        ]
+        for row in rows
+    ]
+    lines += ["", markdown_table(["Task", "learning rate", "batch size", "seeds", "dev rows"], settings)]
     return "\n".join(lines) + "\n"
 
 

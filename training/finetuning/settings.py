@@ -53,7 +53,8 @@ class FinetuneSettings(Settings):
         (),
         flag="--task",
         splits=True,
-        help="Tasks of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or all. None where files are given.",
+        help="Tasks of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or all. "
+        "Leave it empty when you give files of your own.",
     )
     glue_folder: str | None = option(
         None, flag="--glue-folder", help="GLUE as a folder of TSV files. Default: nyu-mll/glue on the Hub."
@@ -63,7 +64,7 @@ class FinetuneSettings(Settings):
         None, flag="--validation-file", help="Your own validation data, with the same columns."
     )
     test_file: str | None = option(
-        None, flag="--test-file", help="Your own test data, with the same columns; may be left out."
+        None, flag="--test-file", help="Optional: your own test data, with the same columns."
     )
     text_columns: tuple[str, ...] | None = option(
         None, help="One or two columns of the files that hold text. Default: all but the label."
@@ -108,16 +109,16 @@ class FinetuneSettings(Settings):
     )
     warmup_fraction: float = option(0.06, at_least=0, below=1, help="Share of the steps that warm up.")
     weight_decay: float = option(0.1, help="Decay of the weights, but not of biases and norms.")
-    max_length: int = option(128, at_least=1, unit="tokens", help="Length that a row is cut at.")
+    max_length: int = option(128, at_least=1, unit="tokens", help="Longer rows are truncated.")
     max_train_samples: int | None = option(
         None,
         flag="--max-train-samples",
         at_least=1,
         unit="rows",
-        help="Rows to train on, drawn once and the same for all seeds. Default: all.",
+        help="Training rows, drawn once and the same for all seeds. Default: all.",
     )
     max_eval_samples: int | None = option(
-        None, at_least=1, unit="rows", help="Rows of each validation split, drawn likewise. Default: all."
+        None, at_least=1, unit="rows", help="Rows of each validation split, drawn the same way. Default: all."
     )
     max_steps: int | None = option(
         None,
@@ -126,7 +127,7 @@ class FinetuneSettings(Settings):
         unit="steps",
         help="Optimizer steps, which win over `num_epochs`. Default: all epochs.",
     )
-    group_by_length: bool = option(True, help="Rows of like length share a batch.")
+    group_by_length: bool = option(True, help="Put rows of similar length into one batch.")
     submission: bool = option(True, help="Write the leaderboard's files where there is a test set.")
     teacher: str | None = option(
         None,
@@ -189,8 +190,8 @@ class SquadSettings(Settings):
     doc_stride: int = option(
         128, at_least=0, unit="tokens", help="Tokens that neighbouring windows of a context have in common."
     )
-    max_query_length: int = option(64, at_least=1, unit="tokens", help="Length that a question is cut at.")
-    n_best: int = option(20, at_least=1, help="Answers to a question that are written down.")
+    max_query_length: int = option(64, at_least=1, unit="tokens", help="Longer questions are truncated.")
+    n_best: int = option(20, at_least=1, help="Number of best answers saved for each question.")
     max_answer_length: int = option(30, at_least=1, unit="tokens", help="Longest answer.")
     null_threshold: float | None = option(
         None,

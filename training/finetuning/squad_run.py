@@ -1,7 +1,8 @@
 """The run of SQuAD (Table 3): a model fine-tuned and scored on questions, or scored alone, in a folder of its own."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
-from torch.utils.data import SequentialSampler
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -22,7 +23,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import cached_file
 
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
@@ -30,7 +30,9 @@ from ..data.text import load_tokenizer
 from ..distillation.teacher import check_length, load_teacher, quiet_loading
 from ..distillation.trainers import DistillationTrainer
 from ..files import read_json, written_at_once
+from ..hub.convert import file_of_model
 from ..hub.export import MANIFEST_NAME, describe_model, export_model, training_manifest
+from ..losses import AccumulatedLossTrainer
 from ..progress import show_progress
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
 from ..runs.training import finish_training, training_arguments
@@ -57,35 +59,44 @@ RECIPE: dict[str, Any] = {
 
 
 # ---- Trainers ----
+
+
 class _InOrder(Trainer):
     """Predicts in the order of the data set, whatever order training takes it in."""
 
-    def _get_eval_sampler(self, eval_dataset):
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Returns the data loader of `Trainer.evaluate`."""
+        with self._in_order():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """Returns the data loader of `Trainer.predict`."""
+        with self._in_order():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
         # Trainer groups by length here too where training does, and the predictions would be those of other rows.
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+        strategy, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "sequential"
+        try:
+            yield
+        finally:
+            self.args.train_sampling_strategy = strategy
 
 
-class SquadTrainer(_InOrder):
+class SquadTrainer(_InOrder, AccumulatedLossTrainer):
     """Trains on windows; the loss is a mean over all windows of a step, however they are accumulated."""
 
-    # compute_loss divides by the windows of the whole accumulated batch.
-    loss_is_scaled_for_ga = True
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Returns the micro-batches of a step, and the number of windows in all of them, on all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        number = torch.tensor(sum(len(batch["input_ids"]) for batch in batches), device=device)
-        return batches, self.accelerator.reduce(number, reduction="sum")
+    def count_items(self, batch: dict[str, Any]) -> Tensor:
+        """Returns how many windows a micro-batch holds."""
+        return torch.tensor(len(batch["input_ids"]))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns the mean of the cross-entropies of start and end, in training as this micro-batch's share of it."""
         # Without num_items_in_batch, which some classes divide by and others ignore: each returns its mean.
         loss, outputs = super().compute_loss(model, inputs, True, None)
         if model.training and num_items_in_batch is not None:
-            # The gradients of several processes are averaged; their sum is wanted.
-            loss = loss * (len(inputs["input_ids"]) * self.accelerator.num_processes / num_items_in_batch)
+            loss = loss * self.share(len(inputs["input_ids"]), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -94,6 +105,8 @@ class SquadDistillationTrainer(_InOrder, DistillationTrainer):
 
 
 # ---- The run ----
+
+
 class _Side(NamedTuple):
     data: SquadData
     windows: SquadWindows
@@ -389,12 +402,7 @@ def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
 
 def _manifest(model: MagicPreTrainedModel, result: dict[str, Any]) -> dict[str, Any]:
     """Returns the manifest of a fine-tuned child: where its architecture is from, its training and its measures."""
-    path = cached_file(
-        result["model"],
-        MANIFEST_NAME,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    path = file_of_model(result["model"], MANIFEST_NAME)
     source = {} if path is None else read_json(path)
     row = {
         **result,

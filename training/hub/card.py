@@ -60,7 +60,6 @@ HEADS = {
 }
 
 _SENTENCE = "This function returns the {} of the input."
-
 _QUESTION = "What does it return?"
 
 
@@ -70,6 +69,8 @@ def card_length(config: MagicConfig) -> int:
 
 
 # ---- The model card ----
+
+
 def render_model_card(
     config: MagicConfig, manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
 ) -> str:
@@ -270,17 +271,20 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
     """Returns measured results as a Markdown table, one row a model; a sentence where there are none."""
     if not results:
         return "Nothing was measured."
-    lines = [
-        "| model | architecture | parameters | FLOPs | steps | validation loss | validation accuracy |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in results:
-        lines.append(
-            f"| {row['name']} | {compact_architecture(row['architecture'])} | {row['num_parameters'] / 1e6:.2f}M "
-            f"| {row['flops']:.2e} | {row['steps']:,} | {spread(row['val_loss'], 3)} "
-            f"| {spread([100 * value for value in row['val_accuracy']], 1)}% |"
+    columns = ("model", "architecture", "parameters", "FLOPs", "steps", "validation loss", "validation accuracy")
+    rows = [
+        (
+            row["name"],
+            compact_architecture(row["architecture"]),
+            f"{row['num_parameters'] / 1e6:.2f}M",
+            f"{row['flops']:.2e}",
+            f"{row['steps']:,}",
+            spread(row["val_loss"], 3),
+            f"{spread([100 * value for value in row['val_accuracy']], 1)}%",
         )
-    return "\n".join(lines)
+        for row in results
+    ]
+    return markdown_table(columns, rows)
 
 
 def spread(values: Sequence[float], digits: int) -> str:

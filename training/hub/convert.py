@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from modeling_magic import MagicConfig
 from modeling_magic.conversion import chain_config, convert_from_magic, convert_to_magic, load_magic
@@ -52,6 +52,28 @@ def convert_checkpoint(
     return output_dir, dropped
 
 
+def file_of_model(name_or_path: str, filename: str) -> Path | None:
+    """Returns a file beside a model's weights, from its folder, the Hub or the cache; `None` where it is not there.
+
+    A Hub that does not answer has no file either, unless the cache has it.
+
+    Args:
+        name_or_path: a folder or a name on the Hub.
+        filename: as it is called in the folder.
+
+    Raises:
+        OSError: the Hub has no such model, or does not let this user read it.
+    """
+    if (folder := Path(name_or_path)).is_dir():
+        return folder / filename if (folder / filename).is_file() else None
+    try:
+        return Path(hf_hub_download(name_or_path, filename))
+    except RepositoryNotFoundError:
+        raise
+    except (EntryNotFoundError, HfHubHTTPError):
+        return None
+
+
 def _tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
@@ -63,11 +85,6 @@ def _tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
 
 def _card_facts(source: str) -> dict[str, Any]:
     """Returns the license and the language that the source's own model card states, `None` where it states none."""
-    path = cached_file(
-        source,
-        "README.md",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    path = file_of_model(source, "README.md")
     data = ModelCard.load(path, ignore_metadata_errors=True).data if path is not None else ModelCardData()
     return {"license": data.license, "language": data.language}

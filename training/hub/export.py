@@ -48,7 +48,6 @@ def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
 MANIFEST_NAME = "search.json"
 
 FIGURE_NAME = "architecture.png"
-
 # Where the exported code has what each Auto class loads.
 AUTO_MAP = {
     "AutoConfig": "configuration_magic.MagicConfig",
@@ -150,7 +149,7 @@ def export_model(
 def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:
     # The configuration of the model in memory is left as it was.
     config = model.config
-    published = config.child_config([layer[0] for layer in config.candidate_operators])
+    published = config.child_config(config.chain)
     published.sparse_prediction = False
     published.auto_map = AUTO_MAP
     try:
@@ -167,7 +166,7 @@ def describe_model(config: MagicConfig, head: str = "mlm") -> dict[str, Any]:
         config: the child's.
         head: the head that FLOPs are counted with, see `count_flops`.
     """
-    architecture = tuple(layer[0] for layer in config.candidate_operators)
+    architecture = config.chain
     return {
         "architecture": list(architecture),
         "num_parameters": count_parameters(config, architecture, head="mlm"),
@@ -176,6 +175,8 @@ def describe_model(config: MagicConfig, head: str = "mlm") -> dict[str, Any]:
 
 
 # ---- What may be published ----
+
+
 def _without_paths(value: Any) -> Any:
     """Returns `value` with the last part only of every path of this machine in it, whatever it is nested in."""
     if isinstance(value, dict):

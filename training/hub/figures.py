@@ -10,9 +10,7 @@ from ..drawing import write_figure
 
 
 KIND_COLORS = {"MHA": "#f4a582", "FFN": "#92c5de", "CONV": "#a6d96a"}
-
 KIND_NAMES = {"MHA": "attention", "FFN": "feed-forward", "CONV": "convolution"}
-
 # A higher chain of boxes goes on in a column to the right.
 _ROWS = 12
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..hub.export import check_export_folder, export_model
+from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
 from ..space.costs import training_flops
 from ..space.search_space import Architecture
@@ -24,7 +26,7 @@ from .rtd_model import ReplacedTokenModel, detection_metrics
 from .settings import RTD_WEIGHT
 
 
-class ReplacedTokenTrainer(Trainer):
+class ReplacedTokenTrainer(AccumulatedLossTrainer):
     """Trains a `ReplacedTokenModel` with ELECTRA's loss, MLM + `rtd_weight` x RTD (5.1).
 
     It is a `Trainer`: the collator masks, as for a masked LM (`MaskingCollator`, `DataCollatorForLanguageModeling`).
@@ -37,8 +39,7 @@ class ReplacedTokenTrainer(Trainer):
     `evaluate` returns the same with its prefix, and as eval_loss the weighted sum.
     """
 
-    # compute_loss divides by the tokens of the whole accumulated batch.
-    loss_is_scaled_for_ga = True
+    logged_losses = ("loss_mlm", "loss_rtd")
 
     model: ReplacedTokenModel
 
@@ -74,27 +75,28 @@ class ReplacedTokenTrainer(Trainer):
         self.rtd_weight = rtd_weight
         self._num_micro_batches = 0
         self._num_evaluated_batches = 0
-        self._forget_logged()
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PostfixProgressCallback(["loss_mlm", "loss_rtd", "discriminator_recall", "eval_loss"]))
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as `Trainer.train` does."""
-        self._forget_logged()
-        return super().train(*args, **kwargs)
 
     # ---- One step ----
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Returns the micro-batches of a step, and the numbers of masked tokens and of tokens in all of them."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
         self._num_micro_batches = 0
-        self._steps_since_log += 1
-        numbers = torch.stack([_token_numbers(batch) for batch in batches]).sum(dim=0)
-        return batches, self.accelerator.reduce(numbers.to(device), reduction="sum")
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def count_items(self, batch: dict[str, Tensor]) -> Tensor:
+        """Returns how many masked tokens a micro-batch holds, and how many tokens that are not padding, (2,).
+
+        Raises:
+            ValueError: the batch has no labels.
+        """
+        if "labels" not in batch:
+            raise ValueError("the batches have no labels; pass a data_collator that masks, such as MaskingCollator")
+        mask = batch.get("attention_mask")
+        num_masked = (batch["labels"] != -100).sum()
+        return torch.stack([num_masked, torch.ones_like(batch["labels"]).sum() if mask is None else mask.bool().sum()])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns MLM + `rtd_weight` x RTD of a micro-batch, as its share of the loss of the whole batch."""
@@ -102,12 +104,10 @@ class ReplacedTokenTrainer(Trainer):
         self._num_micro_batches += 1
         seeds = _sequence_seeds(f"{self.args.seed}-{self.state.global_step}", first, len(inputs["input_ids"]))
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch, sampling_seeds=seeds)
-        # The gradients of several processes are averaged; their sum is wanted.
-        num_processes = self.accelerator.num_processes
-        losses = torch.stack([outputs.loss_mlm, outputs.loss_rtd]) * num_processes
-        # Summed where they were computed: a step never waits for the device to log.
-        self._losses = self._losses.to(losses.device) + losses.detach()
-        self._counts = self._counts.to(losses.device) + outputs.row_counts.sum(dim=0)
+        losses = self.over_processes(torch.stack([outputs.loss_mlm, outputs.loss_rtd]))
+        for name, loss in zip(self.logged_losses, losses, strict=True):
+            self.add_to_log(name, loss)
+        self.add_to_log("counts", outputs.row_counts.sum(dim=0))
         loss = losses[0] + self.rtd_weight * losses[1]
         return (loss, outputs) if return_outputs else loss
 
@@ -125,20 +125,10 @@ class ReplacedTokenTrainer(Trainer):
 
     # ---- Logging ----
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds both losses and the metrics of the steps since the last log."""
-        if "loss" in logs and self._steps_since_log:
-            losses = self.accelerator.reduce(self._losses.to(self.args.device), reduction="mean")
-            counts = self.accelerator.reduce(self._counts.to(self.args.device), reduction="sum")
-            logs["loss_mlm"], logs["loss_rtd"] = (losses / self._steps_since_log).tolist()
-            logs |= detection_metrics(counts.tolist())
-            self._forget_logged()
-        super().log(logs, start_time)
-
-    def _forget_logged(self) -> None:
-        self._losses = torch.zeros(2)
-        self._counts = torch.zeros(7, dtype=torch.long)
-        self._steps_since_log = 0
+    def figures_since_log(self) -> dict[str, float]:
+        """Returns both losses and the metrics of the steps since the last log."""
+        losses = super().figures_since_log()
+        return {**losses, **detection_metrics(self.sum_since_log("counts").tolist())}
 
     # ---- Evaluation ----
 
@@ -146,7 +136,7 @@ class ReplacedTokenTrainer(Trainer):
         """Returns, in the place of logits, the losses and counts of each sequence of a batch."""
         first = self._first_sequence(self._num_evaluated_batches, self.args.eval_batch_size)
         self._num_evaluated_batches += 1
-        inputs = self._prepare_inputs(inputs)
+        inputs = send_to_device(inputs, self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             seeds = _sequence_seeds("evaluation", first, len(inputs["input_ids"]))
             outputs = model(**inputs, sampling_seeds=seeds)
@@ -168,14 +158,6 @@ class ReplacedTokenTrainer(Trainer):
         metrics |= detection_metrics(counts)
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **prefixed})
-
-
-def _token_numbers(batch: dict[str, Tensor]) -> Tensor:
-    if "labels" not in batch:
-        raise ValueError("the batches have no labels; pass a data_collator that masks, such as MaskingCollator")
-    mask = batch.get("attention_mask")
-    num_masked = (batch["labels"] != -100).sum()
-    return torch.stack([num_masked, torch.ones_like(batch["labels"]).sum() if mask is None else mask.bool().sum()])
 
 
 def _sequence_seeds(key: str, first: int, number: int) -> list[int]:

@@ -17,7 +17,6 @@ from .settings import RtdSettings
 
 
 GENERATOR_FOLDER = "generator"
-
 OBJECTIVE = "replaced-token detection (ELECTRA): a generator fills masked positions, the discriminator finds them"
 
 

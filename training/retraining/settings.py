@@ -70,15 +70,15 @@ class DistillSettings(RetrainSettings):
         "",
         flag="--teacher",
         help="Distil from this masked LM of any class with its tokenizer: a run of `magic-nas retrain`, a folder or a "
-        "name on the Hub. The text is cut by its tokenizer unless `data.tokenizer` is given.",
+        "name on the Hub. The text is tokenized with its tokenizer unless `data.tokenizer` is given.",
     )
     distillation_weight: float = distillation_weight_option()
     temperature: float = temperature_option()
     teacher_top_k: int | None = option(
         None,
         at_least=1,
-        help="Keep this many of the teacher's likeliest tokens and all others as one. What the student would learn "
-        "about the others is lost, which is most of it where the teacher is not sure. Default: all are kept.",
+        help="Number of the teacher's likeliest tokens that are kept; all others are merged into one, and what the "
+        "teacher says about them is lost, which is most of it where the teacher is unsure. Default: all are kept.",
     )
     cache_teacher: bool = option(
         False,

@@ -10,6 +10,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import read_json
+from ..internals import load_weights
+
 
 NAS_STATE_NAME = "nas_state.json"
 
@@ -23,7 +26,7 @@ def read_nas_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
     path = Path(checkpoint) / NAS_STATE_NAME
     if not path.is_file():
         raise ValueError(f"{checkpoint} is no super-net checkpoint: it has no {NAS_STATE_NAME}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def load_finished(trainer: Trainer, checkpoint: str) -> bool:
@@ -34,7 +37,7 @@ def load_finished(trainer: Trainer, checkpoint: str) -> bool:
     state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
     if state.global_step < (trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps):
         return False
-    trainer._load_from_checkpoint(checkpoint)
+    load_weights(trainer, checkpoint)
     trainer.state = state
     return True
 

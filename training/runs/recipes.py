@@ -11,13 +11,26 @@ import yaml
 from ..options import Settings, build, hints_of, options_of, own_keys, sections_of
 
 
-# A recipe has some dozens of nodes; aliases of aliases can stand for billions.
-_MOST_NODES = 10_000
+# A recipe has some dozens of values, three levels deep; aliases of aliases can stand for billions.
+_MOST_VALUES = 10_000
+_MOST_LEVELS = 50
+_TOO_DEEP = f"it is nested deeper than {_MOST_LEVELS} levels"
 _FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+")
 
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, for which 1e-3 is a number and a key that stands twice an error."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Returns the next node; one that is nested too deeply ends the reading."""
+        self._level += 1
+        if self._level > _MOST_LEVELS:
+            raise ValueError(_TOO_DEEP)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Returns a mapping; each key may stand in it once."""
@@ -47,32 +60,36 @@ def read_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _count_nodes(node, {})
+        _check_size(node, {})
         return loader.construct_document(node)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
     except (yaml.YAMLError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split())) from None
     finally:
         loader.dispose()
 
 
-def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
-    """Returns the nodes that a node stands for, each alias counted as what it repeats."""
+def _check_size(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Returns how many values a node stands for and how deep they go, each alias counted as what it repeats."""
     if id(node) in known:
-        if not known[id(node)]:
+        if (size := known[id(node)]) is None:
             raise ValueError("an alias stands within what it repeats")
-        return known[id(node)]
-    known[id(node)] = 0
+        return size
+    known[id(node)] = None
     inner: Iterable[yaml.Node] = ()
     if isinstance(node, yaml.MappingNode):
         inner = (part for pair in node.value for part in pair)
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
-    known[id(node)] = number = 1 + sum(_count_nodes(part, known) for part in inner)
-    if number > _MOST_NODES:
-        raise ValueError(f"it has more than {_MOST_NODES:,} values, aliases counted as what they repeat")
-    return number
+    values, levels = 1, 1
+    for part in inner:
+        own_values, own_levels = _check_size(part, known)
+        values, levels = values + own_values, max(levels, own_levels + 1)
+    if values > _MOST_VALUES:
+        raise ValueError(f"it has more than {_MOST_VALUES:,} values, aliases counted as what they repeat")
+    if levels > _MOST_LEVELS:
+        raise ValueError(_TOO_DEEP)
+    known[id(node)] = values, levels
+    return values, levels
 
 
 def load_recipe(name_or_path: str | None) -> dict[str, Any]:

@@ -7,9 +7,7 @@ from ..options import Argument, Option, option
 
 # Training arguments of transformers that have flags; their defaults are those of transformers where a recipe has none.
 TRAINING_FLAGS = {
-    "max_steps": Argument(
-        int, "as many as the epochs take", Option(flag="--max-steps", unit="steps", help="Optimizer steps.")
-    ),
+    "max_steps": Argument(int, "as many as the epochs take", Option(flag="--max-steps", help="Optimizer steps.")),
     "per_device_train_batch_size": Argument(
         int, 8, Option(flag="--batch-size", unit="sequences", help="Micro-batch of each device.")
     ),

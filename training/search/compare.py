@@ -173,7 +173,7 @@ def search_children(
         evaluate: an `Evaluator`, or any function from architectures to their `RankedChild`, in any order.
         space: the children of the super-net.
         budget: what a child may cost.
-        searcher: one of `training.searchers`, made for the same space and budget, or one of the user's own.
+        searcher: one of `training.search.searchers`, made for the same space and budget, or one of the user's own.
         num_evaluations: children that the searcher may ask for; the random control has as many as it asked for, or all
             children within the budget where these are fewer.
         seed: of the random control; it has a generator of its own, whatever the searcher's seed is.

@@ -42,7 +42,6 @@ from .settings import SearchSettings
 
 
 JOURNAL_NAME = "journal.jsonl"
-
 _OF_THE_SUPERNET = ("sampler", "alignment", "alignment_weight", "steps", "seed")
 
 

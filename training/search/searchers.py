@@ -3,7 +3,7 @@
 A searcher has two methods. `ask()` returns the next children, all within the budget and none asked before; an empty
 list ends the search. `tell(ranked)` takes their losses. Everything random comes from a generator of the searcher's
 own, so that the same seed and the same answers make the same children: a search that was stopped is run again, and the
-journal answers what had been evaluated. `training.search.search` runs them, and any object with the two methods fits.
+journal answers what had been evaluated. `compare.search_children` runs them, and any object with the two methods fits.
 """
 
 import math

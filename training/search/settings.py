@@ -23,7 +23,8 @@ class SearchSettings(Settings):
         "evolution",
         flag="--searcher",
         choices=SEARCHERS,
-        help="evolution, random, or pareto (loss against the costs that the budget limits, else parameters).",
+        help="How children are proposed: evolution, random, or pareto (loss against the costs that the budget limits, "
+        "else parameters).",
     )
     num_evaluations: int = option(
         500,
@@ -34,9 +35,9 @@ class SearchSettings(Settings):
     )
     population_size: int = option(50, at_least=1, unit="children", help="Children of a generation.")
     num_validation_sequences: int = validation_option()
-    batch_size: int = option(16, at_least=1, unit="sequences", help="Sequences of a validation batch.")
+    batch_size: int = option(16, at_least=1, unit="sequences", help="Size of a validation batch.")
     mlm_probability: float = mlm_probability_option()
-    precision: str = option("no", choices=PRECISIONS, help="no (float32), bf16 or fp16.")
+    precision: str = option("no", choices=PRECISIONS, help="Precision of the evaluation; no stands for float32.")
     seed: int = option(0, flag="--seed", help="Seed of the searcher and of random search.")
     full_space: bool = option(
         False, help="Search all operators of a super-net, those that shrinking has deleted included."

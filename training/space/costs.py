@@ -17,6 +17,7 @@ from itertools import chain
 
 from modeling_magic.configuration_magic import MagicConfig, operator_inner_size, parse_operator
 
+from ..internals import attention_implementation
 from .budgets import AdditiveCost
 from .search_space import Architecture
 
@@ -178,7 +179,7 @@ def operator_activation_bytes(name: str, config: MagicConfig, seq_len: int, batc
     if config.attention_probs_dropout_prob:
         attention = 3 * weights
     else:
-        attention = weights if config._attn_implementation == "eager" else tokens * size
+        attention = weights if attention_implementation(config) == "eager" else tokens * size
     return _FLOAT_BYTES * (around + 4 * tokens * inner + attention)
 
 

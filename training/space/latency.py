@@ -18,16 +18,12 @@ How the figures are taken:
 """
 
 import copy
-import json
 import math
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
-from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -39,7 +35,9 @@ from torch import Tensor, nn
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicForPreTraining, MagicModel
 from modeling_magic.modeling_magic import MagicLayer, MagicPreTrainedModel
 
-from ..files import write_json
+from ..files import from_json, read_json, write_json
+from ..internals import attention_implementation
+from ..tables import markdown_table
 from .budgets import AdditiveCost
 from .costs import count_parameters
 from .search_space import Architecture, SearchSpace
@@ -210,7 +208,7 @@ class LatencyTable:
             for name, size in _sizes(config).items()
             if size != self.sizes[name] and name not in ignored
         ]
-        attention = config._attn_implementation
+        attention = attention_implementation(config)
         if attention is not None and attention != self.attn_implementation:
             differences.append(f"attention is {self.attn_implementation} in the table and {attention} in the model")
         missing = [name for name in _operator_names(config) if name not in self.operators]
@@ -269,10 +267,9 @@ class LatencyTable:
     def to_markdown(self) -> str:
         """The table for a reader: operators, what they were measured with, and the held-out error."""
         rows = [("outside the layers", self.outside), *self.operators.items()]
+        cells = [(name, f"{row.median_ms:.3f}", f"{row.low_ms:.3f} to {row.high_ms:.3f}") for name, row in rows]
         lines = [
-            "| operator | ms | 95% interval |",
-            "| --- | ---: | ---: |",
-            *(f"| {name} | {row.median_ms:.3f} | {row.low_ms:.3f} to {row.high_ms:.3f} |" for name, row in rows),
+            markdown_table(("operator", "ms", "95% interval"), cells, align=" rr"),
             "",
             f"{self.settings}; {self.device_name}; attention {self.attn_implementation}; torch {self.torch_version}, "
             f"transformers {self.transformers_version}. A child takes the first row and the sum of its operators.",
@@ -293,10 +290,10 @@ class LatencyTable:
             ValueError: there is no such file, or it is not a latency table of this version.
         """
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = read_json(path)
             if not isinstance(value, dict) or value.pop("version", None) != VERSION:
                 raise ValueError(f"it is not of version {VERSION}")
-            return _decode(cls, value, "the table")
+            return from_json(cls, value, "the table")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a latency table that can be used: {error}; measure one with `magic-nas benchmark`"
@@ -340,10 +337,12 @@ def measure_latency(
     samples = bench.run(_workloads(model, extract, bench.input_ids, fitted, held_out), _MIN_ROUNDS, progress)
     outside, operators = _fit(names, samples)
     cost = _cost(outside, operators)
+    attention = attention_implementation(model.config)
+    assert attention is not None
     return LatencyTable(
         settings=settings,
         device_name=device_name(bench.device),
-        attn_implementation=model.config._attn_implementation,
+        attn_implementation=attention,
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,
         sizes=_sizes(config),
@@ -414,7 +413,7 @@ def _workloads(
 
 def _outside(model: MagicPreTrainedModel, input_ids: Tensor) -> Statement:
     """A call of a model without layers."""
-    stem = model.extract_child([layer[0] for layer in model.config.candidate_operators])
+    stem = model.extract_child(model.config.chain)
     _encoder(stem).encoder = _NoLayers()  # type: ignore[assignment]
     return partial(stem, input_ids=input_ids)
 
@@ -539,23 +538,3 @@ def _cost(outside: Timing, operators: Mapping[str, Timing]) -> AdditiveCost:
 
 def _distrust(warnings: Sequence[str]) -> list[str]:
     return [f"NOT TO BE TRUSTED: {'; '.join(warnings)}."] if warnings else []
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """What `asdict` and JSON made of a value of the type `kind`; a ValueError names the first place that differs."""
-    arguments = get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        names = [item.name for item in fields(kind)]
-        if not isinstance(value, dict) or value.keys() != set(names):
-            found = ", ".join(value) if isinstance(value, dict) else value
-            raise ValueError(f"{where} has {found}; expected {', '.join(names)}")
-        types = get_type_hints(kind)
-        return kind(**{name: _decode(types[name], value[name], f"{where}'s {name}") for name in names})
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, where) for item in value)
-    if get_origin(kind) is Mapping and isinstance(value, dict):
-        return {name: _decode(arguments[1], item, f"{where}'s {name}") for name, item in value.items()}
-    plain = arguments if get_origin(kind) is UnionType else (kind,)
-    if type(value) in plain or (float in plain and type(value) is int):
-        return value
-    raise ValueError(f"{where} is {value!r}")

@@ -16,9 +16,7 @@ from typing import Any
 Architecture = tuple[str, ...]
 
 _SEPARATOR = re.compile(r"\s*([,()*])\s*")
-
 _GROUP = re.compile(r"(?<![^,])\(([^()]+)\)\*([1-9]\d{0,2})(?![^,])")
-
 _OPERATOR = re.compile(r"[A-Za-z]\w*")
 
 

@@ -32,10 +32,10 @@ class BudgetSettings(Settings):
         flag="--max-latency-ms",
         above=0,
         unit="ms",
-        help="Longest time by `latency_table`, for the batch and the length that it was measured with.",
+        help="Largest latency that `latency_table` predicts, for the batch and the length it was measured with.",
     )
     min_latency_ms: float | None = option(
-        None, flag="--min-latency-ms", above=0, unit="ms", help="Shortest time by `latency_table`."
+        None, flag="--min-latency-ms", above=0, unit="ms", help="Smallest latency that `latency_table` predicts."
     )
     max_activation_mb: float | None = option(
         None,
@@ -48,7 +48,7 @@ class BudgetSettings(Settings):
         None,
         flag="--latency-table",
         is_path=True,
-        help="A file that `magic-nas benchmark` wrote on the device that counts.",
+        help="A file that `magic-nas benchmark` wrote on the target device.",
     )
     sequence_length: int | None = option(
         None,
@@ -97,14 +97,14 @@ class LatencySettings(Settings):
         "none",
         flag="--head",
         choices=HEADS,
-        help="What stands on the encoder: none (MagicModel), mlm (MagicForMaskedLM, over every position) or rtd "
+        help="The head on top of the encoder: none (MagicModel), mlm (MagicForMaskedLM, over every position) or rtd "
         "(MagicForPreTraining).",
     )
     min_run_time: float = option(
         0.15,
         above=0,
         unit="s",
-        help="Least time that is measured of the slowest child, all rounds together; there are at least five rounds.",
+        help="Minimum total measuring time of the slowest child over all rounds; there are at least five rounds.",
     )
     seed: int = option(0, help="Seed of weights, tokens, children and the order of the blocks.")
 

@@ -274,6 +274,9 @@ class BlockwiseTrainer(MagicTrainer):
     ```
     """
 
+    # What the collator and the teacher read; the model itself is given the teacher's states.
+    input_columns = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "labels")
+
     def __init__(
         self,
         model: MagicForMaskedLM,
@@ -307,6 +310,7 @@ class BlockwiseTrainer(MagicTrainer):
         self.borders = block_borders(len(model.config.candidate_operators), num_blocks)
         self.teacher_borders = block_borders(teacher.config.num_hidden_layers, num_blocks)
         self.teacher = teacher.eval().requires_grad_(False)
+        self.logged_losses = [f"loss_block_{block}" for block in range(num_blocks)]
         blocks = BlockwiseModel(model, teacher.config.hidden_size, num_blocks)
         super().__init__(model=blocks, args=args, **kwargs)  # type: ignore[arg-type]
         # What a batch must hold for `evaluate` to compute a loss.
@@ -343,18 +347,9 @@ class BlockwiseTrainer(MagicTrainer):
 
     # ---- One step ----
 
-    def _set_signature_columns_if_needed(self) -> None:
-        # The columns that the collator and the teacher read: the model itself is given the teacher's states.
-        columns = ["input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "labels"]
-        self._signature_columns = columns  # type: ignore[assignment]
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Returns the micro-batches of a step, and the number of tokens in all of them, on all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        number = torch.stack([_num_tokens(batch) for batch in batches]).sum()
-        return batches, self.accelerator.reduce(number.to(device), reduction="sum")
+    def count_items(self, batch: Mapping[str, Any]) -> Tensor:
+        """Returns how many tokens of a micro-batch are not padding."""
+        return _num_tokens(batch)
 
     @torch.no_grad()
     def border_states(self, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -370,12 +365,13 @@ class BlockwiseTrainer(MagicTrainer):
         architecture = self.architecture if training else self._evaluated_child()
         errors = model(self.border_states(inputs), inputs.get("attention_mask"), architecture)
         number = num_items_in_batch if training and num_items_in_batch is not None else _num_tokens(inputs)
-        losses = errors / torch.as_tensor(number, device=errors.device).clamp(min=1)
+        number = torch.as_tensor(number, device=errors.device)
         if training:
-            # The gradients of several processes are averaged; their sum is wanted.
-            losses = losses * self.accelerator.num_processes
-            for block, loss in enumerate(losses):
-                self._add_loss(f"loss_block_{block}", loss)
+            losses = self.share(errors, number)
+            for name, loss in zip(self.logged_losses, losses, strict=True):
+                self.add_to_log(name, loss)
+        else:
+            losses = errors / number.clamp(min=1)
         loss = losses.sum()
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -383,10 +379,6 @@ class BlockwiseTrainer(MagicTrainer):
         """Returns the FLOPs of this step's child, without a head, the maps and the teacher."""
         batch_size, seq_len = inputs["input_ids"].shape
         return training_flops(self.model.config, self.architecture, seq_len, batch_size * seq_len, head="none")
-
-    def _forget_logged(self) -> None:
-        super()._forget_logged()
-        self._loss_sums = {f"loss_block_{block}": torch.zeros(()) for block in range(len(self.borders) - 1)}
 
     # ---- Validation and ranking ----
 

@@ -19,6 +19,7 @@ from ..runs.folders import Run, bars_off, finished_result, open_run
 from ..runs.training import training_arguments
 from ..space.costs import count_parameters
 from ..space.search_space import format_architecture
+from ..tables import markdown_table
 from .arguments import MagicTrainingArguments
 from .blocks import BlockwiseChild, BlockwiseRanking
 from .blockwise import BlockwiseTrainer, check_blockwise, load_teacher_encoder
@@ -39,8 +40,8 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     """Trains a super-net block by block (NAS-BERT) and returns the result: the best child within the budget, exact.
 
     The folder then holds `supernet/` (a model folder of all operators, whose embeddings and head are as they began:
-    those of `init_from`, or random), result.json, which `runs.follow_search` follows, and the checkpoints. A run that
-    was stopped is continued, one that has ended returns its result and needs no teacher.
+    those of `init_from`, or random), result.json, which `retrain.follow_search` follows, and the checkpoints. A run
+    that was stopped is continued, one that has ended returns its result and needs no teacher.
 
     In the result, `block_loss` is what children are ranked by, the sum of `block_losses`; `val_loss` and
     `val_accuracy` are, as of every run, masked-LM figures of the found child with the super-net's weights. Where the
@@ -173,21 +174,22 @@ def blockwise_table(config: MagicConfig, result: dict[str, Any]) -> str:
         result: as `run_blockwise` returns it.
     """
     child = tuple(result["architecture"])
-    lines = [
-        "| what | value |",
-        "| --- | --- |",
-        f"| found child | {format_architecture(child)} |",
-        f"| parameters | {count_parameters(config, child, head='mlm') / 1e6:.2f}M |",
-        f"| budget | {result['budget']} |",
-        f"| block loss, ranked by | {result['block_loss']:.4f} |",
-        f"| of the blocks | {', '.join(f'{loss:.4f}' for loss in result['block_losses'])} |",
-        f"| sub-paths evaluated | {', '.join(f'{number:,}' for number in result['num_paths'])} |",
-        f"| children ranked | {math.prod(result['num_paths']):,} |",
-        f"| masked-LM loss with these weights | {result['val_loss']:.3f} (blocks train neither embeddings nor head) |",
-        "",
-        "| rank | child | block loss |",
-        "| --- | --- | --- |",
+    facts = [
+        ("found child", format_architecture(child)),
+        ("parameters", f"{count_parameters(config, child, head='mlm') / 1e6:.2f}M"),
+        ("budget", result["budget"]),
+        ("block loss, ranked by", f"{result['block_loss']:.4f}"),
+        ("of the blocks", ", ".join(f"{loss:.4f}" for loss in result["block_losses"])),
+        ("sub-paths evaluated", ", ".join(f"{number:,}" for number in result["num_paths"])),
+        ("children ranked", f"{math.prod(result['num_paths']):,}"),
+        (
+            "masked-LM loss with these weights",
+            f"{result['val_loss']:.3f} (blocks train neither embeddings nor head)",
+        ),
     ]
-    for rank, child in enumerate(result["ranking"], start=1):
-        lines.append(f"| {rank} | {format_architecture(child['architecture'])} | {child['block_loss']:.4f} |")
-    return "\n".join(lines)
+    ranked = [
+        (rank, format_architecture(child["architecture"]), f"{child['block_loss']:.4f}")
+        for rank, child in enumerate(result["ranking"], start=1)
+    ]
+    tables = (markdown_table(("what", "value"), facts), markdown_table(("rank", "child", "block loss"), ranked))
+    return "\n\n".join(tables)

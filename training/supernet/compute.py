@@ -8,11 +8,14 @@ from modeling_magic import MagicConfig
 
 from ..space.costs import operator_flops, training_flops
 from ..space.search_space import SearchSpace
+from .alignment_plan import AlignmentPlan
 from .arguments import MagicTrainingArguments
 from .setup import search_sampler
 
 
 # ---- Compute ----
+
+
 class SupernetPasses(NamedTuple):
     """Sequences that pass the embeddings (first) and each layer from the bottom up, expected over a whole training.
 
@@ -71,33 +74,23 @@ def supernet_passes(
     epoch = None
     if num_train_sequences is not None:
         epoch = math.ceil(math.ceil(num_train_sequences / args.train_batch_size) / args.gradient_accumulation_steps)
-    warmup = args.alignment_warmup_steps
-    rank_every = args.anchor_rank_steps or epoch
-    needs_epochs = warmup is None and args.alignment_warmup_epochs
-    if epoch is None and (needs_epochs or (args.alignment == "top_percent" and rank_every is None)):
-        raise ValueError("a streamed data set has no epochs; set alignment_warmup_steps, and anchor_rank_steps")
-    warmup = round(args.alignment_warmup_epochs * (epoch or 0)) if warmup is None else warmup
+    plan = AlignmentPlan.of(args, len(choices), epoch)
+    num_looks = plan.num_anchor_looks(num_steps)
     num_sequences = min(args.num_validation_sequences, num_validation_sequences or args.num_validation_sequences)
-    start = warmup
     if args.alignment == "anchor":
-        every = args.anchor_eval_steps
-        start = warmup or every
-        num_looks = num_steps // every + (0 < warmup < min(every, num_steps + 1))
         num_children = max(0.0, num_looks + (num_looks - 1) * (1 - 1 / bottoms[-1]))
         validated = [num_children * num_sequences] * len(bottoms)
     elif args.alignment == "top_percent":
-        assert rank_every is not None
-        start, pool = max(warmup, rank_every), args.anchor_pool_size
+        pool = args.anchor_pool_size
         is_whole = bottoms[-1] <= pool
         runs = [width if is_whole else -width * math.expm1(pool * math.log1p(-1 / width)) for width in bottoms[1:]]
         # Embeddings once for the attention mask and once for the children.
-        validated = [num_steps // rank_every * num_sequences * number for number in (2, *runs)]
+        validated = [num_looks * num_sequences * number for number in (2, *runs)]
     rows = math.ceil(args.alignment_batch_fraction * args.train_batch_size) * args.gradient_accumulation_steps
     rows *= args.num_average_children if args.alignment == "average" else 1
-    aligned = max(0, num_steps - start) * rows
-    last = len(choices) // args.alignment_every_n_layers * args.alignment_every_n_layers
-    shares = args.alignment != "average" and not (config.hidden_dropout_prob or config.attention_probs_dropout_prob)
-    for depth in range(last + 1):
+    aligned = plan.num_aligned_steps(num_steps) * rows
+    shares = plan.shares_bottoms(config)
+    for depth in range(max(plan.aligned_layers, default=0) + 1):
         targets[depth] = aligned * (1 - 1 / bottoms[max(depth, 1)] if shares else 1)
     return SupernetPasses(trained, targets, validated)
 

@@ -20,6 +20,7 @@ from modeling_magic import MagicForMaskedLM
 from modeling_magic.modeling_magic import Packing
 
 from ..data.text import MaskingCollator, PreparedData
+from ..internals import num_writes
 from ..space.search_space import Architecture
 from .journal import Journal, RankedChild
 
@@ -258,8 +259,8 @@ def _pieces(order: Sequence[Architecture], num_pieces: int) -> list[Sequence[Arc
 
 def _weights_version(model: MagicForMaskedLM) -> tuple[Any, ...]:
     """What changes when the weights are trained, loaded or moved."""
-    # Tensors made in inference mode are not counted; they cannot be trained either.
-    return model.device, sum(tensor._version for tensor in model.parameters() if not tensor.is_inference())
+    # Tensors made in inference mode have no writes to count; they cannot be trained either.
+    return model.device, sum(map(num_writes, model.parameters()))
 
 
 def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

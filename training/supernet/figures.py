@@ -18,8 +18,8 @@ def draw_search(search: dict[str, Any], trained: Mapping[str, Sequence[dict[str,
     """Draws the losses of the super-net and of re-trained models and the surviving operators; returns the PNG's path.
 
     Args:
-        search: the result of a super-net run (`runs.pretrain`).
-        trained: for each model its results (`runs.retrain`), one for each seed; may be empty.
+        search: the result of a super-net run (`pretrain.pretrain`).
+        trained: for each model its results (`retrain.retrain`), one for each seed; may be empty.
         path: where to write.
     """
     figure = Figure(figsize=(15, 4.5), layout="constrained")
@@ -104,7 +104,7 @@ def draw_health(search: dict[str, Any], path: str | Path) -> Path:
     """Draws the health of a super-net's training and returns the PNG's path.
 
     Args:
-        search: the result of a super-net run (`runs.pretrain`).
+        search: the result of a super-net run (`pretrain.pretrain`).
         path: where to write.
     """
     health, layers = search["health"], search["candidate_operators"]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from modeling_magic.configuration_magic import parse_operator
 
+from ..internals import l2_norms
 from ..space.search_space import Architecture, SearchSpace
 from .journal import RankedChild
 from .shrinking import Operator
@@ -230,8 +231,7 @@ class SupernetHealth:
         """
         gradients = [[weight.grad for weight in layer if weight.grad is not None] for layer in parameters]
         flat = [gradient for layer in gradients for gradient in layer]
-        own_norms = torch._foreach_norm(flat, 2.0, dtype=torch.float32) if flat else ()
-        norms = torch.stack([*own_norms, total_norm.float()])
+        norms = torch.stack([*l2_norms(flat), total_norm.float()])
         self._waiting.append(_Waiting(step, architecture, [len(layer) for layer in gradients], norms, max_grad_norm))
 
     def _settle(self) -> None:
@@ -328,7 +328,7 @@ class SupernetHealth:
     # ---- Checkpoints and results ----
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all of it as JSON: what a checkpoint restores, and what `figures.draw_health` draws."""
+        """Returns all of it as JSON: what a checkpoint restores, and what `supernet.figures.draw_health` draws."""
         self._settle()
         return {
             "visits": [dict(layer) for layer in self.visits],

@@ -11,7 +11,7 @@ import math
 import os
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 from filelock import FileLock
 
+from ..files import from_json
 from ..space.search_space import Architecture, format_architecture, parse_architecture
 
 
@@ -340,13 +341,6 @@ def _to_json(value: Any) -> Any:
     return [_to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
-_FROM_JSON: dict[Any, Callable[[Any], Any]] = {
-    int: int,
-    float: float,
-    tuple[float, ...]: lambda values: tuple(map(float, values)),
-}
-
-
 def _record_of(child: RankedChild) -> dict[str, Any]:
     record = {field.name: _to_json(getattr(child, field.name)) for field in fields(child)}
     return {**record, "architecture": format_architecture(child.architecture)}
@@ -354,7 +348,7 @@ def _record_of(child: RankedChild) -> dict[str, Any]:
 
 def _child_of(record: dict[str, Any], child_type: type[Child]) -> Child:
     values = {
-        field.name: _FROM_JSON[field.type](record[field.name])
+        field.name: from_json(field.type, record[field.name], field.name)
         for field in fields(child_type)
         if field.name != "architecture"
     }

@@ -62,8 +62,8 @@ class BlockwiseSettings(PretrainSettings):
         "",
         flag="--blockwise",
         help="Train block by block to imitate this teacher (NAS-BERT's baseline): an encoder of any class with its "
-        "tokenizer, a run of `magic-nas retrain`, a folder or a name on the Hub. The text is cut by its tokenizer "
-        "unless `data.tokenizer` is given.",
+        "tokenizer, a run of `magic-nas retrain`, a folder or a name on the Hub. The text is tokenized with its "
+        "tokenizer unless `data.tokenizer` is given.",
     )
     num_blocks: int = option(
         4, flag="--num-blocks", at_least=1, help="Blocks into which super-net and teacher are cut; 4 in NAS-BERT."

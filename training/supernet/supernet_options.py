@@ -58,23 +58,26 @@ class SupernetOptions(BudgetSettings):
         at_least=0,
         at_most=100,
         unit="%",
-        help="p: with alignment top_percent, the rank of the anchor (5.2).",
+        help="With alignment top_percent, the rank p of the anchor (5.2).",
     )
     anchor_hysteresis_percent: float = option(
         10.0,
         at_least=0,
         at_most=100,
         unit="%",
-        help="r: the anchor stays while it ranks within p +- r percent (5.2).",
+        help="The anchor stays while it ranks within p +- r percent; this is r (5.2).",
     )
     anchor_pool_size: int = option(
         10_000, at_least=1, unit="children", help="Children ranked for the anchor of alignment top_percent (5.2)."
     )
     anchor_rank_steps: int | None = option(
-        None, at_least=1, unit="steps", help="Steps between such rankings. Default: an epoch, as in the paper (5.2)."
+        None,
+        at_least=1,
+        unit="steps",
+        help="Steps between two rankings for the anchor. Default: an epoch, as in the paper (5.2).",
     )
     num_average_children: int = option(
-        4, at_least=1, unit="children", help="C: children whose states are averaged for alignment average (3.2)."
+        4, at_least=1, unit="children", help="Children whose states are averaged for alignment average, C of 3.2."
     )
     num_validation_sequences: int = option(
         256,
@@ -99,8 +102,8 @@ class SupernetOptions(BudgetSettings):
     shrink_sampling: str = option(
         "fair",
         choices=SHRINK_SAMPLINGS,
-        help="How these children are drawn. Nested and chain share more layers and take about half the time to "
-        "validate, with noisier scores.",
+        help="How the children of a round are drawn: fair, nested or chain. The latter two share more layers and take "
+        "about half the time to validate, with noisier scores.",
     )
     num_probe_children: int = option(
         4,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
@@ -20,6 +20,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from modeling_magic import MagicForMaskedLM
 
 from ..files import write_json
+from ..internals import TrainerHooks, model_collator, num_micro_batches
+from ..losses import AccumulatedLossTrainer
 from ..objectives import alignment_loss, average_states
 from ..progress import PostfixProgressCallback
 from ..runs.checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished, read_nas_state
@@ -28,6 +30,7 @@ from ..space.costs import training_flops
 from ..space.latency import LatencyTable
 from ..space.limits import budget_of
 from ..space.search_space import Architecture, SearchSpace
+from .alignment_plan import AlignmentPlan
 from .anchors import Anchor, anchor_of_top_percent, target_states
 from .arguments import MagicTrainingArguments
 from .evaluation import evaluate_child, rank_children, validation_batches
@@ -53,11 +56,14 @@ class _SearchCallback(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         self._trainer._draw_child()
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._trainer._record_gradients()
+
     def on_step_end(self, args, state, control, **kwargs):
         self._trainer._after_step(state.global_step)
 
 
-class MagicTrainer(Trainer):
+class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
     """Trains a super-net, one child a step, with the paper's ways to mitigate interference.
 
     Everything random about the search comes from generators of its own, seeded by `args.seed` alone: all ranks draw
@@ -87,9 +93,10 @@ class MagicTrainer(Trainer):
     ```
     """
 
-    # The prediction loss is divided by the masked tokens of the whole accumulated batch and the alignment loss by the
-    # number of micro-batches, both in compute_loss.
-    loss_is_scaled_for_ga = True
+    logged_losses: Sequence[str] = ("loss_pred", "loss_align")
+    # A micro-batch without a token to predict has no mean loss; it does not count.
+    drops_nan = True
+    divides_in_double = True
 
     args: MagicTrainingArguments
     model: MagicForMaskedLM
@@ -120,11 +127,11 @@ class MagicTrainer(Trainer):
         self._resumed: dict[str, Any] | None = None
         self._begin_search()
         self._schedule: list[ShrinkRound] = []
-        self._warmup_steps = 0
         self._epoch_steps: int | None = None
-        self._rank_every: int | None = None
+        # How many steps an epoch has, and with it the warm start, is known when training begins.
+        plan = AlignmentPlan.of(args, self.full_space.num_layers, epoch_steps=0)
+        self._alignment_plan = replace(plan, warmup_steps=0)
         self._probe_every = 1
-        self._forget_logged()
         self._validation: list[dict[str, Tensor]] | None = None
         self.add_callback(_SearchCallback(self))
         self.pop_callback(PrinterCallback)
@@ -165,13 +172,14 @@ class MagicTrainer(Trainer):
             self._begin_search()
         else:
             self.load_nas_state(self._resumed)
-        self._forget_logged()
+        self.forget_logged()
         try:
             self._epoch_steps = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
         except TypeError:
             self._epoch_steps = None
-        if self.args.alignment != "none":
-            self._plan_alignment(max_steps)
+        self._alignment_plan = AlignmentPlan.of(self.args, self.full_space.num_layers, self._epoch_steps)
+        for warning in self._alignment_plan.warnings(max_steps):
+            logger.warning(warning)
         self._probe_every = self.args.probe_every_n_steps or math.ceil(max_steps / 10)
         self._schedule = self.plan_shrinking(max_steps) if self.args.shrink else []
         done = [entry["step"] for entry in self.shrink_history]
@@ -193,36 +201,6 @@ class MagicTrainer(Trainer):
                 f"shrink_operators_per_round higher"
             )
 
-    def _plan_alignment(self, max_steps: int) -> None:
-        self._warmup_steps = self._plan_warmup()
-        if self._warmup_steps >= max_steps:
-            logger.warning(
-                f"nothing will be aligned: the warm start takes {self._warmup_steps} of {max_steps} steps; train "
-                f"longer, or set alignment_warmup_steps lower"
-            )
-        elif self.args.alignment == "anchor" and not self._warmup_steps and self.args.anchor_eval_steps >= max_steps:
-            logger.warning(
-                f"nothing will be aligned: the first anchor comes after {self.args.anchor_eval_steps} of {max_steps} "
-                f"steps; train longer, or set anchor_eval_steps lower"
-            )
-        if self.args.alignment != "top_percent":
-            return
-        self._rank_every = self.args.anchor_rank_steps or self._epoch_steps
-        if self._rank_every is None:
-            raise ValueError("a streamed data set has no epochs to pick the anchor at; set anchor_rank_steps")
-        if self._rank_every >= max_steps:
-            logger.warning(
-                f"nothing will be aligned: the anchor is picked after every {self._rank_every} of {max_steps} steps; "
-                f"train longer, or set anchor_rank_steps lower"
-            )
-
-    def _plan_warmup(self) -> int:
-        if self.args.alignment_warmup_steps is not None:
-            return self.args.alignment_warmup_steps
-        if self._epoch_steps is None and self.args.alignment_warmup_epochs:
-            raise ValueError("a streamed data set has no epochs; set alignment_warmup_steps")
-        return round(self.args.alignment_warmup_epochs * (self._epoch_steps or 0))
-
     def plan_shrinking(self, max_steps: int) -> list[ShrinkRound]:
         """Returns the rounds of a run of `max_steps` steps (see `shrink_schedule`).
 
@@ -238,7 +216,6 @@ class MagicTrainer(Trainer):
 
     def _draw_child(self) -> None:
         """Draws alpha_t, once for each optimizer step, and the children whose states are averaged, if any."""
-        self._steps_since_log += 1
         previous, self.architecture = self.architecture, self.sampler.next()
         self._gradient_watch.begin_step(self.architecture)
         self._num_changes += self.health.add_child(self.architecture, previous, self.space)
@@ -249,12 +226,10 @@ class MagicTrainer(Trainer):
 
     def _aligned_layers(self) -> list[int]:
         """Indices n of the H_n that Eq. (1) sums over in this step; none during the warm start."""
-        if self.args.alignment == "none" or self.state.global_step < self._warmup_steps:
+        step = self.state.global_step + 1
+        if not self._alignment_plan.aligns(step, has_anchor=self.anchor is not None):
             return []
-        if self.args.alignment != "average" and self.anchor is None:
-            return []
-        every = self.args.alignment_every_n_layers
-        return list(range(every, self.full_space.num_layers + 1, every))
+        return list(self._alignment_plan.aligned_layers)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns L_pred + lambda L_align, Eq. (2), in training; in evaluation L_pred of one child.
@@ -270,11 +245,12 @@ class MagicTrainer(Trainer):
         inputs = {**inputs, "architecture": self.architecture}
         kept = {"output_hidden_states": [shared, *aligned] if shared else aligned} if aligned else {}
         loss, outputs = super().compute_loss(model, {**inputs, **kept}, True, num_items_in_batch)
-        self._add_loss("loss_pred", loss)
+        self.add_to_log("loss_pred", loss)
         if aligned:
             loss_align = self._alignment_loss(inputs, outputs.hidden_states, aligned, shared)
-            loss_align = loss_align / self.current_gradient_accumulation_steps
-            self._add_loss("loss_align", loss_align)
+            # A mean over the micro-batches of the step; L_pred is one over its masked tokens already.
+            loss_align = loss_align / num_micro_batches(self)
+            self.add_to_log("loss_align", loss_align)
             loss = loss + self.args.alignment_weight * loss_align
         return (loss, outputs) if return_outputs else loss
 
@@ -283,19 +259,12 @@ class MagicTrainer(Trainer):
             return self.anchor.architecture
         return self.architecture or self.space.sample(random.Random(0))
 
-    def _add_loss(self, name: str, loss: Tensor) -> None:
-        # Summed where they were computed: a step never waits for the device to log.
-        # A step without a token to predict has no mean; it does not count.
-        self._loss_sums[name] = self._loss_sums[name].to(loss.device) + loss.detach().nan_to_num(nan=0.0)
-
     def _num_shared_layers(self) -> int:
         """Layers from the bottom up whose states anchor and child have in common, so that their alignment is zero.
 
         Operators and inputs are the same there; the outputs are only without dropout, which the anchor does not have.
         """
-        config = self.model.config
-        drops = config.hidden_dropout_prob or config.attention_probs_dropout_prob
-        if self.args.alignment == "average" or drops:
+        if not self._alignment_plan.shares_bottoms(self.model.config):
             return 0
         pairs = zip(self.architecture, self._target_children()[0], strict=True)
         return next((layer for layer, (own, other) in enumerate(pairs) if own != other), len(self.architecture))
@@ -324,34 +293,29 @@ class MagicTrainer(Trainer):
             inputs.get("attention_mask"),
         )
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        # Trainer calls this once a step, after it has unscaled, averaged and clipped the gradients; the total is that
-        # from before clipping.
-        total = super()._get_grad_norm(model, grad_norm=grad_norm)
+    def _record_gradients(self) -> None:
+        """Shows this step's gradients, which were unscaled, averaged over the processes and clipped, to the health."""
         path = zip(self.model.magic.encoder.layer, self.architecture, strict=True)
-        weights = [list(layer.operators[operator].parameters()) for layer, operator in path]
+        weights = [list(layer.get_submodule(f"operators.{operator}").parameters()) for layer, operator in path]
         step = self.state.global_step + 1
-        self.health.add_gradients(step, self.architecture, weights, total, self.args.max_grad_norm)
+        self.health.add_gradients(step, self.architecture, weights, self.total_grad_norm, self.args.max_grad_norm)
         self._gradient_watch.add_gradients(step, self.architecture, weights)
-        return total
 
     # ---- After a step: anchor, shrinking and health ----
 
     def _after_step(self, step: int) -> None:
-        if self.args.alignment == "anchor" and self._anchor_is_due(step):
+        anchor_is_due = self._alignment_plan.anchor_is_due(step, has_anchor=self.anchor is not None)
+        if anchor_is_due and self.args.alignment == "anchor":
             self._challenge_anchor(step)
         if any(round_.step == step for round_ in self._schedule):
             self._shrink_round(step)
-        if self.args.alignment == "top_percent" and self._rank_every and step % self._rank_every == 0:
+        if anchor_is_due and self.args.alignment == "top_percent":
             self._rank_for_anchor(step)
         if step % LOOK_EVERY == 0 or step == self.state.max_steps:
             self.health.look(step, self.space)
         # Several data sets to evaluate on, a dict, are nothing to validate children on.
         if step % self._probe_every == 0 and not isinstance(self.eval_dataset, (dict, NoneType)):
             self.health.add_probes(step, self._rank(self.health.probes_in(self.space)))
-
-    def _anchor_is_due(self, step: int) -> bool:
-        return step % self.args.anchor_eval_steps == 0 or (self.anchor is None and step == self._warmup_steps)
 
     @property
     def validation_batches(self) -> list[dict[str, Tensor]]:
@@ -365,7 +329,7 @@ class MagicTrainer(Trainer):
             try:
                 self._validation = validation_batches(
                     self.eval_dataset,
-                    self._get_collator_with_removed_columns(self.data_collator),
+                    model_collator(self),
                     self.args.per_device_eval_batch_size,
                     self.args.num_validation_sequences,
                 )
@@ -470,26 +434,22 @@ class MagicTrainer(Trainer):
 
     # ---- Logging ----
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the two losses of Eq. (2), the mean distance between children, the search's state and the health."""
-        if "loss" in logs:
-            for name, total in self._loss_sums.items():
-                gathered = self.accelerator.gather(total.to(self.args.device))
-                logs[name] = gathered.mean().item() / self._steps_since_log
-            logs["num_changed_layers"] = self._num_changes / self._steps_since_log
-            logs["num_operators"] = self.space.num_operators
-            if self.anchor is not None:
-                logs["anchor_accuracy"] = self.anchor.val_accuracy
-                logs["num_anchors"] = len(self.anchor_history)
-            logs |= self.health.scalars(self.space)
-            logs |= self._gradient_watch.scalars()
-            self._forget_logged()
-        super().log(logs, start_time)
+    def figures_since_log(self) -> dict[str, float]:
+        """Returns the two losses of Eq. (2), the mean distance between children, the search's state and the health."""
+        figures = super().figures_since_log()
+        figures["num_changed_layers"] = self._num_changes / self.num_steps_since_log
+        figures["num_operators"] = self.space.num_operators
+        if self.anchor is not None:
+            figures["anchor_accuracy"] = self.anchor.val_accuracy
+            figures["num_anchors"] = len(self.anchor_history)
+        figures |= self.health.scalars(self.space)
+        figures |= self._gradient_watch.scalars()
+        return figures
 
-    def _forget_logged(self) -> None:
-        self._loss_sums = {"loss_pred": torch.zeros(()), "loss_align": torch.zeros(())}
+    def forget_logged(self) -> None:
+        """Begins to add up anew."""
+        super().forget_logged()
         self._num_changes = 0
-        self._steps_since_log = 0
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns the FLOPs of this step's child alone, not those of all operators of the super-net."""
@@ -573,13 +533,14 @@ class MagicTrainer(Trainer):
         finally:
             config.sparse_prediction = sparse_prediction
 
-    def _save_checkpoint(self, model, trial):
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            # One that an earlier run left must not pass for this one's.
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-            # Before all else: trainer_state.json is what Trainer writes last, so that a folder which holds a readable
-            # one is complete, and older checkpoints are deleted after that only.
-            write_json(folder / NAS_STATE_NAME, self.nas_state())
-        super()._save_checkpoint(model, trial)
+    def begin_checkpoint(self, output_dir: Path) -> None:
+        """Writes the state of the search to the next checkpoint, before `Trainer` writes all else.
+
+        trainer_state.json is what it writes last, so that a folder which holds a readable one is complete, and older
+        checkpoints are deleted after that only.
+        """
+        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        # One that an earlier run left must not pass for this one's.
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        write_json(folder / NAS_STATE_NAME, self.nas_state())

@@ -1,0 +1,97 @@
+"""The command line: from a search to an export, and wrong input."""
+
+import json
+
+import pytest
+import yaml
+from toy_cli import run_main
+from toy_runs import shared_preset, shared_text
+from transformers import AutoModelForMaskedLM
+
+
+@pytest.fixture(scope="module")
+def text_folder():
+    return shared_text()
+
+
+@pytest.fixture(scope="module")
+def preset():
+    return shared_preset()
+
+
+def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypatch, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "preset": preset,
+                "data": {"source": str(text_folder), "vocab_size": 100, "block_size": 16, "validation_fraction": 0.1},
+                "training_arguments": {
+                    "shrink_every_n_steps": 2,
+                    "shrink_operators_per_round": 8,
+                    "disable_tqdm": True,
+                },
+            }
+        )
+    )
+    search = tmp_path / "search"
+    arguments = ["pretrain", "-c", recipe, "-o", search, "--max-steps", 4, "--batch-size", 4, "--shrink"]
+    arguments += ["--set", "num_validation_sequences=8", "--set", "mlm_probability=0.2"]
+    arguments += ["--set", "shrink_num_children=4", "--set", "alignment_warmup_steps=0", "--set", "learning_rate=1e-3"]
+    code, out, err = run_main(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    assert "| found child |" in out
+    assert (search / "report.png").stat().st_size > 10_000
+    settings = json.loads((search / "run.json").read_text())["settings"]
+    assert settings["training_arguments"]["learning_rate"] == 1e-3
+    assert settings["training_arguments"]["num_validation_sequences"] == 8
+    assert settings["mlm_probability"] == 0.2
+    child = tmp_path / "child"
+    code, out, err = run_main(monkeypatch, capsys, "retrain", "--search", search, "-o", child, "--max-steps", 2)
+    assert code == 0, err
+    assert "| this model |" in out
+    assert AutoModelForMaskedLM.from_pretrained(child / "model")
+    code, out, err = run_main(monkeypatch, capsys, "export", search, tmp_path / "exported", "--onnx")
+    assert code == 0, err
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "exported")
+    assert (tmp_path / "exported" / "onnx" / "model.onnx").is_file()
+    code, out, err = run_main(monkeypatch, capsys, "export", child / "model", tmp_path / "onnx", "--onnx")
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["config.json", "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe", "magic-huge"], "unknown preset 'magic-huge'; choose one of"),
+        (["describe", "magic-tiny", "--architecture", "MHA5,FFN"], "5 heads"),
+        (["describe", "magic-tiny", "--architecture", "MHA4,,FFN"], "is not an operator name"),
+        (["pretrain", "-o", "{tmp}/run", "--text", "{tmp}/nowhere"], "nowhere"),
+        (["pretrain", "-o", "{tmp}/run", "--text", "{tmp}/empty"], "empty"),
+        (["pretrain", "-o", "{tmp}/run", "--preset", "bert-base"], "super-net needs a layer with a choice"),
+        (["pretrain", "-o", "{tmp}/run", "--set", "num_substitutions=99"], "choose 1 to 6, the number of layers"),
+        (["pretrain", "-o", "{tmp}/run", "--set", "optim=[1"], "is not a value that YAML reads"),
+        (["pretrain", "-o", "{tmp}/run", "--set", "max_step=3"], "did you mean 'training_arguments.max_steps'"),
+        (["pretrain", "-o", "{tmp}/run", "--set", "max_steps"], "has no value; write KEY=VALUE"),
+        (["pretrain", "-o", "{tmp}/run", "--set", "a.b=3"], "names no section"),
+        (["pretrain", "-o", "{tmp}/run", "--sampler", "spos"], "sampler is 'spos'; choose one of"),
+        (["pretrain", "-o", "{tmp}/run", "-c", "{tmp}/none.yaml"], "does not exist; choose one of"),
+        (["pretrain", "-o", "{tmp}/run", "--num-threads", "0"], "--num-threads is 0; it must be at least 1"),
+        (["pretrain", "-o", "{tmp}"], "is not empty and holds no run"),
+        (["retrain", "-o", "{tmp}/run", "--architecture", "MHA4,CONV8"], "even kernel 8"),
+        (["retrain", "-o", "{tmp}/run", "--architecture", ""], "architecture"),
+        (["retrain", "-o", "{tmp}/run", "--inherit"], "say which with --search RUN"),
+        (["retrain", "-o", "{tmp}/run", "--search", "{tmp}/nowhere"], "holds no finished super-net run"),
+        (["export", "{tmp}/nowhere", "{tmp}/out"], "holds no finished super-net run"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("training.supernet.trainer.MagicTrainer.train", lambda *_, **__: pytest.fail("trained"))
+    code, _, err = run_main(monkeypatch, capsys, *(text.format(tmp=tmp_path) for text in arguments))
+    last = err.strip().splitlines()[-1]
+    assert code == 2
+    assert last.startswith("magic-nas: error: ")
+    assert message in last
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()

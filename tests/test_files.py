@@ -1,0 +1,214 @@
+"""Files are whole or not there, whatever happens while they are written."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from training import files
+from training.files import (
+    cache_folder,
+    csv_text,
+    from_json,
+    read_json,
+    short_hash,
+    write_bytes,
+    write_csv,
+    write_json,
+    write_text,
+    written_at_once,
+)
+
+
+def test_what_is_written_reads_back(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, None, "ü"]})
+    assert read_json(tmp_path / "a.json") == {"b": [1, None, "ü"]}
+    assert (tmp_path / "a.json").read_text().endswith("}\n")
+    write_csv(tmp_path / "a.csv", ["x", "y"], [[1, 'a "b", c'], [0.1, None]])
+    assert (tmp_path / "a.csv").read_bytes() == b'x,y\n1,"a ""b"", c"\n0.1,\n'
+    write_text(tmp_path / "a.txt", "ü\n")
+    assert (tmp_path / "a.txt").read_bytes() == "ü\n".encode()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json", "a.txt"]
+
+
+class Full(OSError):
+    pass
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch, step):
+    path = tmp_path / "a.json"
+    write_json(path, 1)
+
+    def full(*_):
+        raise Full("no space left on device")
+
+    if step == "fsync":
+        monkeypatch.setattr(files.os, "fsync", full)
+    else:
+        real_open = open
+
+        def open_full(name, mode="r", *rest, **kwargs):
+            file = real_open(name, mode, *rest, **kwargs)
+            if mode == "wb":
+                file.write = full
+            return file
+
+        monkeypatch.setattr("builtins.open", open_full)
+    with pytest.raises(Full):
+        write_json(path, 2)
+    monkeypatch.undo()
+    assert read_json(path) == 1
+    assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    """A power cut after the rename must not leave an empty file under the name."""
+    steps = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor):
+        steps.append("fsync")
+        fsync(descriptor)
+
+    def replaced(path, target):
+        steps.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(files.os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_bytes(tmp_path / "a", b"x")
+    # The last one is of the folder, which holds the name.
+    assert steps == ["fsync", "rename", "fsync"]
+    steps.clear()
+    with written_at_once(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "one").write_text("1")
+        (temporary / "two").write_text("2")
+    assert steps == ["fsync"] * 3 + ["rename", "fsync"]
+
+
+def test_a_kill_while_it_writes_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    script = (
+        "import os, signal, sys\n"
+        "from training import files\n"
+        "files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"files.write_json({str(path)!r}, {{'new': 'x' * 100000}})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr.decode()
+    assert read_json(path) == {"old": 1}
+
+
+def test_processes_that_write_one_file_break_none(tmp_path, monkeypatch):
+    """Another process, with a number of its own, writes the same file while this one is at it."""
+    path = tmp_path / "table.csv"
+
+    def rows():
+        yield ("ours",)
+        with monkeypatch.context() as other:
+            other.setattr(files.os, "getpid", lambda: 0)
+            write_csv(path, ["name"], [("theirs",)])
+        assert path.read_text() == "name\ntheirs\n"
+
+    write_csv(path, ["name"], rows())
+    assert path.read_text() == "name\nours\n"
+
+
+def test_a_folder_stays_unless_it_is_to_be_replaced(tmp_path):
+    for content in ("first", "second"):
+        with written_at_once(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["first"]
+    with written_at_once(tmp_path / "folder", replaces=True) as temporary:
+        temporary.mkdir()
+        (temporary / "third").touch()
+        assert (tmp_path / "folder" / "first").exists()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["third"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_fails_half_way_leaves_what_was_there(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+
+    def fail(temporary):
+        temporary.mkdir()
+        (temporary / "new").touch()
+        raise Full
+
+    with pytest.raises(Full), written_at_once(tmp_path / "folder", replaces=True) as temporary:
+        fail(temporary)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_damaged_json_names_its_file_and_a_remedy(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1')
+    with pytest.raises(ValueError, match=r"a\.json is damaged: .*; restore it, or delete it to begin anew"):
+        read_json(tmp_path / "a.json")
+
+
+def test_csv_is_what_csv_reads():
+    assert csv_text(("a",), [("x\ny",)]) == 'a\n"x\ny"\n'
+
+
+def test_hashes_do_not_depend_on_the_order_of_keys():
+    assert short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
+    assert short_hash({"a": 1}) != short_hash({"a": 2})
+    assert json.dumps(short_hash(1)).isascii()
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAGIC_CACHE", str(tmp_path / "here"))
+    assert cache_folder(None) == tmp_path / "here"
+    assert cache_folder(tmp_path) == tmp_path
+    monkeypatch.delenv("MAGIC_CACHE")
+    assert cache_folder(None).parts[-2:] == (".cache", "magic-nas")
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    name: str | None
+    parts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    ends: tuple[Point, ...]
+    by_name: Mapping[str, Point]
+
+
+def test_what_asdict_and_json_made_becomes_what_it_was(tmp_path):
+    point = Point(1.0, None, (1, 2))
+    line = Line((point, Point(2.5, "b", ())), {"a": point})
+    write_json(tmp_path / "a.json", asdict(line))
+    assert from_json(Line, read_json(tmp_path / "a.json"), "the line") == line
+    assert from_json(float, "-inf", "x") == -math.inf
+    read = from_json(Point, {"x": 3, "name": "n", "parts": []}, "the point")
+    assert type(read.x) is float
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"x": "3", "name": None, "parts": []}, "the point's x is '3'"),
+        ({"x": True, "name": None, "parts": []}, "the point's x is True"),
+        ({"x": 1, "name": None, "parts": [1.5]}, "the point's parts is 1.5"),
+        ({"x": 1, "name": None}, "the point has x, name; expected x, name, parts"),
+        ([1], r"the point has \[1\]; expected x, name, parts"),
+    ],
+)
+def test_other_types_are_named_with_their_place(value, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(Point, value, "the point")

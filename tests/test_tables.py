@@ -1,0 +1,17 @@
+"""Tables as Markdown."""
+
+import pytest
+
+from training.tables import markdown_table
+
+
+def test_rows_stand_under_their_titles():
+    assert markdown_table(("a", "b"), [(1, "x"), (2.5, None)], align="r") == (
+        "| a | b |\n| ---: | --- |\n| 1 | x |\n| 2.5 | None |"
+    )
+    assert markdown_table(("a",), []) == "| a |\n| --- |"
+
+
+@pytest.mark.parametrize(("cell", "shown"), [("a|b", "a\\|b"), ("a\nb", "a b"), ("", "")])
+def test_what_would_end_a_cell_is_escaped(cell, shown):
+    assert markdown_table(("t|",), [(cell,)]) == f"| t\\| |\n| --- |\n| {shown} |"

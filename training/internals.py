@@ -1,0 +1,107 @@
+"""All that this package takes from inside transformers and torch, each thing once.
+
+None of it is a documented interface, and any release may move it. Names and lines are those of transformers 5.23.0 and
+torch 2.13.0. tests/test_internals.py tells what has moved, and finds private names that are used anywhere else.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, Trainer
+else:
+    # Most of this serves modules that need no Trainer, which takes a second to import.
+    Trainer = object
+
+
+class TrainerHooks(Trainer):
+    """Moments and choices of `Trainer` that neither a callback nor an argument reaches; stands before it in the bases.
+
+    Attributes:
+        total_grad_norm: of this step's gradients before clipping, for `TrainerCallback.on_pre_optimizer_step`.
+        input_columns: the columns that the collator gets; `None` for the arguments of the model's `forward`.
+    """
+
+    total_grad_norm: Any = None
+    input_columns: Sequence[str] | None = None
+
+    def begin_checkpoint(self, output_dir: Path) -> None:
+        """Called in the processes that save, before anything of a checkpoint is written below `output_dir`."""
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Trainer._get_grad_norm, trainer.py:2781. Callbacks see clipped gradients; the norm from before is a local
+        # variable of the loop, which gets out in a log alone.
+        self.total_grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.total_grad_norm
+
+    def _save_checkpoint(self, model, trial):
+        # Trainer._save_checkpoint and _get_output_dir, trainer.py:3355 and 3336. on_save comes when the checkpoint is
+        # complete, and save_model is called for other folders as well.
+        if self.args.should_save:
+            self.begin_checkpoint(Path(self._get_output_dir(trial)))
+        super()._save_checkpoint(model, trial)
+
+    def _set_signature_columns_if_needed(self):
+        # Trainer._set_signature_columns_if_needed and _signature_columns, trainer.py:1179. The public argument,
+        # remove_unused_columns, keeps all columns or those of forward. A collator that drops the others would hide the
+        # tokenizer that Trainer saves with a checkpoint, and leave a column of lengths to the sampler.
+        if self.input_columns is None:
+            super()._set_signature_columns_if_needed()
+        else:
+            self._signature_columns = list(self.input_columns)
+
+
+def model_collator(trainer: Trainer) -> Any:
+    """Returns a trainer's collator, which gets those columns of a row alone that the trainer would give it.
+
+    Trainer._get_collator_with_removed_columns, trainer.py:1230. The data loader of `get_eval_dataloader` has it too,
+    but shares the rows out among the processes.
+    """
+    return trainer._get_collator_with_removed_columns(trainer.data_collator)
+
+
+def load_weights(trainer: Trainer, checkpoint: str) -> None:
+    """Loads a checkpoint's weights into the model of a trainer, in whichever form the trainer saved them.
+
+    Trainer._load_from_checkpoint, trainer.py:3602. `train(resume_from_checkpoint=...)` trains one step more.
+    """
+    trainer._load_from_checkpoint(checkpoint)
+
+
+def num_micro_batches(trainer: Trainer) -> int:
+    """Returns how many micro-batches the step at hand accumulates; the last of an epoch may have fewer than others.
+
+    Trainer.current_gradient_accumulation_steps, trainer.py:1877: a public name, but not a documented one.
+    """
+    return trainer.current_gradient_accumulation_steps
+
+
+def attention_implementation(config: "PreTrainedConfig") -> str | None:
+    """Returns the attention function that a configuration names, such as "sdpa"; `None` where it names none.
+
+    PreTrainedConfig._attn_implementation, configuration_utils.py:595. `attn_implementation=` and
+    `set_attn_implementation` write it; nothing public reads it.
+    """
+    return config._attn_implementation
+
+
+def l2_norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Returns the L2 norm of each tensor in float32, all of them by a few kernels.
+
+    torch._foreach_norm. What is public computes one norm of all (`torch.nn.utils.get_total_norm`), or runs a kernel
+    for each tensor.
+    """
+    return torch._foreach_norm(list(tensors), 2.0, dtype=torch.float32) if tensors else ()
+
+
+def num_writes(tensor: Tensor) -> int:
+    """Returns how often a tensor was written to in place; 0 for one made in inference mode, which does not count.
+
+    torch.Tensor._version, by which autograd knows that a saved tensor was changed; nothing public reads it.
+    """
+    return 0 if tensor.is_inference() else tensor._version

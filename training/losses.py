@@ -1,0 +1,108 @@
+"""`Trainer` whose loss is one over the whole accumulated batch of all processes, in one part or in several."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+
+class AccumulatedLossTrainer(Trainer):
+    """A `Trainer` that counts the items of a step, weighs micro-batches by their share of them, and logs losses by name.
+
+    The loss of a step is a mean over the items (tokens, sequences, labels) of all its micro-batches on all processes,
+    so that it does not matter how the batch was cut. A subclass says in `count_items` what an item is; its
+    `compute_loss` returns the micro-batch's part of that mean, see `share`, and hands over what is to be logged by
+    `add_to_log`.
+
+    Attributes:
+        logged_losses: names of the losses that are logged beside `Trainer`'s own "loss": the mean over the steps since
+            the last log and over the processes, 0 where nothing was added.
+        drops_nan: whether what is added counts as 0 where it is not a number, rather than making the mean one as well.
+        divides_in_double: whether that mean is taken in double precision on the host, rather than on the device in the
+            precision of the losses.
+        num_steps_since_log: optimizer steps since the last log.
+    """
+
+    # compute_loss divides by the items of the whole accumulated batch.
+    loss_is_scaled_for_ga = True
+
+    logged_losses: Sequence[str] = ()
+    drops_nan: bool = False
+    divides_in_double: bool = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Takes what `Trainer` takes."""
+        super().__init__(*args, **kwargs)
+        self.forget_logged()
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains as `Trainer.train` does."""
+        self.forget_logged()
+        return super().train(*args, **kwargs)
+
+    # ---- One step ----
+
+    def count_items(self, batch: Any) -> Tensor | None:
+        """Returns how many items a micro-batch holds, a whole number or several of them.
+
+        `None` leaves the count to `Trainer`, which counts labels where the model or a loss function asks for it.
+        """
+        return None
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Returns the micro-batches of a step, and the number of items in all of them, on all processes."""
+        batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self.num_steps_since_log += 1
+        counts = [count for batch in batches if (count := self.count_items(batch)) is not None]
+        if counts:
+            number = self.accelerator.reduce(torch.stack(counts).sum(dim=0).to(device), reduction="sum")
+        return batches, number
+
+    def over_processes(self, loss: Any) -> Any:
+        """Returns what to return from `compute_loss` for a loss that is to be summed over the processes."""
+        # The gradients of several processes are averaged; their sum is wanted.
+        return loss * self.accelerator.num_processes
+
+    def share(self, part: Tensor | int, num_items: Tensor) -> Tensor:
+        """Returns a micro-batch's sum of losses, or its number of items, over the number of items of the step."""
+        return self.over_processes(part) / num_items.clamp(min=1)
+
+    # ---- Logging ----
+
+    def add_to_log(self, name: str, term: Tensor) -> None:
+        """Adds a loss of a micro-batch, or counts of it, to what the next log takes."""
+        term = term.detach()
+        if self.drops_nan:
+            term = term.nan_to_num(nan=0.0)
+        # Summed where they were computed: a step never waits for the device to log.
+        total = self._sums.get(name, torch.zeros((), dtype=term.dtype))
+        self._sums[name] = total.to(term.device) + term
+
+    def sum_since_log(self, name: str) -> Tensor:
+        """Returns what was added under a name since the last log, summed over the processes."""
+        return self.accelerator.reduce(self._sums[name].to(self.args.device), reduction="sum")
+
+    def figures_since_log(self) -> dict[str, float]:
+        """Returns what is logged of the steps since the last log: the mean losses, and what a subclass adds to them."""
+        if not self.logged_losses:
+            return {}
+        sums = torch.stack([self._sums[name].to(self.args.device) for name in self.logged_losses])
+        sums, steps = self.accelerator.reduce(sums, reduction="mean"), self.num_steps_since_log
+        means = [total / steps for total in sums.tolist()] if self.divides_in_double else (sums / steps).tolist()
+        return dict(zip(self.logged_losses, means, strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs as `Trainer.log` does; beside a training loss it logs the figures since the last log, each once."""
+        if "loss" in logs and self.num_steps_since_log:
+            logs |= self.figures_since_log()
+            self.forget_logged()
+        super().log(logs, start_time)
+
+    def forget_logged(self) -> None:
+        """Begins to add up anew."""
+        self._sums = {name: torch.zeros(()) for name in self.logged_losses}
+        self.num_steps_since_log = 0

@@ -20,7 +20,6 @@ import pytest
 import torch
 from hypothesis import settings
 from toy import toy_config
-from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicForMaskedLM
 
@@ -42,13 +41,6 @@ def pytest_collection_finish(session):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("data") and not os.environ.get("MAGIC_DATA"):
         pytest.skip("MAGIC_DATA names no folder of real text")
-
-
-@pytest.fixture(autouse=True)
-def _progress_bars():
-    """Runs switch the bars of transformers off for the rest of their process."""
-    yield
-    hf_logging.enable_progress_bar()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`Trainer` whose loss is one over the whole accumulated batch of all processes, in one part or in several."""
+"""`Trainer` with a loss that is a mean over the whole accumulated batch of all processes, logged part by part."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +10,20 @@ from transformers.trainer_utils import TrainOutput
 
 
 class AccumulatedLossTrainer(Trainer):
-    """A `Trainer` that counts the items of a step, weighs micro-batches by their share of them, and logs losses by name.
+    """A `Trainer` that counts the items of a step, weighs micro-batches by their share, and logs losses by name.
 
     The loss of a step is a mean over the items (tokens, sequences, labels) of all its micro-batches on all processes,
-    so that it does not matter how the batch was cut. A subclass says in `count_items` what an item is; its
-    `compute_loss` returns the micro-batch's part of that mean, see `share`, and hands over what is to be logged by
+    so that it does not matter how the batch is cut. A subclass says in `count_items` what an item is. Its
+    `compute_loss` returns the micro-batch's part of that mean, see `share`, and passes what is to be logged to
     `add_to_log`.
 
     Attributes:
-        logged_losses: names of the losses that are logged beside `Trainer`'s own "loss": the mean over the steps since
-            the last log and over the processes, 0 where nothing was added.
-        drops_nan: whether what is added counts as 0 where it is not a number, rather than making the mean one as well.
-        divides_in_double: whether that mean is taken in double precision on the host, rather than on the device in the
-            precision of the losses.
-        num_steps_since_log: optimizer steps since the last log.
+        logged_losses: names of the losses that are logged beside `Trainer`'s own "loss". Each is the mean over the
+            steps since the last log and over the processes, 0 where nothing was added.
+        drops_nan: whether a term that is not a number counts as 0; otherwise it makes the mean NaN.
+        divides_in_double: whether sums are divided by the steps in double precision, on the host; otherwise they are
+            in their own precision, on the device.
+        num_steps_since_log: optimizer steps that were begun since the last log.
     """
 
     # compute_loss divides by the items of the whole accumulated batch.
@@ -46,9 +46,9 @@ class AccumulatedLossTrainer(Trainer):
     # ---- One step ----
 
     def count_items(self, batch: Any) -> Tensor | None:
-        """Returns how many items a micro-batch holds, a whole number or several of them.
+        """Returns how many items a micro-batch holds: a whole number, or several for items of several kinds.
 
-        `None` leaves the count to `Trainer`, which counts labels where the model or a loss function asks for it.
+        `None` leaves the count to `Trainer`, which counts labels where the model takes their number.
         """
         return None
 
@@ -63,7 +63,7 @@ class AccumulatedLossTrainer(Trainer):
         return batches, number
 
     def over_processes(self, loss: Any) -> Any:
-        """Returns what to return from `compute_loss` for a loss that is to be summed over the processes."""
+        """Returns the loss, or the part of one, that trains on the sum over the processes."""
         # The gradients of several processes are averaged; their sum is wanted.
         return loss * self.accelerator.num_processes
 
@@ -87,7 +87,7 @@ class AccumulatedLossTrainer(Trainer):
         return self.accelerator.reduce(self._sums[name].to(self.args.device), reduction="sum")
 
     def figures_since_log(self) -> dict[str, float]:
-        """Returns what is logged of the steps since the last log: the mean losses, and what a subclass adds to them."""
+        """Returns what is logged of the steps since the last log: the mean losses, and what a subclass adds."""
         if not self.logged_losses:
             return {}
         sums = torch.stack([self._sums[name].to(self.args.device) for name in self.logged_losses])
@@ -103,6 +103,6 @@ class AccumulatedLossTrainer(Trainer):
         super().log(logs, start_time)
 
     def forget_logged(self) -> None:
-        """Begins to add up anew."""
+        """Begins all sums anew."""
         self._sums = {name: torch.zeros(()) for name in self.logged_losses}
         self.num_steps_since_log = 0

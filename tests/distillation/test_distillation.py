@@ -328,7 +328,7 @@ def distributed(folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_are_one_of_twice_the_batch(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (2, 1))}
     run = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=120)
     assert run.returncode == 0, run.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))

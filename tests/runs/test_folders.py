@@ -224,9 +224,11 @@ def test_an_analysis_is_made_by_one_process(monkeypatch):
 def _rank(rank, folder, port, queue):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    # What the process that was forked knew of itself.
+    PartialState._reset_state()
     state = PartialState(cpu=True)
     with open_run(folder, Toy(), writes=state.is_main_process) as run:
-        queue.put((rank, run.result))
+        queue.put((rank, state.num_processes, run.result))
     state.destroy_process_group()
 
 
@@ -242,7 +244,7 @@ def test_all_ranks_go_on_or_none(tmp_path):
     ranks = [context.Process(target=_rank, args=(rank, tmp_path, port, queue)) for rank in range(2)]
     for process in ranks:
         process.start()
-    found = dict(queue.get(timeout=120) for _ in ranks)
+    found = sorted(queue.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
-    assert found == {0: {"value": 7}, 1: {"value": 7}}
+    assert found == [(0, 2, {"value": 7}), (1, 2, {"value": 7})]

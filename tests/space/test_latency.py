@@ -19,29 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 from toy import toy_config
-from toy_timing import PLANTED, QUIET, FakeTime, fake_clock
+from toy_timing import OPERATORS, PLANTED, QUIET, FakeTime, fake_clock, table_of
 
 from modeling_magic import MagicForMaskedLM, MagicForSequenceClassification, MagicModel
 from training.space import latency
 from training.space.latency import HeldOutChild, LatencyTable, MeasuredChild, measure_child, measure_latency
 from training.space.search_space import Architecture, SearchSpace
 from training.space.settings import LatencySettings
-from training.space.timing import MIN_CORE_SHARE, Bench, Conditions, Timing, device_name
+from training.space.timing import MIN_CORE_SHARE, Bench, Conditions, Timing
 
 
-OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")
 TWELVE_LAYERS = toy_config(candidate_operators=[list(OPERATORS)] * 12)
-# The fields that latency depends on, as `toy_config` has them.
-SIZES = {
-    "embedding_size": 32,
-    "num_hidden_layers": 4,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "vocab_size": 100,
-    "hidden_act": "gelu",
-    "lm_head_activation": None,
-    "add_pooling_layer": False,
-}
 
 
 @pytest.fixture
@@ -78,27 +66,6 @@ def measure(config=None, **settings) -> LatencyTable:
     num_held_out = settings.pop("num_held_out")
     config = config or toy_config()
     return measure_latency(config, LatencySettings(**settings), num_held_out=num_held_out, progress=False)
-
-
-def table_of(**changes) -> LatencyTable:
-    """A table as a measurement could have made it."""
-    fields = {
-        "settings": LatencySettings(),
-        "device_name": device_name(torch.device("cpu")),
-        "attn_implementation": "sdpa",
-        "torch_version": "2",
-        "transformers_version": "5",
-        "sizes": SIZES,
-        "outside": Timing(1.0, 0.9, 1.1),
-        "operators": {name: Timing(2.5, 2.4, 2.6) for name in OPERATORS},
-        "held_out": (
-            HeldOutChild(("FFN",), 9.0, Timing(10.0, 9.9, 10.1)),
-            HeldOutChild(("FFN",), 21.0, Timing(20.0, 19.0, 21.0)),
-            HeldOutChild(("FFN",), 30.3, Timing(30.0, 29.0, 31.0)),
-        ),
-        "conditions": Conditions.judge(**QUIET),
-    }
-    return LatencyTable(**{**fields, **changes})
 
 
 # The whole measurement, on a clock that does not depend on the machine.

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from toy_spaces import MIXED, OPERATORS, seeds, spaces
 
 from training.space.search_space import SearchSpace, compact_architecture, format_architecture, parse_architecture
@@ -173,3 +174,20 @@ def test_shrinking_never_empties_a_layer(space, seed):
         assert space.num_operators == before.num_operators - 1
         assert min(map(len, space.candidates)) >= 1
     assert space.num_operators == space.num_layers
+
+
+@given(spaces, seeds, st.integers(1, 30))
+def test_distinct_children_are_the_first_uniform_ones(space, seed, number):
+    children = space.sample_distinct(number, random.Random(seed))
+    assert len(set(children)) == len(children) == min(number, space.size)
+    assert all(child in space for child in children)
+    if space.size > number:
+        rng, drawn = random.Random(seed), []
+        while len(drawn) < number:
+            if (child := space.sample(rng)) not in drawn:
+                drawn.append(child)
+        assert children == drawn
+
+
+def test_operator_names_come_once_in_the_order_of_layers():
+    assert SearchSpace((("FFN", "MHA4"), ("MHA4", "CONV3"), ("FFN",))).operator_names == ["FFN", "MHA4", "CONV3"]

@@ -146,10 +146,10 @@ def test_a_stopped_run_goes_on_with_the_same_bits(finished, preset, text, teache
     monkeypatch.undo()
     # As if the process had died between the checkpoints 4 and 6.
     (tmp_path / "stopped" / "checkpoint-6" / "trainer_state.json").unlink()
-    draw_child, drawn = BlockwiseTrainer._draw_child, []
-    monkeypatch.setattr(BlockwiseTrainer, "_draw_child", lambda self: (drawn.append(1), draw_child(self)))
+    step, steps = BlockwiseTrainer.training_step, []
+    monkeypatch.setattr(BlockwiseTrainer, "training_step", lambda *given: (steps.append(1), step(*given))[1])
     resumed = run_blockwise(run_settings(preset, text, teacher), tmp_path / "stopped")
-    assert len(drawn) == 2
+    assert len(steps) == 2
     for key in ("architecture", "block_losses", "ranking", "val_loss", "visits"):
         assert resumed[key] == finished[1][key]
 

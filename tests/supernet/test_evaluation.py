@@ -1,5 +1,6 @@
 """Validation of children against transformers' own loss, and of many children against one after another."""
 
+import gc
 import itertools
 import math
 import multiprocessing
@@ -76,6 +77,14 @@ def num_prefixes(architectures) -> int:
 @pytest.fixture
 def batches():
     return make_batches()
+
+
+@pytest.fixture(autouse=True)
+def _another_precision():
+    """The first accelerator of a process, such as a trainer's, decides its precision until it is reset."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 # ---- One child ----
@@ -296,22 +305,23 @@ def test_weights_that_have_changed_are_noticed(supernet, batches):
         evaluate([MIXED])
 
 
-def test_an_evaluation_that_was_interrupted_leaves_nothing_half_done(supernet, batches, monkeypatch):
+def test_an_evaluation_that_was_interrupted_leaves_nothing_half_done(supernet, batches):
     children = sampled(30)
     expected = rank_children(supernet, batches, children)
     evaluate = Evaluator(supernet, batches)
-    score, calls = SharedBottoms._score, []
+    calls = []
 
-    def interrupted(self, *arguments):
+    def interrupt(*arguments):
         calls.append(arguments)
         if len(calls) == 50:
             raise KeyboardInterrupt
-        return score(self, *arguments)
 
-    monkeypatch.setattr(SharedBottoms, "_score", interrupted)
+    # The head runs once for each batch of a child.
+    hook = supernet.lm_head.register_forward_hook(interrupt)
     supernet.train()
     with pytest.raises(KeyboardInterrupt):
         evaluate(children)
+    hook.remove()
     assert supernet.training
     assert evaluate.num_evaluated == 49 // len(batches)
     assert sorted(evaluate(children), key=lambda child: (child.val_loss, child.architecture)) == expected
@@ -373,14 +383,12 @@ def test_a_journal_of_other_weights_data_space_or_precision_is_refused(supernet,
 
 
 def test_half_precision_is_that_of_the_accelerator(supernet, batches):
-    AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     children = sampled(10)
     ranked = Evaluator(supernet, batches, accelerator)(children)
     for child in ranked:
         assert child.val_loss == evaluate_child(supernet, batches, child.architecture, accelerator)[0]
         assert child.val_loss != evaluate_child(supernet, batches, child.architecture)[0]
-    AcceleratorState._reset_state(True)
 
 
 # ---- Kills and other processes ----
@@ -468,6 +476,11 @@ def test_from_the_other_end_where_another_process_is_at_work(supernet, batches, 
     assert [child.architecture for child in Journal(path)] == [*reversed(children[1:]), children[0]]
 
 
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(type(one) is torch.Tensor for one in gc.get_objects())
+
+
 def test_a_child_put_on_record_just_before_its_claim_comes_free_is_not_run(supernet, batches, tmp_path, monkeypatch):
     path, children = tmp_path / "journal.jsonl", sorted(sampled(5))
     evaluate = Evaluator(supernet, batches, journal=path)
@@ -479,10 +492,11 @@ def test_a_child_put_on_record_just_before_its_claim_comes_free_is_not_run(super
         return claim(self, architecture)
 
     monkeypatch.setattr(Journal, "claim", claim_late)
+    num_tensors = tensors_alive()
     assert evaluate(children)[4].val_loss == 7.0
     assert evaluate.num_evaluated == len(children) - 1
     # The states that were kept for it are given up with the call.
-    assert evaluate._bottoms._kept == {}
+    assert tensors_alive() == num_tensors
 
 
 def test_the_child_of_a_process_that_is_killed_is_run_by_the_one_that_waits(supernet, batches, tmp_path):

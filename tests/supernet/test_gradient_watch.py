@@ -126,26 +126,22 @@ def test_frozen_operators_are_left_out():
 # ---- In training ----
 
 
-class WatchedTrainer(MagicTrainer):
-    """A trainer that keeps each step's gradients, to check by them what it logs."""
+class Gradients(TrainerCallback):
+    """Keeps each step's gradients, to check by them what the trainer logs."""
 
-    seen: dict[int, dict[tuple[int, str], torch.Tensor]]
+    def __init__(self, trainer: MagicTrainer):
+        self.trainer = trainer
+        self.seen: dict[int, dict[tuple[int, str], torch.Tensor]] = {}
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        total = super()._get_grad_norm(model, grad_norm=grad_norm)
-        path = zip(self.model.magic.encoder.layer, self.architecture, strict=True)
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        path = zip(self.trainer.model.magic.encoder.layer, self.trainer.architecture, strict=True)
         weights = [list(layer.operators[operator].parameters()) for layer, operator in path]
         flat = [torch.cat([weight.grad.flatten() for weight in own]).clone() for own in weights]
-        self.seen[self.state.global_step + 1] = dict(zip(enumerate(self.architecture), flat, strict=True))
-        return total
+        self.seen[state.global_step + 1] = dict(zip(enumerate(self.trainer.architecture), flat, strict=True))
 
 
-def watched(folder, **arguments) -> WatchedTrainer:
-    trainer = toy_trainer(folder, **{"interference_every_n_steps": 1, **arguments})
-    trainer.__class__ = WatchedTrainer
-    assert isinstance(trainer, WatchedTrainer)
-    trainer.seen = {}
-    return trainer
+def watched(folder, **arguments) -> MagicTrainer:
+    return toy_trainer(folder, **{"interference_every_n_steps": 1, **arguments})
 
 
 def expected(seen: dict[int, dict], number: int) -> float:
@@ -170,12 +166,14 @@ def logged(trainer) -> dict[int, float]:
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
 def test_logs_are_the_cosines_of_the_gradients(tmp_path, max_grad_norm):
     trainer = watched(tmp_path, logging_steps=1, max_steps=8, max_grad_norm=max_grad_norm)
+    gradients = Gradients(trainer)
+    trainer.add_callback(gradients)
     trainer.train()
     found = logged(trainer)
     # The first step has none before it.
     assert sorted(found) == list(range(2, 9))
     for number, cosine in found.items():
-        assert cosine == pytest.approx(expected(trainer.seen, number), abs=2e-3)
+        assert cosine == pytest.approx(expected(gradients.seen, number), abs=2e-3)
     entry = trainer.state.log_history[4]
     assert entry["interference/num_shared"] == 3
     kinds = {name for own in trainer.state.log_history for name in own if name.startswith("interference/cosine_")}

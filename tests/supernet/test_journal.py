@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -243,7 +244,8 @@ def test_a_foreign_header_says_what_differs_and_nothing_is_written(tmp_path, cha
 
 def test_a_journal_of_a_later_format_is_refused(tmp_path):
     path = tmp_path / "journal.jsonl"
-    path.write_bytes(journal_module._line_of({"magic_journal": 2, "key": KEY}))
+    text = json.dumps({"magic_journal": 2, "key": KEY})
+    path.write_text(f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n')
     with pytest.raises(ValueError, match="has format 2, this version reads 1"):
         Journal(path, KEY)
 
@@ -280,8 +282,8 @@ def append_and_die(path: Path, written_bytes: int) -> None:
     """Killed when so many bytes of the second child's line are in the file."""
     journal = Journal(path, KEY)
     journal.append(CHILDREN[0])
-    line = journal_module._line_of(journal_module._record_of(CHILDREN[1]))
-    with journal._lock, open(path, "ab", buffering=0) as file:
+    line = written(path.with_name("other.jsonl")).read_bytes().splitlines(keepends=True)[2]
+    with FileLock(f"{path}.lock"), open(path, "ab", buffering=0) as file:
         file.write(line[:written_bytes])
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -76,10 +76,7 @@ def standalone_children(settings: StandaloneSettings) -> tuple[MagicConfig, list
         # A table that is stopped half-way is then a uniform sample.
         rng.shuffle(children)
         return config, children
-    drawn: dict[Architecture, None] = {}
-    while len(drawn) < settings.num_children:
-        drawn[space.sample(rng)] = None
-    return config, list(drawn)
+    return config, space.sample_distinct(settings.num_children, rng)
 
 
 def _named_children(architectures: Sequence[str], space: SearchSpace) -> list[Architecture]:

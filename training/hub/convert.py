@@ -63,6 +63,7 @@ def file_of_model(name_or_path: str, filename: str) -> Path | None:
 
     Raises:
         OSError: the Hub has no such model, or does not let this user read it.
+        ValueError: it is neither a folder nor a name that the Hub could have.
     """
     if (folder := Path(name_or_path)).is_dir():
         return folder / filename if (folder / filename).is_file() else None

@@ -32,7 +32,8 @@ def describe_space(
     child = parse_architecture(architecture) if architecture else None
     if child is None and space.size == 1:
         child = next(space.children())
-    names = _names_of(space if child is None else SearchSpace(tuple((operator,) for operator in child)))
+    shown_space = space if child is None else SearchSpace(tuple((operator,) for operator in child))
+    names = shown_space.operator_names
     shown = [
         additive_cost(config, "num_parameters", operators=names),
         additive_cost(config, "flops", seq_len=sequence_length, operators=names),
@@ -53,13 +54,9 @@ def describe_space(
     return "\n".join(lines)
 
 
-def _names_of(space: SearchSpace) -> list[str]:
-    return list(dict.fromkeys(name for layer in space.candidates for name in layer))
-
-
 def _operator_lines(config: MagicConfig, space: SearchSpace, sequence_length: int) -> list[str]:
     lines = [f"operator     parameters     FLOPs at {sequence_length} tokens     layers"]
-    for name in _names_of(space):
+    for name in space.operator_names:
         layers = sum(name in layer for layer in space.candidates)
         flops = operator_flops(name, config, sequence_length)
         lines.append(f"{name:<12} {operator_parameters(name, config):>10,}     {flops:>20.3e}     {layers:>6}")

@@ -211,7 +211,11 @@ class LatencyTable:
         attention = attention_implementation(config)
         if attention is not None and attention != self.attn_implementation:
             differences.append(f"attention is {self.attn_implementation} in the table and {attention} in the model")
-        missing = [name for name in _operator_names(config) if name not in self.operators]
+        missing = [
+            name
+            for name in SearchSpace.from_config(config.candidate_operators).operator_names
+            if name not in self.operators
+        ]
         if missing:
             differences.append(f"the table has no {', '.join(missing)}")
         if differences:
@@ -325,8 +329,8 @@ def measure_latency(
     if num_held_out < 1:
         raise ValueError(f"num_held_out is {num_held_out}; it must be at least 1")
     space, rng = SearchSpace.from_config(config.candidate_operators), random.Random(settings.seed)
-    held_out = _distinct_children(space, num_held_out, rng)
-    names = _operator_names(config)
+    held_out = space.sample_distinct(num_held_out, rng)
+    names = space.operator_names
     fitted = [_child_rich_in(name, space, held_out, rng) for name in names * _FITTED_CHILDREN_PER_OPERATOR]
     bench = Bench(settings, config)
     model = _random_model(config, settings)
@@ -399,7 +403,8 @@ def _workloads(
 ) -> dict[_Key, Callable[[], Statement]]:
     """What makes each call to time: "outside", "alone" (one operator), "fitted" and "held out" (whole children)."""
     layers = [layer for layer in _encoder(model).encoder.layer if isinstance(layer, MagicLayer)]
-    alone = {name: [layer for layer in layers if name in layer.operators] for name in _operator_names(model.config)}
+    names = SearchSpace.from_config(model.config.candidate_operators).operator_names
+    alone = {name: [layer for layer in layers if name in layer.operators] for name in names}
     return {
         ("outside", ()): partial(_outside, model, input_ids),
         **{
@@ -467,16 +472,6 @@ def _operator_seconds(names: Sequence[str], medians: Mapping[_Key, float]) -> np
     return factors[:-1] * per_operator
 
 
-def _distinct_children(space: SearchSpace, number: int, rng: random.Random) -> list[Architecture]:
-    """Uniform children without repetition, all of them where the space has no more."""
-    if space.size <= number:
-        return list(space.children())
-    children: dict[Architecture, None] = {}
-    while len(children) < number:
-        children[space.sample(rng)] = None
-    return list(children)
-
-
 def _child_rich_in(name: str, space: SearchSpace, others: Sequence[Architecture], rng: random.Random) -> Architecture:
     """A child with the operator in just over a third of the layers, as far as they offer it; not one of `others`."""
     offering = [layer for layer, candidates in enumerate(space.candidates) if name in candidates]
@@ -516,11 +511,6 @@ def _with_head(model: MagicPreTrainedModel, head: str) -> MagicPreTrainedModel:
             f"model's configuration, or measure with head='none'"
         )
     return model
-
-
-def _operator_names(config: MagicConfig) -> list[str]:
-    """The distinct operators of a space, in the order in which its layers name them."""
-    return list(dict.fromkeys(name for layer in config.candidate_operators for name in layer))
 
 
 def _sizes(config: MagicConfig) -> dict[str, int | str | bool | None]:

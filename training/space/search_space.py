@@ -132,6 +132,20 @@ class SearchSpace:
         """A uniformly drawn child: each layer's operator is uniform and independent of the other layers'."""
         return tuple(rng.choice(layer) for layer in self.candidates)
 
+    def sample_distinct(self, number: int, rng: random.Random) -> list[Architecture]:
+        """Uniform children without repetition in the order of their draws, all in theirs where there are no more."""
+        if self.size <= number:
+            return list(self.children())
+        drawn: dict[Architecture, None] = {}
+        while len(drawn) < number:
+            drawn[self.sample(rng)] = None
+        return list(drawn)
+
+    @property
+    def operator_names(self) -> list[str]:
+        """The distinct operators, in the order in which the layers name them."""
+        return list(dict.fromkeys(name for layer in self.candidates for name in layer))
+
     def children(self) -> Iterator[Architecture]:
         """Every child once, the last layer changing fastest; look at `size` before walking them all."""
         return product(*self.candidates)

@@ -1,4 +1,4 @@
-"""When alignment happens in a training: what the trainer goes by, and what its cost is foretold from."""
+"""When alignment happens in a training; both the trainer and the prediction of its cost go by this plan."""
 
 from dataclasses import dataclass
 from typing import Self

@@ -1,8 +1,8 @@
 """Interference in training: the cosine between the gradients of consecutive children on operators that they share.
 
 Figure 3's cos(theta), as training sees it: the two children have different batches and the weights have moved by one
-step between them, so that it is lower than what `training.analysis.interference` measures of the same children with one
-batch.
+step between them, so that it is lower than what `training.analysis.interference` measures of the same children with
+one batch.
 """
 
 import math

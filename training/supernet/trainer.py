@@ -447,7 +447,7 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
         return figures
 
     def forget_logged(self) -> None:
-        """Begins to add up anew."""
+        """Begins all sums anew."""
         super().forget_logged()
         self._num_changes = 0
 

@@ -1,0 +1,86 @@
+"""Which checkpoints are whole, which one is the end, and the search state that they hold."""
+
+import json
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from training.runs.checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished, read_nas_state
+
+
+class Line(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, labels):
+        return {"loss": ((self.slope * x - labels) ** 2).mean()}
+
+
+def trainer_of(folder, **arguments) -> Trainer:
+    rows = [{"x": torch.tensor([float(number)]), "labels": torch.tensor([2.0 * number])} for number in range(4)]
+    given = {"max_steps": 6, "save_steps": 2, "learning_rate": 0.1, **arguments}
+    args = TrainingArguments(str(folder), report_to="none", disable_tqdm=True, use_cpu=True, **given)
+    return Trainer(Line(), args, train_dataset=rows)
+
+
+def write_checkpoint(folder, step: int, state: str | None = "{}"):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    if state is not None:
+        (checkpoint / "trainer_state.json").write_text(state)
+    return str(checkpoint)
+
+
+def test_the_newest_whole_checkpoint_is_found_by_number(tmp_path):
+    expected = write_checkpoint(tmp_path, 10)
+    write_checkpoint(tmp_path, 9)
+    # Cut short, or killed before its last file.
+    write_checkpoint(tmp_path, 11, '{"global_step": 1')
+    write_checkpoint(tmp_path, 100, None)
+    write_checkpoint(tmp_path, 12, "")
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-best" / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == expected
+    assert last_complete_checkpoint(str(tmp_path)) == expected
+
+
+def test_a_folder_without_a_whole_checkpoint_has_none(tmp_path):
+    write_checkpoint(tmp_path, 3, None)
+    assert last_complete_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_bytes_that_are_no_text_are_no_whole_checkpoint(tmp_path):
+    write_checkpoint(tmp_path, 3)
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_bytes(b"\xff\xfe\x00")
+    assert last_complete_checkpoint(tmp_path) is None
+
+
+def test_the_end_is_loaded_and_what_comes_before_is_not(tmp_path):
+    trained = trainer_of(tmp_path)
+    trained.train()
+    slope = trained.model.slope.item()
+    assert slope != 0
+    other = trainer_of(tmp_path)
+    assert not load_finished(other, str(tmp_path / "checkpoint-4"))
+    assert (other.model.slope.item(), other.state.global_step) == (0, 0)
+    assert load_finished(other, str(tmp_path / "checkpoint-6"))
+    assert (other.model.slope.item(), other.state.global_step) == (slope, 6)
+    # A longer run goes on there.
+    assert not load_finished(trainer_of(tmp_path, max_steps=7), str(tmp_path / "checkpoint-6"))
+
+
+def test_the_end_of_a_run_by_epochs_is_that_of_its_own_record(tmp_path):
+    trainer_of(tmp_path, max_steps=-1, num_train_epochs=2, per_device_train_batch_size=2, save_steps=1).train()
+    other = trainer_of(tmp_path, max_steps=-1, num_train_epochs=2, per_device_train_batch_size=2)
+    assert not load_finished(other, str(tmp_path / "checkpoint-3"))
+    assert load_finished(other, str(tmp_path / "checkpoint-4"))
+
+
+def test_the_search_state_is_read_back(tmp_path):
+    (tmp_path / NAS_STATE_NAME).write_text(json.dumps({"anchor": ["FFN"]}))
+    assert read_nas_state(tmp_path) == {"anchor": ["FFN"]}
+    with pytest.raises(ValueError, match=r"other is no super-net checkpoint: it has no nas_state\.json"):
+        read_nas_state(tmp_path / "other")

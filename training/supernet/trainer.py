@@ -410,13 +410,13 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
         best = max(survivors, key=lambda child: child.val_accuracy)
         self._set_anchor(Anchor(best.architecture, best.val_accuracy), step)
 
-    def best_child(self, num_children: int = 100) -> RankedChild:
-        """Returns the child that the run has found: the only one left, or the best of `num_children` and the anchor.
+    def best_child(self) -> RankedChild:
+        """Returns the child that the run has found: the only one left, or the best of a sample and the anchor.
 
-        All of them are within the budget. They are validated on the fixed slice with the present weights; the lowest
-        validation loss wins.
+        The sample has `num_best_candidates` children within the budget. They are validated on the fixed slice with the
+        present weights; the lowest validation loss wins.
         """
-        candidates = self._pool_within(num_children, random.Random(f"best-{self.args.seed}"))
+        candidates = self._pool_within(self.args.num_best_candidates, random.Random(f"best-{self.args.seed}"))
         anchor = None if self.anchor is None else self.anchor.architecture
         if anchor is not None and anchor in self.space and self.budget.allows(anchor):
             candidates.append(anchor)

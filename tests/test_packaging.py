@@ -163,7 +163,7 @@ def test_wheel_works_outside_the_checkout(wheel, tmp_path):
 
 
 def test_lowest_versions_are_those_of_setup_cfg():
-    """What CI installs to try the lower bounds: each requirement of the package and of its tests, none of developers."""
+    """What CI installs to try the lower bounds: the requirements of the package and of its tests."""
     lines = run(ROOT / ".ci" / "lowest", cwd=ROOT).split()
     config = setup_cfg()
     wanted = requirements(config["options"]["install_requires"]) | requirements(

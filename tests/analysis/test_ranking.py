@@ -1,44 +1,17 @@
 """Statistics of a ranking held to scipy, to brute force, and to made-up children whose answer is known."""
 
-import csv
-import json
 import math
 import random
-from itertools import combinations, product
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
+from toy_scores import CHILDREN, measured, normal, scores_of
 
-from training.analysis import ranking
 from training.analysis.ranking import check_scores, compare_rankings, evaluate_ranking, method_tau, truth_noise
-from training.analysis.ranking_figures import SweepPoint, draw_methods, draw_ranking, draw_sweep
-from training.analysis.truth import (
-    StandaloneChild,
-    Truth,
-    journal_path,
-    load_truth,
-    read_standalone,
-    truth_of,
-    without_seed_effects,
-)
-from training.drawing import render
-from training.supernet.journal import Journal
-
-
-OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")
-CHILDREN = sorted(product(OPERATORS, repeat=4))
-
-
-def scores_of(values):
-    return {child: float(value) for child, value in zip(CHILDREN, values, strict=False)}
-
-
-def normal(rng, number, correlation):
-    first, noise = rng.standard_normal((2, number))
-    return first, correlation * first + math.sqrt(1 - correlation**2) * noise
 
 
 small = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=5, max_size=9)
@@ -76,16 +49,18 @@ def is_top(scores, order):
     )
 
 
-def test_resampled_statistics_equal_scipys_on_the_resampled_lists():
+@pytest.mark.parametrize("num_resamples", [1, 50])
+def test_intervals_are_quantiles_of_scipys_statistics_on_resampled_lists(num_resamples):
     rng = np.random.default_rng(3)
     truth, score = rng.integers(0, 6, size=(2, 20)).astype(float)
-    counts = ranking._resamples(20, 50, seed=1)
-    assert (counts.sum(axis=1) == 20).all()
-    taus, rhos = ranking._resampled_taus(truth, score, counts), ranking._resampled_spearman(truth, score, counts)
-    for row, tau, rho in zip(counts.astype(int), taus, rhos, strict=True):
-        drawn = np.repeat(np.arange(20), row)
-        assert tau == pytest.approx(kendalltau(truth[drawn], score[drawn]).statistic)
-        assert rho == pytest.approx(spearmanr(truth[drawn], score[drawn]).statistic)
+    # With repetition, as many as there are, from the generator of the seed.
+    counts = np.random.default_rng(1).multinomial(20, [1 / 20] * 20, size=num_resamples)
+    drawn = [np.repeat(np.arange(20), row) for row in counts]
+    # The children in the order in which architectures are sorted.
+    found = evaluate_ranking(scores_of(truth), scores_of(score), num_resamples=num_resamples, confidence=0.8, seed=1)
+    for statistic, interval in ((kendalltau, found.kendall_interval), (spearmanr, found.spearman_interval)):
+        values = [statistic(truth[rows], score[rows]).statistic for rows in drawn]
+        assert interval == pytest.approx(tuple(np.quantile(values, [0.1, 0.9])), abs=1e-6)
 
 
 def test_the_interval_holds_the_true_tau_in_95_of_100_draws_or_so():
@@ -156,26 +131,20 @@ def test_seeds_of_super_nets_widen_the_interval_of_a_method():
         compare_rankings(scores_of(truth), scores, [])
 
 
-def test_few_super_nets_spread_as_much_as_their_mean_does():
-    rng = np.random.default_rng(0)
-    for taus in ([0.2, 0.6], [0.1, 0.4, 0.7], [0.0, 0.3, 0.4, 0.5, 0.8]):
-        means = ranking._mean_of_redrawn(np.tile(np.array(taus)[:, None], 100_000), rng)
-        assert means.mean() == pytest.approx(np.mean(taus), abs=2e-3)
-        assert means.var() == pytest.approx(np.var(taus, ddof=1) / len(taus), rel=0.03)
+@pytest.mark.parametrize(("num_right", "num_wrong"), [(1, 1), (2, 1), (2, 3)])
+def test_few_super_nets_spread_as_much_as_their_mean_does(num_right, num_wrong):
+    """Scores that are all right or all wrong have the tau 1 or -1 in every resample: what is left are the seeds."""
+    truth = scores_of(range(6))
+    scores = [truth] * num_right + [scores_of(range(0, -6, -1))] * num_wrong
+    taus = [1.0] * num_right + [-1.0] * num_wrong
+    # Quantiles at equal steps from 0 to 1, from intervals of rising confidence.
+    steps = [(2 * number - 1) / 80 for number in range(1, 41)]
+    ends = [method_tau(truth, scores, num_resamples=4000, confidence=step).interval for step in steps]
+    assert np.mean(ends) == pytest.approx(np.mean(taus), abs=0.05)
+    assert np.var(ends) == pytest.approx(np.var(taus, ddof=1) / len(taus), rel=0.05)
 
 
 # ---- Noise of the truth ----
-
-
-def measured(rng, within_sd, seeds, number=256):
-    """Children whose true values have variance 1, each measured as often as `seeds` says."""
-    true = rng.standard_normal(number)
-    noise = within_sd * rng.standard_normal((number, max(seeds)))
-    values = {
-        child: [float(true[i] + noise[i, j]) for j in range(seeds[i % len(seeds)])]
-        for i, child in enumerate(CHILDREN[:number])
-    }
-    return true, values
 
 
 @pytest.mark.parametrize(("within_sd", "seeds"), [(0.4, (2,)), (1.0, (3,)), (0.5, (1, 1, 2)), (0.8, (2, 5))])
@@ -200,10 +169,25 @@ def test_noise_and_ceiling_where_they_are_known(within_sd, seeds):
 
 
 def test_variances_by_hand():
-    # Means 2, 5 and 8 of two each: within ((1 + 1) + (1 + 1) + 0) / 3, between (18 * 2 / 2 - 4 / 3) / 2.
-    within, between = ranking._variances([np.array(pair, float) for pair in ([1, 3], [4, 6], [8, 8])])
-    assert within == pytest.approx(4 / 3)
-    assert between == pytest.approx((18 - 4 / 3) / 2)
+    values = [[1, 3], [4, 6], [8, 8], [11, 13], [15, 15]]
+    found = truth_noise({child: own for child, own in zip(CHILDREN, values, strict=False)}, num_simulations=1)
+    # Means 2, 5, 8, 12 and 15, of two each: within ((1 + 1) + (1 + 1) + 0 + (1 + 1) + 0) / 5.
+    assert found.within_sd**2 == pytest.approx(6 / 5)
+    # Between: squares of the means from 8.4, of two each, over 4; less the noise of one, halved.
+    assert found.between_sd**2 == pytest.approx((2 * 109.2 / 4 - 6 / 5) / 2)
+    assert found.intraclass_correlation == pytest.approx(26.7 / 27.9)
+
+
+def test_variances_of_unequal_numbers_of_seeds_by_hand():
+    values = [[0, 2], [5], [4, 4, 4], [7, 9], [10, 12, 14], [1, 3]]
+    groups = [np.array(own, dtype=float) for own in values if len(own) > 1]
+    found = truth_noise({child: own for child, own in zip(CHILDREN, values, strict=False)}, num_simulations=1)
+    within = (2 + 0 + 2 + 8 + 2) / (12 - 5)
+    grand = np.concatenate(groups).mean()
+    mean_square = sum(len(own) * (own.mean() - grand) ** 2 for own in groups) / 4
+    # The size that groups of one size would have: (12 - (4 + 9 + 4 + 9 + 4) / 12) / 4.
+    assert found.within_sd**2 == pytest.approx(within)
+    assert found.between_sd**2 == pytest.approx((mean_square - within) / 2.375)
 
 
 def test_pure_noise_has_no_ceiling_and_no_noise_has_one():
@@ -237,175 +221,3 @@ def test_what_cannot_be_ranked_is_named(change, message):
     if "truth" not in message:
         with pytest.raises(ValueError, match=message.replace("score", "truth")):
             check_scores(truth=change(truth), score=change(truth))
-
-
-# ---- Truths ----
-
-
-def child(number, loss, seed=0):
-    return StandaloneChild(CHILDREN[number], loss, 0.5, (), seed, 10, 1.0, (9.0, 8.0, 7.0))
-
-
-KEY = {"candidate_operators": [list(OPERATORS)] * 4, "data": {"train": "a"}, "sizes": {}, "recipe": {}}
-
-
-def journal_of(folder, seed, children, **key):
-    journal = Journal(journal_path(folder, seed), {**KEY, "seed": seed, **key}, StandaloneChild)
-    for one in children:
-        journal.append(one)
-
-
-def test_truth_of_journals_has_the_seeds_of_each_child(tmp_path):
-    journal_of(tmp_path, 10, [child(0, 4.0, 10)])
-    journal_of(tmp_path, 2, [child(0, 3.0, 2), child(1, 5.0, 2)])
-    key, children = read_standalone(tmp_path)
-    assert key == KEY
-    assert [one.seed for one in children] == [2, 2, 10]
-    truth = load_truth(tmp_path)
-    assert truth.values == {CHILDREN[0]: (-3.0, -4.0), CHILDREN[1]: (-5.0,)}
-    assert truth.means[CHILDREN[0]] == -3.5
-    assert (truth.is_loss, truth.num_repeated, truth.key, truth.show(-3.5)) == (True, 1, KEY, 3.5)
-    assert not load_truth(tmp_path, "val_accuracy").is_loss
-    with pytest.raises(ValueError, match="metric is 'flops'"):
-        load_truth(tmp_path, "flops")
-    journal_of(tmp_path, 3, [], recipe={"block_size": 8})
-    with pytest.raises(ValueError, match=r"standalone-3.jsonl is of another recipe than standalone-2.jsonl"):
-        load_truth(tmp_path)
-    with pytest.raises(ValueError, match="holds no stand-alone children"):
-        load_truth(tmp_path.parent)
-
-
-def test_what_a_seed_does_to_all_children_is_no_noise(tmp_path):
-    rng = np.random.default_rng(3)
-    true, noise = rng.standard_normal(60), 0.1 * rng.standard_normal((60, 3))
-    # Of the second seed's children only every second one; the third seed is 5 worse for all.
-    shifts, counts = (0.0, -2.0, 5.0), (60, 30, 60)
-    loss = {(i, seed): true[i] + noise[i, seed] + shifts[seed] for seed in range(3) for i in range(60)}
-    children = [child(i, loss[i, seed], seed) for seed in range(3) for i in range(0, 60, 60 // counts[seed])]
-    truth = truth_of(children, "val_loss")
-    # By least squares over all numbers at once, one unknown for each child and for each seed but the first.
-    design = np.zeros((150, 62))
-    for row, one in enumerate(children):
-        design[row, CHILDREN.index(one.architecture)] = 1
-        if one.seed:
-            design[row, 59 + one.seed] = 1
-    measured = np.array([one.val_loss for one in children])
-    fitted = np.linalg.lstsq(design, measured, rcond=None)[0]
-    means = np.array([-truth.means[CHILDREN[i]] for i in range(60)])
-    assert means - means.mean() == pytest.approx(fitted[:60] - fitted[:60].mean(), abs=1e-6)
-    assert sum(map(sum, truth.values.values())) == pytest.approx(-measured.sum())
-    assert kendalltau(means, true).statistic > 0.93
-    found = truth_noise(truth.values)
-    assert found.within_sd == pytest.approx(0.1, rel=0.15)
-    assert found.ceiling > 0.9
-    # With the same seeds for all, means are plain means.
-    both = truth_of([one for one in children if one.seed != 1], "val_loss")
-    assert both.means[CHILDREN[7]] == pytest.approx(-(loss[7, 0] + loss[7, 2]) / 2)
-    # Seeds with no child in common tell nothing of one another.
-    apart = [child(i, float(i), seed=i % 2) for i in range(10)]
-    assert truth_of(apart, "val_loss").values == {CHILDREN[i]: (-float(i),) for i in range(10)}
-
-
-def test_a_seed_of_few_children_changes_nothing(tmp_path):
-    """As while a third seed is being trained, child by child."""
-    first = [child(i, float(i % 7), seed=0) for i in range(60)] + [child(i, i % 7 + 0.5, seed=1) for i in range(30)]
-    alone = truth_of(first, "val_loss").values
-    third = truth_of([*first, *(child(i, i % 7 + 90.0, seed=2) for i in range(3, 6))], "val_loss").values
-    for i in range(60):
-        assert third[CHILDREN[i]][:2] == pytest.approx(alone[CHILDREN[i]][:2])
-    assert third[CHILDREN[4]][2] == -94.0
-    # Two seeds of five children each whose other seeds are these two alone are fitted; of four each none is.
-    for number, expected in ((5, [0.5, 0.5]), (4, [0.0, 1.0])):
-        pair = [child(i, float(seed), seed=seed) for seed in range(2) for i in range(number)]
-        assert without_seed_effects(pair, [one.val_loss for one in pair])[::number] == pytest.approx(expected)
-
-
-def test_a_spreadsheets_file_is_read(tmp_path):
-    path = tmp_path / "truth.csv"
-    path.write_text("architecture,mnli\n" + "".join(f'"{",".join(CHILDREN[i])}",{i}\n' for i in range(6)), "utf-8-sig")
-    assert load_truth(path, "mnli").means == {CHILDREN[i]: float(i) for i in range(6)}
-
-
-def test_a_diverged_child_is_named():
-    with pytest.raises(ValueError, match=r"val_loss of 1 of 2 children is no finite number, first of CONV3,CONV3"):
-        truth_of([child(0, math.nan), child(1, 3.0)], "val_loss")
-
-
-def test_truths_of_a_users_own(tmp_path):
-    with open(tmp_path / "mnli.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["seed", "mnli", "architecture"])
-        writer.writerows([[0, 0.8, "FFN,FFN"], [1, 0.7, "(FFN)*2"], [0, 0.6, "FFN,MHA4"]])
-    expected = {("FFN", "FFN"): (0.8, 0.7), ("FFN", "MHA4"): (0.6,)}
-    assert load_truth(tmp_path / "mnli.csv", "mnli") == Truth("mnli", False, expected)
-    turned = load_truth(tmp_path / "mnli.csv", "mnli", lower_is_better=True)
-    assert turned.values[("FFN", "MHA4")] == (-0.6,)
-    (tmp_path / "a.json").write_text(json.dumps({"FFN,FFN": [0.8, 0.7], "FFN,MHA4": 0.6}))
-    assert load_truth(tmp_path / "a.json", "mnli").values == expected
-    rows = [{"architecture": "FFN,FFN", "mnli": 0.8}, {"architecture": "FFN,FFN", "mnli": 0.7, "x": 1}]
-    (tmp_path / "b.json").write_text(json.dumps([*rows, {"architecture": ["FFN", "MHA4"], "mnli": 0.6}]))
-    assert load_truth(tmp_path / "b.json", "mnli").values == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.csv", "child,mnli\nFFN,0.5\n", "no column 'architecture'; its first line names child, mnli"),
-        ("a.csv", "architecture,loss\nFFN,0.5\n", "no column 'mnli'"),
-        ("a.csv", "architecture,mnli\nFFN,0.5\nFFN,good\n", "a.csv, line 3: .*good"),
-        ("a.csv", "architecture,mnli\nFFN,0.5\nMHA4\n", "a.csv, line 3"),
-        ("a.csv", "architecture,mnli\nFFN,nan\n", "line 2: mnli is 'nan'"),
-        ("a.csv", 'architecture,mnli\nFFN,0.5\n"FFN,FFN",0.5\n', "different numbers of layers"),
-        ("a.json", "{", "is not JSON"),
-        ("a.json", "3", "neither a JSON object nor a list"),
-        ("a.json", '[{"architecture": "FFN"}]', "entry 1: it has no"),
-        ("a.json", '{"FFN": null}', "'FFN'"),
-        ("a.txt", "", "neither a .csv nor a .json file"),
-    ],
-)
-def test_damaged_files_are_named_with_the_line(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        load_truth(tmp_path / name, "mnli")
-
-
-def test_missing_and_latin_1_files(tmp_path):
-    with pytest.raises(ValueError, match="no folder or file"):
-        load_truth(tmp_path / "no.csv")
-    (tmp_path / "a.csv").write_bytes("architecture,val_loss\nFFN,1 # caf\u00e9\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"):
-        load_truth(tmp_path / "a.csv")
-
-
-# ---- Figures ----
-
-
-def test_figures_show_what_they_are_given():
-    rng = np.random.default_rng(0)
-    truth, scores = map(scores_of, normal(rng, 40, 0.7))
-    quality = evaluate_ranking(truth, scores)
-    figure = draw_ranking(truth, scores, quality, "MAGIC-T")
-    values, ranks = figure.axes
-    assert sorted(map(tuple, values.collections[0].get_offsets().tolist())) == sorted(
-        (scores[one], truth[one]) for one in truth
-    )
-    assert set(ranks.collections[0].get_offsets()[:, 0]) == set(range(1, 41))
-    best = max(truth, key=truth.__getitem__)
-    assert values.collections[2].get_offsets().tolist() == [[scores[best], truth[best]]]
-    assert f"{quality.kendall_tau:.3f}" in figure.get_suptitle()
-    others = [scores_of(normal(rng, 40, 0.7)[1]) for _ in range(2)]
-    tau = method_tau(truth, [scores, *others])
-    _, repeats = measured(rng, 0.5, (2,), 40)
-    noise = truth_noise(repeats, num_simulations=20)
-    (axes,) = draw_methods({"SPOS": tau, "MAGIC-T": method_tau(truth, [scores])}, noise).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["SPOS", "MAGIC-T"]
-    swept = draw_sweep("num_substitutions", [SweepPoint(1, tau), SweepPoint(4, tau)], {"SPOS": tau}, noise)
-    assert [tick.get_text() for tick in swept.axes[0].get_xticklabels()] == ["1", "4"]
-    means = next(line for line in swept.axes[0].lines if len(line.get_xdata()) == 2 and line.get_color() == "#0072b2")
-    assert list(means.get_xdata()) == [1, 4]
-    assert list(means.get_ydata()) == [tau.mean, tau.mean]
-    many = draw_sweep("num_substitutions", [SweepPoint(1, tau)], {f"method {number}": tau for number in range(9)})
-    lines = [line for line in many.axes[0].lines if line.get_label().startswith("method")]
-    assert [line.get_label() for line in lines] == [f"method {number}" for number in range(9)]
-    named = draw_sweep("sampler", [SweepPoint("uniform", tau), SweepPoint("fair", tau)])
-    assert render(named, "png").startswith(b"\x89PNG")

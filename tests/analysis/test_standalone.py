@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from toy_standalone import toy_standalone, trained_with
+from transformers import Trainer
 
-from training.analysis import standalone
 from training.analysis.standalone import StandaloneWorker, standalone_children, train_standalone
 from training.analysis.truth import STANDALONE_NAME, StandaloneChild, journal_path, load_truth
 from training.data.text import load_data
@@ -30,6 +30,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(folder):
     return toy_standalone(folder)
+
+
+def child_of(trainer) -> tuple[str, ...]:
+    return tuple(operator for (operator,) in trainer.model.config.candidate_operators)
 
 
 def test_all_children_or_a_sample_without_repeats(settings):
@@ -90,18 +94,21 @@ def test_a_stopped_table_goes_on_and_trains_no_child_twice(settings, tmp_path, m
     whole = train_standalone(settings, tmp_path / "whole", progress=False)
     assert {child.architecture for child in whole} == set(standalone_children(settings)[1])
     assert all(child.steps == 8 and len(child.losses) == 3 and child.seconds > 0 for child in whole)
-    train, trained = standalone._train, []
+    train, trained = Trainer.train, []
 
-    def stop_after_two(architecture, *rest):
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        trained.append(architecture)
-        return train(architecture, *rest)
+    def stop_after(number):
+        def watched(self):
+            if len(trained) == number:
+                raise KeyboardInterrupt
+            trained.append(child_of(self))
+            return train(self)
 
-    monkeypatch.setattr(standalone, "_train", stop_after_two)
+        return watched
+
+    monkeypatch.setattr(Trainer, "train", stop_after(2))
     with pytest.raises(KeyboardInterrupt):
         train_standalone(settings, tmp_path / "stopped", progress=False)
-    monkeypatch.setattr(standalone, "_train", lambda child, *rest: (trained.append(child), train(child, *rest))[1])
+    monkeypatch.setattr(Trainer, "train", stop_after(99))
     resumed = train_standalone(settings, tmp_path / "stopped", progress=False)
     assert len(trained) == len(set(trained)) == 4
     assert [child.val_loss for child in resumed] == [child.val_loss for child in whole]
@@ -154,14 +161,14 @@ def test_a_child_that_another_worker_trains_is_left_to_it(settings, tmp_path, mo
     few = replace(settings, num_children=2)
     first, second = StandaloneWorker(few, tmp_path), StandaloneWorker(few, tmp_path)
     child, other = first.children
-    train, nested = standalone._train, []
+    train, nested = Trainer.train, []
 
-    def with_a_neighbour(architecture, *rest):
-        if architecture == child:
+    def with_a_neighbour(self):
+        if child_of(self) == child:
             nested.append((second.train(child, 0), second.train(other, 0)))
-        return train(architecture, *rest)
+        return train(self)
 
-    monkeypatch.setattr(standalone, "_train", with_a_neighbour)
+    monkeypatch.setattr(Trainer, "train", with_a_neighbour)
     assert first.train(child, 0)
     assert nested == [(False, True)]
     assert {record.architecture for record in first.trained(0)} == {child, other}
@@ -181,13 +188,13 @@ def test_ranks_of_a_launcher_train_children_of_their_own(settings, tmp_path, mon
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    train, seen = standalone._train, []
+    train, seen = Trainer.train, []
 
-    def watched(*rest):
+    def watched(self):
         seen.append({name: os.environ.get(name) for name in (*ranks, "CUDA_VISIBLE_DEVICES")})
-        return train(*rest)
+        return train(self)
 
-    monkeypatch.setattr(standalone, "_train", watched)
+    monkeypatch.setattr(Trainer, "train", watched)
     assert len(train_standalone(replace(settings, num_children=1), tmp_path, progress=False)) == 1
     assert seen == [{**dict.fromkeys(ranks), "CUDA_VISIBLE_DEVICES": "7"}]
     assert {name: os.environ.get(name) for name in ranks} == ranks

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -41,14 +42,20 @@ def test_without_ray_the_error_says_what_to_install(settings, tmp_path, monkeypa
 
 def test_a_worker_reads_the_text_once(settings, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(standalone_ray, "StandaloneWorker", lambda *given: made.append(given) or given)
-    standalone_ray._worker.cache_clear()
-    for same in (settings, replace(settings)):
-        standalone_ray._worker(standalone_ray._Hashed(same), str(tmp_path))
-    assert len(made) == 1
-    standalone_ray._worker(standalone_ray._Hashed(replace(settings, num_children=2)), str(tmp_path))
+
+    class Counted(StandaloneWorker):
+        def __init__(self, *given):
+            made.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    monkeypatch.setattr(standalone_ray, "StandaloneWorker", Counted)
+    few = replace(settings, num_children=3)
+    train_standalone_on_ray(few, tmp_path / "out", progress=False)
+    # The driver's, which checks the settings, and that of the tasks.
     assert len(made) == 2
-    standalone_ray._worker.cache_clear()
+    train_standalone_on_ray(replace(few, num_children=4), tmp_path / "out", progress=False)
+    assert len(made) == 4
 
 
 class _RayError(Exception): ...
@@ -65,32 +72,62 @@ class FakeRay:
 
     exceptions = SimpleNamespace(RayError=_RayError, RayTaskError=_RayTaskError)
 
-    def __init__(self, worker, crashing=()):
-        self._worker, self._crashing = worker, crashing
+    def __init__(self, crashing=()):
+        self._crashing = crashing
+        self.asked, self.began, self.calls = {}, 0, []
 
-    def remote(self, settings, output_dir, child, seed, num_threads):
-        return child, seed
+    def is_initialized(self):
+        return False
+
+    def init(self, **options):
+        self.began += 1
+
+    def shutdown(self):
+        self.began -= 1
+
+    def remote(self, **options):
+        self.asked = options
+        return lambda function: SimpleNamespace(remote=lambda *given: Task(function, pickle.dumps(given)))
 
     def wait(self, tasks, num_returns):
+        self.calls.append("wait")
         return tasks[:num_returns], tasks[num_returns:]
 
     def get(self, task):
-        if task[0] in self._crashing:
+        self.calls.append("get")
+        given = pickle.loads(task.given)
+        if any(chain in given for chain in self._crashing):
             raise WorkerCrashedError
-        self._worker.train(*task)
-        return self._worker.record(*task).val_loss
+        return task.function(*given)
 
 
-def test_tasks_are_waited_for_one_by_one(settings, tmp_path):
-    ray = FakeRay(StandaloneWorker(settings, tmp_path / "out"))
-    standalone_ray._run_tasks(ray, ray, settings, tmp_path / "out", 0, 1, progress=False)
-    assert len(_lines(journal_path(tmp_path / "out", 0))) == 8
+class Task:
+    """A function and what it is given, on its way to a worker."""
+
+    def __init__(self, function, given: bytes):
+        self.function, self.given = function, given
 
 
-def test_a_child_whose_workers_are_always_killed_is_named(settings, tmp_path):
-    ray = FakeRay(StandaloneWorker(settings, tmp_path / "out"), crashing=[("FFN", "CONV3", "FFN")])
+def test_tasks_are_waited_for_one_by_one(settings, tmp_path, monkeypatch):
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    trained = train_standalone_on_ray(settings, tmp_path / "out", num_cpus=1, num_gpus=0.5, progress=False)
+    assert len(_lines(journal_path(tmp_path / "out", 0))) == len(trained) == 8
+    assert ray.calls == ["wait", "get"] * 8
+    # A task whose worker is killed is run again three times.
+    assert ray.asked == {"num_cpus": 1, "num_gpus": 0.5, "max_retries": 3}
+    assert ray.began == 0
+    # What is on record is no task.
+    assert train_standalone_on_ray(settings, tmp_path / "out", progress=False) == trained
+    assert len(ray.calls) == 16
+
+
+def test_a_child_whose_workers_are_always_killed_is_named(settings, tmp_path, monkeypatch):
+    ray = FakeRay(crashing=[("FFN", "CONV3", "FFN")])
+    monkeypatch.setitem(sys.modules, "ray", ray)
     with pytest.raises(ValueError, match=r"that trained FFN,CONV3,FFN were killed 4 times \(WorkerCrashedError\)"):
-        standalone_ray._run_tasks(ray, ray, settings, tmp_path / "out", 0, 1, progress=False)
+        train_standalone_on_ray(settings, tmp_path / "out", progress=False)
+    assert ray.began == 0
 
 
 @pytest.mark.slow

@@ -1,9 +1,7 @@
 """Sweeps of fine-tuning: medians by hand, going on, what starts from MNLI, checks before training, the files."""
 
-import csv
 import json
 import shutil
-import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,72 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from training.finetuning import finetune_run
 from training.finetuning.finetune import load_for_task
 from training.finetuning.finetune_run import run_finetuning
-from training.finetuning.glue_table import (
-    PAPER_COLUMNS,
-    FinetuneRun,
-    TaskRow,
-    average,
-    best_setting,
-    table_columns,
-    write_table,
-)
 from training.finetuning.settings import FinetuneSettings
 from training.finetuning.tasks import glue_task
-
-
-def made_run(task="cola", score=0.5, learning_rate=1e-5, batch_size=16, seed=1, **metrics) -> FinetuneRun:
-    found = {"validation": {"score": score, **metrics}}
-    return FinetuneRun("k", "g", task, learning_rate, batch_size, seed, score, found, 1, [], 1, 1.0)
-
-
-# ---- The table, by hand ----
-
-
-def test_the_setting_with_the_best_median_is_chosen_not_the_one_with_the_best_run():
-    lucky = [made_run(score=score, seed=seed) for seed, score in enumerate([0.9, 0.1, 0.2])]
-    steady = [made_run(score=score, seed=seed, batch_size=32) for seed, score in enumerate([0.4, 0.5, 0.3])]
-    assert best_setting([*lucky, *steady]) == tuple(steady)
-    with pytest.raises(ValueError, match="same seeds"):
-        best_setting([*lucky, *steady[:2]])
-
-
-def rows_of_the_paper() -> list[TaskRow]:
-    rows = []
-    for index, task in enumerate(PAPER_COLUMNS):
-        scores = [0.80 + 0.01 * index, 0.70 + 0.01 * index, 0.90 + 0.01 * index]
-        shown = {"accuracy": "accuracy", "stsb": "spearmanr"}.get(task, "accuracy")
-        runs = [made_run(task, 0.0, seed=seed, **{shown: score}) for seed, score in enumerate(scores)]
-        if task not in ("qqp", "mrpc", "stsb"):
-            runs = [made_run(task, score, seed=seed) for seed, score in enumerate(scores)]
-        rows.append(TaskRow(task, task.upper(), tuple(runs)))
-    return rows
-
-
-def test_avg_is_the_mean_of_the_eight_medians_and_spreads_over_seeds():
-    rows = rows_of_the_paper()
-    offset = statistics.mean(0.01 * index for index in range(8))
-    mean = average(rows)
-    assert mean == pytest.approx({"median": 0.8 + offset, "min": 0.7 + offset, "max": 0.9 + offset})
-    assert average(rows[:7]) is None
-    assert list(table_columns(rows)) == ["MNLI", "QQP", "QNLI", "COLA", "SST2", "STSB", "RTE", "MRPC", "AVG"]
-
-
-def test_the_files_hold_the_medians_and_the_range(tmp_path):
-    rows = [*rows_of_the_paper()[3:5], TaskRow("own", "own", (made_run("own", 0.25),), 1234)]
-    write_table(rows, "m", 12_345_678, tmp_path)
-    with open(tmp_path / "table.csv", encoding="utf-8") as file:
-        lines = list(csv.reader(file))
-    assert lines == [
-        ["model", "params", "statistic", "COLA", "SST2", "AVG", "own"],
-        ["m", "12345678", "median", "83.0000", "84.0000", "", "25.0000"],
-        ["m", "12345678", "min", "73.0000", "74.0000", "", "25.0000"],
-        ["m", "12345678", "max", "93.0000", "94.0000", "", "25.0000"],
-    ]
-    text = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert "| m | 12M | 83.0 | 84.0 | - | 25.0 |" in text
-    assert "| min to max | | 73.0 to 93.0 | 74.0 to 94.0 |  | 25.0 to 25.0 |" in text
-    assert "| own | 1e-05 | 16 | 1 | 1,234 |" in text
-    assert "Mean of these 2 tasks: 83.5 (73.5 to 93.5)." in text
 
 
 # ---- Sweeps ----
@@ -266,6 +200,7 @@ def test_a_teacher_that_does_not_fit_is_named_before_training(tmp_path, settings
 
 
 # ---- Checks before training ----
+
 
 REFUSED = {
     "task": ({"tasks": ("ret",)}, "did you mean 'rte'"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_squad import content_of, write
 from toy import toy_config
+from toy_squad import content_of, write
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,

@@ -462,9 +462,7 @@ def test_tokens_are_kept_by_content(tokenizer, tmp_path, monkeypatch):
     # Neither a call with other options nor a second load makes it another tokenizer.
     tokenizer(TEXTS, padding=True, truncation=True, max_length=5)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "training.finetuning.tasks._tokenize", lambda *_: pytest.fail("what is kept was tokenised again")
-        )
+        patch.setattr(Dataset, "map", lambda *_, **__: pytest.fail("what is kept was tokenised again"))
         assert tokenize(example()[1], task, tokenizer, 16, tmp_path)["validation"][:] == first
     assert folders() == {folder}
     assert os.stat(tmp_path / folder).st_ino == inode

@@ -1,4 +1,4 @@
-"""The report of a search: the front against brute force, the files as others read them, the page in a real browser."""
+"""The report of a search: the files as others read them, the page in a real browser."""
 
 import csv
 import http.server
@@ -9,60 +9,21 @@ import shutil
 import subprocess
 import threading
 import warnings
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
+from toy_report import CHILDREN, COSTS, LIMIT, NAN, RANDOM, SEARCHED, WINNER, single
 
-from training.drawing import render
 from training.files import write_text
-from training.search.figures import draw_history, draw_loss_against_cost, draw_operators_by_layer
-from training.search.pareto import ReportChild, format_cost, pareto_front, pareto_fronts, report_children
+from training.search.pareto import ReportChild, pareto_fronts
 from training.search.report import Report, WinnerLatency, pareto_table, write_report
-from training.supernet.journal import RankedChild
 
 
-BERT = ("MHA4", "FFN", "MHA4", "FFN")
-PARAMETERS = {"MHA4": 2_000_000, "FFN": 5_000_000, "CONV3": 1_000_000}
-MILLISECONDS = {"MHA4": 1.3, "FFN": 0.9, "CONV3": 0.6}
-COSTS = {
-    "num_parameters": lambda child: 4_000_000 + sum(PARAMETERS[name] for name in child),
-    "latency_ms": lambda child: 0.5 + sum(MILLISECONDS[name] for name in child),
-}
-LIMIT = 15_000_000
-OPERATORS = list(PARAMETERS)
-
-
-def within(child: tuple[str, ...]) -> bool:
-    return COSTS["num_parameters"](child) <= LIMIT
-
-
-def ranked(number: int, step: int) -> RankedChild:
-    """A child of its own for each number below 81, with a loss that has structure and all its digits."""
-    child = tuple(OPERATORS[number // 3**layer % 3] for layer in range(4))
-    loss = 4 + math.sin(step * number) / 7 - child.count("FFN") / 9
-    return RankedChild(child, loss, math.exp(-loss))
-
-
-SEARCHED = [child for child in (ranked(number, 3) for number in range(0, 81, 2)) if within(child.architecture)]
-RANDOM = [child for child in (ranked(number, 3) for number in range(0, 81, 3)) if within(child.architecture)]
-BERT_CHILD = RankedChild(BERT, 3.75, 0.02)
-CHILDREN = report_children(SEARCHED, RANDOM, BERT_CHILD, COSTS, within)
-WINNER = min([*SEARCHED, *RANDOM], key=lambda child: child.val_loss).architecture
 REPORT = Report(
     CHILDREN,
     WINNER,
@@ -77,54 +38,6 @@ REPORT = Report(
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> dict[str, Path]:
     return write_report(REPORT, tmp_path_factory.mktemp("report"))
-
-
-def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
-
-
-values = st.one_of(st.integers(0, 4).map(float), st.sampled_from([math.nan, math.inf, -math.inf, 0.1 + 0.2, 0.3]))
-some_children = st.lists(
-    st.builds(
-        ReportChild,
-        architecture=st.tuples(st.sampled_from("abcdefghij"), st.sampled_from("xy")),
-        val_loss=values,
-        val_accuracy=st.just(0.5),
-        costs=st.dictionaries(st.sampled_from(["num_parameters", "flops", "latency_ms"]), values),
-        source=st.just("search"),
-        order=st.just(1),
-    ),
-    max_size=14,
-    unique_by=lambda child: child.architecture,
-)
-
-
-@given(
-    some_children, st.sampled_from([[], ["flops"], ["flops", "latency_ms"], ["latency_ms", "num_parameters", "flops"]])
-)
-def test_front_is_what_brute_force_finds(children, names):
-    points = {
-        child.architecture: (*(child.costs.get(name, math.nan) for name in names), child.val_loss)
-        for child in children
-    }
-    points = {child: point for child, point in points.items() if all(map(math.isfinite, point))}
-    expected = {child for child, point in points.items() if not any(beats(other, point) for other in points.values())}
-    front = [child.architecture for child in pareto_front([*children, *children], names)]
-    assert len(front) == len(set(front))
-    assert set(front) == expected
-    assert front == sorted(front, key=lambda child: (points[child], child))
-
-
-def test_children_know_where_they_come_from():
-    children = report_children(SEARCHED[:3], RANDOM[:2], BERT_CHILD, COSTS, within)
-    assert [(child.source, child.order) for child in children] == [
-        *(("search", order) for order in (1, 2, 3)),
-        *(("random", order) for order in (1, 2)),
-        ("BERT pattern", 1),
-    ]
-    assert children[-1].costs == {"num_parameters": 18_000_000, "latency_ms": pytest.approx(4.9)}
-    assert [child.in_budget for child in children] == [True] * 5 + [False]
-    assert all(child.source != "BERT pattern" for child in report_children(SEARCHED, RANDOM, None, COSTS, within))
 
 
 def test_pandas_reads_every_evaluation_with_all_digits(written):
@@ -200,23 +113,6 @@ def test_markdown_table_is_cut_and_keeps_the_winner():
     assert "children on the fronts" not in pareto_table(REPORT)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "text"),
-    [
-        ("num_parameters", 8_123_456, "8.12M"),
-        ("num_parameters", 20_480, "20,480"),
-        ("flops", 2.86e10, "2.86e+10"),
-        ("latency_ms", 5, "5.00"),
-        ("latency_ms", 0.01234, "0.0123"),
-        ("latency_ms", 1234.5, "1,234"),
-        ("latency_ms", None, "not known"),
-        ("latency_ms", math.inf, "not known"),
-    ],
-)
-def test_costs_are_rounded_for_tables(name, value, text):
-    assert format_cost(name, value) == text
-
-
 class Page(HTMLParser):
     """The tags of a page with their attributes, and its text."""
 
@@ -285,11 +181,6 @@ def test_names_cannot_bring_markup_in(tmp_path):
     assert pareto_table(report).splitlines()[0].replace("\\|", "").count("|") == 7
 
 
-def single(**changes: Any) -> ReportChild:
-    return replace(ReportChild(("FFN",), 3.0, 0.1, {"num_parameters": 10}, "search", 1), **changes)
-
-
-NAN = math.nan
 EDGES = {
     "one child": [single()],
     "one random child": [single(source="random")],
@@ -358,131 +249,8 @@ def test_a_full_disk_leaves_the_earlier_page(tmp_path, monkeypatch):
     assert (tmp_path / "report.html").read_text() == before
 
 
-def scattered(figure: Figure) -> dict[str, set[tuple[float, float]]]:
-    clouds = [artist for artist in figure.axes[0].collections if isinstance(artist, PathCollection)]
-    return {
-        str(cloud.get_label()): {(float(x), float(y)) for x, y in np.asarray(cloud.get_offsets())} for cloud in clouds
-    }
-
-
-def point(child: ReportChild) -> tuple[float, float]:
-    return float(child.costs["num_parameters"]), child.val_loss
-
-
-def test_loss_figure_shows_every_child_the_front_and_the_budget():
-    figure = draw_loss_against_cost(CHILDREN, "num_parameters", WINNER, [(7_000_000, None), (None, LIMIT)])
-    clouds = scattered(figure)
-    for label, source in (("search", "search"), ("random control", "random"), ("BERT pattern", "BERT pattern")):
-        assert clouds[label] == {point(child) for child in CHILDREN if child.source == source}
-    winner = next(child for child in CHILDREN if child.architecture == WINNER)
-    assert clouds["winner"] == {point(winner)}
-    axes = figure.axes[0]
-    lines = {line.get_label(): line for line in axes.lines}
-    assert lines["Pareto front"].get_drawstyle() == "steps-post"
-    front = list(zip(*lines["Pareto front"].get_data(), strict=True))
-    assert front[:-1] == [point(child) for child in pareto_front(CHILDREN, ["num_parameters"])]
-    shaded = sorted((patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches)
-    low, high = axes.get_xlim()
-    assert shaded == [(low, pytest.approx(7_000_000)), (LIMIT, pytest.approx(high))]
-    bottom, top = axes.get_ylim()
-    assert all(bottom < child.val_loss < top for child in CHILDREN)
-
-
-def test_loss_axis_leaves_out_what_is_far_above_and_says_so():
-    outliers = [replace(CHILDREN[0], val_loss=90.0, architecture=("FFN",) * 4) for _ in range(3)]
-    figure = draw_loss_against_cost([*CHILDREN, *outliers], "num_parameters", WINNER)
-    assert figure.axes[0].get_ylim()[1] < 5
-    assert "3 children above" in [text.get_text() for text in figure.axes[0].texts]
-
-
-def test_history_is_the_running_minimum_within_the_budget():
-    losses = [5.0, 4.0, NAN, 1.0, 3.0, 3.5]
-    children = [
-        single(val_loss=loss, order=order, architecture=(f"FFNx{order}",), in_budget=order != 4)
-        for order, loss in enumerate(losses, start=1)
-    ]
-    children += [single(source="random", order=1, val_loss=4.5), single(source="BERT pattern", val_loss=4.2)]
-    lines = {line.get_label(): line for line in draw_history(children, ("FFNx5",)).axes[0].lines}
-    assert list(zip(*lines["best so far, search"].get_data(), strict=True)) == [(1, 5), (2, 4), (5, 3), (6, 3), (6, 3)]
-    assert list(zip(*lines["best so far, random control"].get_data(), strict=True)) == [(1, 4.5), (6, 4.5)]
-    assert set(lines["BERT pattern"].get_ydata()) == {4.2}
-
-
-def test_operator_shares_are_counted_by_layer():
-    figure = draw_operators_by_layer(CHILDREN)
-    distinct = {child.architecture: child for child in CHILDREN if child.in_budget}
-    order = sorted(distinct.values(), key=lambda child: child.val_loss)
-    best = [child.architecture for child in order[: math.ceil(len(distinct) / 10)]]
-    for axes, group in zip(figure.axes, (best, list({child.architecture for child in RANDOM})), strict=True):
-        assert f"{len(group)} children" in axes.get_title()
-        names = [label.get_text() for label in axes.get_xticklabels()]
-        shown = {text.get_position(): text.get_text() for text in axes.texts}
-        for layer in range(4):
-            counts = Counter(child[layer] for child in group)
-            for column, name in enumerate(names):
-                share = 100 * counts[name] / len(group)
-                assert shown[column, layer] == (f"{share:.0f}%" if share else "\N{MIDDLE DOT}")
-
-
-def long_search() -> list[ReportChild]:
-    """A deep encoder with six operators of long names, and costs of ten digits."""
-    names = ["MHA12x3072", "MHA8", "FFNx3200", "FFN", "CONV3x1536", "CONV5x1536"]
-    return [
-        ReportChild(
-            tuple(names[(number * (layer + 1) + layer) % 6] for layer in range(26)),
-            123.456 + number / 7,
-            0.1,
-            {"flops": 2.86e10 + 1e6 * number},
-            "random" if number % 2 else "search",
-            number // 2 + 1,
-        )
-        for number in range(40)
-    ]
-
-
-@pytest.mark.parametrize("draw", ["loss", "history", "operators"])
-@pytest.mark.parametrize("children", [CHILDREN, long_search()], ids=["short", "long"])
-def test_texts_of_figures_do_not_overlap(draw, children):
-    winner = children[0].architecture
-    cost = next(iter(children[0].costs))
-    figure = {
-        "loss": lambda: draw_loss_against_cost(children, cost, winner, [(None, children[0].costs[cost])]),
-        "history": lambda: draw_history(children, winner),
-        "operators": lambda: draw_operators_by_layer(children),
-    }[draw]()
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
-    # Tick labels outside the limits are made and not drawn.
-    ticks = {
-        id(label)
-        for axes in figure.axes
-        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim()))
-        for tick, label in zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=False)
-        if not min(limits) <= tick <= max(limits)
-    }
-    boxes = [
-        (text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in texts if id(text) not in ticks
-    ]
-    assert len(boxes) > 8
-    frame = figure.bbox.padded(1)
-    assert all(frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) for _, box in boxes)
-    overlapping = [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.padded(-0.5).overlaps(other)]
-    assert not overlapping
-
-
-def test_drawings_are_vectors_that_stay_small():
-    children = [replace(child, order=order) for order, child in enumerate(CHILDREN * 40, start=1)]
-    few, many = (render(draw_history(group, WINNER), "svg") for group in (CHILDREN, children))
-    assert b"<image" not in few
-    assert b"<image" in many
-    assert len(many) < 300_000
-    assert ElementTree.fromstring(many).tag.endswith("svg")
-
-
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome is on PATH")
-
 # Sent to the page around, which may not look into a frame from another file.
 PROBE = """
 <script>

@@ -126,6 +126,17 @@ def test_a_block_lasts_five_milliseconds_or_one_call(fake_time, milliseconds, ca
     assert made == [1 + 2, calls + 2, calls + 2]
 
 
+def test_there_are_rounds_until_the_slowest_has_been_timed_long_enough(fake_time):
+    def workload(milliseconds):
+        def statement():
+            fake_time.now += milliseconds
+
+        return lambda: statement
+
+    samples = bench_of(min_run_time=0.17).run({"fast": workload(6), "slow": workload(60)}, 1, progress=False)
+    assert {name: len(own) for name, own in samples.items()} == {"fast": 3, "slow": 3}
+
+
 def test_inputs_follow_from_the_seed():
     first, second, other = bench_of(seed=3), bench_of(seed=3), bench_of(seed=4)
     assert torch.equal(first.input_ids, second.input_ids)

@@ -1,4 +1,4 @@
-"""Sweeps of fine-tuning: medians by hand, going on, what starts from MNLI, checks before training, the files."""
+"""Sweeps of fine-tuning: going on, what starts from MNLI, checks before training, the files."""
 
 import json
 import shutil

@@ -8,7 +8,6 @@ from filelock import FileLock
 from toy_ranking import METHODS, TRAINING, read_csv, shared_alone, shared_truth
 
 from training.analysis import sweep_run
-from training.analysis.ranking_run import given_truth
 from training.analysis.settings import SweepSettings
 from training.analysis.sweep_run import run_sweep
 from training.analysis.truth import read_standalone
@@ -186,12 +185,9 @@ def test_a_sweep_of_equal_compute(alone, truth, tmp_path):
 
 
 def test_sweeps_are_of_one_process(alone, truth, tmp_path, monkeypatch):
-    def launched(*given):
-        # Training arguments made under this number of processes would begin to wait for the others.
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        return given_truth(*given)
-
-    monkeypatch.setattr(sweep_run, "given_truth", launched)
+    """Training arguments that are made before the refusal would begin to wait for the other processes."""
+    settings = settings_from(SweepSettings, sweep_recipe(alone, truth))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="by one process"):
-        run_sweep(settings_from(SweepSettings, sweep_recipe(alone, truth)), tmp_path / "new")
+        run_sweep(settings, tmp_path / "new")
     assert not (tmp_path / "new").exists()

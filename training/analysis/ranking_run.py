@@ -103,6 +103,8 @@ def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, 
             are fewer than five children, losses are not finite or all the same, or the folder holds another run.
     """
     output_dir = Path(output_dir)
+    # Before training arguments, which would wait for the other ranks.
+    check_one_process()
     supernets = _supernets_of(settings)
     configs = [load_preset(str(supernet_folder(supernet.folder))) for supernet in supernets]
     space = _common_space(supernets, configs)
@@ -112,7 +114,6 @@ def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, 
         check_standalone(standalone)
         if settings.metric not in ("val_loss", "val_accuracy"):
             raise ValueError(f"metric is {settings.metric!r}; children trained here have val_loss and val_accuracy")
-    check_one_process()
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     data = load_data(settings.data)

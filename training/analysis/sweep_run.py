@@ -102,11 +102,12 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
         ValueError: as `run_ranking` does.
     """
     output_dir = Path(output_dir)
+    # Before training arguments, which would wait for the other ranks.
+    check_one_process()
     plan = _sweep_plan(settings)
     config = load_preset(settings.pretrain.preset)
     space = SearchSpace.from_config(config.candidate_operators)
     truth = given_truth(settings, space)
-    check_one_process()
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     data = load_data(settings.pretrain.data)

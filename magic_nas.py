@@ -9,8 +9,9 @@ def main() -> None:
     """Runs the command line; where another `training` hides the package, one line names it."""
     # Not imported: another's code would run.
     spec = find_spec("training")
-    if spec is None or spec.origin is None or Path(spec.origin).parent != Path(__file__).resolve().parent / "training":
-        found = spec.origin if spec is not None else "nothing"
+    # A folder without __init__.py has no origin of its own.
+    found = "nothing" if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), "nothing")
+    if Path(found).resolve().parent != Path(__file__).resolve().with_name("training"):
         sys.exit(
             f"magic-nas: error: {found} is found in place of the package `training` of magic-nas; rename it, or take "
             f"its folder out of PYTHONPATH"

@@ -50,4 +50,12 @@ def test_the_command_names_what_hides_the_package_and_runs_none_of_it(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith(f"magic-nas: error: {tmp_path / 'training.py'} is found in place of the package")
     assert len(done.stderr.strip().splitlines()) == 1
+    (tmp_path / "training.py").unlink()
+    (tmp_path / "training").mkdir()
+    done = run("-c", call, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    # A folder without __init__.py hides nothing.
+    assert "is found in place" not in done.stderr
+    (tmp_path / "linked").symlink_to(ROOT)
+    version = "import sys; sys.argv[1:] = ['--version']; " + call
+    assert run("-c", version, cwd=tmp_path, PYTHONPATH=str(tmp_path / "linked")).stdout.startswith("magic-nas ")
     assert "Usage: " in run("-c", "import sys; sys.argv[1:] = ['--help']; " + call).stdout

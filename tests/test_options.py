@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +96,14 @@ def test_values_become_those_of_their_fields():
     assert made.training_arguments == {}
     # A whole number is a number, and one setting with the float that it equals.
     assert [type(rate) for rate in Outer(rates=[1, 2.5]).rates] == [float, float]
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = Inner(size=np.int64(3), share=np.float64(0.25))
+    assert (type(made.size), type(made.share)) == (int, float)
+    assert Outer(rates=tuple(np.geomspace(1e-5, 1e-3, 3))).rates == pytest.approx((1e-5, 1e-4, 1e-3))
+    with pytest.raises(ValueError, match=r"size is 2\.5; it must be a whole number"):
+        Inner(size=np.float32(2.5))
 
 
 def test_a_mapping_that_was_given_is_not_shared():

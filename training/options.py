@@ -9,11 +9,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
-
-
-_METADATA = "option"
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,26 @@ class Argument:
     facts: Option
 
 
+class _Help(str):
+    """A help text that knows the option that it is of.
+
+    Parsers such as HfArgumentParser hand a field's metadata to argparse whole, which takes no key of ours.
+    """
+
+    facts: Option
+
+
 def option(default: Any = MISSING, *, default_factory: Any = MISSING, **facts: Any) -> Any:
     """Returns a dataclass field that is an option; `facts` are those of `Option`."""
-    return field(default=default, default_factory=default_factory, metadata={_METADATA: Option(**facts)})
+    text = _Help(facts["help"])
+    text.facts = Option(**facts)
+    return field(default=default, default_factory=default_factory, metadata={"help": text})
 
 
 def option_of(item: Field) -> Option | None:
-    """Returns what is known of a field, `None` where it is no option of ours."""
-    return item.metadata.get(_METADATA)
+    """Returns what is known of a field, `None` where the field is not an option."""
+    text = item.metadata.get("help")
+    return text.facts if isinstance(text, _Help) else None
 
 
 class Settings:
@@ -165,6 +175,17 @@ def own_keys(kind: type) -> set[str]:
     return keys
 
 
+def shown_value(value: Any) -> str:
+    """Returns a default as help texts show it; empty where there is none."""
+    if value is MISSING or value in (None, "", (), {}):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(shown_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def default_of(item: Field) -> Any:
     """Returns the default of a field."""
     return item.default_factory() if item.default_factory is not MISSING else item.default
@@ -211,13 +232,15 @@ def known_values(kind: type, values: Mapping[str, Any], where: str) -> dict[str,
     Raises:
         ValueError: there is no such key, or a value is of another type.
     """
-    known = {item.name for item in fields(kind)} - {"output_dir"}
-    checked = {}
-    for key, value in values.items():
+    check_keys(values, {item.name for item in fields(kind)} - {"output_dir"}, where)
+    return {key: read_value(key, value, hints_of(kind)[key]) for key, value in values.items()}
+
+
+def check_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Raises a ValueError where a mapping has a key that is not known; `where` names the mapping."""
+    for key in values:
         if key not in known:
             raise ValueError(f"unknown key {key!r} in {where}; {_remedy(str(key), known)}")
-        checked[key] = read_value(key, value, hints_of(kind)[key])
-    return checked
 
 
 def _remedy(key: str, known: set[str]) -> str:
@@ -285,6 +308,9 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 
 
 def _read_plain(name: str, value: Any, wanted: Sequence[Any]) -> Any:
+    if isinstance(value, Real) and type(value) not in (bool, int, float):
+        # A number of numpy's, say.
+        value = int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, float) and int in wanted and float not in wanted and value.is_integer():
         value = int(value)
     if type(value) not in wanted and not (type(value) is int and float in wanted):

@@ -37,6 +37,12 @@ def standalone(monkeypatch):
         (["compare-interference", "a={tmp}", "-o", "{tmp}/run"], "at least two"),
         (["sweep", "-o", "{tmp}/run"], "values is empty"),
         (["standalone", "-o", "{tmp}/run", "--preset", "magic-huge"], "unknown preset 'magic-huge'"),
+        (
+            ["standalone", "-o", "{tmp}/run", "--num-workers", "2"],
+            "are for children as tasks of a Ray cluster; add --ray",
+        ),
+        (["standalone", "-o", "{tmp}/run", "--address", "auto"], "add --ray"),
+        (["standalone", "-o", "{tmp}/run", "--latency-table", "t"], "say where that goes with --table FILE"),
     ],
 )
 def test_wrong_input_ends_in_one_line_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):

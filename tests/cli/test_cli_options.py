@@ -91,6 +91,9 @@ def test_flags_are_read_as_recipes_are(tmp_path, monkeypatch):
     [
         (["--size", "0"], "size is 0; it must be at least 1"),
         (["--size", "many"], "size is 'many'; it must be a whole number or null"),
+        (["--size", ""], "size is ''; it must be a whole number or null"),
+        (["--size", "1:30"], "size is '1:30'; it must be a whole number or null"),
+        (["--rate", "~"], "rate is '~'; it must be a number"),
         (["--name", "c"], "name is 'c'; choose one of: a, b"),
         (["--one-rate", "1,x"], r"rates\[1\] is 'x'; it must be a number"),
         (["--value", "[1"], "--value: '\\[1' is not a value that YAML reads; quote it"),
@@ -103,6 +106,17 @@ def test_flags_are_read_as_recipes_are(tmp_path, monkeypatch):
 def test_wrong_flags_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         toy(arguments)
+
+
+def test_numbers_of_flags_are_decimal():
+    assert toy(["--size", "010", "--rate", "08"]) == Toy(size=10, rate=8.0)
+
+
+def test_an_assignment_may_be_null_and_never_goes_into_a_value():
+    assert toy(["--set", "size=null"], {"size": 4}) == Toy()
+    given = Given((PretrainSettings,), {}, None, ("data=3", "data.seed=1"))
+    with pytest.raises(ValueError, match="data is 3 in --set; it must be a mapping"):
+        given.changes(PretrainSettings)
 
 
 def test_assignments_win_over_flags_and_reach_what_has_none():

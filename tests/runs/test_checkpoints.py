@@ -82,5 +82,5 @@ def test_the_end_of_a_run_by_epochs_is_that_of_its_own_record(tmp_path):
 def test_the_search_state_is_read_back(tmp_path):
     (tmp_path / NAS_STATE_NAME).write_text(json.dumps({"anchor": ["FFN"]}))
     assert read_nas_state(tmp_path) == {"anchor": ["FFN"]}
-    with pytest.raises(ValueError, match=r"other is no super-net checkpoint: it has no nas_state\.json"):
+    with pytest.raises(ValueError, match=r"other is not a super-net checkpoint: it has no nas_state\.json"):
         read_nas_state(tmp_path / "other")

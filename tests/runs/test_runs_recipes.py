@@ -88,7 +88,7 @@ def test_broken_recipe_keys_are_named(recipe, message):
 
 def test_flags_win_over_the_recipe():
     recipe = {"preset": "magic-base", "training_arguments": {"max_steps": 5, "seed": 3}, "data": {"vocab_size": 7}}
-    changes = {"preset": None, "training_arguments": {"seed": 4}, "data": {"block_size": 9}}
+    changes = {"training_arguments": {"seed": 4}, "data": {"block_size": 9}}
     settings = settings_from(PretrainSettings, recipe, changes)
     assert settings.preset == "magic-base"
     assert settings.training_arguments == {"max_steps": 5, "seed": 4}
@@ -126,6 +126,18 @@ def test_recipes_that_are_none(tmp_path):
         ("1.5", 1.5),
         ("12", 12),
         ("1_000", 1000),
+        ("010", 10),
+        ("08", 8),
+        ("1:30", "1:30"),
+        ("no", "no"),
+        ("off", "off"),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("~", None),
+        ("2020-01-01", "2020-01-01"),
+        ("-.inf", -float("inf")),
+        ("2.", 2.0),
         ("12e", "12e"),
         ("e5", "e5"),
         ("'1e-3'", "1e-3"),
@@ -163,6 +175,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!python/object:os.system x", "could not determine a constructor"),
         ("a: 1\n---\nb: 2", "expected a single document"),
         ("? [1]\n: 2", "unhashable"),
+        ("a: !!bool maybe", "maybe"),
     ],
     ids=[
         "twice",
@@ -177,6 +190,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         "tag",
         "two",
         "key",
+        "bool",
     ],
 )
 def test_hostile_recipes_end_in_one_line_within_a_second(tmp_path, text, message):
@@ -223,8 +237,28 @@ def test_a_sweeps_recipe_holds_the_keys_of_its_super_nets():
     assert (settings.num_validation_sequences, settings.seeds, settings.values) == (8, (7,), (1, 2))
 
 
-def test_changes_of_none_change_nothing_and_sections_merge():
-    recipe = {"data": {"block_size": 32, "seed": 1}, "preset": "magic-base"}
-    settings = settings_from(PretrainSettings, recipe, {"preset": None, "data": {"seed": 2, "source": None}})
-    assert (settings.preset, settings.data.block_size, settings.data.seed) == ("magic-base", 32, 2)
-    assert recipe["data"] == {"block_size": 32, "seed": 1}
+def test_sections_merge_and_a_change_may_be_null():
+    recipe = {"data": {"block_size": 32, "seed": 1, "source": "x"}, "init_from": "y"}
+    settings = settings_from(PretrainSettings, recipe, {"init_from": None, "data": {"seed": 2, "source": None}})
+    assert (settings.init_from, settings.data.source) == (None, None)
+    assert (settings.data.block_size, settings.data.seed) == (32, 2)
+    assert recipe["data"] == {"block_size": 32, "seed": 1, "source": "x"}
+
+
+def test_a_recorded_sweep_is_changed_as_a_recipe_is():
+    """The settings that run.json holds have the super-nets' in a section of their own."""
+    recorded = {"pretrain": {"data": {"source": "a"}, "training_arguments": {"max_steps": 5}}, "values": [1]}
+    settings = settings_from(SweepSettings, recorded, {"data": {"seed": 1}, "training_arguments": {"seed": 3}})
+    assert (settings.pretrain.data.source, settings.pretrain.data.seed) == ("a", 1)
+    assert settings.pretrain.training_arguments == {"max_steps": 5, "seed": 3}
+
+
+def test_a_wrong_key_of_a_sweep_is_named_beside_all_that_it_takes():
+    with pytest.raises(ValueError, match="unknown key 'presett' in recipe; did you mean 'preset'"):
+        settings_from(SweepSettings, {"presett": "magic-tiny"})
+    with pytest.raises(ValueError, match="unknown key 'init_frm' in recipe; did you mean 'init_from'"):
+        settings_from(SweepSettings, {"init_frm": "x"})
+
+
+def test_a_command_of_null_is_none():
+    assert settings_from(RtdSettings, {"command": None, "rtd_weight": 2}).rtd_weight == 2.0

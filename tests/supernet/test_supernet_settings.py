@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+from transformers import HfArgumentParser
 
 from training.options import option_of
 from training.supernet.arguments import MagicTrainingArguments
@@ -24,6 +25,13 @@ from training.supernet.supernet_options import SupernetOptions
 def test_what_is_refused(kind, values, message):
     with pytest.raises(ValueError, match=message):
         kind(**values)
+
+
+def test_the_parser_of_transformers_takes_the_arguments(tmp_path):
+    parser = HfArgumentParser(MagicTrainingArguments)
+    given = ["--output_dir", str(tmp_path), "--sampler", "uniform", "--max_params", "5", "--report_to", "none"]
+    (args,) = parser.parse_args_into_dataclasses(given)
+    assert (args.sampler, args.max_params) == ("uniform", 5)
 
 
 def test_training_arguments_are_the_options_and_those_of_transformers(tmp_path):

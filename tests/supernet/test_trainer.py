@@ -749,7 +749,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no complete checkpoint in .*nowhere; train without resuming"):
         toy_trainer(tmp_path / "nowhere").train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-8" / "nas_state.json").unlink()
-    with pytest.raises(ValueError, match=r"is no super-net checkpoint: it has no nas_state.json"):
+    with pytest.raises(ValueError, match=r"is not a super-net checkpoint: it has no nas_state.json"):
         toy_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 

@@ -159,7 +159,7 @@ def _layers(settings: InterferenceSettings, space: SearchSpace) -> list[int]:
     most = settings.max_differing_layers
     if most is None:
         return layers
-    if not 1 <= most <= len(layers):
+    if most > len(layers):
         raise ValueError(
             f"max_differing_layers is {most}; beside layer {settings.shared_layer} there are {len(layers)} layers "
             f"with a choice"

@@ -54,7 +54,7 @@ def check_standalone(settings: StandaloneSettings) -> None:
     """Checks what needs no text.
 
     Raises:
-        ValueError: a seed or a number is none, or the preset or a training argument is refused.
+        ValueError: the preset or a training argument is refused.
     """
     standalone_children(settings)
     _arguments(settings, "", 0)
@@ -64,7 +64,7 @@ def standalone_children(settings: StandaloneSettings) -> tuple[MagicConfig, list
     """Returns the sizes and the children that `train_standalone` trains, in its order.
 
     Raises:
-        ValueError: the preset is unknown, or a named child is none of its space or named twice.
+        ValueError: the preset is unknown, or a named child is not in the space, or is named twice.
     """
     config = load_preset(settings.preset)
     space = SearchSpace.from_config(config.candidate_operators)
@@ -131,7 +131,7 @@ def _train_all(worker: "StandaloneWorker", seed: int, bar: tqdm) -> None:
                 left.append(child)
                 continue
             record = worker.record(child, seed)
-            # A loss that is no number is below nothing.
+            # NaN compares below nothing.
             if record is not None and record.val_loss < best:
                 best = record.val_loss
             bar.set_postfix(best_loss=f"{best:.4f}", refresh=False)
@@ -253,7 +253,7 @@ def _train(
     curve = _Curve(batches)
     trainer = Trainer(
         model=model,
-        # Nothing is saved, so that the folder is of no account.
+        # Nothing is saved, so the folder does not matter.
         args=_arguments(settings, "", seed),
         train_dataset=data.train,
         data_collator=MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=seed),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
+from ..options import read_value
 from .options import Given, OutputDir, start, takes
 
 
@@ -31,7 +32,7 @@ def interference(
     from ..analysis.interference_run import follow_weights, run_interference
 
     recipe = given.recipe()
-    source = supernet or recipe.get("supernet")
+    source = supernet or read_value("supernet", recipe.get("supernet"), str | None)
     if source is None:
         raise ValueError("name the super-net to analyse: magic-nas analyze interference RUN --output-dir ...")
     settings = given.settings(follow_weights(source, recipe))
@@ -77,6 +78,10 @@ def standalone(
     ] = None,
 ) -> None:
     """Train children one by one from scratch, uniform or named; any number of these may work on one folder."""
+    if not ray and (address is not None or num_workers is not None):
+        raise ValueError("--address and --num-workers are for children as tasks of a Ray cluster; add --ray")
+    if table is None and latency_table is not None:
+        raise ValueError("--latency-table fills a column of the table; say where that goes with --table FILE")
     from ..analysis.standalone import train_standalone
 
     settings = given.settings()
@@ -111,7 +116,8 @@ def ranking(
     from ..analysis.ranking_run import follow_supernets, run_ranking
 
     recipe = given.recipe()
-    supernets = given.values.pop(("supernets",), None) or recipe.get("supernets")
+    named = given.values.pop(("supernets",), None) or recipe.get("supernets") or ()
+    supernets = read_value("supernets", named, tuple[str, ...])
     if not supernets:
         raise ValueError("name super-nets to rank with: --supernet RUN, once or more")
     settings = given.settings(follow_supernets(supernets, recipe))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..finetuning.settings import FinetuneSettings, SquadSettings
-from ..options import Settings
+from ..options import Settings, read_value
 from ..retraining.settings import DistillSettings, RetrainSettings, RtdSettings
 from ..search.settings import SearchSettings
 from ..space.settings import BudgetSettings, LatencySettings
@@ -127,9 +127,9 @@ def pretrain(
     """Train a weight-sharing super-net and name the child that it finds."""
     from accelerate import PartialState
 
+    from ..hub.presets import load_preset
     from ..supernet.blockwise_run import blockwise_table, run_blockwise
     from ..supernet.figures import draw_health, draw_search
-    from ..supernet.loading import load_supernet
     from ..supernet.pretrain import pretrain as run_pretrain
     from ..supernet.pretrain import search_table
 
@@ -140,7 +140,7 @@ def pretrain(
         return
     figure = draw_search(result, {}, output_dir / "report.png")
     health = draw_health(result, output_dir / "health.png")
-    table = (blockwise_table if is_blockwise else search_table)(load_supernet(output_dir).config, result)
+    table = (blockwise_table if is_blockwise else search_table)(load_preset(str(output_dir / "supernet")), result)
     print(f"\n{table}\n")
     print(f"figure:    {figure}\nhealth:    {health}\nsuper-net: {output_dir / 'supernet'}")
     print(f"next:      magic-nas retrain --search {output_dir} --output-dir ...")
@@ -162,7 +162,7 @@ def search(
     from ..supernet.loading import follow_supernet
 
     recipe = given.recipe()
-    source = supernet or recipe.get("supernet")
+    source = supernet or read_value("supernet", recipe.get("supernet"), str | None)
     if source is None:
         raise ValueError("name the super-net to search in: magic-nas search RUN --output-dir ...")
     settings = given.settings(follow_supernet(source, recipe))

@@ -5,7 +5,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -22,6 +22,7 @@ from ..options import (
     options_of,
     own_keys,
     sections_of,
+    shown_value,
 )
 
 
@@ -86,7 +87,20 @@ class Flag:
     def _read_text(self, text: str) -> Any:
         if self.facts.is_path:
             return str(Path(text).resolve())
-        return text if str in _kinds(self.hint) else read_value_text(self.name, text)
+        kinds = _kinds(self.hint)
+        if str in kinds:
+            return text
+        return _number(text) if {int, float} & kinds else read_value_text(self.name, text)
+
+
+def _number(text: str) -> int | float | str:
+    """Returns a number; what is none stays text, which the settings refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _kinds(hint: Any) -> set[Any]:
@@ -128,16 +142,10 @@ def flags_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Flag]:
 
 def _help(facts: Option, default: Any) -> str:
     notes = [facts.unit, facts.bounds and f"must be {facts.bounds}"]
-    if default is not MISSING and default not in (None, "", ()):
-        notes.append(f"default: {', '.join(map(_shown, default)) if isinstance(default, tuple) else _shown(default)}")
+    if shown := shown_value(default):
+        notes.append(f"default: {shown}")
     known = "; ".join(filter(None, notes))
     return f"{facts.help} ({known})" if known else facts.help
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 # ---- Commands ----
@@ -220,6 +228,8 @@ def _put(changes: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     *sections, key = path
     for section in sections:
         changes = changes.setdefault(section, {})
+        if not isinstance(changes, dict):
+            raise ValueError(f"{section} is {changes!r} in --set; it must be a mapping of keys to values")
     changes[key] = value
 
 

@@ -1,13 +1,23 @@
 """The reference of all options, made from the fields that describe them."""
 
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
 from ..data.settings import DataSettings
 from ..finetuning.settings import FinetuneSettings, SquadSettings
-from ..options import Option, Settings, default_of, hints_of, is_section, option_of, options_of, sections_of
+from ..options import (
+    Option,
+    Settings,
+    default_of,
+    hints_of,
+    is_section,
+    option_of,
+    options_of,
+    sections_of,
+    shown_value,
+)
 from ..retraining.settings import DistillSettings, RetrainSettings, RtdSettings
 from ..search.settings import SearchSettings
 from ..space.settings import BudgetSettings, LatencySettings
@@ -71,8 +81,14 @@ class _Row:
             parts.append(f"One of {', '.join(facts.choices)}.")
         if facts.flag:
             parts.append(f"`{facts.flag}`")
+        shown = shown_value(self.default)
         unit = f" ({facts.unit})" if facts.unit else ""
-        return f"`{self.key}`", f"{_type_name(self.hint)}{unit}", _shown(self.default), " ".join(parts)
+        return (
+            f"`{self.key}`",
+            f"{_type_name(self.hint)}{unit}",
+            f"[{shown}]" if isinstance(self.default, tuple) and shown else shown,
+            " ".join(parts),
+        )
 
 
 def options_page(command: str = "") -> str:
@@ -153,16 +169,6 @@ def _argument_rows(kind: Any, facts: Option, prefix: str) -> Iterator[_Row]:
             yield _Row(f"{prefix}{item.name}", hint, default_of(item), own, SupernetOptions)
         elif (argument := facts.arguments.get(item.name)) is not None:
             yield _Row(f"{prefix}{item.name}", argument.kind, argument.default, argument.facts, None)
-
-
-def _shown(default: Any) -> str:
-    if default is MISSING or default in (None, "", (), {}):
-        return ""
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, tuple):
-        return f"[{', '.join(map(_shown, default))}]"
-    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _type_name(hint: Any) -> str:

@@ -395,7 +395,7 @@ def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     if isinstance(model, MagicPreTrainedModel):
         export_model(model, tokenizer, folder, _manifest(model, result))
         return
-    with written_at_once(folder) as temporary:
+    with written_at_once(folder, replaces=True) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 

@@ -224,7 +224,7 @@ def follow_search(
         inherit: whether the child starts from the super-net's weights.
 
     Raises:
-        ValueError: the run has not ended, or is none.
+        ValueError: the run has not ended, or is not such a run.
     """
     run = Path(run)
     record, settings = read_search(run), read_settings(run)

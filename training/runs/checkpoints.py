@@ -25,7 +25,7 @@ def read_nas_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(checkpoint) / NAS_STATE_NAME
     if not path.is_file():
-        raise ValueError(f"{checkpoint} is no super-net checkpoint: it has no {NAS_STATE_NAME}")
+        raise ValueError(f"{checkpoint} is not a super-net checkpoint: it has no {NAS_STATE_NAME}")
     return read_json(path)
 
 

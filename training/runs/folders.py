@@ -81,17 +81,27 @@ def open_run(output_dir: str | Path, settings: Settings, writes: bool = True) ->
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder) if writes else nullcontext():
+        result = None
+        if writes:
+            check_run_folder(folder, settings)
+            result = read_result(folder)
+            if result is None:
+                write_json(folder / RUN_NAME, _describe(settings))
+        yield Run(folder, writes, _same_for_all_ranks(result))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK_NAME)
     try:
-        with FileLock(folder / LOCK_NAME, timeout=0) if writes else nullcontext():
-            result = None
-            if writes:
-                check_run_folder(folder, settings)
-                result = read_result(folder)
-                if result is None:
-                    write_json(folder / RUN_NAME, _describe(settings))
-            yield Run(folder, writes, _same_for_all_ranks(result))
+        lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another process works in {folder}; wait for it, or take another --output-dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _same_for_all_ranks(result: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -8,14 +8,13 @@ from typing import Any
 
 import yaml
 
-from ..options import Settings, build, hints_of, options_of, own_keys, sections_of
+from ..options import Settings, build, check_keys, hints_of, options_of, own_keys, sections_of
 
 
 # A recipe has some dozens of values, three levels deep; aliases of aliases can stand for billions.
 _MOST_VALUES = 10_000
 _MOST_LEVELS = 50
 _TOO_DEEP = f"it is nested deeper than {_MOST_LEVELS} levels"
-_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+")
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,8 +44,25 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 wants a point in a number with an exponent.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(str(loader.construct_scalar(node)).replace("_", ""))
+
+
+# The plain values of YAML 1.2. In 1.1 `no` is false, 010 is 8, 1:30 is 90, 1e-3 is text and 2020-01-01 is a date.
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?\d[\d_]*", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def read_yaml(text: str) -> Any:
@@ -62,7 +78,7 @@ def read_yaml(text: str) -> Any:
             return None
         _check_size(node, {})
         return loader.construct_document(node)
-    except (yaml.YAMLError, OverflowError) as error:
+    except (yaml.YAMLError, OverflowError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
     finally:
         loader.dispose()
@@ -127,19 +143,30 @@ def settings_from(kind: type[Settings], recipe: Mapping[str, Any], changes: Mapp
     Args:
         kind: a class of settings, such as PretrainSettings.
         recipe: as `load_recipe` returns it; its `command`, where it has one, must be that of `kind`.
-        changes: keys as in a recipe; sections such as `data` are merged key by key, `None` changes nothing.
+        changes: keys as in a recipe; sections such as `data` are merged key by key.
 
     Raises:
         ValueError: the recipe is of another command, a key is unknown, or a value is refused.
     """
     check_command(kind, recipe)
-    given = {key: value for key, value in (changes or {}).items() if value is not None}
-    merged = {**recipe, **given}
-    merged.pop("command", None)
-    for section in sections_of(kind).keys() & given.keys():
-        over = {key: value for key, value in mapping_of(section, given).items() if value is not None}
-        merged[section] = {**mapping_of(section, recipe), **over}
+    recipe = _flat(kind, recipe)
+    changes = changes or {}
+    merged = {**recipe, **changes}
+    check_keys(merged, own_keys(kind), "recipe")
+    for section in sections_of(kind).keys() & changes.keys():
+        merged[section] = {**mapping_of(section, recipe), **mapping_of(section, changes)}
     return build(kind, _nested(kind, merged), "recipe")
+
+
+def _flat(kind: type, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe without its command, the keys of inline sections beside the others."""
+    flat = {key: value for key, value in recipe.items() if key != "command"}
+    for item, facts in options_of(kind):
+        if facts.is_inline and item.name in flat:
+            inner = mapping_of(item.name, flat)
+            del flat[item.name]
+            flat = {**inner, **flat}
+    return flat
 
 
 def _nested(kind: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -147,14 +174,13 @@ def _nested(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     for item, facts in options_of(kind):
         if facts.is_inline:
             inner = own_keys(hints_of(kind)[item.name])
-            own = {key: values.pop(key) for key in sorted(values.keys() & inner)}
-            values[item.name] = {**mapping_of(item.name, values), **own}
+            values[item.name] = {key: values.pop(key) for key in sorted(values.keys() & inner)}
     return values
 
 
 def check_command(kind: type[Settings], recipe: Mapping[str, Any]) -> None:
     """Raises a ValueError where a recipe names another command than that of `kind`."""
-    command = recipe.get("command", kind.command)
+    command = recipe.get("command") or kind.command
     if command != kind.command:
         raise ValueError(
             f"the recipe is for `magic-nas {command}`, not for `magic-nas {kind.command}`; take another recipe or "

@@ -119,7 +119,7 @@ def searched_space(settings: SearchSettings, config: MagicConfig) -> SearchSpace
     """Returns the children to search among: those that shrinking has left in the super-net's run, or all of them.
 
     Raises:
-        ValueError: shrinking has left a single child, or the model is none but one child.
+        ValueError: shrinking has left a single child, or the model is a single child, not a super-net.
     """
     if not config.is_supernet:
         raise ValueError(
@@ -203,7 +203,7 @@ def _winner_latency(
 ) -> tuple[WinnerLatency | None, str]:
     """The winner measured whole, beside what the table of operators predicts, for the page and in words.
 
-    `None` and no words where there is no table.
+    `None` and an empty text where there is no table.
     """
     if settings.latency_table is None:
         return None, ""

@@ -32,7 +32,7 @@ def read_search(run: str | Path) -> dict[str, Any]:
     """Returns the result of a finished super-net run, or of a search.
 
     Raises:
-        ValueError: the run has not ended, or is none.
+        ValueError: the run has not ended, or is not such a run.
     """
     record = read_result(Path(run))
     if record is None or "candidate_operators" not in record:
@@ -67,7 +67,7 @@ def export_child(source: str | Path, output_dir: str | Path, architecture: str |
     Args:
         source: a super-net run.
         output_dir: where to write the model folder.
-        architecture: which child; left out, the one that the run found.
+        architecture: which child. Default: the one that the run found.
 
     Raises:
         ValueError: `source` is no finished run, or the architecture is not in its space.

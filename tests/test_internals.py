@@ -313,8 +313,8 @@ def names_inside(owner: Any) -> set[str]:
         for kind in owner.__mro__:
             try:
                 names |= defined_names(ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind))))
-            except (OSError, TypeError):
-                # Written in C, where dir knows all.
+            except (OSError, TypeError, SyntaxError):
+                # Written in C, where dir knows all; some of these get lines of another text from Python 3.13.
                 continue
     return names
 

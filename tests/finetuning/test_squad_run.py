@@ -406,3 +406,15 @@ def test_questions_are_checked_before_the_folder_is_made(models, files, tmp_path
     with pytest.raises(ValueError, match=r"wrong.json: article 'article 24', question 'q96': answer 'purple'"):
         run_squad(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_a_killed_run_left_is_replaced(tmp_path, models, files):
+    """Killed between model and result, and without a checkpoint, a run leaves its folder to another."""
+    short = {"max_steps": 1, "warmup_steps": 0, "save_strategy": "no", "disable_tqdm": True}
+    folder, weights = tmp_path / "run", []
+    for learning_rate in (1e-3, 5e-2):
+        settings = run_settings(models["bert"], files)
+        run_squad(replace(settings, training_arguments={**short, "learning_rate": learning_rate}), folder)
+        weights.append((folder / "model" / "model.safetensors").read_bytes())
+        (folder / "result.json").unlink()
+    assert weights[0] != weights[1]

@@ -12,6 +12,7 @@ from modeling_magic import MagicForMaskedLM
 from training.cli.main import app
 from training.data.text import prepare_data
 from training.retraining.retrain import follow_search
+from training.runs.folders import versions
 from training.runs.recipes import settings_from
 from training.search.run import best_table, check_exported, search_supernet, searched_space
 from training.search.settings import SearchSettings
@@ -57,6 +58,7 @@ def test_winner_is_exported_within_the_budget(folder, searcher):
     assert [layer[0] for layer in model.config.candidate_operators] == result["architecture"]
     assert json.loads((output / "model" / "search.json").read_text())["search"]["budget"] in str(result["budget"])
     assert (output / "report.html").is_file()
+    assert result["versions"] == versions()
     losses = [child.val_loss for child in Journal(output / "journal.jsonl")]
     assert result["val_loss"] == min(
         child["val_loss"] for child in [*result["search"]["searched"], *result["search"]["random"]]

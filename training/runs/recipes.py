@@ -78,7 +78,7 @@ def read_yaml(text: str) -> Any:
             return None
         _check_size(node, {})
         return loader.construct_document(node)
-    except (yaml.YAMLError, OverflowError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+    except (yaml.YAMLError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
     finally:
         loader.dispose()

@@ -26,7 +26,7 @@ from training.space import latency
 from training.space.latency import HeldOutChild, LatencyTable, MeasuredChild, measure_child, measure_latency
 from training.space.search_space import Architecture, SearchSpace
 from training.space.settings import LatencySettings
-from training.space.timing import MIN_CORE_SHARE, Bench, Conditions, Timing
+from training.space.timing import Bench, Conditions, Timing
 
 
 TWELVE_LAYERS = toy_config(candidate_operators=[list(OPERATORS)] * 12)
@@ -357,7 +357,10 @@ def test_a_table_that_misses_children_is_not_trusted():
 
 
 def test_burners_are_noticed():
-    """Twice as many busy processes as cores: the figure says that it is not to be trusted."""
+    """Twice as many busy processes as cores: the figure says that it is not to be trusted.
+
+    Which sign tells of them is the scheduler's choice: it may leave a core to the thread that is timed.
+    """
     burn = "print(flush=True)\nwhile True: pass"
     burners = [
         subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE)
@@ -374,9 +377,6 @@ def test_burners_are_noticed():
             burner.kill()
             burner.communicate()
     assert not measured.trusted
-    assert measured.conditions.core_share is not None
-    assert measured.conditions.core_share < MIN_CORE_SHARE
-    assert any("had a core" in warning for warning in measured.warnings)
     assert "NOT TO BE TRUSTED" in table_of().beside(measured)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import platform
+import time
 from collections import Counter
 
 import numpy as np
@@ -16,7 +17,16 @@ from toy import toy_config
 from toy_timing import QUIET, FakeTime, fake_clock
 
 from training.space.settings import LatencySettings
-from training.space.timing import Bench, Conditions, Timing, bootstrap, device_from, device_name, timing_of
+from training.space.timing import (
+    MIN_CORE_SHARE,
+    Bench,
+    Conditions,
+    Timing,
+    bootstrap,
+    device_from,
+    device_name,
+    timing_of,
+)
 
 
 seconds = st.floats(1e-6, 10)
@@ -32,6 +42,16 @@ def bench_of(**changes) -> Bench:
 
 
 # ---- Rounds ----
+
+
+def test_a_thread_that_waits_had_no_core():
+    """With real clocks: a workload that waits most of its time."""
+    bench = Bench(LatencySettings(seq_len=8, min_run_time=0.2), toy_config())
+    bench.run({"waits": lambda: lambda: time.sleep(0.02)}, min_rounds=3, progress=False)
+    conditions = bench.conditions()
+    assert conditions.core_share is not None
+    assert conditions.core_share < MIN_CORE_SHARE
+    assert any("had a core" in warning for warning in conditions.warnings)
 
 
 def test_an_accelerator_has_no_core_share(fake_time, monkeypatch):

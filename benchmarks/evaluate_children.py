@@ -181,7 +181,10 @@ def overhead(arguments: argparse.Namespace) -> list[str]:
     arithmetic = Stopwatch()
     for module in (model.magic.embeddings, *model.magic.encoder.layer):
         module.forward = arithmetic.around(module.forward)
-    training.supernet.evaluation._loss_and_correct = arithmetic.around(training.supernet.evaluation._loss_and_correct)
+    judge = training.supernet.evaluation.MaskedLMJudge
+    judge.sums = arithmetic.around(judge.sums)
+        training.supernet.evaluation.MaskedLMJudge.sums
+    )
     with TemporaryDirectory() as folder:
         opening = seconds(lambda: Evaluator(model, batches, journal=Path(folder) / "opened.jsonl"))
         evaluate = Evaluator(model, batches, journal=Path(folder) / "journal.jsonl")

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 from huggingface_hub.dataclasses import strict
@@ -9,7 +10,12 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 
-OPERATOR_GRAMMAR = "MHA<heads>, FFN or CONV<odd kernel>, each with an optional x<inner size>, as in MHA12 or FFNx3200"
+# The identity: a layer that a child does without.
+SKIP = "SKIP"
+
+OPERATOR_GRAMMAR = (
+    "MHA<heads>, FFN or CONV<odd kernel>, each with an optional x<inner size>, as in MHA12 or FFNx3200, or SKIP"
+)
 _OPERATOR_PATTERN = re.compile(r"(?P<kind>MHA|FFN|CONV)(?P<size>[1-9][0-9]*)?(?:x(?P<inner_size>[1-9][0-9]*))?")
 
 
@@ -18,8 +24,9 @@ class OperatorSpec:
     """One candidate operator, read from its name.
 
     Attributes:
-        kind: `"MHA"` (multi-head attention), `"FFN"` (feed-forward) or `"CONV"` (depth-wise separable convolution).
-        size: number of heads of an MHA, kernel width of a CONV, 0 for an FFN.
+        kind: `"MHA"` (multi-head attention), `"FFN"` (feed-forward), `"CONV"` (depth-wise separable convolution) or
+            `"SKIP"` (the identity).
+        size: number of heads of an MHA, kernel width of a CONV, 0 for an FFN and a SKIP.
         inner_size: width between the projections, `None` for the default of the kind (see `operator_inner_size`).
     """
 
@@ -29,11 +36,13 @@ class OperatorSpec:
 
 
 def parse_operator(name: str) -> OperatorSpec:
-    """Reads an operator name such as `MHA12`, `FFNx3200` or `CONV3`.
+    """Reads an operator name such as `MHA12`, `FFNx3200`, `CONV3` or `SKIP`.
 
     Raises:
         ValueError: the name does not follow the grammar, or a kernel is even (it would have no middle token).
     """
+    if name == SKIP:
+        return OperatorSpec(SKIP, 0, None)
     match = _OPERATOR_PATTERN.fullmatch(name)
     kind = match["kind"] if match else None
     if match is None or (match["size"] is None) != (kind == "FFN"):
@@ -47,11 +56,19 @@ def parse_operator(name: str) -> OperatorSpec:
 def operator_inner_size(spec: OperatorSpec, config: "MagicConfig") -> int:
     """Width between the projections of an operator: what its name says, else the default of its kind.
 
-    The defaults are `hidden_size` for MHA and CONV and `intermediate_size` for FFN, as in BERT (5.1).
+    The defaults are `hidden_size` for MHA and CONV and `intermediate_size` for FFN, as in BERT (5.1). A SKIP has no
+    projections: 0.
     """
+    if spec.kind == SKIP:
+        return 0
     if spec.inner_size is not None:
         return spec.inner_size
     return config.intermediate_size if spec.kind == "FFN" else config.hidden_size
+
+
+def without_skips(architecture: Iterable[str]) -> tuple[str, ...]:
+    """Returns the operators of a child as it is extracted: those of `architecture` that are not SKIP."""
+    return tuple(operator for operator in architecture if operator != SKIP)
 
 
 CONFIG_VERSION = 1
@@ -62,7 +79,8 @@ class MagicConfig(PreTrainedConfig):
     """Configuration of a MAGIC encoder or of the super-net that encoders are searched in.
 
     A layer with several names in `candidate_operators` makes a weight-sharing super-net, one name in every layer makes
-    a child: an ordinary encoder. Both are built by the same classes with the same parameter names.
+    a child: an ordinary encoder. Both are built by the same classes with the same parameter names. `SKIP` is an
+    operator of super-nets alone: a child that is extracted has one layer less for each.
 
     Attributes:
         candidate_operators: the candidate operator names of each layer, from the bottom up; by default the BERT-base
@@ -154,8 +172,8 @@ class MagicConfig(PreTrainedConfig):
 
     @property
     def is_supernet(self) -> bool:
-        """Whether some layer offers a choice of operators."""
-        return any(len(layer) > 1 for layer in self.candidate_operators)
+        """Whether some layer offers a choice of operators, or SKIP, which no child has."""
+        return any(len(layer) > 1 or SKIP in layer for layer in self.candidate_operators)
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -163,11 +181,24 @@ class MagicConfig(PreTrainedConfig):
         return tuple(layer[0] for layer in self.candidate_operators)
 
     def child_config(self, architecture) -> "MagicConfig":
-        """Returns a copy of this configuration for one child, `architecture` (one operator name a layer)."""
+        """Returns a copy of this configuration for one child, which has no layer where it skips one.
+
+        Args:
+            architecture: one operator name a layer.
+
+        Raises:
+            ValueError: all of them are SKIP, so that no layer is left.
+        """
+        chain = without_skips(architecture)
+        if not chain:
+            raise ValueError(
+                f"the child is {SKIP} in all of its {len(architecture)} layers, so that it would have none; give at "
+                f"least one layer another operator"
+            )
         values = self.to_dict()
         values.pop("transformers_version", None)
-        values["candidate_operators"] = [[operator] for operator in architecture]
-        values["num_hidden_layers"] = len(architecture)
+        values["candidate_operators"] = [[operator] for operator in chain]
+        values["num_hidden_layers"] = len(chain)
         child = type(self)(**values)
         child._attn_implementation = self._attn_implementation
         return child
@@ -227,4 +258,4 @@ class MagicConfig(PreTrainedConfig):
                 raise ValueError(f"unknown configuration key {key!r}; did you mean {close[0]!r}?")
 
 
-__all__ = ["MagicConfig", "OperatorSpec", "operator_inner_size", "parse_operator"]
+__all__ = ["SKIP", "MagicConfig", "OperatorSpec", "operator_inner_size", "parse_operator", "without_skips"]

@@ -3,6 +3,7 @@
 The file is self-contained: exported next to its weights, it needs `configuration_magic.py` and transformers only.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
@@ -27,7 +28,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_magic import MagicConfig, operator_inner_size, parse_operator
+from .configuration_magic import SKIP, MagicConfig, operator_inner_size, parse_operator
+
+
+_LAYER_NUMBER = re.compile(r"(?<=encoder\.layer\.)[0-9]+")
 
 
 def _on_plain_cpu(hidden_states: torch.Tensor) -> bool:
@@ -65,14 +69,14 @@ class MagicDropout(nn.Dropout):
 class _ShiftedDepthwiseConv(torch.autograd.Function):
     """Depth-wise convolution over (batch, seq_len, channels) as a sum of shifted products.
 
-    `nn.Conv1d(groups=channels)` wants the channels first and takes about three times as long on a CPU. First
-    derivatives only.
+    `nn.Conv1d(groups=channels)` wants the channels first and takes about three times as long on a CPU. `packing` says
+    which tokens are one sequence; `None` where each row is. First derivatives only.
     """
 
     @staticmethod
-    def _shifts(kernel_size: int, seq_len: int):
-        # (tap, where the tap's products land, where they read): position t reads t + tap - kernel_size // 2, and what
-        # lies beyond the ends is zero.
+    def _shifts(kernel_size: int, seq_len: int, packing: "Packing | None"):
+        # (tap, where the tap's products land, where they read, which of them cross the border of two sequences):
+        # position t reads t + tap - kernel_size // 2, and what lies beyond the ends is zero.
         for tap in range(kernel_size):
             shift = tap - kernel_size // 2
             if abs(shift) < seq_len:
@@ -80,18 +84,27 @@ class _ShiftedDepthwiseConv(torch.autograd.Function):
                     tap,
                     slice(max(0, -shift), seq_len - max(0, shift)),
                     slice(max(0, shift), seq_len + min(0, shift)),
+                    packing.crossing(abs(shift)) if packing is not None and shift else None,
                 )
 
     @staticmethod
-    def forward(hidden_states, weight, bias):
+    def _add_products(output, hidden_states, filters, crossing):
+        kept = None if crossing is None else output[:, crossing]
+        output.addcmul_(hidden_states, filters)
+        if kept is not None:
+            output[:, crossing] = kept
+
+    @staticmethod
+    def forward(hidden_states, weight, bias, packing):
         output = bias.expand_as(hidden_states).clone()
-        for tap, to, source in _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1]):
-            output[:, to].addcmul_(hidden_states[:, source], weight[:, 0, tap])
+        shifts = _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1], packing)
+        for tap, to, source, crossing in shifts:
+            _ShiftedDepthwiseConv._add_products(output[:, to], hidden_states[:, source], weight[:, 0, tap], crossing)
         return output
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        hidden_states, weight, _ = inputs
+        hidden_states, weight, _, ctx.packing = inputs
         ctx.save_for_backward(hidden_states, weight)
 
     @staticmethod
@@ -99,10 +112,14 @@ class _ShiftedDepthwiseConv(torch.autograd.Function):
     def backward(ctx, grad_output):
         hidden_states, weight = ctx.saved_tensors
         grad_input, grad_weight = torch.zeros_like(hidden_states), torch.zeros_like(weight)
-        for tap, to, source in _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1]):
-            grad_input[:, source].addcmul_(grad_output[:, to], weight[:, 0, tap])
-            grad_weight[:, 0, tap] = (grad_output[:, to] * hidden_states[:, source]).sum((0, 1))
-        return grad_input, grad_weight, grad_output.sum((0, 1))
+        shifts = _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1], ctx.packing)
+        for tap, to, source, crossing in shifts:
+            _ShiftedDepthwiseConv._add_products(grad_input[:, source], grad_output[:, to], weight[:, 0, tap], crossing)
+            products = grad_output[:, to] * hidden_states[:, source]
+            if crossing is not None:
+                products[:, crossing] = 0
+            grad_weight[:, 0, tap] = products.sum((0, 1))
+        return grad_input, grad_weight, grad_output.sum((0, 1)), None
 
 
 class DepthwiseConv1d(nn.Conv1d):
@@ -111,11 +128,21 @@ class DepthwiseConv1d(nn.Conv1d):
     def __init__(self, channels: int, kernel_size: int):
         super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size // 2)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns the convolved states, (batch, seq_len, channels)."""
-        if _on_plain_cpu(hidden_states) and hidden_states.dtype == self.weight.dtype:
-            return _ShiftedDepthwiseConv.apply(hidden_states, self.weight, self.bias)
-        return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
+    def forward(self, hidden_states: torch.Tensor, packing: "Packing | None" = None) -> torch.Tensor:
+        """Returns the convolved states, (batch, seq_len, channels), of the same type; packed ones where they are."""
+        if _on_plain_cpu(hidden_states) and not (packing is None and self._torch_is_fast(hidden_states)):
+            # Half precision, the model's or autocast's, is slower than single in elementwise operations.
+            dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+            states, weight, bias = (tensor.to(dtype) for tensor in (hidden_states, self.weight, self.bias))
+            return _ShiftedDepthwiseConv.apply(states, weight, bias, packing).to(hidden_states.dtype)
+        padded = hidden_states if packing is None else packing.unpack(hidden_states)
+        output = super().forward(padded.transpose(1, 2)).transpose(1, 2)
+        return output if packing is None else packing.pack(output)
+
+    @staticmethod
+    def _torch_is_fast(hidden_states: torch.Tensor) -> bool:
+        # The one type and instruction set for which torch's kernel takes less time than shifted products.
+        return hidden_states.dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class Packing(NamedTuple):
@@ -124,10 +151,12 @@ class Packing(NamedTuple):
     Attributes:
         tokens: (batch, seq_len), true where a real token is.
         lengths: number of real tokens of each sequence.
+        sequences: (number of real tokens,), the sequence of each.
     """
 
     tokens: torch.Tensor
     lengths: list[int]
+    sequences: torch.Tensor
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor) -> "Packing | None":
@@ -137,7 +166,11 @@ class Packing(NamedTuple):
         # A convolution sees a zero at a hole between tokens; packed, it would see the next token.
         if tokens.all() or (starts != 1).any():
             return None
-        return cls(tokens, tokens.sum(dim=1).tolist())
+        return cls(tokens, tokens.sum(dim=1).tolist(), tokens.nonzero()[:, 0])
+
+    def crossing(self, distance: int) -> torch.Tensor:
+        """Returns the n for which the packed tokens n and n + `distance`, at least 1, are of two sequences."""
+        return (self.sequences[distance:] != self.sequences[:-distance]).nonzero().squeeze(1)
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """Returns (1, number of real tokens, width) from (batch, seq_len, width)."""
@@ -358,9 +391,23 @@ class MagicConvolution(nn.Module):
         inner = self.activation(self.intermediate(hidden_states))
         if padding_mask is not None:
             inner = inner * padding_mask.to(inner.dtype)
-        # The depth-wise part is a small share of the operator: padded rows keep the sequences apart at little cost.
-        inner = self.depthwise(inner) if packing is None else packing.pack(self.depthwise(packing.unpack(inner)))
+        inner = self.depthwise(inner, packing)
         return self.LayerNorm(self.dropout(self.dense(inner)) + hidden_states), None
+
+
+class MagicSkip(nn.Module):
+    """SKIP: the identity, without a residual sum and a norm."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, None]:
+        """Returns its input (batch, seq_len, hidden) and no attention weights."""
+        return hidden_states, None
 
 
 def _build_operator(config: MagicConfig, name: str) -> nn.Module:
@@ -370,7 +417,9 @@ def _build_operator(config: MagicConfig, name: str) -> nn.Module:
         return MagicAttention(config, spec.size, inner_size)
     if spec.kind == "FFN":
         return MagicFeedForward(config, inner_size)
-    return MagicConvolution(config, spec.size, inner_size)
+    if spec.kind == "CONV":
+        return MagicConvolution(config, spec.size, inner_size)
+    return MagicSkip()
 
 
 class MagicLayer(GradientCheckpointingLayer):
@@ -547,8 +596,20 @@ class MagicPreTrainedModel(PreTrainedModel):
         return architecture
 
     def extract_child(self, architecture: Sequence[str]) -> Self:
-        """Returns the child `architecture` as a model of its own: the same class with copies of its tensors only."""
-        config = self.config.child_config(self.resolve_architecture(architecture))
+        """Returns the child `architecture` as a model of its own: the same class with copies of its tensors only.
+
+        Where the child skips a layer it has none, and those above it move down.
+
+        Raises:
+            ValueError: as `resolve_architecture`; or every layer is skipped.
+        """
+        architecture = self.resolve_architecture(architecture)
+        config = self.config.child_config(architecture)
+        layers = [index for index, operator in enumerate(architecture) if operator != SKIP]
+
+        def own_name(name: str) -> str:
+            return _LAYER_NUMBER.sub(lambda number: str(layers[int(number[0])]), name, count=1)
+
         if isinstance(self, MagicModel):
             config.add_pooling_layer = self.pooler is not None
         # On the meta device, so that nothing is drawn from the random generator for weights about to be replaced.
@@ -557,7 +618,7 @@ class MagicPreTrainedModel(PreTrainedModel):
         own = self.state_dict()
         if any(tensor.is_meta for tensor in own.values()):
             raise ValueError("the model's weights are offloaded; load it without offloading to extract a child")
-        child.load_state_dict({name: own[name].detach().clone() for name in child.state_dict()}, assign=True)
+        child.load_state_dict({name: own[own_name(name)].detach().clone() for name in child.state_dict()}, assign=True)
         child.tie_weights()
         return child.train(self.training)
 

@@ -1,4 +1,4 @@
-"""The commands `magic-nas analyze ...`: interference between children, and how well super-nets rank them."""
+"""The commands `magic-nas analyze ...`: what weight sharing does, and results beside those of the paper."""
 
 import math
 import os
@@ -14,7 +14,8 @@ from .options import Given, OutputDir, start, takes
 
 app = typer.Typer(
     name="analyze",
-    help="Measure what weight sharing does: interference on shared operators, ranking against children trained alone.",
+    help="Measure what weight sharing does: interference on shared operators, ranking against children trained alone. "
+    "Show results beside the paper's.",
     no_args_is_help=True,
 )
 
@@ -134,3 +135,14 @@ def sweep(
     from ..analysis.sweep_run import run_sweep
 
     print(f"\n{run_sweep(given.settings(), output_dir)['table']}")
+
+
+@app.command("compression-table")
+def compression(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Finished `magic-nas finetune` runs.")] = None,
+    form: Annotated[str, typer.Option(help="markdown or csv.")] = "markdown",
+) -> None:
+    """Show fine-tuned models beside the published rows of the paper's Table 4."""
+    from ..finetuning.compression_table import compression_table, sweep_row
+
+    print(compression_table([sweep_row(run) for run in runs or []], form))

@@ -290,35 +290,35 @@ def squad_split(
 
 
 @app.command()
-def compression(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Finished `magic-nas finetune` runs.")] = None,
-    form: Annotated[str, typer.Option(help="markdown or csv.")] = "markdown",
-) -> None:
-    """Show fine-tuned models beside the published rows of the paper's Table 4."""
-    from ..finetuning.compression_table import compression_table, sweep_row
-
-    print(compression_table([sweep_row(run) for run in runs or []], form))
-
-
-@app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A finished super-net run; with --onnx a model folder as well.")],
     output_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
     architecture: Child = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: of a model folder, or beside the child.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="With --onnx: write it with weights of 8 bits as well, model_int8.onnx.")
+    ] = False,
 ) -> None:
     """Write a child of a super-net, with the weights it has there, as a model folder; or a model folder as ONNX."""
+    if int8 and not onnx:
+        raise ValueError("--int8 quantises the ONNX file; add --onnx")
     start()
-    from ..hub.onnx_export import export_onnx
+    from ..hub.onnx_export import check_packages, export_onnx, quantize_onnx
     from ..supernet.loading import export_child
 
-    if onnx and (source / "config.json").is_file():
-        print(f"onnx:  {export_onnx(source, output_dir)}")
-        return
-    folder = export_child(source, output_dir, architecture)
-    print(f"model: {folder}")
+    model, onnx_folder = source, output_dir
     if onnx:
-        print(f"onnx:  {export_onnx(folder, folder / 'onnx')}")
+        # Before a child is written.
+        check_packages(int8)
+    if not (onnx and (source / "config.json").is_file()):
+        model = export_child(source, output_dir, architecture)
+        onnx_folder = model / "onnx"
+        print(f"model: {model}")
+    if onnx:
+        path = export_onnx(model, onnx_folder)
+        print(f"onnx:  {_sized(path)}")
+        if int8:
+            print(f"int8:  {_sized(quantize_onnx(path))}")
 
 
 @app.command()
@@ -369,6 +369,11 @@ def options(
     from .reference import options_page
 
     print(options_page(" ".join(command or ())))
+
+
+def _sized(path: Path) -> str:
+    """Returns a file's path and its size."""
+    return f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
 def main() -> None:

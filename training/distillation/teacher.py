@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -300,6 +300,21 @@ def sequence_keys(inputs: Inputs, masked: Tensor | None = None) -> list[bytes]:
             digest.update(array[row, :length].tobytes())
         keys.append(digest.digest())
     return keys
+
+
+def split_record(record: Record, lengths: Tensor) -> list[Record]:
+    """Returns the records of the sequences of a batch, of which each has so many rows."""
+    bounds = np.cumsum(lengths.cpu().numpy())[:-1]
+    names = list(record)
+    parts = zip(*(np.split(array, bounds) for array in record.values()), strict=True)
+    # Copies: a view would keep the whole batch in memory.
+    return [{name: array.copy() for name, array in zip(names, part, strict=True)} for part in parts]
+
+
+def join_records(records: Iterable[Record]) -> Record:
+    """Returns the records of several sequences as one, their rows end to end."""
+    kept = list(records)
+    return {name: np.concatenate([record[name] for record in kept]) for name in kept[0]}
 
 
 class _Shard(NamedTuple):

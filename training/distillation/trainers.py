@@ -6,7 +6,6 @@ hidden states are imitated. The paper is silent about weight and temperature: 0.
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ from .teacher import (
     TeacherCache,
     check_teacher,
     head_of,
+    join_records,
     masked_logits,
     sequence_keys,
+    split_record,
     teacher_inputs,
     weights_hash,
 )
@@ -171,10 +172,10 @@ class _DistillationTrainer(AccumulatedLossTrainer):
         if missing:
             part = {name: tensor[missing] for name, tensor in read.items()}
             rows, counts = self._run_teacher(part, None if masked is None else masked[missing])
-            for index, record in zip(missing, _split(self._pack(rows), counts), strict=True):
+            for index, record in zip(missing, split_record(self._pack(rows), counts), strict=True):
                 self.teacher_cache.put(keys[index], record)
                 records[index] = record
-        return self._unpack(_join(record for record in records if record is not None))
+        return self._unpack(join_records(record for record in records if record is not None))
 
     @torch.no_grad()
     def _run_teacher(self, inputs: Inputs, masked: Tensor | None) -> tuple[Rows, Tensor]:
@@ -188,19 +189,6 @@ class _DistillationTrainer(AccumulatedLossTrainer):
 
     def _unpack(self, record: Record) -> Rows:
         return {name: torch.from_numpy(array).to(self.args.device) for name, array in record.items()}
-
-
-def _split(record: Record, counts: Tensor) -> list[Record]:
-    bounds = np.cumsum(counts.cpu().numpy())[:-1]
-    names = list(record)
-    parts = zip(*(np.split(array, bounds) for array in record.values()), strict=True)
-    # Copies: a view would keep the whole batch in memory.
-    return [{name: array.copy() for name, array in zip(names, part, strict=True)} for part in parts]
-
-
-def _join(records: Iterable[Record]) -> Record:
-    kept = list(records)
-    return {name: np.concatenate([record[name] for record in kept]) for name in kept[0]}
 
 
 class MaskedLMDistillationTrainer(_DistillationTrainer):

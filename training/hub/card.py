@@ -83,7 +83,7 @@ def render_model_card(
         mask_token: the tokenizer's, for the examples of a masked LM.
         kind: name of the model's class, a key of `HEADS`.
     """
-    head, call = HEADS[kind], _example_call(kind, mask_token)
+    head, call = HEADS[kind], example_call(kind, mask_token)
     imports = [head.auto_class, "AutoTokenizer", *(["pipeline"] if "pipeline(" in call else [])]
     return card_template().substitute(
         metadata=card_metadata(manifest, name, mask_token, kind).to_yaml(),
@@ -107,8 +107,8 @@ def render_model_card(
     )
 
 
-def _example_call(kind: str, mask_token: str | None) -> str:
-    """Returns the last lines of the usage example."""
+def example_call(kind: str, mask_token: str | None) -> str:
+    """Returns the last lines of the usage example of a class, with `encoder` and `tokenizer` loaded before."""
     sentence = _sentence(kind, mask_token)
     if kind == "MagicForPreTraining":
         return f'encoder(**tokenizer("{sentence}", return_tensors="pt")).logits'

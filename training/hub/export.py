@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,12 @@ WEIGHT_FILES = (
     "onnx/model.onnx",
     "onnx/model.onnx.data",
     "onnx/config.json",
+    # Those of sentence-transformers: left behind, they would speak of another model.
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "2_Normalize/config.json",
 )
 
 OTHER_FILES = (
@@ -109,6 +116,8 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase,
     output_dir: str | Path,
     manifest: dict[str, Any],
+    card: str | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a child as a model folder of its own and returns its path.
 
@@ -122,6 +131,8 @@ def export_model(
         output_dir: where to write.
         manifest: where the model comes from, for search.json and the card; `describe_model` has what is added to it.
             Of paths on this machine only the last part is written. "language" and "license" go to the card.
+        card: the whole model card, instead of one made from the manifest.
+        files: text of further files by their path in the folder, of those that an export may hold.
 
     Raises:
         ValueError: the model is a super-net, or `output_dir` holds something else.
@@ -140,9 +151,13 @@ def export_model(
             shutil.copyfile(Path(modeling_magic.__file__).with_name(name), temporary / name)
         write_json(temporary / MANIFEST_NAME, manifest)
         draw_architecture(manifest["architecture"], temporary / FIGURE_NAME, HEADS[kind].name)
-        card = render_model_card(model.config, manifest, output_dir.resolve().name, tokenizer.mask_token, kind)
+        if card is None:
+            card = render_model_card(model.config, manifest, output_dir.resolve().name, tokenizer.mask_token, kind)
+            write_benchmark_results(manifest, kind, temporary)
         write_text(temporary / CARD_NAME, card)
-        write_benchmark_results(manifest, kind, temporary)
+        for name, text in (files or {}).items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            write_text(temporary / name, text)
     return output_dir
 
 

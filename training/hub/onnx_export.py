@@ -1,13 +1,30 @@
-"""Export to ONNX (the extra `onnx`)."""
+"""Export to ONNX, and its quantisation to int8 (the extra `onnx`)."""
 
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
+from torch import Tensor
 
 import modeling_magic
 
 from ..files import write_json, written_at_once
+
+
+INT8_NAME = "model_int8.onnx"
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# Linear layers and embedding tables. A convolution of int8 is slower than one of float32 and has few weights.
+_QUANTISED = ["MatMul", "Gather"]
+
+
+def check_packages(int8: bool = False) -> None:
+    """Raises a ValueError where a package is missing that the export needs, or the quantisation after it."""
+    _need("onnx", "onnxscript", *(["onnxruntime"] if int8 else []))
 
 
 def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
@@ -23,11 +40,7 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
     Raises:
         ValueError: the packages of the extra are missing, or the model is a super-net.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{error}; install what the export needs: pip install 'magic-nas[onnx]'") from None
+    check_packages()
     config = transformers.AutoConfig.from_pretrained(folder)
     if config.is_supernet:
         raise ValueError(f"{folder} holds a super-net; export one of its children first: magic-nas export")
@@ -37,16 +50,116 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "model.onnx"
-    with written_at_once(path) as temporary:
+    with written_at_once(path) as temporary, _quiet():
         _trace(model, temporary)
     write_json(output_dir / "config.json", config.to_dict())
     return path
 
 
+def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:
+    """Writes an ONNX model with weights of linear layers and embedding tables in int8, and returns the file's path.
+
+    Activations are quantised as they come (ONNX Runtime's dynamic quantisation), so that no data is needed. Weights
+    have a scale for each output channel, and seven of the eight bits: with all eight, sums overflow on processors
+    without VNNI, and the outputs would depend on the processor.
+
+    Args:
+        path: what `export_onnx` wrote.
+        output: the file to write; left out, model_int8.onnx beside `path`.
+
+    Raises:
+        ValueError: the packages of the extra are missing, or there is no file at `path`.
+    """
+    _need("onnx", "onnxruntime")
+    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
+
+    path = Path(path)
+    output = path.with_name(INT8_NAME) if output is None else Path(output)
+    _check_file(path)
+    with written_at_once(output) as temporary, _quiet():
+        # Both write files of their own beside what they read and write.
+        folded = temporary.with_name("folded.onnx")
+        # Folds constants: the table that a masked-LM head shares with the embeddings would otherwise be turned to
+        # float32 and transposed in each call.
+        quant_pre_process(path, folded, skip_symbolic_shape=True)
+        quantize_dynamic(
+            folded,
+            temporary,
+            op_types_to_quantize=_QUANTISED,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
+    return output
+
+
+class OnnxModel:
+    """An ONNX file that is called as a torch model is: tensors by name in, tensors by name out, on the CPU.
+
+    Attributes:
+        path: of the file.
+        num_threads: CPU threads of a call.
+    """
+
+    def __init__(self, path: str | Path, num_threads: int = 1) -> None:
+        """Loads the file.
+
+        Args:
+            path: what `export_onnx` or `quantize_onnx` wrote.
+            num_threads: CPU threads of a call.
+
+        Raises:
+            ValueError: ONNX Runtime is missing, `path` is no ONNX file, or there is no thread.
+        """
+        _need("onnxruntime")
+        import onnxruntime
+
+        if num_threads < 1:
+            raise ValueError(f"num_threads is {num_threads}; it must be at least 1")
+        self.path, self.num_threads = Path(path), num_threads
+        _check_file(self.path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
+        # Threads that spin after a call would take a core from what is called next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # ONNX Runtime's exceptions have no class of their own in common.
+            raise ValueError(f"{path} is not an ONNX file that can be run: {error}") from error
+        self.input_names = tuple(one.name for one in self._session.get_inputs())
+        self.output_names = tuple(one.name for one in self._session.get_outputs())
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Runs the model.
+
+        Args:
+            **inputs: input_ids (batch, length), and attention_mask and token_type_ids of its shape: all 1 and all 0
+                where left out.
+
+        Returns:
+            The outputs by name, such as last_hidden_state (batch, length, hidden), on the CPU.
+
+        Raises:
+            ValueError: input_ids are missing, or an input is none of the model's.
+        """
+        if unknown := inputs.keys() - set(self.input_names):
+            raise ValueError(f"{self.path} takes {', '.join(self.input_names)}; got {', '.join(sorted(unknown))}")
+        if "input_ids" not in inputs:
+            raise ValueError(f"{self.path} needs input_ids; got {', '.join(inputs) or 'nothing'}")
+        filled = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
+        given = {name: inputs.get(name) for name in self.input_names}
+        arrays = {
+            name: (filled[name](inputs["input_ids"]) if value is None else value).to("cpu", torch.long).numpy()
+            for name, value in given.items()
+        }
+        outputs = self._session.run(None, arrays)
+        return {name: torch.from_numpy(value) for name, value in zip(self.output_names, outputs, strict=True)}
+
+
 def _trace(model: transformers.PreTrainedModel, path: Path) -> None:
     # Sizes that occur once only: the exporter would take equal ones for one size.
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    example = {name: torch.ones(2, 9, dtype=torch.long) for name in names}
+    example = {name: torch.ones(2, 9, dtype=torch.long) for name in _INPUTS}
     example["attention_mask"][1, 5:] = 0
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=model.config.max_sequence_length)}
     with torch.no_grad():
@@ -57,8 +170,37 @@ def _trace(model: transformers.PreTrainedModel, path: Path) -> None:
         f=path,
         dynamo=True,
         external_data=False,
-        input_names=list(names),
+        input_names=list(_INPUTS),
         output_names=output_names,
-        dynamic_shapes=dict.fromkeys(names, sizes),
+        dynamic_shapes=dict.fromkeys(_INPUTS, sizes),
         verbose=False,
     )
+
+
+def _need(*packages: str) -> None:
+    """Raises a ValueError that names the extra where one of the packages is missing."""
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(f"{error}; install what the export needs: pip install 'magic-nas[onnx]'") from None
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; write one with `magic-nas export FOLDER OUTPUT_DIR --onnx`")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps warnings from the screen that the exporter and the quantiser give for every model."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxruntime")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

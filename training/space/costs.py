@@ -9,13 +9,15 @@ FLOPs come in named conventions, because published figures differ by them:
 - "macs": multiply-adds of the matrix products and convolutions.
 - "torch": what `torch.utils.flop_counter.FlopCounterMode` counts with eager attention, twice the "macs". On a CPU the
   counter misses the depth-wise part of CONV, which the model computes there without a convolution kernel.
+
+SKIP costs nothing in any of them, and nothing else either: an extracted child has no layer for it.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from modeling_magic.configuration_magic import MagicConfig, operator_inner_size, parse_operator
+from modeling_magic.configuration_magic import SKIP, MagicConfig, operator_inner_size, parse_operator
 
 from ..internals import attention_implementation
 from .budgets import AdditiveCost
@@ -51,6 +53,8 @@ _ACTIVATION_TENSORS = {
 def operator_parameters(name: str, config: MagicConfig) -> int:
     """Number of parameters of one operator, its norm included."""
     kind, size, inner = _read_operator(name, config)
+    if kind == SKIP:
+        return 0
     hidden = config.hidden_size
     projection_in = hidden * inner + inner
     projection_out_and_norm = inner * hidden + hidden + 2 * hidden
@@ -110,6 +114,8 @@ def operator_flops(name: str, config: MagicConfig, seq_len: int = 128, conventio
     """FLOPs of the forward pass of one operator over one sequence of `seq_len` tokens."""
     _check_counting(config, seq_len, convention)
     operator = _read_operator(name, config)
+    if operator[0] == SKIP:
+        return 0
     macs = _operator_macs(operator, config.hidden_size, seq_len)
     elementwise = _operator_elementwise(operator, config.hidden_size, seq_len)
     return seq_len * _in_convention(convention, macs, elementwise)
@@ -168,6 +174,8 @@ def operator_activation_bytes(name: str, config: MagicConfig, seq_len: int, batc
     """Bytes that one operator keeps for the backward pass, its input included; see `activation_bytes`."""
     _check_activations(config, seq_len, batch_size)
     kind, size, inner = _read_operator(name, config)
+    if kind == SKIP:
+        return 0
     tokens, hidden = batch_size * seq_len, config.hidden_size
     # Its input, what goes into the norm, the norm's mean and deviation, and the mask of the dropout.
     around = tokens * (2 * hidden + 2) + _dropout_mask(config, tokens * hidden)
@@ -242,7 +250,7 @@ def additive_cost(
 
 
 def _read_operator(name: str, config: MagicConfig) -> tuple[str, int, int]:
-    """Kind, size (heads or kernel, 0 for an FFN) and inner size of an operator."""
+    """Kind, size (heads or kernel, 0 for an FFN and a SKIP) and inner size of an operator."""
     spec = parse_operator(name)
     size, inner = spec.size, operator_inner_size(spec, config)
     if spec.kind == "MHA" and inner % size:

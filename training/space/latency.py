@@ -13,6 +13,8 @@ How the figures are taken:
   leave an operator open, it is taken to be slower than alone by the same factor as the others.
 - Other children, drawn uniformly, are timed in the same rounds and are no part of the fit. The error on them is kept
   in the table and shown with it.
+- SKIP takes no time and is not timed: a child has no layer for it. Children that differ in the places of SKIP alone
+  are one, so that only one of them is timed.
 - Every child is extracted as it would be deployed. Small ones are kept over the rounds, large ones are extracted anew
   in each, so that only one is there at a time.
 """
@@ -33,6 +35,7 @@ from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicForPreTraining, MagicModel
+from modeling_magic.configuration_magic import SKIP, without_skips
 from modeling_magic.modeling_magic import MagicLayer, MagicPreTrainedModel
 
 from ..files import from_json, read_json, write_json
@@ -134,7 +137,7 @@ class LatencyTable:
         transformers_version: of transformers.
         sizes: the configuration's fields that latency depends on.
         outside: embeddings, masks, head and overhead, as the time of a child without layers.
-        operators: by name; the time that one more of them adds to a child.
+        operators: by name; the time that one more of them adds to a child. That of SKIP, where the space has it, is 0.
         held_out: whole children that the operators were not fitted to.
         conditions: what was seen of the machine.
     """
@@ -203,6 +206,10 @@ class LatencyTable:
         """
         ignored = set() if self.settings.head == "mlm" else {*_SIZES_OF_THE_HEAD}
         ignored |= set() if vocabulary else {"vocab_size"}
+        longest = self.sizes["num_hidden_layers"]
+        if SKIP in self.operators and isinstance(longest, int) and len(config.candidate_operators) < longest:
+            # Children of the space that was measured have fewer layers where they skip some.
+            ignored.add("num_hidden_layers")
         differences = [
             f"{name} is {self.sizes[name]} in the table and {size} in the configuration"
             for name, size in _sizes(config).items()
@@ -323,14 +330,19 @@ def measure_latency(
         progress: show a bar.
 
     Raises:
-        ValueError: a device that is not there, or sequences longer than the model takes.
+        ValueError: a device that is not there, sequences longer than the model takes, or only SKIP to be timed.
     """
     settings = settings or LatencySettings()
     if num_held_out < 1:
         raise ValueError(f"num_held_out is {num_held_out}; it must be at least 1")
     space, rng = SearchSpace.from_config(config.candidate_operators), random.Random(settings.seed)
-    held_out = space.sample_distinct(num_held_out, rng)
-    names = space.operator_names
+    held_out = _distinct_chains(space.sample_distinct(num_held_out, rng))
+    if not held_out:
+        raise ValueError(
+            f"the held-out children, {num_held_out} or fewer, are {SKIP} in every layer, so that nothing is timed; "
+            f"hold out more, or give some layer another operator"
+        )
+    names = without_skips(space.operator_names)
     fitted = [_child_rich_in(name, space, held_out, rng) for name in names * _FITTED_CHILDREN_PER_OPERATOR]
     bench = Bench(settings, config)
     model = _random_model(config, settings)
@@ -339,7 +351,8 @@ def measure_latency(
     if num_parameters <= _MAX_KEPT_PARAMETERS:
         extract = cache(extract)
     samples = bench.run(_workloads(model, extract, bench.input_ids, fitted, held_out), _MIN_ROUNDS, progress)
-    outside, operators = _fit(names, samples)
+    outside, timed = _fit(names, samples)
+    operators = {name: timed.get(name, Timing(0.0, 0.0, 0.0)) for name in space.operator_names}
     cost = _cost(outside, operators)
     attention = attention_implementation(model.config)
     assert attention is not None
@@ -403,7 +416,7 @@ def _workloads(
 ) -> dict[_Key, Callable[[], Statement]]:
     """What makes each call to time: "outside", "alone" (one operator), "fitted" and "held out" (whole children)."""
     layers = [layer for layer in _encoder(model).encoder.layer if isinstance(layer, MagicLayer)]
-    names = SearchSpace.from_config(model.config.candidate_operators).operator_names
+    names = without_skips(SearchSpace.from_config(model.config.candidate_operators).operator_names)
     alone = {name: [layer for layer in layers if name in layer.operators] for name in names}
     return {
         ("outside", ()): partial(_outside, model, input_ids),
@@ -418,7 +431,8 @@ def _workloads(
 
 def _outside(model: MagicPreTrainedModel, input_ids: Tensor) -> Statement:
     """A call of a model without layers."""
-    stem = model.extract_child(model.config.chain)
+    # Any child will do that has a layer at all.
+    stem = model.extract_child([(*without_skips(layer), SKIP)[0] for layer in model.config.candidate_operators])
     _encoder(stem).encoder = _NoLayers()  # type: ignore[assignment]
     return partial(stem, input_ids=input_ids)
 
@@ -472,8 +486,18 @@ def _operator_seconds(names: Sequence[str], medians: Mapping[_Key, float]) -> np
     return factors[:-1] * per_operator
 
 
+def _distinct_chains(children: Sequence[Architecture]) -> list[Architecture]:
+    """The children, the first of those that are one without their SKIPs; none that is SKIP throughout."""
+    chains: dict[Architecture, Architecture] = {}
+    for child in children:
+        chains.setdefault(without_skips(child), child)
+    chains.pop((), None)
+    return list(chains.values())
+
+
 def _child_rich_in(name: str, space: SearchSpace, others: Sequence[Architecture], rng: random.Random) -> Architecture:
     """A child with the operator in just over a third of the layers, as far as they offer it; not one of `others`."""
+    known = set(map(without_skips, others))
     offering = [layer for layer, candidates in enumerate(space.candidates) if name in candidates]
 
     def draw() -> Architecture:
@@ -485,7 +509,7 @@ def _child_rich_in(name: str, space: SearchSpace, others: Sequence[Architecture]
 
     draws = [draw() for _ in range(20)]
     # In a space of a few children there may be no other one.
-    return next((child for child in draws if child not in others), draws[0])
+    return next((child for child in draws if without_skips(child) not in known), draws[0])
 
 
 def _random_model(config: MagicConfig, settings: LatencySettings) -> MagicPreTrainedModel:

@@ -4,20 +4,20 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from tqdm.auto import tqdm
 
 from modeling_magic import MagicForMaskedLM
-from modeling_magic.modeling_magic import Packing
+from modeling_magic.modeling_magic import MagicPreTrainedModel, Packing
 
 from ..data.text import MaskingCollator, PreparedData
 from ..internals import num_writes
@@ -28,6 +28,8 @@ from .journal import Journal, RankedChild
 Batch = dict[str, Tensor]
 T = TypeVar("T")
 
+# What of a batch the embeddings read.
+_EMBEDDED = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
 # Between two looks at the children that other processes are evaluating.
 _POLL_SECONDS = 0.05
 
@@ -65,11 +67,46 @@ def judging_batches(data: PreparedData, mlm_probability: float, batch_size: int,
     return validation_batches(data.validation, collator, batch_size, num_sequences)
 
 
-_NOTHING_TO_PREDICT = "no token of the validation batches is to be predicted; give more text or mask more tokens"
+# ---- What children are judged by ----
+
+
+class Judge(Protocol):
+    """What is measured of a child on a validation batch: a loss, to be low, and a second score, to be high."""
+
+    def num_items(self, batch: Batch) -> int:
+        """Returns how many items (masked tokens, sentences) a batch has, which both sums are means over."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """Returns what the batch is judged by, on its device: found once and the same for all children."""
+
+    def sums(self, model: Any, states: Tensor, prepared: Any) -> Tensor:
+        """Returns the summed loss and the summed second score, (2,), from H_N, (batch, seq_len, hidden)."""
+
+
+class MaskedLMJudge:
+    """Cross-entropy and accuracy at the masked positions (5.1), by the model's own masked-LM head."""
+
+    def num_items(self, batch: Batch) -> int:
+        """Returns the number of masked tokens."""
+        return int((batch["labels"] != -100).sum())
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the places of the masked tokens in the flat batch, and the tokens themselves."""
+        labels = batch["labels"].flatten()
+        # Found once, since looking for them waits for the device.
+        positions = (labels != -100).nonzero().squeeze(1)
+        return positions, labels[positions]
+
+    def sums(self, model: MagicForMaskedLM, states: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
+        """Returns the summed cross-entropy and the number of right predictions."""
+        positions, labels = prepared
+        logits = model.lm_head(states.flatten(0, 1)[positions]).float()
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        return torch.stack([loss, (logits.argmax(dim=-1) == labels).sum().float()])
 
 
 @contextmanager
-def _validating(model: MagicForMaskedLM, accelerator: Accelerator | None) -> Iterator[None]:
+def _validating(model: MagicPreTrainedModel, accelerator: Accelerator | None) -> Iterator[None]:
     """No gradients and no dropout; the model is left in the mode it was in."""
     was_training = model.training
     model.eval()
@@ -81,11 +118,18 @@ def _validating(model: MagicForMaskedLM, accelerator: Accelerator | None) -> Ite
         model.train(was_training)
 
 
+def _count_items(batches: Sequence[Batch], judge: Judge) -> int:
+    if not (number := sum(map(judge.num_items, batches))):
+        raise ValueError("no token of the validation batches is to be predicted; give more text or mask more tokens")
+    return number
+
+
 def evaluate_child(
-    model: MagicForMaskedLM,
+    model: MagicPreTrainedModel,
     batches: Sequence[Batch],
     architecture: Sequence[str] | None = None,
     accelerator: Accelerator | None = None,
+    judge: Judge | None = None,
 ) -> tuple[float, float]:
     """Returns validation loss and accuracy of one child, each a mean over the masked tokens of all batches.
 
@@ -96,37 +140,31 @@ def evaluate_child(
         batches: collated batches with `labels`, -100 where nothing is predicted; every rank passes all of them.
         architecture: the child; may be left out where the model holds only one.
         accelerator: spreads the batches over its processes; every process returns the same numbers.
+        judge: what is measured in place of the masked-LM loss and its accuracy.
 
     Raises:
         ValueError: there is nothing to predict.
     """
+    judge = judge or MaskedLMJudge()
+    number = _count_items(batches, judge)
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64)
     with _validating(model, accelerator):
         for batch in batches[rank::world_size]:
-            sums += _sums_of_batch(model, batch, architecture).cpu().double()
+            sums += _sums_of_batch(model, batch, architecture, judge).cpu().double()
     if accelerator is not None and world_size > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
-    loss, correct, tokens = sums.tolist()
-    if not tokens:
-        raise ValueError(_NOTHING_TO_PREDICT)
-    return loss / tokens, correct / tokens
+    loss, score = sums.tolist()
+    return loss / number, score / number
 
 
-def _sums_of_batch(model: MagicForMaskedLM, batch: Batch, architecture: Sequence[str] | None) -> Tensor:
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    labels = inputs.pop("labels")
-    hidden_states = model.magic(**inputs, architecture=architecture).last_hidden_state
-    labelled = labels != -100
-    sums = _loss_and_correct(model, hidden_states[labelled], labels[labelled])
-    return torch.cat([sums, labelled.sum().float().unsqueeze(0)])
-
-
-def _loss_and_correct(model: MagicForMaskedLM, states: Tensor, labels: Tensor) -> Tensor:
-    """The summed cross-entropy and the number of right predictions; states (tokens, hidden), labels (tokens)."""
-    logits = model.lm_head(states).float()
-    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([loss, (logits.argmax(dim=-1) == labels).sum().float()])
+def _sums_of_batch(
+    model: MagicPreTrainedModel, batch: Batch, architecture: Sequence[str] | None, judge: Judge
+) -> Tensor:
+    batch = send_to_device(batch, model.device)
+    inputs = {name: batch[name] for name in _EMBEDDED if name in batch}
+    outputs = model.base_model(**inputs, attention_mask=batch.get("attention_mask"), architecture=architecture)
+    return judge.sums(model, outputs.last_hidden_state, judge.prepare(batch))
 
 
 def rank_children(
@@ -135,9 +173,10 @@ def rank_children(
     architectures: Iterable[Architecture],
     accelerator: Accelerator | None = None,
     progress: bool = False,
+    judge: Judge | None = None,
 ) -> list[RankedChild]:
     """Returns the distinct children among `architectures`, each evaluated once, the lowest validation loss first."""
-    ranked = Evaluator(model, batches, accelerator, progress=progress)(architectures)
+    ranked = Evaluator(model, batches, accelerator, progress=progress, judge=judge)(architectures)
     return sorted(ranked, key=lambda child: (math.isnan(child.val_loss), child.val_loss, child.architecture))
 
 
@@ -166,27 +205,23 @@ def _branch_depths(order: Sequence[Architecture]) -> list[tuple[int, ...]]:
 
 
 class _Inputs(NamedTuple):
-    """A validation batch as the layers and the head take it, the same for all children."""
+    """A validation batch as the layers and the judge take it, the same for all children."""
 
     embedded: tuple[Tensor | None, ...]
     masks: tuple[Tensor | BlockMask | None, Tensor | None]
     packing: Packing | None
-    positions: Tensor
-    labels: Tensor
+    prepared: Any
 
     @classmethod
-    def of(cls, model: MagicForMaskedLM, batch: Batch) -> Self:
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        names = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
-        embedded = tuple(inputs.get(name) for name in names)
-        mask, labels = inputs.get("attention_mask"), inputs["labels"].flatten()
-        # Found once, since looking for them waits for the device.
-        positions = (labels != -100).nonzero().squeeze(1)
+    def of(cls, model: MagicPreTrainedModel, batch: Batch, judge: Judge) -> Self:
+        batch = send_to_device(batch, model.device)
+        embedded, mask = tuple(batch.get(name) for name in _EMBEDDED), batch.get("attention_mask")
         packing = None
         if mask is not None and mask.dim() == 2 and model.config.unpad_inputs:
             packing = Packing.of(mask)
-        masks = (None, None) if packing else model.magic.attention_masks(model.magic.embeddings(*embedded), mask)
-        return cls(embedded, masks, packing, positions, labels[positions])
+        encoder = model.base_model
+        masks = (None, None) if packing else encoder.attention_masks(encoder.embeddings(*embedded), mask)
+        return cls(embedded, masks, packing, judge.prepare(batch))
 
 
 class SharedBottoms:
@@ -196,13 +231,16 @@ class SharedBottoms:
     number of children.
     """
 
-    def __init__(self, model: MagicForMaskedLM, batches: Sequence[Batch], max_kept_bytes: int):
+    def __init__(
+        self, model: MagicPreTrainedModel, batches: Sequence[Batch], max_kept_bytes: int, judge: Judge | None = None
+    ):
         """Prepares the batches; to be made and used without gradients, with the model in evaluation mode."""
-        self._model = model
-        self._inputs = [_Inputs.of(model, batch) for batch in batches]
+        self._model, self._judge = model, judge or MaskedLMJudge()
+        self._inputs = [_Inputs.of(model, batch, self._judge) for batch in batches]
         # Autocast leaves states in single precision, or in half.
         token_bytes = model.config.hidden_size * max(model.dtype.itemsize, torch.float32.itemsize)
-        self._max_depths = max_kept_bytes // (token_bytes * sum(batch["labels"].numel() for batch in batches))
+        num_tokens = sum(_first_embedded(batch).shape[:2].numel() for batch in batches)
+        self._max_depths = max_kept_bytes // (token_bytes * num_tokens)
         self.forget()
 
     def forget(self) -> None:
@@ -231,20 +269,24 @@ class SharedBottoms:
             for depth, operator in enumerate(child[start:], start):
                 if depth in new:
                     new[depth].append(states)
-                layer = self._model.magic.encoder.layer[depth]
+                layer = self._model.base_model.encoder.layer[depth]
                 states = layer(states, *inputs.masks, operator=operator, packing=inputs.packing)
             sums.append(self._score(inputs, states))
         self._last, self._kept = child, kept | new
         return torch.stack(sums).tolist(), len(child) - start
 
     def _embed(self, inputs: _Inputs) -> Tensor:
-        states = self._model.magic.embeddings(*inputs.embedded)
+        states = self._model.base_model.embeddings(*inputs.embedded)
         return states if inputs.packing is None else inputs.packing.pack(states)
 
     def _score(self, inputs: _Inputs, states: Tensor) -> Tensor:
         if inputs.packing is not None:
             states = inputs.packing.unpack(states)
-        return _loss_and_correct(self._model, states.flatten(0, 1)[inputs.positions], inputs.labels)
+        return self._judge.sums(self._model, states, inputs.prepared)
+
+
+def _first_embedded(batch: Batch) -> Tensor:
+    return next(batch[name] for name in ("input_ids", "inputs_embeds") if name in batch)
 
 
 # ---- Many children ----
@@ -257,7 +299,7 @@ def _pieces(order: Sequence[Architecture], num_pieces: int) -> list[Sequence[Arc
     return [order[start:end] for start, end in pairwise(starts)]
 
 
-def _weights_version(model: MagicForMaskedLM) -> tuple[Any, ...]:
+def _weights_version(model: MagicPreTrainedModel) -> tuple[Any, ...]:
     """What changes when the weights are trained, loaded or moved."""
     # Tensors made in inference mode have no writes to count; they cannot be trained either.
     return model.device, sum(map(num_writes, model.parameters()))
@@ -272,19 +314,26 @@ def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def journal_key(
-    model: MagicForMaskedLM, batches: Sequence[Batch], accelerator: Accelerator | None = None
+    model: MagicPreTrainedModel, batches: Sequence[Batch], accelerator: Accelerator | None = None
 ) -> dict[str, Any]:
     """Returns what the validation losses of children depend on: the key of their journal."""
     return {
         "weights": _fingerprint(sorted(model.state_dict().items())),
         "data": _fingerprint(
-            (f"{index} {name}", tensor)
-            for index, batch in enumerate(batches)
-            for name, tensor in sorted(batch.items())
+            (f"{index} {name}", tensor) for index, batch in enumerate(batches) for name, tensor in _tensors_of(batch)
         ),
         "candidate_operators": model.config.candidate_operators,
         "precision": accelerator.mixed_precision if accelerator else "no",
     }
+
+
+def _tensors_of(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of a batch by name, those of a mapping within it as well."""
+    for name, value in sorted(batch.items()):
+        if isinstance(value, Mapping):
+            yield from _tensors_of(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _open_journal(journal: Journal | str | os.PathLike, key: dict[str, Any]) -> Journal:
@@ -314,12 +363,13 @@ class Evaluator:
 
     def __init__(
         self,
-        model: MagicForMaskedLM,
+        model: MagicPreTrainedModel,
         batches: Sequence[Batch],
         accelerator: Accelerator | None = None,
         journal: Journal | str | os.PathLike | None = None,
         progress: bool = False,
         max_kept_bytes: int = 2 * 2**30,
+        judge: Judge | None = None,
     ):
         """Takes the weights that the model has now; make another evaluator when they have changed.
 
@@ -330,13 +380,14 @@ class Evaluator:
             journal: what was evaluated is read from this file and what is evaluated is written to it.
             progress: shows a bar with the best loss so far.
             max_kept_bytes: of hidden states that later children start from; with less, some layers are run again.
+            judge: what is measured in place of the masked-LM loss and its accuracy. What it depends on beside weights
+                and batches is no part of the journal's key.
 
         Raises:
             ValueError: there is nothing to predict, or the journal is damaged or of other weights or data.
         """
-        self._num_tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
-        if not self._num_tokens:
-            raise ValueError(_NOTHING_TO_PREDICT)
+        judge = judge or MaskedLMJudge()
+        self._num_items = _count_items(batches, judge)
         self._model, self._accelerator = model, accelerator
         self._rank = accelerator.process_index if accelerator else 0
         self._world_size = accelerator.num_processes if accelerator else 1
@@ -346,7 +397,7 @@ class Evaluator:
         if journal is not None and not self._rank:
             self._journal = _open_journal(journal, journal_key(model, batches, accelerator))
         with _validating(model, accelerator):
-            self._bottoms = SharedBottoms(model, batches, max_kept_bytes)
+            self._bottoms = SharedBottoms(model, batches, max_kept_bytes, judge)
         self._weights = _weights_version(model)
         self._known: dict[Architecture, RankedChild] = {}
         self._best = math.inf
@@ -445,8 +496,8 @@ class Evaluator:
 
     def _evaluate(self, child: Architecture, branch_depths: Sequence[int]) -> tuple[RankedChild, int]:
         sums, num_layers = self._bottoms.run(child, branch_depths)
-        losses, correct = zip(*sums, strict=True)
-        return RankedChild(child, sum(losses) / self._num_tokens, sum(correct) / self._num_tokens, losses), num_layers
+        losses, scores = zip(*sums, strict=True)
+        return RankedChild(child, sum(losses) / self._num_items, sum(scores) / self._num_items, losses), num_layers
 
     def _record(self, child: RankedChild, num_layers: int, bar: tqdm) -> None:
         if self._journal is not None:

@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from modeling_magic import MagicForMaskedLM
+from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..files import write_json
 from ..internals import TrainerHooks, model_collator, num_micro_batches
@@ -33,7 +33,7 @@ from ..space.search_space import Architecture, SearchSpace
 from .alignment_plan import AlignmentPlan
 from .anchors import Anchor, anchor_of_top_percent, target_states
 from .arguments import MagicTrainingArguments
-from .evaluation import evaluate_child, rank_children, validation_batches
+from .evaluation import Judge, evaluate_child, rank_children, validation_batches
 from .gradient_watch import GradientWatch
 from .health import LOOK_EVERY, SupernetHealth
 from .journal import RankedChild
@@ -99,10 +99,14 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
     divides_in_double = True
 
     args: MagicTrainingArguments
-    model: MagicForMaskedLM
+    model: MagicPreTrainedModel
 
-    def __init__(self, model: MagicForMaskedLM, args: MagicTrainingArguments, **kwargs):
+    def __init__(
+        self, model: MagicPreTrainedModel, args: MagicTrainingArguments, judge: Judge | None = None, **kwargs
+    ):
         """Takes what `Trainer` takes but `model_init`; `eval_dataset` is needed wherever children are validated.
+
+        `judge` says what they are validated by, in place of the masked-LM loss and its accuracy.
 
         Raises:
             InfeasibleBudgetError: no child is within the budget.
@@ -124,6 +128,7 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
                 "FSDP and DeepSpeed gather weights for whole forward passes, but alignment and validation run parts "
                 "of the model on their own; train on one device, or on several with DDP"
             )
+        self.judge = judge
         self._resumed: dict[str, Any] | None = None
         self._begin_search()
         self._schedule: list[ShrinkRound] = []
@@ -244,7 +249,7 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
         aligned = [layer for layer in aligned if layer > shared]
         inputs = {**inputs, "architecture": self.architecture}
         kept = {"output_hidden_states": [shared, *aligned] if shared else aligned} if aligned else {}
-        loss, outputs = super().compute_loss(model, {**inputs, **kept}, True, num_items_in_batch)
+        loss, outputs = self.prediction_loss(model, {**inputs, **kept}, num_items_in_batch)
         self.add_to_log("loss_pred", loss)
         if aligned:
             loss_align = self._alignment_loss(inputs, outputs.hidden_states, aligned, shared)
@@ -253,6 +258,16 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
             self.add_to_log("loss_align", loss_align)
             loss = loss + self.args.alignment_weight * loss_align
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor, Any]:
+        """Returns L_pred of Eq. (2) as a micro-batch's share of the step, here the model's own loss, and the outputs.
+
+        Args:
+            model: as the step runs it.
+            inputs: of its forward pass: the batch, the child, and which hidden states to keep.
+            num_items_in_batch: what the loss of the whole accumulated batch is a mean over.
+        """
+        return super().compute_loss(model, inputs, True, num_items_in_batch)
 
     def _evaluated_child(self) -> Architecture:
         if self.anchor is not None:
@@ -282,20 +297,28 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
         rows = math.ceil(self.args.alignment_batch_fraction * inputs["input_ids"].shape[0])
         inputs = {name: value[:rows] for name, value in inputs.items() if isinstance(value, Tensor)}
         bottom = child_states[shared][:rows].detach() if shared else None
-        encoder = self.accelerator.unwrap_model(self.model_wrapped).magic
         with self.accelerator.autocast():
-            targets = [
-                target_states(encoder, inputs, child, aligned, shared, bottom) for child in self._target_children()
-            ]
-        return alignment_loss(
-            [child_states[layer][:rows] for layer in aligned],
-            targets[0] if len(targets) == 1 else average_states(targets),
-            inputs.get("attention_mask"),
-        )
+            targets = self.alignment_targets(inputs, aligned, shared, bottom)
+        return alignment_loss([child_states[layer][:rows] for layer in aligned], targets, inputs.get("attention_mask"))
+
+    def alignment_targets(
+        self, inputs: dict[str, Any], aligned: list[int], shared: int, bottom: Tensor | None
+    ) -> list[Tensor]:
+        """Returns the states that Eq. (1) pulls towards, one tensor for each aligned layer.
+
+        Args:
+            inputs: tensors of the micro-batch, or of the part of it that is aligned.
+            aligned: indices n of the H_n.
+            shared: layers from the bottom up that the child of the step and the target have in common.
+            bottom: their states, `None` where there are none.
+        """
+        encoder = self.accelerator.unwrap_model(self.model_wrapped).base_model
+        targets = [target_states(encoder, inputs, child, aligned, shared, bottom) for child in self._target_children()]
+        return targets[0] if len(targets) == 1 else average_states(targets)
 
     def _record_gradients(self) -> None:
         """Shows this step's gradients, which were unscaled, averaged over the processes and clipped, to the health."""
-        path = zip(self.model.magic.encoder.layer, self.architecture, strict=True)
+        path = zip(self.model.base_model.encoder.layer, self.architecture, strict=True)
         weights = [list(layer.get_submodule(f"operators.{operator}").parameters()) for layer, operator in path]
         step = self.state.global_step + 1
         self.health.add_gradients(step, self.architecture, weights, self.total_grad_norm, self.args.max_grad_norm)
@@ -339,11 +362,12 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
 
     def _validate(self, architecture: Architecture) -> RankedChild:
         return RankedChild(
-            architecture, *evaluate_child(self.model, self.validation_batches, architecture, self.accelerator)
+            architecture,
+            *evaluate_child(self.model, self.validation_batches, architecture, self.accelerator, self.judge),
         )
 
     def _rank(self, architectures: list[Architecture]) -> list[RankedChild]:
-        return rank_children(self.model, self.validation_batches, architectures, self.accelerator)
+        return rank_children(self.model, self.validation_batches, architectures, self.accelerator, judge=self.judge)
 
     def _challenge_anchor(self, step: int) -> None:
         """Val(alpha_t) against Val(anchor), both with the weights of this step (section 4)."""

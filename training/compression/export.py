@@ -1,0 +1,350 @@
+"""The model that a compression ends with, as a folder that is used like its source's."""
+
+import copy
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from modeling_magic import MagicConfig, MagicPreTrainedModel
+
+from ..files import read_json
+from ..hub.card import CARD_NAME, HEADS, card_metadata, example_call
+from ..hub.export import export_model
+from ..space.search_space import format_architecture
+from ..tables import markdown_table
+from .source import (
+    MODULES_NAME,
+    SENTENCE_CONFIG_NAME,
+    Pooling,
+    Source,
+    json_of,
+    read_tokenizer,
+    sentence_config,
+    transformer_settings,
+)
+
+
+# What must be the source's for the child to be put in its place.
+_SAME_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "embedding_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "num_labels",
+    "hidden_act",
+    "layer_norm_eps",
+    "padding_aware_positions",
+)
+# What CrossEncoder reads of a configuration, by the names of newer and older releases.
+_CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
+_TRANSFORMER_FIELDS = ("do_lower_case", "query_length", "document_length")
+# By these names every release of sentence-transformers finds them.
+_MODULE_TYPE = "sentence_transformers.models"
+_POOLING_FOLDER, _NORMALIZE_FOLDER = "1_Pooling", "2_Normalize"
+
+
+def export_compressed(
+    source: Source,
+    model: MagicPreTrainedModel,
+    output_dir: str | Path,
+    manifest: dict[str, Any],
+    *,
+    budget: str,
+    table: str,
+) -> Path:
+    """Writes a compressed model as a folder that is what its source was, and returns its path.
+
+    The folder is as `export_model` writes it, with the source's tokenizer, labels, dropout and every other setting.
+    Sentence embeddings have the files of sentence-transformers beside it, as has a CrossEncoder: it loads there with
+    `trust_remote_code=True`, or without where `modeling_magic` is imported.
+
+    Args:
+        source: what was compressed.
+        model: a child of the source's class and sizes; it is left as it is.
+        output_dir: where to write; an older export in its place is replaced.
+        manifest: further facts for search.json, such as the search and the training.
+        budget: what the search had to keep to, in words, such as "at most 0.40 times the latency of the source".
+        table: the compressed model beside its source, as Markdown.
+
+    Raises:
+        ValueError: the model is a super-net, of another class or size than the source, or `output_dir` holds something
+            else.
+    """
+    _check_model(source, model)
+    license_and_language = _card_facts(source.folder)
+    facts = {"compressed_from": _public_name(source), "kind": source.kind, "budget": budget, **license_and_language}
+    name = Path(output_dir).resolve().name
+    return export_model(
+        _with_source_config(source, model),
+        # Calls leave their truncation and padding behind in a tokenizer.
+        read_tokenizer(source.model_folder, source.name, source.model.config, source.kind),
+        output_dir,
+        {**facts, **manifest},
+        card=_render_card(source, model, name, license_and_language, budget, table),
+        files=_sentence_files(source),
+    )
+
+
+def _check_model(source: Source, model: MagicPreTrainedModel) -> None:
+    if model.config.is_supernet:
+        raise ValueError("the model is a super-net; export one of its children: model.extract_child(architecture)")
+    wanted, found = type(source.model).__name__, type(model).__name__
+    if wanted != found:
+        raise ValueError(f"the model is a {found} but the source a {wanted}")
+    for field in _SAME_FIELDS:
+        there, here = getattr(source.model.config, field), getattr(model.config, field)
+        if there != here:
+            raise ValueError(f"{field} is {here} in the model but {there} in the source")
+
+
+def _with_source_config(source: Source, model: MagicPreTrainedModel) -> MagicPreTrainedModel:
+    """Returns the same tensors under the source's configuration, of which the operators alone are the model's."""
+    config: MagicConfig = source.model.config.child_config(model.config.chain)
+    config.dtype = model.dtype
+    values = json_of(source.model_folder / "config.json")
+    for field in _CROSS_ENCODER_FIELDS:
+        if source.kind == "sequence" and field in values:
+            setattr(config, field, values[field])
+    published = copy.copy(model)
+    published.config = config
+    return published
+
+
+def _card_facts(folder: Path) -> dict[str, Any]:
+    """Returns the license and the language that the source's model card states.
+
+    The Hub has a word for a license that is not known; a language is left out then.
+    """
+    path = folder / CARD_NAME
+    data = ModelCard.load(path, ignore_metadata_errors=True).data if path.is_file() else ModelCardData()
+    return {"license": data.license or "unknown", "language": data.language}
+
+
+def _hub_name(source: Source) -> str | None:
+    """Returns the name on the Hub that the source was given by, `None` where it was a folder."""
+    return None if Path(source.name).expanduser().is_dir() else source.name
+
+
+def _public_name(source: Source) -> str:
+    """Returns a name that says nothing of this machine's folders."""
+    return _hub_name(source) or Path(source.name).expanduser().resolve().name
+
+
+# ---- sentence-transformers ----
+
+
+def _sentence_files(source: Source) -> dict[str, str]:
+    """Returns the text of each file that sentence-transformers reads beside the model."""
+    if source.pooling is not None:
+        values = _embedding_files(source, source.pooling)
+    elif source.kind == "sequence" and (source.folder / MODULES_NAME).is_file():
+        # A CrossEncoder, whose one module is the model.
+        names = (MODULES_NAME, SENTENCE_CONFIG_NAME, "sentence_bert_config.json")
+        values = {name: read_json(source.folder / name) for name in names if (source.folder / name).is_file()}
+    else:
+        values = {}
+    return {name: json.dumps(value, indent=2) + "\n" for name, value in values.items()}
+
+
+def _embedding_files(source: Source, pooling: Pooling) -> dict[str, Any]:
+    settings = transformer_settings(source.model_folder)
+    kept = {name: settings[name] for name in _TRANSFORMER_FIELDS if name in settings}
+    paths = ["", _POOLING_FOLDER, *([_NORMALIZE_FOLDER] if pooling.normalize else [])]
+    types = ("Transformer", "Pooling", "Normalize")[: len(paths)]
+    files: dict[str, Any] = {
+        MODULES_NAME: [
+            {"idx": index, "name": str(index), "path": path, "type": f"{_MODULE_TYPE}.{kind}"}
+            for index, (path, kind) in enumerate(zip(paths, types, strict=True))
+        ],
+        "sentence_bert_config.json": {"max_seq_length": source.max_length, "do_lower_case": False, **kept},
+        SENTENCE_CONFIG_NAME: sentence_config(source.folder)
+        or {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        f"{_POOLING_FOLDER}/config.json": _pooling_config(source),
+    }
+    if pooling.normalize:
+        # An empty folder would not come through the Hub.
+        files[f"{_NORMALIZE_FOLDER}/config.json"] = {}
+    return files
+
+
+def _pooling_config(source: Source) -> dict[str, Any]:
+    if source.modules is not None:
+        return json_of(source.folder / source.modules.pooling / "config.json")
+    # What is read from a folder that says nothing of it.
+    return {
+        "word_embedding_dimension": source.model.config.hidden_size,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    }
+
+
+# ---- The card ----
+
+
+_CARD = Template("""\
+---
+$metadata
+---
+
+# $model_name
+
+$kind, compressed from $source with magic-nas: an encoder of $num_layers layers, hidden size $hidden_size, whose
+operators were searched for under a budget, taken over from the source and distilled from it. It takes and gives what
+the source does, with the same tokenizer.
+
+## What it was compressed from
+
+$origin
+
+`search.json` beside the weights holds the same facts for programs, and those of the search.
+
+## Beside its source
+
+$table
+
+## Architecture
+
+![The operators from the bottom up](architecture.png)
+
+From the bottom up, one operator a layer:
+
+```
+$architecture
+```
+
+`MHA12` is attention with 12 heads, `FFN` a feed-forward network of the source's inner size, $intermediate_size; `x`
+and a number after a name is another inner size. Each operator ends in a residual sum and a layer norm, as in BERT.
+
+## How to load it
+
+By the code that lies beside the weights (read that before you run it). `model` is the folder that holds this card, or
+its name on the Hub:
+
+$usage
+Where the package magic-nas is installed, `import modeling_magic` registers the model, and `trust_remote_code=True` can
+be left out.
+
+## Limits
+
+- It was trained to do what its source does on the texts of the compression, and knows no more than that: measure it on
+  your own texts before you rely on it.
+- Whatever bias and whatever faults its source has, it has too.
+- Latencies hold for the machine, the batch and the lengths that they were measured with.
+""")
+_EMBEDDING_USAGE = Template("""\
+```python
+from sentence_transformers import SentenceTransformer
+
+model = "path/to/$model_name"
+encoder = SentenceTransformer(model, trust_remote_code=True)
+embeddings = encoder.encode(["A man is playing a guitar.", "Someone plays an instrument."])
+print(encoder.similarity(embeddings, embeddings))
+```
+""")
+_HEAD_USAGE = Template("""\
+```python
+from transformers import $imports
+
+model = "path/to/$model_name"
+encoder = $auto_class.from_pretrained(model, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+$call
+```
+""")
+_STATES_USAGE = Template("""\
+
+With transformers alone, $what:
+
+```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+model = "path/to/$model_name"
+encoder = AutoModel.from_pretrained(model, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+sentences = ["A man is playing a guitar.", "Someone plays an instrument."]
+inputs = tokenizer(sentences, padding=True, truncation=True, max_length=$max_length, return_tensors="pt")
+with torch.no_grad():
+    states = encoder(**inputs).last_hidden_state
+$pooling
+```
+""")
+_POOLING_LINES = {
+    "mean": (
+        'mask = inputs["attention_mask"].unsqueeze(-1)\nembeddings = (states * mask).sum(dim=1) / mask.sum(dim=1)'
+    ),
+    "cls": "embeddings = states[:, 0]",
+}
+_POOLING_WORDS = {"mean": "the mean of the tokens' states", "cls": "the first token's state"}
+
+
+def _render_card(
+    source: Source, model: MagicPreTrainedModel, name: str, facts: dict[str, Any], budget: str, table: str
+) -> str:
+    """Returns the model card: the source and the budget, the table, the operators and an example that runs."""
+    config, before = model.config, source.model.config
+    origin = [
+        ("source", _public_name(source)),
+        ("budget", budget),
+        ("layers, one operator each", f"{config.num_hidden_layers}, the source {before.num_hidden_layers}"),
+        ("parameters", f"{model.num_parameters():,}, the source {source.model.num_parameters():,}"),
+        ("longest input", f"{source.max_length} tokens"),
+    ]
+    if source.pooling is not None:
+        normed = ", scaled to length 1" if source.pooling.normalize else ""
+        width = source.pooling.width(config.hidden_size)
+        origin.append(("embedding", f"{width} numbers, {source.pooling.mode} of the last states{normed}"))
+    kind = "An encoder for sentence embeddings" if source.pooling is not None else HEADS[type(model).__name__].kind
+    hub_name = _hub_name(source)
+    shown = f"`{_public_name(source)}`" if hub_name is None else f"[{hub_name}](https://huggingface.co/{hub_name})"
+    return _CARD.substitute(
+        metadata=_card_metadata(source, model, name, facts).to_yaml(),
+        model_name=name,
+        kind=kind,
+        source=shown,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=before.intermediate_size,
+        origin=markdown_table(("what", "value"), origin),
+        table=table,
+        architecture=format_architecture(config.chain),
+        usage=_usage(source, model, name),
+    )
+
+
+def _card_metadata(source: Source, model: MagicPreTrainedModel, name: str, facts: dict[str, Any]) -> ModelCardData:
+    data = card_metadata(facts, name, source.tokenizer.mask_token, type(model).__name__)
+    data.base_model = _hub_name(source)
+    if source.pooling is not None:
+        # Of a bare encoder it is not known what its states are for.
+        data.pipeline_tag = "feature-extraction" if source.modules is None else "sentence-similarity"
+        data.library_name = "sentence-transformers"
+        data.tags = [*(data.tags or []), "sentence-transformers", "feature-extraction", "sentence-similarity"]
+        data.pop("widget", None)
+    return data
+
+
+def _usage(source: Source, model: MagicPreTrainedModel, name: str) -> str:
+    """Returns the examples, each a block of Python with the text that leads to it."""
+    if source.pooling is None:
+        kind = type(model).__name__
+        call = example_call(kind, source.tokenizer.mask_token)
+        imports = [HEADS[kind].auto_class, "AutoTokenizer", *(["pipeline"] if "pipeline(" in call else [])]
+        return _HEAD_USAGE.substitute(
+            model_name=name, auto_class=HEADS[kind].auto_class, imports=", ".join(imports), call=call
+        )
+    usage = _EMBEDDING_USAGE.substitute(model_name=name)
+    mode, normed = source.pooling.mode, source.pooling.normalize
+    if mode in _POOLING_LINES:
+        lines = _POOLING_LINES[mode]
+        lines += "\nembeddings = torch.nn.functional.normalize(embeddings)" if normed else ""
+        what = _POOLING_WORDS[mode] + (", scaled to length 1" if normed else "")
+        usage += _STATES_USAGE.substitute(model_name=name, max_length=source.max_length, pooling=lines, what=what)
+    return usage

@@ -1,0 +1,196 @@
+"""The latency of several models side by side, on the same batches of real text.
+
+Each round runs every model over all batches, in random order, beside a reference workload that is always the same (see
+`training.space.timing`). A ratio of two models is taken within each round, so that what slows a round down is in both.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modeling_magic import MagicConfig, MagicPreTrainedModel
+
+from ..hub.onnx_export import OnnxModel
+from ..space.settings import LatencySettings
+from ..space.timing import Bench, Conditions, Statement, Timing, bootstrap
+
+
+PADDED, UNPADDED = "padded", "unpadded"
+
+Batch = Mapping[str, Tensor]
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A latency over another: its median over the rounds and the 95% bootstrap interval of that median."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class MeasuredModels:
+    """Models as they were measured, by their names.
+
+    Attributes:
+        padded: time of a batch that is padded to its longest sequence, the mean over the batches.
+        unpadded: time of the same batches where real tokens alone are computed; models that cannot are left out.
+        ratios: by "padded" and "unpadded", the latency of each model over that of the first, the teacher; nothing for
+            "unpadded" where the teacher cannot.
+        conditions: what was seen of the machine.
+    """
+
+    padded: Mapping[str, Timing] = field(hash=False)
+    unpadded: Mapping[str, Timing] = field(hash=False)
+    ratios: Mapping[str, Mapping[str, Ratio]] = field(hash=False)
+    conditions: Conditions
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the figures are not to be trusted; empty where they are."""
+        return self.conditions.warnings
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures as JSON has them, the warnings included."""
+        return {**asdict(self), "warnings": list(self.warnings)}
+
+
+def measure_models(
+    models: Mapping[str, Model],
+    batches: Sequence[Batch],
+    num_threads: int = 1,
+    rounds: int = 10,
+    progress: bool = True,
+) -> MeasuredModels:
+    """Measures models on the same batches; they and torch's number of threads are left as they were.
+
+    A round takes three times as long as the batches do: each model runs over them twice to warm up.
+
+    Args:
+        models: by name, the teacher first: torch models in float32 and in evaluation mode, `OnnxModel`s, or anything
+            that takes a batch's tensors by their names. Those of MAGIC are measured with and without
+            `config.unpad_inputs`, others as they are.
+        batches: tensors by name, with an attention_mask (batch, length), 1 = token, 0 = padding on the right, and all
+            on one device; what they have beyond their longest sequence is cut off.
+        num_threads: CPU threads of torch; `OnnxModel`s must have been made with as many.
+        rounds: how often each model is measured.
+        progress: show a bar.
+
+    Raises:
+        ValueError: there is no model or no batch, a batch has no attention_mask, there are less than two rounds, or a
+            model is in training, not in float32 or has another number of threads.
+    """
+    if not models:
+        raise ValueError("there is no model to measure")
+    if rounds < 2:
+        raise ValueError(f"rounds is {rounds}; it must be at least 2, since what differs between them is the noise")
+    for name, model in models.items():
+        _check(name, model, num_threads)
+    cut = [_without_common_padding(batch) for batch in batches]
+    if not cut:
+        raise ValueError("there is no batch to measure the models on")
+    # So short a time asks for no rounds beyond those. The sizes are of token ids that nothing here reads.
+    settings = LatencySettings(
+        device=str(cut[0]["attention_mask"].device), num_threads=num_threads, seq_len=1, min_run_time=1e-9
+    )
+    bench = Bench(settings, MagicConfig())
+    statements = {(PADDED, name): _passes(model, cut, unpad=False) for name, model in models.items()}
+    statements |= {
+        (UNPADDED, name): _passes(model, cut, unpad=True)
+        for name, model in models.items()
+        if isinstance(model, MagicPreTrainedModel)
+    }
+    samples = bench.run({key: partial(_itself, call) for key, call in statements.items()}, rounds, progress)
+    seconds = {
+        mode: {name: np.array(values) / len(cut) for (own, name), values in samples.items() if own == mode}
+        for mode in (PADDED, UNPADDED)
+    }
+    teacher = next(iter(models))
+    return MeasuredModels(
+        padded=_timings(seconds[PADDED]),
+        unpadded=_timings(seconds[UNPADDED]),
+        ratios={mode: _ratios(own, teacher) for mode, own in seconds.items()},
+        conditions=bench.conditions(),
+    )
+
+
+def _check(name: str, model: Model, num_threads: int) -> None:
+    if isinstance(model, OnnxModel) and model.num_threads != num_threads:
+        raise ValueError(
+            f"model {name!r} runs on {model.num_threads} threads and num_threads is {num_threads}; make it with "
+            f"OnnxModel(path, num_threads={num_threads})"
+        )
+    if not isinstance(model, nn.Module):
+        return
+    if model.training:
+        raise ValueError(f"model {name!r} is in training mode; call its eval() first")
+    others = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
+    if others:
+        raise ValueError(
+            f"model {name!r} has weights in {', '.join(sorted(map(str, others)))}; call its float() first"
+        )
+
+
+def _without_common_padding(batch: Batch) -> dict[str, Tensor]:
+    """Returns a batch as long as its longest sequence."""
+    if "attention_mask" not in batch:
+        raise ValueError(f"a batch has {', '.join(batch) or 'nothing'}; an attention_mask is needed")
+    mask = batch["attention_mask"]
+    length = int(mask.any(dim=0).nonzero().max()) + 1
+    return {name: value[:, :length] if value.shape[:2] == mask.shape else value for name, value in batch.items()}
+
+
+def _passes(model: Model, batches: Sequence[Batch], unpad: bool) -> Statement:
+    """Returns a call that runs a model over all batches."""
+
+    def passes() -> None:
+        for batch in batches:
+            model(**batch)
+
+    if not isinstance(model, MagicPreTrainedModel):
+        return passes
+    config = model.config
+
+    def switched() -> None:
+        before = config.unpad_inputs
+        config.unpad_inputs = unpad
+        try:
+            passes()
+        finally:
+            config.unpad_inputs = before
+
+    return switched
+
+
+def _itself(statement: Statement) -> Statement:
+    return statement
+
+
+def _timings(seconds: Mapping[str, np.ndarray]) -> dict[str, Timing]:
+    """The median of each model's seconds, one value a round."""
+    if not seconds:
+        return {}
+    timings = bootstrap(np.array(list(seconds.values())), lambda drawn: np.median(drawn, axis=1))
+    return dict(zip(seconds, timings, strict=True))
+
+
+def _ratios(seconds: Mapping[str, np.ndarray], teacher: str) -> dict[str, Ratio]:
+    """The median over the rounds of each model's seconds over the teacher's in the same round."""
+    if teacher not in seconds:
+        return {}
+    relative = {name: own / seconds[teacher] for name, own in seconds.items()}
+    # What `bootstrap` returns is a thousand times what it was given.
+    return {
+        name: Ratio(timing.median_ms / 1e3, timing.low_ms / 1e3, timing.high_ms / 1e3)
+        for name, timing in _timings(relative).items()
+    }

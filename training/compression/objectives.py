@@ -1,0 +1,354 @@
+"""What a compressed encoder learns from the checkpoint: one small class for each kind of head.
+
+Each says what the teacher's outputs of a sequence are (they are kept on disk), how a child's outputs are compared with
+them in training, and by which second score children are judged beside that loss.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, mse_loss
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import ModelOutput
+
+from modeling_magic.modeling_magic import MagicPreTrainedModel
+
+from ..distillation.teacher import Record
+from ..objectives import distillation_losses, multi_label_distillation_losses, teacher_distribution
+from .source import Pooling, Source
+
+
+Batch = dict[str, Any]
+# The teacher's outputs of a batch: tensors with one row for each item, in reading order.
+Rows = dict[str, Tensor]
+# Where a batch has the teacher's outputs.
+TARGET = "teacher"
+
+
+class Objective(ABC):
+    """How a child is compared with the checkpoint.
+
+    An item is what one row of the outputs is about: a sentence, a token, a masked position. Losses and scores are
+    means over items.
+
+    Attributes:
+        loss_name: of the loss, as tables have it.
+        score_name: of the second score, as tables have it.
+        best_score: what the teacher itself scores.
+    """
+
+    loss_name: ClassVar[str]
+    score_name: ClassVar[str]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns all that the teacher's records depend on beside weights and sequences, as JSON."""
+        return {"objective": type(self).__name__}
+
+    def mask(self, batch: Batch, indices: Sequence[int]) -> Batch:
+        """Returns a batch as teacher and child both see it; `indices` name its sequences in their set."""
+        return batch
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Returns how many items each sequence of a batch has, (batch,)."""
+        return torch.ones(len(batch["input_ids"]), dtype=torch.long)
+
+    def record_lengths(self, batch: Batch) -> Tensor:
+        """Returns how many rows of the outputs each sequence has, (batch,); as many as items but for spans."""
+        return self.counts(batch)
+
+    @abstractmethod
+    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+        """Returns a model's outputs of a batch, (items, width), from what its forward pass returns."""
+
+    @abstractmethod
+    def head(self, model: MagicPreTrainedModel, states: Tensor, batch: Batch) -> ModelOutput:
+        """Returns what the forward pass would, from H_N, (batch, seq_len, hidden)."""
+
+    def target(self, outputs: Tensor) -> Rows:
+        """Returns what is kept of the teacher's outputs, (items, width)."""
+        return {"outputs": outputs.float()}
+
+    def pack(self, rows: Rows) -> Record:
+        """Returns the teacher's rows as they lie on disk."""
+        return {name: tensor.cpu().numpy() for name, tensor in rows.items()}
+
+    def unpack(self, record: Record) -> Rows:
+        """Returns what `pack` was given."""
+        return {name: torch.from_numpy(array) for name, array in record.items()}
+
+    @abstractmethod
+    def losses(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns the loss of each item, (items,), 0 where a child says what the teacher does."""
+
+    @abstractmethod
+    def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns the second score of each item, (items,), higher is better."""
+
+    # ---- As a judge of children (`supernet.evaluation.Judge`) ----
+
+    def num_items(self, batch: Batch) -> int:
+        """Returns how many items a batch has."""
+        return int(self.counts(batch).sum())
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Returns what a batch is judged by: itself."""
+        return batch
+
+    def sums(self, model: MagicPreTrainedModel, states: Tensor, batch: Batch) -> Tensor:
+        """Returns the summed loss and the summed second score, (2,)."""
+        own = self.read(self.head(model, states, batch), batch)
+        target = batch[TARGET]
+        return torch.stack([self.losses(own, target, batch).sum(), self.scores(own, target, batch).sum()])
+
+
+class SentenceObjective(Objective):
+    """Embeddings of sentences: 1 - cosine to the teacher's.
+
+    The second score is how alike the two see a batch: Pearson's correlation between the cosines of each sentence to
+    the others of its batch, in the child's embeddings and in the teacher's.
+    """
+
+    loss_name = "1 - cosine"
+    score_name = "similarity correlation"
+
+    def __init__(self, pooling: Pooling):
+        """Takes how states become an embedding."""
+        self.pooling = pooling
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the pooling as well."""
+        return {**super().describe(), "pooling": repr(self.pooling)}
+
+    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+        """Returns the embeddings, (batch, width)."""
+        return self.pooling(outputs.last_hidden_state, batch.get("attention_mask")).float()
+
+    def head(self, model: MagicPreTrainedModel, states: Tensor, batch: Batch) -> ModelOutput:
+        """Returns the states, of which embeddings are made."""
+        return BaseModelOutput(last_hidden_state=states)
+
+    def losses(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns 1 - cosine of each sentence."""
+        return 1 - cosine_similarity(own, target["outputs"], dim=-1)
+
+    def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns for each sentence the correlation of its cosines to the others; 0 where there are too few."""
+        if len(own) < 3:
+            return own.new_zeros(len(own))
+        sides = [torch.nn.functional.normalize(rows, dim=-1) for rows in (own, target["outputs"])]
+        others = ~torch.eye(len(own), dtype=torch.bool, device=own.device)
+        cosines = [(side @ side.T)[others].view(len(own), -1) for side in sides]
+        centred = [rows - rows.mean(dim=-1, keepdim=True) for rows in cosines]
+        return cosine_similarity(*centred, dim=-1)
+
+
+class SequenceObjective(Objective):
+    """Classes or numbers of a sequence: KL of the distributions, or squared error; the second score is agreement."""
+
+    loss_name = "KL"
+    score_name = "agreement"
+
+    def __init__(self, problem_type: str, temperature: float = 1.0):
+        """Takes what transformers calls the problem: "regression", "multi_label_classification" or another."""
+        self.problem_type, self.temperature = problem_type, temperature
+
+    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+        """Returns the logits, (batch, num_labels)."""
+        return outputs.logits.float()
+
+    def head(self, model: Any, states: Tensor, batch: Batch) -> ModelOutput:
+        """Runs the classifier."""
+        return TokenClassifierOutput(logits=model.classifier(states))
+
+    def losses(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns KL, the squared error or the binary cross-entropy less its minimum, of each sequence."""
+        logits = target["outputs"]
+        if self.problem_type == "regression":
+            return mse_loss(own, logits, reduction="none").mean(dim=-1)
+        if self.problem_type == "multi_label_classification":
+            return multi_label_distillation_losses(own, logits, self.temperature)
+        log_probs = (logits / self.temperature).log_softmax(dim=-1)
+        return distillation_losses(own, log_probs, self.temperature)
+
+    def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns 1 where both say the same class (of several labels, their share); for numbers, less the error."""
+        logits = target["outputs"]
+        if self.problem_type == "regression":
+            return -(own - logits).abs().mean(dim=-1)
+        if self.problem_type == "multi_label_classification":
+            return ((own > 0) == (logits > 0)).float().mean(dim=-1)
+        return (own.argmax(dim=-1) == logits.argmax(dim=-1)).float()
+
+
+class TokenObjective(SequenceObjective):
+    """Classes of tokens: KL at each token that is not padding; the second score is agreement."""
+
+    def __init__(self, temperature: float = 1.0):
+        """Takes the temperature of both distributions."""
+        super().__init__("single_label_classification", temperature)
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Returns the number of tokens of each sequence."""
+        return _tokens(batch).sum(dim=1).cpu()
+
+    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+        """Returns the logits of the tokens, (number of them, num_labels)."""
+        return outputs.logits[_tokens(batch)].float()
+
+    def head(self, model: Any, states: Tensor, batch: Batch) -> ModelOutput:
+        """Runs the classifier."""
+        return TokenClassifierOutput(logits=model.classifier(states))
+
+
+class SpanObjective(Objective):
+    """Spans of answers: the mean KL of the distributions of start and end over the tokens of a sequence.
+
+    The second score is the share of the two ends that child and teacher put at the same token. Items are sequences;
+    their rows, which differ in length, lie end to end.
+    """
+
+    loss_name = "KL"
+    score_name = "agreement"
+
+    def __init__(self, temperature: float = 1.0):
+        """Takes the temperature of both distributions."""
+        self.temperature = temperature
+
+    def record_lengths(self, batch: Batch) -> Tensor:
+        """Returns the number of tokens of each sequence, (batch,)."""
+        return _tokens(batch).sum(dim=1).cpu()
+
+    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+        """Returns the logits of start and end at each token, (number of tokens, 2)."""
+        return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)[_tokens(batch)].float()
+
+    def head(self, model: Any, states: Tensor, batch: Batch) -> ModelOutput:
+        """Runs the head that finds spans."""
+        start_logits, end_logits = model.qa_outputs(states).unbind(dim=-1)
+        return QuestionAnsweringModelOutput(start_logits=start_logits, end_logits=end_logits)
+
+    def losses(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns the loss of each sequence, (batch,)."""
+        own, other = (self._padded(rows, batch) for rows in (own, target["outputs"]))
+        log_probs = (other / self.temperature).log_softmax(dim=-1)
+        return distillation_losses(own, log_probs, self.temperature).mean(dim=-1)
+
+    def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns the share of the two ends that agree, (batch,)."""
+        ends = [self._padded(rows, batch).argmax(dim=-1) for rows in (own, target["outputs"])]
+        return (ends[0] == ends[1]).float().mean(dim=-1)
+
+    def _padded(self, rows: Tensor, batch: Batch) -> Tensor:
+        """Returns (batch, 2, seq_len), out of the question at padding."""
+        tokens = _tokens(batch)
+        padded = rows.new_full((*tokens.shape, 2), torch.finfo(rows.dtype).min)
+        padded[tokens] = rows
+        return padded.transpose(1, 2)
+
+
+class MaskedLMObjective(Objective):
+    """A masked LM: KL to the teacher's distribution at masked positions; the second score is its likeliest token.
+
+    A sequence has the same tokens masked whenever it is seen, so that the teacher is run on it once. Of its
+    distribution the likeliest tokens are kept, and the mass of all others together.
+    """
+
+    loss_name = "KL"
+    score_name = "agreement"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, top_k: int, seed: int):
+        """Takes how tokens are masked, and how many of the likeliest ones are kept of the teacher's distribution."""
+        self.mlm_probability, self.top_k, self.seed = mlm_probability, top_k, seed
+        self._mask_token = tokenizer.mask_token_id
+        self._special = torch.tensor(tokenizer.all_special_ids)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns how tokens are masked as well."""
+        own = {"mlm_probability": self.mlm_probability, "top_k": self.top_k, "seed": self.seed}
+        return {**super().describe(), **own}
+
+    def mask(self, batch: Batch, indices: Sequence[int]) -> Batch:
+        """Returns the batch with `labels`, and with [MASK] at the positions that have one.
+
+        At least one token of each sequence is masked, for a sequence of one item less would teach nothing.
+        """
+        input_ids = batch["input_ids"]
+        labels = torch.full_like(input_ids, -100)
+        maskable = _tokens(batch) & ~torch.isin(input_ids, self._special)
+        for row, index in enumerate(indices):
+            places = maskable[row].nonzero().squeeze(1).numpy()
+            rng = np.random.default_rng((self.seed, index))
+            chosen = rng.permutation(places)[: max(1, round(self.mlm_probability * len(places)))]
+            labels[row, chosen] = input_ids[row, chosen]
+        return {**batch, "input_ids": input_ids.masked_fill(labels != -100, self._mask_token), "labels": labels}
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Returns the number of masked tokens of each sequence."""
+        return (batch["labels"] != -100).sum(dim=1).cpu()
+
+    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+        """Returns the logits at masked positions, (number of them, vocab_size)."""
+        logits = outputs.logits
+        # With `sparse_prediction` the model computes no others.
+        return (logits if logits.dim() == 2 else logits[batch["labels"] != -100]).float()
+
+    def head(self, model: Any, states: Tensor, batch: Batch) -> ModelOutput:
+        """Runs the masked-LM head at the masked positions."""
+        return MaskedLMOutput(logits=model.lm_head(states[batch["labels"] != -100]))
+
+    def target(self, outputs: Tensor) -> Rows:
+        """Returns the logarithms of the largest probabilities, their tokens, and that of all others together."""
+        log_probs, tokens, rest = teacher_distribution(outputs, 1.0, min(self.top_k, outputs.shape[-1] - 1))
+        assert tokens is not None
+        assert rest is not None
+        return {"log_probs": log_probs, "tokens": tokens.int(), "log_rest": rest}
+
+    def losses(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns the KL at each masked position."""
+        return distillation_losses(own, target["log_probs"], 1.0, target["tokens"].long(), target["log_rest"])
+
+    def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
+        """Returns 1 where both have the same likeliest token."""
+        return (own.argmax(dim=-1) == target["tokens"][:, 0]).float()
+
+
+def _tokens(batch: Batch) -> Tensor:
+    """Returns (batch, seq_len) bool, false at padding."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def objective_of(
+    source: Source, *, temperature: float = 1.0, mlm_probability: float = 0.15, top_k: int = 64, seed: int = 0
+) -> Objective:
+    """Returns the objective of a checkpoint's kind.
+
+    Args:
+        source: the checkpoint.
+        temperature: of distributions over classes.
+        mlm_probability: share of the tokens that are masked, for a masked LM.
+        top_k: likeliest tokens kept of a masked LM's distribution.
+        seed: of the masks.
+    """
+    if source.kind == "sentence":
+        assert source.pooling is not None
+        return SentenceObjective(source.pooling)
+    if source.kind == "masked_lm":
+        return MaskedLMObjective(source.tokenizer, mlm_probability, top_k, seed)
+    if source.kind == "token":
+        return TokenObjective(temperature)
+    if source.kind == "span":
+        return SpanObjective(temperature)
+    config = source.model.config
+    default = "regression" if config.num_labels == 1 else "single_label_classification"
+    return SequenceObjective(config.problem_type or default, temperature)

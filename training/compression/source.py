@@ -1,0 +1,492 @@
+"""The checkpoint that a compression begins with: what it is for, read from its folder, and its model as a chain.
+
+Folders of sentence-transformers are read without that package: modules.json names a Transformer, a Pooling and
+perhaps a Normalize. Weights are never unpickled into anything but tensors, and no code of a folder is run.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from modeling_magic import MagicConfig, MagicModel, MagicPreTrainedModel, parse_operator
+from modeling_magic.conversion import chain_config, load_chain
+
+from ..files import read_json
+from ..runs.folders import MODEL_FOLDER
+from ..space.search_space import compact_architecture
+from .settings import KINDS
+
+
+MODULES_NAME = "modules.json"
+SENTENCE_CONFIG_NAME = "config_sentence_transformers.json"
+
+_KIND_OF_HEAD = {
+    "Model": "sentence",
+    "ForMaskedLM": "masked_lm",
+    "ForSequenceClassification": "sequence",
+    "ForTokenClassification": "token",
+    "ForQuestionAnswering": "span",
+}
+# What a Pooling of older releases of sentence-transformers has a flag for, in the order in which it concatenates.
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+POOLING_MODES = tuple(_POOLING_FLAGS.values())
+_WANTED_FILES = ["*.json", "*.txt", "*.model", "README.md", "*.safetensors"]
+_OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
+
+
+# ---- Sentence embeddings ----
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How hidden states become a sentence embedding, as sentence-transformers computes it.
+
+    Attributes:
+        mode: one of `POOLING_MODES`, or several with "+" between them, whose results are laid end to end.
+        normalize: whether the embedding is scaled to length 1.
+    """
+
+    mode: str
+    normalize: bool
+
+    def __post_init__(self) -> None:
+        unknown = [mode for mode in self.mode.split("+") if mode not in POOLING_MODES]
+        if unknown:
+            raise ValueError(f"unknown pooling {unknown[0]!r}; those known are {', '.join(POOLING_MODES)}")
+
+    def __call__(self, states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Returns the embeddings, (batch, hidden times the number of modes), in float32 or wider.
+
+        Args:
+            states: (batch, seq_len, hidden).
+            attention_mask: (batch, seq_len), 1 = token, 0 = padding, on either side; `None` where all are tokens.
+        """
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
+        mask = states.new_ones(states.shape[:2]) if attention_mask is None else attention_mask.to(states)
+        pooled = torch.cat([_pool(mode, states, mask) for mode in self.mode.split("+")], dim=-1)
+        return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def width(self, hidden_size: int) -> int:
+        """Returns how many numbers an embedding has."""
+        return hidden_size * len(self.mode.split("+"))
+
+
+def _pool(mode: str, states: Tensor, mask: Tensor) -> Tensor:
+    first = mask.argmax(dim=1)
+    if mode in ("cls", "lasttoken"):
+        # argmax finds the first of equal values.
+        position = first if mode == "cls" else mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+        return states[torch.arange(len(states), device=states.device), position]
+    if mode == "max":
+        return states.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(dim=1)
+    if mode == "weightedmean":
+        # Weights count from the first token.
+        mask = mask * (torch.arange(1, mask.shape[1] + 1, device=states.device) - first.unsqueeze(1))
+    total = mask.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    summed = (states * mask.unsqueeze(-1)).sum(dim=1)
+    return summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)
+
+
+class SentenceModules(NamedTuple):
+    """Where a folder of sentence-transformers keeps its modules, as paths inside it.
+
+    Attributes:
+        transformer: the encoder's; "" for the folder itself.
+        pooling: the Pooling's.
+        normalize: the Normalize's, `None` where there is none.
+    """
+
+    transformer: str
+    pooling: str
+    normalize: str | None
+
+
+def read_modules(folder: Path, name: str) -> SentenceModules | None:
+    """Returns the modules of a folder of sentence-transformers that makes sentence embeddings, `None` for any other.
+
+    Args:
+        folder: the checkpoint's.
+        name: the checkpoint's, for the errors.
+
+    Raises:
+        ValueError: it has a module that is none of Transformer, Pooling and Normalize, or has them in another order.
+    """
+    if not (folder / MODULES_NAME).is_file() or sentence_config(folder).get("model_type") == "CrossEncoder":
+        return None
+    try:
+        modules = [(str(entry["type"]), str(entry["path"])) for entry in read_json(folder / MODULES_NAME)]
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder / MODULES_NAME} is damaged: it is no list of modules; fetch it again") from None
+    for kind, path in modules:
+        ours = kind.startswith("sentence_transformers.") and _last(kind) in ("Transformer", "Pooling", "Normalize")
+        if not ours or (_last(kind) == "Normalize" and _normalizes_tokens(folder / path)):
+            raise ValueError(
+                f"{name} has the module {kind}; of sentence-transformers' modules Transformer, Pooling and a "
+                f"Normalize of embeddings can be compressed"
+            )
+    found = [_last(kind) for kind, _ in modules]
+    if found[:2] != ["Transformer", "Pooling"] or found[2:] not in ([], ["Normalize"]):
+        raise ValueError(
+            f"{name} has the modules {', '.join(found) or 'none'}; what can be compressed is a Transformer, a Pooling "
+            f"and perhaps a Normalize, in this order"
+        )
+    paths = [path for _, path in modules]
+    task = transformer_settings(folder / paths[0]).get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise ValueError(f"the Transformer of {name} is for {task!r}; only 'feature-extraction' can be compressed")
+    return SentenceModules(paths[0], paths[1], paths[2] if len(paths) > 2 else None)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _normalizes_tokens(folder: Path) -> bool:
+    values, embedding = json_of(folder / "config.json"), "sentence_embedding"
+    names = [values.get(name) or embedding for name in ("module_input_name", "module_output_name")]
+    return names != [embedding, embedding]
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """Returns the mapping that a JSON file holds, an empty one where there is no such file."""
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it is no JSON mapping; fetch it again")
+    return values
+
+
+def sentence_config(folder: Path) -> dict[str, Any]:
+    """Returns what sentence-transformers keeps of a whole model: prompts, its kind, the similarity."""
+    return json_of(folder / SENTENCE_CONFIG_NAME)
+
+
+def transformer_settings(folder: Path) -> dict[str, Any]:
+    """Returns what sentence-transformers keeps of a Transformer, such as max_seq_length; empty for other folders."""
+    # Named after the family in folders of its first releases.
+    paths = [folder / "sentence_bert_config.json", *sorted(folder.glob("sentence_*_config.json"))]
+    return json_of(next((path for path in paths if path.is_file()), paths[0]))
+
+
+def _read_pooling(folder: Path, modules: SentenceModules, hidden_size: int, name: str) -> Pooling:
+    values = json_of(folder / modules.pooling / "config.json")
+    width = values.get("embedding_dimension", values.get("word_embedding_dimension", hidden_size))
+    if width != hidden_size:
+        raise ValueError(f"the Pooling of {name} takes states {width} wide, its encoder has {hidden_size}")
+    modes = values.get("pooling_mode") or [mode for flag, mode in _POOLING_FLAGS.items() if values.get(flag)]
+    modes = [modes] if isinstance(modes, str) else modes or ["mean"]
+    return Pooling("+".join(modes), modules.normalize is not None)
+
+
+# ---- The checkpoint ----
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to be compressed, with all that its outputs depend on.
+
+    Attributes:
+        name: the folder or the name on the Hub, as it was given.
+        kind: one of `KINDS`.
+        model: the checkpoint as a chain, in evaluation mode, frozen, in float32: a `MagicModel` without pooler for
+            the kind "sentence", else the class with that head.
+        tokenizer: the checkpoint's own.
+        max_length: how many tokens an input may have.
+        pooling: for the kind "sentence" only.
+        folder: where its files are.
+        notes: what was inferred, one line each, to be shown before any work.
+    """
+
+    name: str
+    kind: str
+    model: MagicPreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    pooling: Pooling | None
+    folder: Path
+    notes: tuple[str, ...]
+
+    @property
+    def modules(self) -> SentenceModules | None:
+        """The modules of sentence-transformers that make its embeddings; `None` where it has none or another kind."""
+        return read_modules(self.folder, self.name) if self.kind == "sentence" else None
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the encoder's files are: the folder, or one inside it."""
+        return self.folder / self.modules.transformer if self.modules is not None else self.folder
+
+
+def load_source(name_or_path: str, kind: str | None = None) -> Source:
+    """Returns a checkpoint of BERT, RoBERTa, ELECTRA or MAGIC, ready to be compressed.
+
+    What it is for is read from its folder: modules.json of sentence-transformers means sentence embeddings, otherwise
+    the class in `architectures` says it; an encoder without a head is one of sentence embeddings, by the mean of its
+    last states, scaled to length 1.
+
+    Args:
+        name_or_path: a model's folder, a finished run's, or a name on the Hub.
+        kind: one of `KINDS`; the checkpoint's own, or "sentence" for the encoder under any head. Left out, inferred.
+
+    Raises:
+        ValueError: in one line, a checkpoint that cannot be had or cannot be compressed, a kind that it has no
+            trained head for or that cannot be inferred, a classifier without names for its labels, weights that are
+            incomplete or unreadable, or a tokenizer that is missing or not the model's.
+    """
+    name = str(name_or_path)
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
+    folder = _find_folder(name)
+    modules = read_modules(folder, name)
+    inside = folder / modules.transformer if modules is not None else folder
+    config, class_name = _read_config(inside, name)
+    kind, reason = _infer_kind(name, class_name, modules is not None, kind)
+    if kind in ("sequence", "token"):
+        _check_labels(config, name)
+    tokenizer = read_tokenizer(inside, name, config, kind)
+    max_length, bound = _max_length(inside, tokenizer, config)
+    pooling = None
+    if kind == "sentence":
+        pooling = Pooling("mean", normalize=True)
+        if modules is not None:
+            pooling = _read_pooling(folder, modules, config.hidden_size, name)
+    model, loading_notes = _load_model(inside, name, kind)
+    notes = [
+        f"kind: {kind}, because {reason}",
+        *_model_notes(model.config, tokenizer),
+        f"inputs: up to {max_length} tokens, by {bound}",
+        *_kind_notes(kind, config, pooling, modules is not None),
+        *loading_notes,
+    ]
+    if modules is not None:
+        notes += _prompt_notes(sentence_config(folder))
+    return Source(name, kind, model, tokenizer, max_length, pooling, folder, tuple(notes))
+
+
+def _find_folder(name: str) -> Path:
+    """Returns the local folder of a checkpoint, with its files fetched from the Hub where it is a name there."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        inside = folder / MODEL_FOLDER
+        return inside if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else folder
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_WANTED_FILES, ignore_patterns=_OTHER_RUNTIMES))
+        if not any(folder.rglob("*.safetensors")):
+            # Read as tensors alone, whatever else they hold.
+            weights = [*_WANTED_FILES, "*pytorch_model*.bin"]
+            folder = Path(snapshot_download(name, allow_patterns=weights, ignore_patterns=_OTHER_RUNTIMES))
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise ValueError(
+            f"no model {name}; give a model's folder or its name on the Hub ({_first_line(error)})"
+        ) from None
+    return folder
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0]
+
+
+def _read_config(folder: Path, name: str) -> tuple[MagicConfig, str]:
+    """Returns the configuration of the chain and the name of the checkpoint's class."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{name} has no config.json; give a model's folder or its name on the Hub")
+    values = json_of(folder / "config.json")
+    try:
+        config = chain_config(folder)
+    except (ValueError, StrictDataclassError) as error:
+        raise ValueError(_named(error, folder, name)) from None
+    if config.is_supernet:
+        raise ValueError(f"{name} is a super-net; export one of its children with `magic-nas export` and give that")
+    return config, (values.get("architectures") or [""])[0]
+
+
+def _named(error: Exception, folder: Path, name: str) -> str:
+    """Returns an error's text in one line, with the checkpoint's name for the folder it lies in."""
+    return " ".join(str(error).split()).replace(str(folder), name)
+
+
+def _infer_kind(name: str, class_name: str, has_modules: bool, asked: str | None) -> tuple[str, str]:
+    """Returns the kind of a checkpoint and why it is that."""
+    if has_modules and asked in (None, "sentence"):
+        return "sentence", f"{MODULES_NAME} is that of a sentence-transformers model"
+    head = re.search(r"(Model|For[A-Z]\w*)$", class_name)
+    own = _KIND_OF_HEAD.get(head[0]) if head else None
+    if class_name == "BertForPreTraining":
+        own = "masked_lm"
+    if asked is None and own is None:
+        raise ValueError(
+            f"{name} is of the class {class_name or 'unknown'}, which does not tell what it is for; name the kind: "
+            f"'sentence' takes the encoder alone"
+        )
+    if asked in (None, own):
+        what = "is an encoder without a head" if own == "sentence" else "says so"
+        return cast(str, own), f"its class, {class_name}, {what}"
+    if asked == "sentence":
+        return "sentence", f"it was asked for; of the {class_name} the encoder alone is taken"
+    kinds = " or ".join(repr(one) for one in dict.fromkeys([own, "sentence"]) if one)
+    raise ValueError(
+        f"{name} is of the class {class_name}, which has no trained head for the kind {asked!r}; take {kinds}"
+    )
+
+
+def _check_labels(config: MagicConfig, name: str) -> None:
+    labels = _labels(config)
+    if len(labels) > 1 and labels == [f"LABEL_{index}" for index in range(len(labels))]:
+        example = ", ".join(f'"{index}": "..."' for index in range(min(len(labels), 2)))
+        raise ValueError(
+            f"{name} is a classifier without labels' names; write them into its config.json, one for each of the "
+            f'{len(labels)}: "id2label": {{{example}}}'
+        )
+
+
+def _labels(config: MagicConfig) -> list[str]:
+    id2label = cast(Mapping[int, str], config.id2label)
+    return [id2label[index] for index in sorted(id2label)]
+
+
+# ---- Tokenizer and lengths ----
+
+
+def read_tokenizer(folder: Path, name: str, config: MagicConfig, kind: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a checkpoint's folder, as no call has changed it.
+
+    Args:
+        folder: of the encoder.
+        name: the checkpoint's, for the errors.
+        config: the chain's.
+        kind: one of `KINDS`.
+
+    Raises:
+        ValueError: there is none, it does not load, it lacks a token that the kind needs, or it is not the model's.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # tokenizers raises Exception itself for a file that it cannot read.
+    except Exception as error:
+        raise ValueError(f"the tokenizer of {name} does not load ({_first_line(error)})") from None
+    # A folder without a vocabulary gives a tokenizer that knows its special tokens only.
+    remedy = "save the one that the model was trained with into its folder"
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"{name} has no tokenizer; {remedy}")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {name} has ids up to {largest} but the model has rows for {config.vocab_size} tokens; "
+            f"{remedy}"
+        )
+    needed = ("pad_token", "mask_token") if kind == "masked_lm" else ("pad_token",)
+    if missing := [token for token in needed if getattr(tokenizer, token) is None]:
+        raise ValueError(f"the tokenizer of {name} has no {missing[0]}; {remedy}")
+    # Positions are counted from the pad token's id.
+    if config.padding_aware_positions and tokenizer.pad_token_id != config.pad_token_id:
+        raise ValueError(
+            f"the pad token of the tokenizer of {name} has the id {tokenizer.pad_token_id}, the model's "
+            f"{config.pad_token_id}; {remedy}"
+        )
+    if transformer_settings(folder).get("do_lower_case"):
+        _lower_case(tokenizer, name)
+    return tokenizer
+
+
+def _lower_case(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Lets the tokenizer begin with lower case, as sentence-transformers does where its settings ask for that."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"do_lower_case is set for {name}, which needs a tokenizer of the library tokenizers")
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = NormalizerSequence([Lowercase(), *filter(None, [backend.normalizer])])
+
+
+def _max_length(folder: Path, tokenizer: PreTrainedTokenizerBase, config: MagicConfig) -> tuple[int, str]:
+    """Returns how many tokens an input may have, and what says so."""
+    stated = transformer_settings(folder).get("max_seq_length")
+    lengths = {
+        f"its {config.max_sequence_length} positions": config.max_sequence_length,
+        "its tokenizer": tokenizer.model_max_length,
+    }
+    if stated is not None:
+        # sentence-transformers cuts there, whatever the tokenizer says.
+        lengths.pop("its tokenizer")
+        lengths["max_seq_length of sentence-transformers"] = stated
+    bound = min(lengths, key=lambda key: lengths[key])
+    return int(lengths[bound]), bound
+
+
+# ---- Weights ----
+
+
+def _load_model(folder: Path, name: str, kind: str) -> tuple[MagicPreTrainedModel, list[str]]:
+    """Returns the chain, frozen, and notes on what is other than in the folder."""
+    try:
+        model = load_chain(folder)
+    except ValueError as error:
+        raise ValueError(_named(error, folder, name)) from None
+    except (OSError, RuntimeError) as error:
+        reason = _first_line(error).replace(str(folder), name)
+        raise ValueError(f"the weights of {name} cannot be read ({reason}); fetch them again") from None
+    notes = []
+    if kind == "sentence":
+        model = cast(MagicModel, model.base_model)
+        model.pooler, model.config.add_pooling_layer = None, False
+    if model.dtype != torch.float32:
+        notes.append(f"precision: {str(model.dtype).removeprefix('torch.')} weights, computed in float32")
+        model = model.float()
+        model.config.dtype = torch.float32
+    return model.eval().requires_grad_(False), notes
+
+
+# ---- Notes ----
+
+
+def _model_notes(config: MagicConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    heads = sorted({spec.size for spec in map(parse_operator, config.chain) if spec.kind == "MHA"})
+    returned = "token types" if "token_type_ids" in tokenizer.model_input_names else "no token types"
+    return [
+        f"encoder: {config.num_hidden_layers} layers x {config.hidden_size}, {_listed(heads)} heads, "
+        f"{compact_architecture(config.chain)}",
+        f"vocabulary: {len(tokenizer)} tokens, {config.vocab_size} rows; the tokenizer returns {returned}, the model "
+        f"knows {config.type_vocab_size}",
+    ]
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return " and ".join(map(str, values)) or "no"
+
+
+def _kind_notes(kind: str, config: MagicConfig, pooling: Pooling | None, has_modules: bool) -> list[str]:
+    if pooling is not None:
+        scaled = "scaled to length 1" if pooling.normalize else "not scaled"
+        by = "as its folder says" if has_modules else "since its folder says nothing else"
+        width = pooling.width(config.hidden_size)
+        return [f"embedding: {pooling.mode} of the last states, {width} wide, {scaled}, {by}"]
+    if kind in ("sequence", "token"):
+        labels = _labels(config)
+        shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+        return [f"labels: {len(labels)}, {shown}" if len(labels) > 1 else "labels: one number"]
+    return []
+
+
+def _prompt_notes(values: Mapping[str, Any]) -> list[str]:
+    named = [name for name, text in (values.get("prompts") or {}).items() if text]
+    if not named:
+        return []
+    default = values.get("default_prompt_name")
+    return [
+        f"prompts: {', '.join(named)}, kept in what is written; texts are embedded without"
+        + (f", although {default} is the default" if default in named else "")
+    ]

@@ -1,0 +1,571 @@
+"""Unlabelled sentences to distil on: from files of any size to tokenised rows, and rows to batches of like lengths.
+
+1. The text is read in pieces drawn at random, until there are several times the sentences that are asked for.
+2. `split_sentences` cuts its lines into sentences; those that come twice or have fewer than three words are left out.
+3. They are shuffled; the first are the validation set, the next the training set. No row of one is in the other.
+4. `length_batches` and `collate` make batches in which next to nothing is padded.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, groupby, pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets.exceptions import DatasetsError
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..data.text import DOCSTRINGS, load_documents, tokenizer_sha256
+from ..files import short_hash
+
+
+# Columns "input_ids" (special tokens added), "length" in tokens, and "token_type_ids" where one of them is not 0.
+Rows: TypeAlias = Dataset
+
+FEWEST_SENTENCES = 100
+# Below this a choice by the held-out sentences may be chance.
+ENOUGH_SENTENCES = 1000
+# A tokenizer that knows less than this share of the tokens was made for another language or script.
+MOST_UNKNOWN = 1 / 3
+
+# Part of the fingerprint: raise it when the same text gives other rows.
+_VERSION = 1
+_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+# What is read at a time: small enough that some hundred pieces, from all over a large text, make the default number.
+_PIECE_BYTES = 2**16
+# Sentences that are read for each that is kept, so that they come from several times as many documents.
+_READ_FOR_EACH = 4
+_TOKENISED_TOGETHER = 1000
+_SORTED_TOGETHER = 50
+
+# ---- Sentences ----
+
+_SHORT = 256
+_LONG = 1000
+# The widest line of text that an editor has broken.
+_WRAPPED_AT = 100
+# After . ! ? and a closing quote or bracket, before all but a lower-case letter; not after a title or an initial.
+_SENTENCE_END = re.compile(
+    r"(?:(?<=[.!?\u2026])|(?<=[.!?\u2026][\"'\u201d\u2019)\]]))(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)"
+    r"(?<!\bSt\.)(?<!\b[A-Z]\.)\s+(?=[^\Wa-z]|[\"'\u201c\u2018(\[])|(?<=[\u3002\uff01\uff1f])"
+)
+# A character of a script that puts no spaces between words (Thai to Lao, Burmese, Khmer, Japanese, Chinese) is a word.
+_THREE_WORDS = re.compile(
+    r"(?:[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]\W*|\w+\b\W*){3}"
+)
+
+
+def split_sentences(line: str) -> list[str]:
+    """Returns the sentences of a line of text, a paragraph or a sentence, with single spaces between the words.
+
+    A line of up to 256 characters is kept whole. A longer one is cut where a sentence ends: white space after a full
+    stop, an exclamation or question mark, closing quotes and brackets included, and before anything but a lower-case
+    letter; after a Chinese or Japanese full stop without white space. What is still longer than 1,000 characters is
+    cut between words, or anywhere if it has none.
+    """
+    text = " ".join(line.split())
+    if len(text) <= _SHORT:
+        return [text] if text else []
+    return [part for sentence in _SENTENCE_END.split(text) for part in _cut(sentence) if part]
+
+
+def _cut(sentence: str) -> Iterator[str]:
+    while len(sentence) > _LONG:
+        end = sentence.rfind(" ", 1, _LONG + 1)
+        end = _LONG if end < 0 else end
+        yield sentence[:end]
+        sentence = sentence[end:].lstrip()
+    yield sentence
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yields the lines of a text that hold something, those of a paragraph as one where an editor has broken it."""
+    for is_text, block in groupby((line.strip() for line in text.splitlines()), key=bool):
+        if is_text:
+            lines = list(block)
+            yield from [" ".join(lines)] if _is_wrapped(lines) else lines
+
+
+def _is_wrapped(lines: Sequence[str]) -> bool:
+    """Whether every line is as full as it can be: the first word of the next would make it the widest of all."""
+    if len(lines) < 3:
+        return False
+    width = max(map(len, lines))
+    return width <= _WRAPPED_AT and all(
+        len(line) + 1 + len(following.split(maxsplit=1)[0]) > width for line, following in pairwise(lines)
+    )
+
+
+# ---- Sources ----
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file or a data set.
+
+    Attributes:
+        num_bytes: by which it has its turns; 0 where it is not known.
+        lines: its text, in any order.
+    """
+
+    num_bytes: int
+    lines: Iterator[str]
+
+
+def _sources(
+    paths: Sequence[str | Path], text_column: str, seed: int, cache_dir: str | Path | None
+) -> Iterator[_Source]:
+    for given in paths or (DOCSTRINGS,):
+        path = Path(given).expanduser()
+        if given == DOCSTRINGS:
+            documents = load_documents(given, streaming=True, cache_dir=cache_dir)
+            yield _Source(0, _document_lines(documents, DOCSTRINGS))
+        elif path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            yield _saved_source(path, text_column, seed)
+        elif path.exists():
+            for file in _files_of(path):
+                lines = _text_lines(file, seed) if file.suffix == ".txt" else _data_lines(file, text_column)
+                yield _Source(file.stat().st_size, lines)
+        else:
+            documents = load_documents(given, text_column=text_column, streaming=True)
+            yield _Source(0, _document_lines(documents, str(given)))
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Returns a file, or the files of a folder: its .txt files, or where it has none its data files."""
+    suffixes = (".txt", *_DATA_SUFFIXES)
+    if path.is_file():
+        if path.suffix not in suffixes:
+            raise ValueError(
+                f"{path} is not a kind of file that can be read; known suffixes: {', '.join(suffixes)}; rename "
+                f"plain text to .txt"
+            )
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
+    texts = [file for file in files if file.suffix == ".txt"]
+    if not files:
+        raise ValueError(f"folder {path} holds no text; known suffixes: {', '.join(suffixes)}")
+    return texts or files
+
+
+def _saved_source(path: Path, text_column: str, seed: int) -> _Source:
+    """Returns what `Dataset.save_to_disk` wrote, of a DatasetDict the split "train"."""
+    saved = load_from_disk(path)
+    if isinstance(saved, DatasetDict):
+        if "train" not in saved:
+            raise ValueError(f"{path} has no split 'train'; name the folder of one: {', '.join(map(str, saved))}")
+        saved = saved["train"]
+    if text_column not in saved.column_names:
+        raise ValueError(f"{path} has no column {text_column!r}; choose one of: {', '.join(saved.column_names)}")
+    rows = saved.select_columns([text_column]).shuffle(seed=seed, keep_in_memory=True)
+    texts = (row[text_column] for row in rows if isinstance(row[text_column], str))
+    return _Source(saved.data.nbytes, chain.from_iterable(map(_lines, texts)))
+
+
+def _data_lines(path: Path, text_column: str) -> Iterator[str]:
+    if path.suffix == ".tsv":
+        yield from chain.from_iterable(map(_lines, _tsv_texts(path, text_column)))
+    else:
+        yield from _document_lines(load_documents(path, text_column=text_column, streaming=True), str(path))
+
+
+def _document_lines(documents: Iterable[Mapping[str, Any]], name: str) -> Iterator[str]:
+    try:
+        for document in documents:
+            yield from _lines(document["text"])
+    except (DatasetsError, OSError, ValueError) as error:
+        # What is wrong beyond the head of a stream.
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot read {name} ({reason}); mend it or leave it out") from error
+
+
+def _tsv_texts(path: Path, text_column: str) -> Iterator[str]:
+    """Yields a column; a quotation mark is a character as any other, as in GLUE's files."""
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+        try:
+            header = next(lines, "").rstrip("\r\n").split("\t")
+            if text_column not in header:
+                raise ValueError(f"{path} has no column {text_column!r}; choose one of: {', '.join(header)}")
+            place = header.index(text_column)
+            for line in lines:
+                cells = line.rstrip("\r\n").split("\t")
+                if place < len(cells):
+                    yield cells[place]
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error.reason) from None
+
+
+def _not_utf8(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path} is not UTF-8 ({reason}); convert it, for example with iconv, or leave it out")
+
+
+# ---- Pieces of text files ----
+
+
+def _text_lines(path: Path, seed: int) -> Iterator[str]:
+    starts = list(range(0, path.stat().st_size, _PIECE_BYTES))
+    random.Random(seed).shuffle(starts)
+    for start in starts:
+        yield from _lines(_read_piece(path, start))
+
+
+def _read_piece(path: Path, start: int) -> str:
+    """Returns the lines of a file that begin in the piece from byte `start` on, or parts of them (`_boundary`)."""
+    with path.open("rb") as file:
+        begin, end = _boundary(file, start), _boundary(file, start + _PIECE_BYTES)
+        file.seek(begin)
+        content = file.read(end - begin)
+    if b"\0" in content:
+        raise _not_utf8(path, "it has zero bytes, as binary files and UTF-16 have")
+    try:
+        return content.decode("utf-8" if begin else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, f"{error.reason}, byte {begin + error.start}") from None
+
+
+def _boundary(file: BinaryIO, offset: int) -> int:
+    """Returns where the first line from a byte on begins, which is where a piece ends and the next one starts.
+
+    Inside a line that is longer than a piece it is where a word begins, and without spaces a character. At most a
+    piece beyond the offset, and at most the end of the file.
+    """
+    if not offset:
+        return 0
+    # With the byte before, which tells whether a line begins right here.
+    file.seek(offset - 1)
+    ahead = file.read(_PIECE_BYTES + 1)
+    place = ahead.find(b"\n")
+    if place < 0 and len(ahead) <= _PIECE_BYTES:
+        return offset - 1 + len(ahead)
+    if place < 0:
+        place = ahead.find(b" ")
+    if place < 0:
+        place = next((number for number, byte in enumerate(ahead[1:]) if byte & 0xC0 != 0x80), 0)
+    return offset + place
+
+
+# ---- Reading ----
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What was read.
+
+    Attributes:
+        sentences: different ones, in the order in which they were found.
+        counts: of lines, characters, duplicates, and sentences that were too short.
+        is_whole: whether the sources hold nothing more.
+    """
+
+    sentences: list[str]
+    counts: Counter[str]
+    is_whole: bool
+
+
+def _read(sources: Sequence[_Source], wanted: int | None, seed: int, progress: bool) -> _Reading:
+    found: dict[str, None] = {}
+    counts: Counter[str] = Counter()
+    with tqdm(total=wanted, desc="reading", unit="sentence", delay=1, leave=False, disable=not progress) as bar:
+        for line in _in_turns(sources, seed):
+            counts["lines"] += 1
+            counts["characters"] += len(line)
+            before = len(found)
+            for sentence in split_sentences(line):
+                if not _THREE_WORDS.search(sentence):
+                    counts["short"] += 1
+                elif sentence in found:
+                    counts["duplicates"] += 1
+                else:
+                    found[sentence] = None
+            bar.update(len(found) - before)
+            if wanted is not None and len(found) >= wanted:
+                return _Reading(list(found), counts, is_whole=False)
+    return _Reading(list(found), counts, is_whole=True)
+
+
+def _in_turns(sources: Sequence[_Source], seed: int) -> Iterator[str]:
+    """Yields the lines of all sources, of each as often as it is large, so that stopping early slights none."""
+    turns = [number for number, source in enumerate(sources) for _ in range(source.num_bytes // _PIECE_BYTES + 1)]
+    random.Random(seed).shuffle(turns)
+    for number in turns:
+        num_characters = 0
+        for line in sources[number].lines:
+            yield line
+            num_characters += len(line)
+            if num_characters >= _PIECE_BYTES:
+                break
+    # What is compressed holds more text than bytes.
+    for source in sources:
+        yield from source.lines
+
+
+# ---- Rows ----
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What a child is distilled on, and by what it is chosen.
+
+    Attributes:
+        train: rows in random order.
+        validation: held-out rows, none of which is in `train`.
+        fingerprint: a hash of the sentences in their order, of the tokenizer and of what was asked for.
+        notes: lines on what was read.
+        warnings: lines on what may spoil a result.
+    """
+
+    train: Rows
+    validation: Rows
+    fingerprint: str
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def read_sentences(
+    paths: Sequence[str | Path],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    num_sentences: int | None = 50_000,
+    num_validation: int = 1_000,
+    seed: int = 0,
+    *,
+    text_column: str = "text",
+    cache_dir: str | Path | None = None,
+    progress: bool = False,
+) -> Sentences:
+    """Returns sentences of a text as a tokenizer cuts them, those of the validation set drawn first.
+
+    Every text is read in pieces of 64 KiB in random order, files in turns by their size, until it has given four times
+    the different sentences that are asked for; of data files the rows come in the order of the file, from its
+    beginning. So a huge text is not read to its end, and each file stands for its share. Sentences are cut by
+    `split_sentences`; one of fewer than three words is left out, and so is one whose text or whose tokens came before.
+
+    Args:
+        paths: files, folders or what else `load_documents` takes; none stands for the docstrings of the installed
+            packages. Plain text (.txt, UTF-8) has a sentence, a paragraph or a document a line, with or without blank
+            lines between; a paragraph that an editor has broken into lines is put together again. Other files have
+            their text in a column: .json, .jsonl, .csv, .tsv, .parquet, and folders of `Dataset.save_to_disk`. Of a
+            folder the .txt files are read, with its subfolders, or where it has none its data files.
+        tokenizer: of the model.
+        max_length: tokens of a row, special ones included; the rest of a longer sentence is cut off.
+        num_sentences: to train on at most; `None` takes all there are, which reads everything into memory.
+        num_validation: to hold out; at most a fifth of the sentences.
+        seed: of what is read, and of the order.
+        text_column: of data files and data sets.
+        cache_dir: of the docstrings; `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
+        progress: shows a bar for what takes more than a second.
+
+    Raises:
+        ValueError: a path is not there, is no text or holds none; there are fewer than 100 sentences; a third or more
+            of the tokens is unknown to the tokenizer; a number is out of bounds.
+    """
+    _check(tokenizer, max_length, num_sentences, num_validation)
+    sources = list(_sources(paths, text_column, seed, cache_dir))
+    drawn = None if num_sentences is None else num_sentences + num_validation
+    reading = _read(sources, None if drawn is None else _READ_FOR_EACH * drawn, seed, progress)
+    names = ", ".join(str(path) for path in paths) or DOCSTRINGS
+    if not reading.counts["lines"]:
+        raise ValueError(f"there is no text in {names}; name files or folders of text")
+    random.Random(seed).shuffle(reading.sentences)
+    texts, columns = _tokenise(reading.sentences, tokenizer, max_length, drawn, progress)
+    # Before the number: sentences of unknown words are soon all the same to the tokenizer.
+    share_unknown = _share_unknown(columns["input_ids"], tokenizer)
+    if share_unknown >= MOST_UNKNOWN:
+        raise ValueError(
+            f"{share_unknown:.0%} of the tokens of {names} are unknown to the tokenizer; below {MOST_UNKNOWN:.0%} is "
+            f"wanted: give text in the language of the model"
+        )
+    if len(texts) < FEWEST_SENTENCES:
+        raise ValueError(
+            f"{names}: {len(texts)} different sentences of three words or more; {FEWEST_SENTENCES} are needed and "
+            f"{ENOUGH_SENTENCES:,} are better: give more text"
+        )
+    num_available = len(reading.sentences) if len(texts) == drawn else len(texts)
+    num_held_out = min(num_validation, num_available // 5)
+    num_rows = len(texts) if num_sentences is None else min(len(texts), num_held_out + num_sentences)
+    digest = sha256("\0".join(texts[:num_rows]).encode()).hexdigest()
+    settings = [max_length, num_sentences, num_validation, seed]
+    rows = Dataset.from_dict(columns, features=_features(columns))
+    return Sentences(
+        train=rows.select(range(num_held_out, num_rows)),
+        validation=rows.select(range(num_held_out)),
+        fingerprint=short_hash(_VERSION, digest, tokenizer_sha256(tokenizer), settings),
+        notes=(
+            _note_on_reading(names, sources, reading),
+            f"{num_rows - num_held_out:,} sentences to train on and {num_held_out:,} held out; "
+            f"{reading.counts['duplicates']:,} read twice and {reading.counts['short']:,} of fewer than three words "
+            f"are left out",
+            _note_on_tokens(columns["length"], max_length, share_unknown),
+        ),
+        warnings=_warnings(names, num_available),
+    )
+
+
+def _check(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, num_sentences: int | None, num_validation: int
+) -> None:
+    smallest = tokenizer.num_special_tokens_to_add(pair=False) + 1
+    if not smallest <= max_length <= tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length is {max_length}; it must be between {smallest}, which leaves one token for the text, and "
+            f"{tokenizer.model_max_length}, the most that the tokenizer's model takes"
+        )
+    if num_sentences is not None and num_sentences < FEWEST_SENTENCES:
+        raise ValueError(f"num_sentences is {num_sentences}; it must be at least {FEWEST_SENTENCES}, or None for all")
+    if num_validation < 1:
+        raise ValueError(f"num_validation is {num_validation}; it must be at least 1")
+
+
+def _tokenise(
+    sentences: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, wanted: int | None, progress: bool
+) -> tuple[list[str], dict[str, list[Any]]]:
+    """Returns the first `wanted` sentences whose tokens differ from those before, and their columns."""
+    num_special = tokenizer.num_special_tokens_to_add(pair=False)
+    has_types = "token_type_ids" in tokenizer.model_input_names and any(tokenizer("a")["token_type_ids"])
+    names = ["input_ids", "token_type_ids"] if has_types else ["input_ids"]
+    texts: list[str] = []
+    columns: dict[str, list[Any]] = {name: [] for name in (*names, "length")}
+    # Hashes, since the tokens of all sentences would be as large as the rows; one that is lost by chance is no loss.
+    seen: set[int] = set()
+    total = len(sentences) if wanted is None else min(wanted, len(sentences))
+    with tqdm(total=total, desc="tokenising", unit="sentence", delay=1, leave=False, disable=not progress) as bar:
+        for start in range(0, len(sentences), _TOKENISED_TOGETHER):
+            batch = sentences[start : start + _TOKENISED_TOGETHER]
+            encoded = tokenizer(
+                list(batch),
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=has_types,
+            )
+            for row, (text, ids) in enumerate(zip(batch, encoded["input_ids"], strict=True)):
+                key = hash(tuple(ids))
+                # An uncased tokenizer, or the cut, may make one of two sentences, and nothing of one.
+                if len(ids) <= num_special or key in seen:
+                    continue
+                if len(texts) == wanted:
+                    return texts, columns
+                seen.add(key)
+                texts.append(text)
+                for name in names:
+                    columns[name].append(encoded[name][row])
+                columns["length"].append(len(ids))
+            bar.update(min(len(texts), total) - bar.n)
+    return texts, columns
+
+
+def _features(columns: Mapping[str, Any]) -> Features:
+    types = {"token_type_ids": List(Value("int8"))} if "token_type_ids" in columns else {}
+    return Features({"input_ids": List(Value("int32")), **types, "length": Value("int32")})
+
+
+def _share_unknown(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Returns the share of unknown tokens among those that are not special; 0 where the tokenizer knows everything."""
+    if tokenizer.unk_token_id is None:
+        return 0.0
+    num_special = tokenizer.num_special_tokens_to_add(pair=False)
+    num_unknown = sum(row.count(tokenizer.unk_token_id) for row in rows)
+    return num_unknown / max(1, sum(len(row) - num_special for row in rows))
+
+
+def _note_on_reading(names: str, sources: Sequence[_Source], reading: _Reading) -> str:
+    num_bytes = sum(source.num_bytes for source in sources)
+    size = f" of {num_bytes / 1e6:,.1f} MB" if num_bytes else ""
+    files = f"{len(sources):,} sources" if len(sources) > 1 else "1 source"
+    part = "all of it" if reading.is_whole else "pieces drawn at random"
+    return (
+        f"text: {names}, {files}{size}; read {part}, {reading.counts['lines']:,} lines with "
+        f"{reading.counts['characters'] / 1e6:,.1f} M characters and {len(reading.sentences):,} different sentences"
+    )
+
+
+def _note_on_tokens(lengths: Sequence[int], max_length: int, share_unknown: float) -> str:
+    share_cut = sum(length == max_length for length in lengths) / len(lengths)
+    return (
+        f"{sum(lengths) / len(lengths):.1f} tokens a sentence on average, special ones included; {share_cut:.1%} of "
+        f"the sentences reach the limit of {max_length}; the tokenizer does not know {share_unknown:.2%} of the tokens"
+    )
+
+
+def _warnings(names: str, num_sentences: int) -> tuple[str, ...]:
+    if num_sentences >= ENOUGH_SENTENCES:
+        return ()
+    return (
+        f"{names}: only {num_sentences} different sentences; with fewer than {ENOUGH_SENTENCES:,} what is chosen may "
+        f"be chance: give more text",
+    )
+
+
+# ---- Batches ----
+
+
+def length_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int) -> list[list[int]]:
+    """Returns the rows of each batch, which are of nearly equal lengths, in random order.
+
+    The rows are shuffled, sorted by length among the rows of 50 batches at a time, cut into batches, and the batches
+    are shuffled. Every row is in one batch; the last rows may make a smaller one.
+
+    Args:
+        lengths: of all rows.
+        batch_size: rows in a batch.
+        seed: the same seed gives the same batches; take another for each epoch.
+
+    Raises:
+        ValueError: `batch_size` is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    generator = np.random.default_rng(seed)
+    of_rows = np.asarray(lengths[:])
+    order = generator.permutation(len(of_rows))
+    batches = []
+    for start in range(0, len(order), _SORTED_TOGETHER * batch_size):
+        rows = order[start : start + _SORTED_TOGETHER * batch_size]
+        rows = rows[np.argsort(of_rows[rows], kind="stable")]
+        batches += [rows[first : first + batch_size].tolist() for first in range(0, len(rows), batch_size)]
+    return [batches[number] for number in generator.permutation(len(batches))]
+
+
+def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to: int | None = None) -> dict[str, Tensor]:
+    """Returns a batch of rows, padded on the right.
+
+    Args:
+        rows: with "input_ids" and, if there are any, "token_type_ids"; what else they hold is left out.
+        pad_token_id: of the padding.
+        pad_to: the width of the batch; `None` takes the longest row.
+
+    Returns:
+        "input_ids", "token_type_ids" if the rows have them and, if anything is padded, "attention_mask" (1 = token,
+        0 = padding): int64, (batch, width).
+
+    Raises:
+        ValueError: there is no row, or one is longer than `pad_to`.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    if not lengths:
+        raise ValueError("a batch has no rows; give at least one")
+    width = max(lengths) if pad_to is None else pad_to
+    if max(lengths) > width:
+        raise ValueError(f"a row has {max(lengths)} tokens but pad_to is {width}; take a larger one")
+    batch = {"input_ids": _padded([row["input_ids"] for row in rows], width, pad_token_id)}
+    if "token_type_ids" in rows[0]:
+        batch["token_type_ids"] = _padded([row["token_type_ids"] for row in rows], width, 0)
+    if min(lengths) < width:
+        batch["attention_mask"] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    return batch
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, value: int) -> Tensor:
+    padded = np.full((len(rows), width), value, dtype=np.int64)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return torch.from_numpy(padded)

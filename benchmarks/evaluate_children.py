@@ -183,8 +183,6 @@ def overhead(arguments: argparse.Namespace) -> list[str]:
         module.forward = arithmetic.around(module.forward)
     judge = training.supernet.evaluation.MaskedLMJudge
     judge.sums = arithmetic.around(judge.sums)
-        training.supernet.evaluation.MaskedLMJudge.sums
-    )
     with TemporaryDirectory() as folder:
         opening = seconds(lambda: Evaluator(model, batches, journal=Path(folder) / "opened.jsonl"))
         evaluate = Evaluator(model, batches, journal=Path(folder) / "journal.jsonl")

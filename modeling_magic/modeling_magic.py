@@ -125,6 +125,8 @@ class _ShiftedDepthwiseConv(torch.autograd.Function):
 class DepthwiseConv1d(nn.Conv1d):
     """One filter of `kernel_size` (odd) a channel over (batch, seq_len, channels); beyond the ends all is zero."""
 
+    bias: nn.Parameter
+
     def __init__(self, channels: int, kernel_size: int):
         super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size // 2)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 
@@ -88,6 +89,14 @@ def attention_implementation(config: "PreTrainedConfig") -> str | None:
     `set_attn_implementation` write it; nothing public reads it.
     """
     return config._attn_implementation
+
+
+def forget_accelerator() -> None:
+    """Lets the next `Accelerator` of this process have another precision; its processes stay what they are.
+
+    AcceleratorState._reset_state, accelerate 1.10, state.py. `TrainingArguments` call it as well.
+    """
+    AcceleratorState._reset_state()
 
 
 def l2_norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

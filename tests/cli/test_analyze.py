@@ -1,5 +1,7 @@
 """The commands of analyses: what they hand on, what they say at the end, and what they refuse before any work."""
 
+import json
+
 import pytest
 from toy_cli import run_main
 
@@ -43,6 +45,8 @@ def standalone(monkeypatch):
         ),
         (["standalone", "-o", "{tmp}/run", "--address", "auto"], "add --ray"),
         (["standalone", "-o", "{tmp}/run", "--latency-table", "t"], "say where that goes with --table FILE"),
+        (["compression-table", "{tmp}/run"], "holds no result of a fine-tuning; run `magic-nas finetune"),
+        (["compression-table", "--form", "html"], "form is 'html'; choose one of: markdown, csv"),
     ],
 )
 def test_wrong_input_ends_in_one_line_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
@@ -97,3 +101,18 @@ def test_with_ray_the_cluster_is_asked_for(tmp_path, monkeypatch, capsys):
     assert code == 0, err
     assert asked == [(tmp_path, None, 3)]
     assert "the best: CONV3,CONV3, loss 1.0000" in out
+
+
+def test_the_compression_table_shows_runs_beside_the_paper(tmp_path, monkeypatch, capsys):
+    row = {
+        "task": "rte",
+        "title": "RTE",
+        "shown": "score",
+        "metrics": {"validation": {"score": {"values": [0.5, 0.75]}}},
+    }
+    result = {"model": "runs/compact/model", "num_parameters": 59_000_000, "tasks": [row]}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    code, out, err = run_main(monkeypatch, capsys, "analyze", "compression-table", tmp_path, "--form", "csv")
+    assert code == 0, err
+    assert [line.split(",")[1] for line in out.splitlines() if line.endswith("this run")] == ["model"]
+    assert "MAGIC-AT" in out

@@ -1,6 +1,7 @@
 """The command line: from a search to an export, and wrong input."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -55,9 +56,13 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
     assert code == 0, err
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "exported")
     assert (tmp_path / "exported" / "onnx" / "model.onnx").is_file()
-    code, out, err = run_main(monkeypatch, capsys, "export", child / "model", tmp_path / "onnx", "--onnx")
+    code, out, err = run_main(monkeypatch, capsys, "export", child / "model", tmp_path / "onnx", "--onnx", "--int8")
     assert code == 0, err
-    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["config.json", "model.onnx"]
+    names = ["config.json", "model.onnx", "model_int8.onnx"]
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == names
+    for name, line in zip(names[1:], out.splitlines()[-2:], strict=True):
+        path = tmp_path / "onnx" / name
+        assert line.split(": ")[1].strip() == f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,7 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
         (["retrain", "-o", "{tmp}/run", "--inherit"], "say which with --search RUN"),
         (["retrain", "-o", "{tmp}/run", "--search", "{tmp}/nowhere"], "holds no finished super-net run"),
         (["export", "{tmp}/nowhere", "{tmp}/out"], "holds no finished super-net run"),
+        (["export", "{tmp}/nowhere", "{tmp}/out", "--int8"], "--int8 quantises the ONNX file; add --onnx"),
     ],
 )
 def test_wrong_input_ends_in_one_line_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
@@ -95,3 +101,11 @@ def test_wrong_input_ends_in_one_line_before_any_work(tmp_path, monkeypatch, cap
     assert message in last
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_export_to_int8_without_its_packages_writes_no_child(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr("training.supernet.loading.export_child", lambda *_: pytest.fail("exported"))
+    code, _, err = run_main(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out", "--onnx", "--int8")
+    assert code == 2
+    assert "pip install 'magic-nas[onnx]'" in err

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 import modeling_magic
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel
-from modeling_magic.conversion import convert_from_magic, convert_to_magic, load_magic
+from modeling_magic.conversion import chain_config, convert_from_magic, convert_to_magic, load_magic
 from modeling_magic.warm_start import check_initialization, initialize_from
 
 
@@ -487,6 +487,31 @@ def test_a_child_becomes_a_plain_bert_on_disk(tmp_path):
     assert largest_difference(bert, child, batch, **labels) <= 2e-6
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("class_name", [name for name in CLASSES if name != "BertForPreTraining"])
+def test_a_child_of_a_supernet_with_skips_computes_the_same_bits(class_name, attention):
+    family = family_of(class_name)
+    # The family's own fields, which MAGIC has for what transformers hard-codes.
+    values = chain_config(source_model(class_name)).to_dict()
+    values |= {"candidate_operators": [["SKIP", "MHA4", "CONV3", "FFNx96"]] * 6, "num_hidden_layers": 6}
+    torch.manual_seed(0)
+    kind = getattr(modeling_magic, TARGETS.get(class_name, f"Magic{class_name.removeprefix(family)}"))
+    supernet = shaken(kind(MagicConfig(**values, attn_implementation=attention)))
+    architecture = ["MHA4", "SKIP", "FFNx96", "SKIP", "MHA4", "FFNx96"]
+    back = convert_from_magic(supernet.extract_child(architecture), family.lower()).model
+    assert type(back).__name__ == class_name
+    assert (back.config.num_hidden_layers, back.config.intermediate_size) == (2, 96)
+    batch = padded_batch(class_name, back.config.pad_token_id, back.config.type_vocab_size)
+    with torch.no_grad():
+        theirs, inside = back(**batch), supernet(**batch, architecture=architecture)
+    real = batch["attention_mask"].bool()
+    for name, expected in theirs.items():
+        found = inside[name]
+        if expected.shape[:2] == real.shape:
+            expected, found = expected[real], found[real]
+        assert torch.equal(found, expected), name
+
+
 def test_a_pooler_that_electra_lacks_is_named():
     magic = convert_to_magic(source_model("BertModel")).model
     electra, dropped = convert_from_magic(magic, "electra")
@@ -519,7 +544,9 @@ def toy_child(*architecture, kind=MagicForMaskedLM, **changes):
         (("MHA4", "CONV3"), "layer 1 is CONV3; bert has MHA and FFN in turn, so an FFN there"),
         (("FFN", "MHA4"), "layer 0 is FFN; bert has MHA and FFN in turn, so an MHA there"),
         (("MHA4", "FFN", "MHA8", "FFN"), "layer 2 is MHA8 but layer 0 MHA4; bert has one for all"),
-        (("MHA4", "FFN", "MHA4", "FFNx96"), "layer 3 is FFNx96 but layer 1 FFN"),
+        (("MHA4", "FFN", "MHA4", "FFNx96"), "layer 3 is FFNx96 but layer 1 FFN; bert has one for all"),
+        (("MHA4", "FFN", "MHA4x64", "FFN"), "layer 2 is MHA4x64, 64 wide inside; bert has 32 there"),
+        (("MHA4", "MHA4", "FFN"), "layer 1 is MHA4; bert has MHA and FFN in turn, so an FFN there"),
         (("MHA4x16", "FFN"), "layer 0 is MHA4x16, 16 wide inside; bert has 32 there"),
         (("MHA4", "FFN", "MHA4"), "layer 2, MHA4, is the last; bert ends in an FFN"),
     ],
@@ -549,9 +576,16 @@ def test_what_a_family_does_not_have_is_refused(to, kind, changes, message):
         convert_from_magic(child, to)
 
 
+def test_widths_count_and_not_how_they_are_written():
+    child = toy_child("MHA4x32", "FFN", "MHA4", "FFNx64")
+    converted = convert_from_magic(child).model
+    assert (converted.config.intermediate_size, converted.config.num_attention_heads) == (64, 4)
+
+
 def test_only_children_of_magic_are_converted_back(supernet):
-    with pytest.raises(ValueError, match=r"super-net; convert one of its children: model\.extract_child"):
-        convert_from_magic(supernet)
+    for model in (supernet, toy_child("MHA4", "SKIP", "FFN")):
+        with pytest.raises(ValueError, match=r"super-net; convert one of its children: model\.extract_child"):
+            convert_from_magic(model)
     with pytest.raises(ValueError, match="the BertModel is no MAGIC model"):
         convert_from_magic(source_model("BertModel"))
 
@@ -593,6 +627,21 @@ def test_a_supernet_starts_from_a_checkpoint_layer_by_layer():
     assert "copied: " in str(report)
     assert "MHA4 in layers 0, 2, 4" in str(report)
     assert "FFNx96 in layers 0, 1, 2, 3, 4, 5, 6, 7" in str(report)
+
+
+def test_skip_has_no_weights_to_start_from():
+    source = source_model("BertForMaskedLM", torch.float64)
+    operators = [["MHA4", "FFN"], ["SKIP", "FFN"], ["SKIP"], ["FFN", "SKIP", "CONV3"]]
+    supernet = warm_supernet(candidate_operators=operators).double()
+    report = initialize_from(supernet, source)
+    assert {name for name in report.copied if ".operators." in name} == {
+        f"encoder.layer.{layer}.operators.{name}" for layer, name in ((0, "MHA4"), (1, "FFN"), (3, "FFN"))
+    }
+    assert set(report.random) == {"encoder.layer.0.operators.FFN", "encoder.layer.3.operators.CONV3"}
+    assert report.notes == ("of the checkpoint, without a place here: MHA4 in layers 2, 4; FFN in layer 5",)
+    assert "SKIP" not in str(report)
+    with pytest.raises(ValueError, match="the checkpoint is a super-net; give one of its children"):
+        initialize_from(supernet, toy_child("MHA4", "SKIP", hidden_size=48))
 
 
 def supernet_names(supernet) -> list[str]:

@@ -1,6 +1,7 @@
 """The model against transformers' BertModel, against its own extracted children, and under padding."""
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel, parse_operator
-from modeling_magic.modeling_magic import DepthwiseConv1d, dropout
+from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel, OperatorSpec, operator_inner_size, parse_operator
+from modeling_magic.modeling_magic import DepthwiseConv1d, Packing, dropout
 
 
 MIXED = ("MHA4", "CONV3", "FFN", "CONV5")
 OPERATORS = ["MHA4", "FFN", "CONV3", "CONV5"]
+SKIPPING = ("SKIP", "CONV3", "SKIP", "MHA4")
 
 
 def shake(model: nn.Module) -> None:
@@ -126,18 +128,23 @@ def test_pooler_is_berts(tiny_config):
     assert MagicModel(tiny_config())(padded_batch()["input_ids"], architecture=MIXED).pooler_output is None
 
 
-@given(st.lists(st.sampled_from(OPERATORS), min_size=4, max_size=4))
+@given(st.lists(st.sampled_from([*OPERATORS, "SKIP"]), min_size=4, max_size=4).filter(lambda names: len({*names}) > 1))
 def test_child_inside_equals_extracted_child(operators):
-    config = MagicConfig(candidate_operators=[OPERATORS] * 4, vocab_size=100, hidden_size=32, intermediate_size=64)
+    candidates = [[*OPERATORS, "SKIP"]] * 4
+    config = MagicConfig(candidate_operators=candidates, vocab_size=100, hidden_size=32, intermediate_size=64)
     torch.manual_seed(0)
     supernet = MagicForMaskedLM(config).eval()
     shake(supernet)
     child = supernet.extract_child(operators)
+    chain = [name for name in operators if name != "SKIP"]
+    assert child.config.candidate_operators == [[name] for name in chain]
     batch = padded_batch()
     inside = supernet(**batch, architecture=operators, output_hidden_states=True)
     alone = child(**batch, output_hidden_states=True)
     assert torch.equal(inside.logits, alone.logits)
-    assert all(torch.equal(a, b) for a, b in zip(inside.hidden_states, alone.hidden_states, strict=True))
+    depths = [0, *(depth for depth, name in enumerate(operators, 1) if name != "SKIP")]
+    for depth, states in zip(depths, alone.hidden_states, strict=True):
+        assert torch.equal(inside.hidden_states[depth], states)
 
 
 def test_extracted_child_holds_copies_of_its_tensors_only(supernet):
@@ -235,6 +242,75 @@ def test_depthwise_convolution_equals_torchs(kernel_size, seq_len):
     assert torch.autograd.gradcheck(convolution, (states,))
 
 
+def packed_row(lengths: list[int], width: int = 6) -> tuple[Packing, torch.Tensor]:
+    """The packing of sequences of these lengths, and random double states of their tokens in one row."""
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    packing = Packing.of(mask.long())
+    assert packing is not None
+    return packing, torch.randn(1, sum(lengths), width, dtype=torch.double, requires_grad=True)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("lengths", [[4, 6], [1, 2, 7, 1], [3, 1, 1, 2]])
+def test_packed_depthwise_convolution_equals_torchs_on_each_sequence(kernel_size, lengths):
+    torch.manual_seed(0)
+    convolution = DepthwiseConv1d(6, kernel_size).double()
+    packing, states = packed_row(lengths)
+    # A call of the plain convolution for each sequence, with its channels first.
+    expected = [nn.Conv1d.forward(convolution, own.transpose(1, 2)) for own in states.split(lengths, dim=1)]
+    expected = torch.cat(expected, dim=2).transpose(1, 2)
+    actual = convolution(states, packing)
+    torch.testing.assert_close(actual, expected)
+    weights = [states, convolution.weight, convolution.bias]
+    for own, theirs in zip(
+        torch.autograd.grad(actual.sin().sum(), weights),
+        torch.autograd.grad(expected.sin().sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, theirs)
+    assert torch.autograd.gradcheck(lambda states: convolution(states, packing), (states,))
+    assert torch.equal(actual, packing.pack(convolution(packing.unpack(states))))
+
+
+def test_nothing_passes_from_one_packed_sequence_to_the_next():
+    torch.manual_seed(0)
+    convolution = DepthwiseConv1d(6, 5).double()
+    packing, states = packed_row([4, 6, 3])
+    broken = states.detach().clone()
+    broken[:, 4:10] = torch.inf
+    broken.requires_grad_()
+    output = convolution(broken, packing)
+    others = [0, 1, 2, 3, 10, 11, 12]
+    assert torch.equal(output[:, others], convolution(states, packing)[:, others])
+    output[:, others].sum().backward()
+    assert broken.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_depthwise_convolution_under_autocast(monkeypatch, dtype, is_packed, capability):
+    # Which of two ways is taken depends on the processor.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    torch.manual_seed(0)
+    convolution = DepthwiseConv1d(6, 5)
+    packing, states = packed_row([9, 2, 5])
+    states = states.detach().to(dtype).requires_grad_()
+    exact = states.detach().float().requires_grad_()
+    parts = exact.split(packing.lengths if is_packed else [16], dim=1)
+    expected = torch.cat([nn.Conv1d.forward(convolution, own.transpose(1, 2)) for own in parts], dim=2).transpose(1, 2)
+    with torch.autocast("cpu", dtype=dtype):
+        actual = convolution(states, packing if is_packed else None)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.float(), expected, rtol=0.02, atol=0.02)
+    weights = (convolution.weight, convolution.bias)
+    own = torch.autograd.grad(actual.float().sin().sum(), (states, *weights))
+    theirs = torch.autograd.grad(expected.sin().sum(), (exact, *weights))
+    assert [gradient.dtype for gradient in own] == [dtype, torch.float32, torch.float32]
+    for gradient, reference in zip(own, theirs, strict=True):
+        torch.testing.assert_close(gradient.float(), reference, rtol=0.03, atol=0.1)
+
+
 def test_dropout_keeps_the_expectation_and_the_rate():
     torch.manual_seed(0)
     ones = torch.ones(1000, 999, requires_grad=True)
@@ -273,16 +349,17 @@ def test_attention_dropout_acts_in_training_only(tiny_config, attn_implementatio
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_gives_the_same_gradients(tiny_config, use_reentrant):
+@pytest.mark.parametrize("architecture", [MIXED, SKIPPING])
+def test_activation_checkpointing_gives_the_same_gradients(tiny_config, use_reentrant, architecture):
     batch = padded_batch()
     gradients = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        model = MagicForMaskedLM(tiny_config()).train()
+        model = MagicForMaskedLM(tiny_config(candidate_operators=[[*OPERATORS, "SKIP"]] * 4)).train()
         if checkpointed:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
         torch.manual_seed(1)
-        model(**batch, labels=batch["input_ids"], architecture=MIXED).loss.backward()
+        model(**batch, labels=batch["input_ids"], architecture=architecture).loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
@@ -416,9 +493,12 @@ def test_what_was_saved_loads(tiny_config, tmp_path):
     assert config.child_config(MIXED).layer_norm_epsilon == 1.0
 
 
-@pytest.mark.parametrize("name", ["", "MHA", "FFN3", "CONV", "MHA0", "MHA4x", "mha4", "FFNx0", "CONV3 ", "XMHA4"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "MHA", "FFN3", "CONV", "MHA0", "MHA4x", "mha4", "FFNx0", "CONV3 ", "XMHA4", "SKIP2", "SKIPx3", "skip"],
+)
 def test_names_outside_the_grammar_are_refused(name):
-    with pytest.raises(ValueError, match="unknown operator"):
+    with pytest.raises(ValueError, match=r"unknown operator .* MHA<heads>, FFN or CONV<odd kernel>, .*, or SKIP"):
         parse_operator(name)
 
 
@@ -440,6 +520,131 @@ def test_wrong_inputs_name_value_and_remedy(supernet):
         supernet(architecture=MIXED)
     with pytest.raises(ValueError, match=r"attention_mask has 4 dimensions.*CONV"):
         supernet(ids[:, :8], attention_mask=torch.ones(1, 1, 8, 8), architecture=MIXED)
+
+
+# ---- SKIP ----
+
+
+@pytest.fixture
+def skipping_supernet(tiny_config) -> MagicForMaskedLM:
+    """A super-net that offers SKIP in every layer, its parameters off their start."""
+    torch.manual_seed(0)
+    supernet = MagicForMaskedLM(tiny_config(candidate_operators=[["SKIP", *OPERATORS]] * 4)).eval()
+    shake(supernet)
+    return supernet
+
+
+def test_skip_has_no_size(tiny_config):
+    spec = parse_operator("SKIP")
+    assert spec == OperatorSpec("SKIP", 0, None)
+    assert operator_inner_size(spec, tiny_config()) == 0
+
+
+def test_skip_is_the_identity_without_weights(skipping_supernet):
+    skip = skipping_supernet.magic.encoder.layer[0].operators["SKIP"]
+    assert not skip.state_dict()
+    batch = padded_batch()
+    states = skipping_supernet.magic.embeddings(batch["input_ids"])
+    masks = skipping_supernet.magic.attention_masks(states, batch["attention_mask"])
+    assert skip(states)[0] is states
+    assert skip(states, *masks)[0] is states
+    packing = Packing.of(batch["attention_mask"])
+    packed = packing.pack(states)
+    assert skip(packed, packing=packing)[0] is packed
+    nowhere = skipping_supernet.magic(batch["input_ids"], architecture=("SKIP",) * 4)
+    assert torch.equal(nowhere.last_hidden_state, states)
+
+
+def test_skip_hands_on_its_hidden_state_and_attends_to_nothing(skipping_supernet):
+    skipping_supernet.set_attn_implementation("eager")
+    output = skipping_supernet(
+        **padded_batch(), architecture=SKIPPING, output_hidden_states=True, output_attentions=True
+    )
+    states = output.hidden_states
+    assert len(states) == 5
+    assert [torch.equal(before, after) for before, after in pairwise(states)] == [True, False, True, False]
+    assert [weights.shape for weights in output.attentions] == [(3, 4, 14, 14)]
+
+
+@pytest.mark.parametrize("extracted", [False, True])
+def test_a_child_that_skips_runs_unpadded(skipping_supernet, extracted):
+    batch = padded_batch()
+    real = batch["attention_mask"].bool()
+    model, chosen = skipping_supernet, {"architecture": SKIPPING}
+    if extracted:
+        model, chosen = skipping_supernet.extract_child(SKIPPING), {}
+    expected = model(**batch, **chosen).logits[real]
+    model.config.unpad_inputs = True
+    torch.testing.assert_close(model(**batch, **chosen).logits[real], expected, rtol=0, atol=1e-5)
+
+
+def test_a_child_that_skips_has_the_form_of_any_other(supernet, skipping_supernet):
+    child = skipping_supernet.extract_child(SKIPPING)
+    # The same child of a super-net of two layers that knows no SKIP.
+    config = MagicConfig(
+        **{**supernet.config.to_dict(), "candidate_operators": [OPERATORS] * 2, "num_hidden_layers": 2}
+    )
+    config._attn_implementation = supernet.config._attn_implementation
+    other = MagicForMaskedLM(config).extract_child(("CONV3", "MHA4"))
+    assert child.config.to_dict() == other.config.to_dict()
+    assert child.config.num_hidden_layers == 2
+    own, theirs = child.state_dict(), skipping_supernet.state_dict()
+    assert own.keys() == other.state_dict().keys()
+    for layer, operator, source in ((0, "CONV3", 1), (1, "MHA4", 3)):
+        prefix = f"magic.encoder.layer.{layer}.operators.{operator}."
+        names = [name for name in own if name.startswith(prefix)]
+        assert names
+        for name in names:
+            found = theirs[name.replace(f"layer.{layer}.", f"layer.{source}.")]
+            assert torch.equal(own[name], found)
+            assert own[name].data_ptr() != found.data_ptr()
+
+
+def test_a_child_of_nothing_but_skip_is_refused(skipping_supernet):
+    for extract in (skipping_supernet.extract_child, skipping_supernet.config.child_config):
+        with pytest.raises(
+            ValueError, match=r"SKIP in all of its 4 layers.* give at least one layer another operator"
+        ):
+            extract(["SKIP"] * 4)
+
+
+def test_a_supernet_with_nothing_but_skip_in_a_layer_loads(tiny_config, tmp_path):
+    torch.manual_seed(0)
+    shrunk = MagicForMaskedLM(tiny_config(candidate_operators=[["MHA4"], ["SKIP"], ["FFN"]])).eval()
+    assert shrunk.config.is_supernet
+    shrunk.save_pretrained(tmp_path)
+    loaded, info = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    ids = padded_batch()["input_ids"]
+    with pytest.raises(ValueError, match="super-net of 3 layers; say which child"):
+        loaded(ids)
+    expected = shrunk(ids, architecture=shrunk.config.chain).logits
+    assert torch.equal(loaded(ids, architecture=loaded.config.chain).logits, expected)
+    child = loaded.extract_child(loaded.config.chain)
+    assert not child.config.is_supernet
+    assert child.config.chain == ("MHA4", "FFN")
+    assert torch.equal(child(ids).logits, expected)
+
+
+def test_skip_gives_the_other_layers_their_gradients(skipping_supernet):
+    batch = padded_batch()
+    child = skipping_supernet.extract_child(SKIPPING)
+    skipping_supernet(**batch, labels=batch["input_ids"], architecture=SKIPPING).loss.backward()
+    child(**batch, labels=batch["input_ids"]).loss.backward()
+    inside = [parameter.grad for parameter in skipping_supernet.parameters() if parameter.grad is not None]
+    alone = [parameter.grad for parameter in child.parameters()]
+    assert all(torch.equal(own, theirs) for own, theirs in zip(inside, alone, strict=True))
+
+
+def test_a_child_that_skips_is_compiled_and_exported(skipping_supernet):
+    ids = padded_batch()["input_ids"]
+    expected = skipping_supernet(ids, architecture=SKIPPING).logits
+    compiled = torch.compile(skipping_supernet, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids, architecture=SKIPPING).logits, expected, rtol=0, atol=1e-5)
+    inputs = {"input_ids": ids, "architecture": SKIPPING}
+    exported = torch.export.export(skipping_supernet, (), inputs).module()
+    torch.testing.assert_close(exported(**inputs).logits, expected, rtol=0, atol=1e-5)
 
 
 # ---- Real tokens only ----

@@ -41,10 +41,10 @@ MODELS: dict[str, list[list[str]]] = {
     "mixed": [["MHA4"], ["CONV3"], ["FFN"]],
     "convolution first": [["CONV5"], ["FFN"], ["MHA4"]],
     "no attention": [["CONV3"], ["FFN"]],
-    "super-net": [["MHA4", "FFN", "CONV3"], ["MHA4", "CONV5"], ["CONV3", "FFN", "MHA2"]],
+    "super-net": [["MHA4", "FFN", "CONV3"], ["MHA4", "CONV5"], ["FFN", "SKIP"], ["CONV3", "FFN", "MHA2"], ["SKIP"]],
 }
 # What the super-net is run as.
-PATH = ("CONV3", "MHA4", "FFN")
+PATH = ("CONV3", "MHA4", "SKIP", "FFN", "SKIP")
 
 _GPU = "needs an accelerator"
 _FLASH = "needs a flash attention package, for an accelerator"

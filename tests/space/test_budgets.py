@@ -24,7 +24,7 @@ from training.space.budgets import (
 from training.space.search_space import SearchSpace
 
 
-NAMES = ("MHA4", "MHA2", "FFN", "CONV3", "CONV5")
+NAMES = ("MHA4", "MHA2", "FFN", "CONV3", "CONV5", "SKIP")
 UNITS = (1, 1e-6, 2**-20, 0.1, 3)
 
 spaces = st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True), min_size=1, max_size=5).map(
@@ -36,7 +36,7 @@ spaces = st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, uniqu
 def costs(draw, name: str = "cost") -> AdditiveCost:
     # A few small numbers, so that different children cost the same, or any numbers, so that none do.
     counts = st.sampled_from([0, 1, 2, 5]) if draw(st.booleans()) else st.integers(0, 10**6)
-    operators = {operator: draw(counts) for operator in NAMES}
+    operators = {operator: 0 if operator == "SKIP" else draw(counts) for operator in NAMES}
     return AdditiveCost(name, draw(st.integers(0, 30)), operators, draw(st.sampled_from(UNITS)))
 
 

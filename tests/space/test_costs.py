@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel
-from training.space.budgets import Budget, BudgetedSpace, Limit
+from training.space.budgets import Budget, BudgetedSpace, InfeasibleBudgetError, Limit
 from training.space.costs import (
     CONVENTIONS,
     COSTS,
@@ -29,7 +29,7 @@ from training.space.search_space import SearchSpace
 
 
 BERT_BASE = bert_pattern(24, "MHA12", "FFN")
-OPERATORS = ("MHA4", "MHA2x24", "FFN", "FFNx80", "CONV3", "CONV5x48")
+OPERATORS = ("MHA4", "MHA2x24", "FFN", "FFNx80", "CONV3", "CONV5x48", "SKIP")
 
 
 def small_config(**changes):
@@ -72,9 +72,12 @@ def counted_flops(model, seq_len, **inputs):
 
 @pytest.mark.parametrize("architecture", list(product(OPERATORS, repeat=2)))
 def test_parameters_of_every_child(architecture):
-    config = small_config().child_config(architecture)
-    assert count_parameters(config, architecture) == built_parameters(MagicModel, config)
-    assert count_parameters(config, architecture, head="mlm") == built_parameters(MagicForMaskedLM, config)
+    configs = [small_config(candidate_operators=[[name] for name in architecture])]
+    if set(architecture) != {"SKIP"}:
+        configs.append(configs[0].child_config(architecture))
+    for config in configs:
+        assert count_parameters(config, architecture) == built_parameters(MagicModel, config)
+        assert count_parameters(config, architecture, head="mlm") == built_parameters(MagicForMaskedLM, config)
 
 
 @pytest.mark.parametrize("model_class", [MagicModel, MagicForMaskedLM])
@@ -197,8 +200,10 @@ def test_torch_counts_the_same_child():
     config = small_config(candidate_operators=[[name] for name in OPERATORS])
     with torch.device("meta"):
         encoder, masked_lm = MagicModel(config).eval(), MagicForMaskedLM(config).eval()
-    assert count_flops(config, OPERATORS, 12, "torch", head="none") == counted_flops(encoder, 12)
-    assert count_flops(config, OPERATORS, 12, "torch") == counted_flops(masked_lm, 12)
+    assert count_flops(config, OPERATORS, 12, "torch", head="none") == counted_flops(
+        encoder, 12, architecture=OPERATORS
+    )
+    assert count_flops(config, OPERATORS, 12, "torch") == counted_flops(masked_lm, 12, architecture=OPERATORS)
 
 
 def test_torch_misses_the_depthwise_part_on_a_cpu():
@@ -206,6 +211,19 @@ def test_torch_misses_the_depthwise_part_on_a_cpu():
     depthwise = 2 * 12 * (3 * 32 + 5 * 48)
     counted = counted_flops(MagicModel(config).eval(), 12, architecture=("CONV3", "CONV5x48"))
     assert count_flops(config, ("CONV3", "CONV5x48"), 12, "torch", head="none") - counted == depthwise
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_skip_costs_nothing(convention):
+    config, child, chain = small_config(), ("SKIP", "MHA4", "SKIP", "CONV3"), ("MHA4", "CONV3")
+    assert operator_flops("SKIP", config, 12, convention) == 0
+    assert count_flops(config, child, 12, convention) == count_flops(config, chain, 12, convention)
+    assert training_flops(config, child, 10, 1000) == training_flops(config, chain, 10, 1000)
+    assert operator_parameters("SKIP", config) == operator_activation_bytes("SKIP", config, 12, 3) == 0
+    for name in COSTS:
+        cost = additive_cost(config, name, seq_len=12, convention=convention)
+        assert cost.operators["SKIP"] == 0
+        assert cost(child) == cost(chain)
 
 
 def test_training_flops():
@@ -343,6 +361,26 @@ def test_a_budget_over_real_costs():
         and count_flops(config, child, 12) <= most_flops
     ]
     assert 0 < BudgetedSpace(space, budget).size == len(within) < space.size
+
+
+def test_a_budget_over_a_space_with_skips():
+    config = small_config(candidate_operators=[["MHA4", "FFN", "SKIP"], ["SKIP"], ["CONV3", "SKIP"], ["FFN", "SKIP"]])
+    space = SearchSpace.from_config(config.candidate_operators)
+    parameters, flops = (additive_cost(config, name, seq_len=12) for name in ("num_parameters", "flops"))
+    nothing = count_parameters(config, (), head="mlm")
+    most_flops = flops(("MHA4", "SKIP", "SKIP", "SKIP"))
+    within = {
+        child
+        for child in space.children()
+        if nothing < count_parameters(config, child, head="mlm") and count_flops(config, child, 12) <= most_flops
+    }
+    budget = Budget((Limit(parameters, minimum=nothing + 1), Limit(flops, maximum=most_flops)))
+    restricted = BudgetedSpace(space, budget)
+    assert 0 < restricted.size == len(within) < space.size
+    assert {restricted.sample(random.Random(seed)) for seed in range(200)} == within
+    too_small = BudgetedSpace(space, Budget((Limit(parameters, maximum=nothing - 1),)))
+    with pytest.raises(InfeasibleBudgetError, match=f"nearest reachable num_parameters is {nothing:,} above"):
+        too_small.check()
 
 
 # The BERT pattern

@@ -23,6 +23,7 @@ CONFIG = MagicConfig(
 SPACE = SearchSpace.from_config(CONFIG.candidate_operators)
 LATENCY = AdditiveCost("latency_ms", 250_000, {"MHA4": 900_000, "FFN": 2_000_001, "CONV3": 7, "CONV5": 1}, 1e-6)
 PARAMETERS = additive_cost(CONFIG, "num_parameters")
+PARAMETERS_WITH_SKIP = additive_cost(CONFIG, "num_parameters", operators=["MHA4", "CONV3", "SKIP"])
 
 
 def numbers(text: str, first_word: str) -> list[float]:
@@ -59,6 +60,23 @@ def test_smallest_median_and_largest_are_those_of_all_children():
         assert child in SPACE
         assert parameters[child] == extreme(parameters.values())
     assert "FLOPs of 12 tokens" in text
+
+
+def test_a_space_with_skips():
+    config = MagicConfig(
+        **{**CONFIG.to_dict(), "candidate_operators": [["MHA4", "SKIP"], ["SKIP"], ["CONV3", "SKIP"]]}
+    )
+    space = SearchSpace.from_config(config.candidate_operators)
+    text = describe_space(config, 12, budget=Budget((Limit(PARAMETERS_WITH_SKIP, maximum=20_000),)))
+    parameters = [count_parameters(config, child, head="mlm") for child in space.children()]
+    assert numbers(text, "num_parameters") == [min(parameters), median_low(parameters), max(parameters)]
+    assert numbers(text, "SKIP") == [0, 0, 3]
+    assert "fewest parameters: SKIP,SKIP,SKIP" in text
+    within = sum(number <= 20_000 for number in parameters)
+    assert f"within it: {within} of 4 children" in text
+    child = describe_space(config, 12, "SKIP,SKIP,CONV3")
+    assert numbers(child, "num_parameters") == [count_parameters(config, ("CONV3",), head="mlm")]
+    assert numbers(child, "flops") == [count_flops(config, ("CONV3",), 12)]
 
 
 def test_a_length_beyond_the_positions_is_cut():

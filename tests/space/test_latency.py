@@ -121,6 +121,56 @@ def test_a_single_child_is_a_space_too(fake_time):
     assert table.operators["FFN"].median_ms == pytest.approx(PLANTED["FFN"])
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_skip_takes_no_time_and_is_not_timed(fake_time, monkeypatch, tmp_path, first):
+    timed = []
+    run = Bench.run
+
+    def remember(self, workloads, min_rounds, progress):
+        timed.extend(workloads)
+        return run(self, workloads, min_rounds, progress)
+
+    monkeypatch.setattr(Bench, "run", remember)
+    names = ["SKIP", *OPERATORS] if first else [*OPERATORS, "SKIP"]
+    table = measure(toy_config(candidate_operators=[names] * 4), num_held_out=30)
+    assert table.operators["SKIP"] == Timing(0.0, 0.0, 0.0)
+    assert {name: row.median_ms for name, row in table.operators.items()} == pytest.approx(
+        {name: PLANTED.get(name, 0) for name in names}
+    )
+    assert table.outside.median_ms == pytest.approx(PLANTED["outside"])
+    assert any("SKIP" in child.architecture for child in table.held_out)
+    assert table.largest_error < 1e-6
+    for child in table.held_out:
+        chain = [name for name in child.architecture if name != "SKIP"]
+        assert child.measured.median_ms == pytest.approx(3 + sum(PLANTED[name] for name in chain))
+    assert {operators[0] for kind, operators in timed if kind == "alone"} == set(OPERATORS)
+    # What the table is held to is no child that it was fitted to with its SKIPs elsewhere.
+    chains = {
+        wanted: [tuple(name for name in child if name != "SKIP") for kind, child in timed if kind == wanted]
+        for wanted in ("fitted", "held out")
+    }
+    assert not {*chains["fitted"]} & {*chains["held out"]}
+    assert len({*chains["held out"]}) == len(chains["held out"])
+    table.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json") == table
+    assert table.predict_ms(("SKIP", "FFN", "SKIP", "MHA4")) == pytest.approx(3 + 7 + 5)
+    config = toy_config(candidate_operators=[names] * 4)
+    measured = measure_child(config, ("SKIP", "FFN", "SKIP", "MHA4"), LatencySettings(seq_len=8))
+    assert measured.latency.median_ms == pytest.approx(15)
+
+
+@pytest.mark.parametrize("candidates", [[["SKIP", "FFN"]], [["SKIP", "FFN"], ["SKIP"]], [["SKIP", "FFN"]] * 2])
+def test_a_space_of_few_children_with_skips(fake_time, candidates):
+    table = measure(toy_config(candidate_operators=candidates))
+    assert [child.architecture.count("FFN") for child in table.held_out] in ([1], [2, 1], [1, 2])
+    assert table.predict_ms(["FFN"] * len(candidates)) == pytest.approx(3 + 7 * len(candidates))
+
+
+def test_nothing_but_skip_is_refused():
+    with pytest.raises(ValueError, match="are SKIP in every layer, so that nothing is timed; hold out more, or give"):
+        measure(toy_config(candidate_operators=[["SKIP"]] * 3))
+
+
 def test_a_child_is_measured_whole(fake_time):
     child = ("FFN", "FFN", "CONV3", "MHA4")
     measured = measure_child(toy_config(), child, LatencySettings(seq_len=8))
@@ -455,6 +505,19 @@ def test_check_names_what_differs():
     eager = toy_config(attn_implementation="eager")
     with pytest.raises(ValueError, match="attention is sdpa in the table and eager"):
         table.check(eager)
+
+
+def test_a_table_with_skip_fits_children_of_fewer_layers():
+    table = table_of(operators={**table_of().operators, "SKIP": Timing(0.0, 0.0, 0.0)})
+    space = toy_config(candidate_operators=[["FFN", "SKIP"]] * 4)
+    table.check(space)
+    table.check(space.child_config(("FFN", "SKIP", "SKIP", "FFN")))
+    with pytest.raises(ValueError, match="num_hidden_layers is 4 in the table and 5"):
+        table.check(toy_config(candidate_operators=[["FFN"]] * 5))
+    with pytest.raises(ValueError, match="num_hidden_layers is 4 in the table and 2"):
+        table_of().check(toy_config(candidate_operators=[["FFN"]] * 2))
+    with pytest.raises(ValueError, match="the table has no SKIP"):
+        table_of().check(space)
 
 
 def test_table_is_saved_whole(tmp_path, fake_time):

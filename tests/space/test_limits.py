@@ -88,6 +88,27 @@ def test_a_limit_of_latency_is_by_the_table(table_file):
         }
 
 
+def test_limits_of_a_space_with_skips(tmp_path):
+    config = toy_config(candidate_operators=[["MHA4", "SKIP"], ["FFN", "CONV3", "SKIP"], ["SKIP"]])
+    children = list(SearchSpace.from_config(config.candidate_operators).children())
+    milliseconds = {**MILLISECONDS, "SKIP": 0.0}
+    operators = {name: Timing(own, own, own) for name, own in milliseconds.items()}
+    table_of(sizes={**SIZES, "num_hidden_layers": 3}, operators=operators).save(tmp_path / "table.json")
+    table = str(tmp_path / "table.json")
+    most = count_parameters(config, ("MHA4",), head="mlm")
+    budget = budget_of(config, BudgetSettings(max_params=most, max_latency_ms=4.0, latency_table=table))
+    assert {child for child in children if budget.allows(child)} == {
+        child
+        for child in children
+        if count_parameters(config, child, head="mlm") <= most and 1 + sum(map(milliseconds.get, child)) <= 4
+    }
+    # An extracted child, which has fewer layers than the table's space, is within the same budget.
+    child = ("SKIP", "FFN", "SKIP")
+    own = config.child_config(child)
+    limits = BudgetSettings(max_params=most, max_latency_ms=3.0, latency_table=table)
+    assert budget_of(own, limits).allows(own.chain) == budget_of(config, limits).allows(child) is True
+
+
 def test_without_limits_everything_is_allowed():
     budget = budget_of(CONFIG, BudgetSettings())
     assert budget.limits == ()

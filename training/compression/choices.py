@@ -3,7 +3,8 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from modeling_magic.configuration_magic import SKIP
 
@@ -37,6 +38,17 @@ class Choices:
 
     found: RankedChild
     controls: dict[str, Architecture]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the choice as JSON."""
+        return {"found": asdict(self.found), "controls": {role: list(child) for role, child in self.controls.items()}}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Returns what `to_json` was called on, but for the losses of single batches."""
+        found = values["found"]
+        child = RankedChild(tuple(found["architecture"]), found["val_loss"], found["val_accuracy"])
+        return cls(child, {role: tuple(child) for role, child in values["controls"].items()})
 
 
 def best_first(weight: float) -> Order:
@@ -167,7 +179,7 @@ def best_additive(space: SearchSpace, budget: Budget, errors: Sequence[dict[str,
 
     Args:
         space: the children.
-        budget: of one limit, a largest value.
+        budget: of one limit, a largest value, and a smallest that only the child of no layers is below.
         errors: for each layer the error of each operator, see `calibration.local_errors`.
 
     Raises:
@@ -175,7 +187,8 @@ def best_additive(space: SearchSpace, budget: Budget, errors: Sequence[dict[str,
     """
     BudgetedSpace(space, budget).check()
     (limit,) = budget.limits
-    costs, largest = limit.cost.operators, limit.counts[1] - limit.cost.fixed
+    costs = limit.cost.operators
+    smallest, largest = (count - limit.cost.fixed for count in limit.counts)
     front: list[tuple[int, float, Architecture]] = [(0, 0.0, ())]
     for candidates, layer in zip(space.candidates, errors, strict=True):
         longer = sorted(
@@ -188,7 +201,7 @@ def best_additive(space: SearchSpace, budget: Budget, errors: Sequence[dict[str,
         for cost, error, child in longer:
             if not front or error < front[-1][1]:
                 front.append((cost, error, child))
-    return front[-1][2]
+    return next(child for cost, _, child in reversed(front) if cost >= smallest)
 
 
 def choose(

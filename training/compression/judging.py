@@ -1,135 +1,147 @@
-"""What a model of a compression is worth: fidelity to the checkpoint, scores on tasks, size and latency."""
+"""What the models of a compression are worth: fidelity to the checkpoint, scores on tasks, size and latency."""
 
-from collections.abc import Callable, Sequence
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from ..hub.onnx_export import OnnxModel, check_packages, export_onnx, quantize_onnx
+from ..space.costs import count_flops, count_parameters
 from ..supernet.evaluation import evaluate_child
+from .latency import MeasuredModels, measure_models
 from .objectives import Batch
-from .source import Source
-from .tasks import Task, TaskScore, score_task
+from .predictor import Predictor, forward_of
+from .report import FOUND, FOUND_INT8, TEACHER, TEACHER_INT8, ModelRow
+from .tasks import Task
 from .text import collate
+from .workbench import Workbench
 
 
-Forward = Callable[..., Any]
+logger = logging.getLogger(__name__)
+
+# Batches of held-out sentences that latency is measured on in the end, as they come, not sorted by length.
+_NUM_TIMED_BATCHES = 4
+_NUM_ROUNDS = 15
 
 
-class Fidelity(NamedTuple):
-    """How near a model comes to the checkpoint on held-out text.
+class Distilled(NamedTuple):
+    """A model of a compression and the steps of its distillation."""
 
-    Attributes:
-        loss: the objective's, 0 for the checkpoint.
-        score: the objective's second score, higher is better.
-    """
-
-    loss: float
-    score: float
+    model: Any
+    steps: int
 
 
-def fidelity(model: Any, batches: Sequence[Batch], objective: Any) -> Fidelity:
-    """Returns the fidelity of a model in float32.
-
-    Args:
-        model: a child of the checkpoint's class.
-        batches: with the teacher's outputs.
-        objective: of the checkpoint.
-    """
-    return Fidelity(*evaluate_child(model, batches, judge=objective))
+# The name of a budget, empty for the teacher, and a role.
+Key = tuple[str, str]
 
 
-class Predictor:
-    """Runs a model, or what stands for one such as an ONNX session, on texts, as `tasks.score_task` asks it to.
+def judge_models(
+    bench: Workbench, models: Mapping[str, Mapping[str, Distilled]], tasks: Sequence[Task], progress: bool
+) -> tuple[list[ModelRow], MeasuredModels]:
+    """Returns a row for each model, the teacher's first, and how their latency was measured, side by side.
+
+    Teacher and winners are judged in int8 as well, through ONNX Runtime, where it is installed.
 
     Args:
-        source: the checkpoint, whose tokenizer, length and pooling the model has.
-        forward: takes `input_ids`, `attention_mask` and `token_type_ids`, and returns outputs by name.
-        batch_size: texts in a batch; they are of nearly equal lengths.
+        bench: of the run.
+        models: by the name of the budget and by role.
+        tasks: what models are scored on beside fidelity.
+        progress: shows a bar.
     """
-
-    def __init__(self, source: Source, forward: Forward, batch_size: int = 64):
-        self._source, self._forward, self._batch_size = source, forward, batch_size
-
-    def score(self, task: Task) -> TaskScore:
-        """Returns what the model reaches on a task.
-
-        Raises:
-            ValueError: nothing is known of how to run such a task.
-        """
-        runs: dict[str, Callable[..., Any]] = {
-            "sentence": self.embed,
-            "sequence": self.classify,
-            "token": self.tag,
-        }
-        if task.kind not in runs:
-            raise ValueError(
-                f"the task {task.title} is of the kind {task.kind}, which is not scored here; evaluate the model with "
-                f"`magic-nas squad`"
-            )
-        return score_task(task, runs[task.kind])
-
-    def embed(self, texts: list[str]) -> np.ndarray:
-        """Returns the embeddings of texts, (texts, width)."""
-        pooling = self._source.pooling
-        assert pooling is not None
-        return self._run(
-            self._encode(texts), lambda out, batch: pooling(out["last_hidden_state"], batch.get("attention_mask"))
-        )
-
-    def classify(self, texts: list[str], second: list[str] | None = None) -> np.ndarray:
-        """Returns the logits of texts, (texts, num_labels)."""
-        return self._run(self._encode(texts, second), lambda out, batch: out["logits"])
-
-    def tag(self, rows: list[list[str]]) -> list[list[int]]:
-        """Returns the class of each word of each row, by its first token; words that are cut off have none."""
-        encoded = self._source.tokenizer(
-            rows, is_split_into_words=True, truncation=True, max_length=self._source.max_length
-        )
-        found: list[list[int]] = [[] for _ in rows]
-        for places, batch in self._batches(self._rows(encoded)):
-            classes = self._logits(batch)["logits"].argmax(dim=-1)
-            for place, row in zip(places, classes.tolist(), strict=True):
-                words = encoded.word_ids(place)
-                firsts = {word: index for index, word in reversed(list(enumerate(words))) if word is not None}
-                found[place] = [row[firsts[word]] for word in sorted(firsts)]
-        return found
-
-    def _encode(self, texts: list[str], second: list[str] | None = None) -> list[dict[str, Any]]:
-        encoded = self._source.tokenizer(texts, second, truncation=True, max_length=self._source.max_length)
-        return self._rows(encoded)
-
-    def _rows(self, encoded: Any) -> list[dict[str, Any]]:
-        names = ["input_ids"]
-        if self._source.model.config.type_vocab_size > 1 and "token_type_ids" in encoded:
-            names.append("token_type_ids")
-        return [{name: encoded[name][place] for name in names} for place in range(len(encoded["input_ids"]))]
-
-    def _batches(self, rows: list[dict[str, Any]]) -> Any:
-        pad = self._source.model.config.pad_token_id or 0
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
-        for start in range(0, len(order), self._batch_size):
-            places = order[start : start + self._batch_size]
-            yield places, collate([rows[place] for place in places], pad)
-
-    @torch.no_grad()
-    def _logits(self, batch: dict[str, Tensor]) -> Any:
-        return self._forward(**batch)
-
-    def _run(self, rows: list[dict[str, Any]], read: Callable[[Any, dict[str, Tensor]], Tensor]) -> np.ndarray:
-        found: list[Any] = [None] * len(rows)
-        for places, batch in self._batches(rows):
-            for place, row in zip(places, read(self._logits(batch), batch).float().numpy(), strict=True):
-                found[place] = row
-        return np.stack(found)
+    batches = bench.outputs.batches(bench.validation, bench.settings.batch_size)
+    every: dict[Key, Distilled] = {("", TEACHER): Distilled(bench.teacher, 0)}
+    for member, of_member in models.items():
+        every |= {(member, role): distilled for role, distilled in of_member.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        quantised = _quantised(bench, every, Path(folder))
+        rows = {key: _row(bench, key, distilled, batches, tasks) for key, distilled in every.items()}
+        for key, session in quantised.items():
+            rows[key] = _int8_row(bench, rows[_float_key(key)], session, batches, tasks)
+        runnable = {_name(key): model for key, (model, _) in every.items()}
+        runnable |= {_name(key): session for key, session in quantised.items()}
+        measured = measure_models(runnable, _timed_batches(bench), bench.settings.num_threads, _NUM_ROUNDS, progress)
+    order = ["", *models]
+    in_order = sorted(rows, key=lambda key: order.index(key[0]))
+    return [_with_latency(rows[key], measured) for key in in_order], measured
 
 
-def forward_of(model: Any) -> Forward:
-    """Returns a model's forward pass on its device, whose outputs are tensors of the CPU by name."""
+def _name(key: Key) -> str:
+    return ": ".join(filter(None, key))
 
-    def run(**batch: Tensor) -> dict[str, Tensor]:
-        outputs = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, return_dict=True)
-        return {name: tensor.cpu() for name, tensor in outputs.items() if isinstance(tensor, Tensor)}
 
-    return run
+def _float_key(key: Key) -> Key:
+    return key[0], TEACHER if key[1] == TEACHER_INT8 else FOUND
+
+
+def _row(
+    bench: Workbench, key: Key, distilled: Distilled, batches: Sequence[Batch], tasks: Sequence[Task]
+) -> ModelRow:
+    model, steps = distilled
+    config = model.config
+    loss, score = evaluate_child(model, batches, judge=bench.objective)
+    return ModelRow(
+        member=key[0],
+        role=key[1],
+        architecture=config.chain,
+        num_parameters=count_parameters(config, config.chain),
+        flops=count_flops(config, config.chain, bench.settings.latency_length, head="none"),
+        steps=steps,
+        loss=loss,
+        score=score,
+        tasks=_scores(Predictor(bench.source, forward_of(model)), tasks),
+    )
+
+
+def _int8_row(
+    bench: Workbench, twin: ModelRow, session: OnnxModel, batches: Sequence[Batch], tasks: Sequence[Task]
+) -> ModelRow:
+    """Returns the row of a model in int8 from that of the same model in float32."""
+    predictor = Predictor(bench.source, session)
+    loss, score = predictor.fidelity(bench.objective, batches)
+    role = TEACHER_INT8 if twin.role == TEACHER else FOUND_INT8
+    return replace(twin, role=role, loss=loss, score=score, tasks=_scores(predictor, tasks))
+
+
+def _scores(predictor: Predictor, tasks: Sequence[Task]) -> dict[str, float]:
+    return {task.title: predictor.score(task).value for task in tasks}
+
+
+def _quantised(bench: Workbench, every: Mapping[Key, Distilled], folder: Path) -> dict[Key, OnnxModel]:
+    """Returns teacher and winners in int8, nothing where the packages are not installed."""
+    try:
+        check_packages(True)
+    except ValueError as error:
+        logger.info(f"int8 is left out: {error}")
+        return {}
+    found = {}
+    wanted = {TEACHER: TEACHER_INT8, FOUND: FOUND_INT8}
+    for number, ((member, role), (model, _)) in enumerate(every.items()):
+        if role in wanted:
+            place = folder / str(number)
+            model.save_pretrained(place)
+            path = quantize_onnx(export_onnx(place, place / "onnx"))
+            found[member, wanted[role]] = OnnxModel(path, bench.settings.num_threads)
+    return found
+
+
+def _timed_batches(bench: Workbench) -> list[dict[str, torch.Tensor]]:
+    """Returns batches of held-out sentences in their random order, padded to the longest of each."""
+    size, pad = bench.settings.latency_batch_size, bench.teacher.config.pad_token_id or 0
+    batches = []
+    for start in range(0, min(_NUM_TIMED_BATCHES * size, len(bench.validation)), size):
+        places = range(start, min(start + size, len(bench.validation)))
+        batch = collate(bench.validation.select(places).to_list(), pad)
+        batches.append({"attention_mask": torch.ones_like(batch["input_ids"]), **batch})
+    return batches
+
+
+def _with_latency(row: ModelRow, measured: MeasuredModels) -> ModelRow:
+    values = {}
+    for mode in ("padded", "unpadded"):
+        ratio = measured.ratios.get(mode, {}).get(_name((row.member, row.role)))
+        values[mode] = None if ratio is None else (ratio.median, ratio.low, ratio.high)
+    return replace(row, **values)

@@ -57,6 +57,8 @@ _TOKEN_LABELS = ("label", "labels", "tags", "ner_tags")
 # Whether two sentences belong together, as files spell it.
 _TOGETHER = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _RANKED_TOGETHER = 1000
+# Of cosines: what differs by rounding errors alone is equal.
+_DECIMALS = 9
 _TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
 
 
@@ -325,7 +327,7 @@ def _sentence_scores(task: Task, encode: Callable[[list[str]], np.ndarray]) -> d
     embeddings /= np.where(norms > 0, norms, 1)
     if task.metric == "accuracy@1":
         return _retrieval_scores(embeddings, np.array(of_columns[0]), np.array(of_columns[1]))
-    cosines = (embeddings[of_columns[0]] * embeddings[of_columns[1]]).sum(axis=1)
+    cosines = (embeddings[of_columns[0]] * embeddings[of_columns[1]]).sum(axis=1).round(_DECIMALS)
     if task.metric == "average_precision":
         return {task.metric: float(average_precision_score(task.truth, cosines))}
     return {
@@ -353,7 +355,7 @@ def _retrieval_scores(embeddings: np.ndarray, queries: np.ndarray, documents: np
     ranks = np.empty(len(queries), dtype=np.int64)
     for start in range(0, len(queries), _RANKED_TOGETHER):
         rows = np.arange(start, min(start + _RANKED_TOGETHER, len(queries)))
-        cosines = embeddings[queries[rows]] @ embeddings[candidates].T
+        cosines = (embeddings[queries[rows]] @ embeddings[candidates].T).round(_DECIMALS)
         own = cosines[np.arange(len(rows)), right[rows]]
         for place, query in enumerate(queries[rows].tolist()):
             cosines[place, sorted(of_query[query])] = -np.inf

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from transformers import set_seed
 
@@ -16,8 +16,8 @@ from modeling_magic import MagicConfig
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 from modeling_magic.warm_start import initialize_from
 
-from ..files import read_json, write_json, written_at_once
-from ..internals import attention_implementation
+from ..files import cache_folder, read_json, write_json, written_at_once
+from ..internals import attention_implementation, forget_accelerator
 from ..progress import show_progress
 from ..runs.training import finish_training
 from ..space.budgets import BudgetedSpace
@@ -36,11 +36,13 @@ from .trainers import CheckpointTrainer, freeze_embeddings
 
 logger = logging.getLogger(__name__)
 
+CACHE_FOLDER = "teachers"
 START_FOLDER = "start"
 SUPERNET_FOLDER = "supernet"
+VISITS_NAME = "visits.json"
 ERRORS_NAME = "errors.json"
 # Sentences by which heads and neurons are chosen and output maps are fitted, and by which local errors are measured.
-_NUM_MOMENT_SENTENCES = 2000
+_NUM_MOMENT_SENTENCES = 1000
 _NUM_ERROR_SENTENCES = 256
 _WARMUP = 0.05
 _SAVE_STEPS = 100
@@ -55,11 +57,18 @@ def has_bf16_units(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def new_accelerator(settings: CompressSettings) -> Accelerator:
+    """Returns the accelerator of a run, in the precision of training; one of another precision is forgotten."""
+    precision = training_precision(settings)
+    forget_accelerator()
+    return Accelerator(mixed_precision=precision)
+
+
 def training_precision(settings: CompressSettings) -> str:
     """Returns "bf16" or "no" as `accelerate` names them, of what the settings ask for on this machine."""
     if settings.precision != "auto":
         return settings.precision
-    return "bf16" if has_bf16_units(Accelerator().device) else "no"
+    return "bf16" if has_bf16_units(PartialState().device) else "no"
 
 
 @dataclass
@@ -123,8 +132,8 @@ class Workbench:
 
     @property
     def cache(self) -> Path:
-        """Where the teacher's outputs lie."""
-        return self.folder / "teacher"
+        """Where the teacher's outputs lie, for all runs with this text: $MAGIC_CACHE, or else ~/.cache/magic-nas."""
+        return cache_folder(None) / CACHE_FOLDER
 
     @cached_property
     def tokens_per_sentence(self) -> float:
@@ -165,6 +174,9 @@ def training_arguments(
         "train_sampling_strategy": "group_by_length",
         "length_column_name": "length",
         "bf16": bench.accelerator.mixed_precision == "bf16",
+        "use_cpu": bench.accelerator.device.type == "cpu",
+        # The run's own accelerator is in use before and after.
+        "accelerator_config": {"use_configured_state": True},
         "save_steps": _SAVE_STEPS,
         "save_total_limit": 1,
         "logging_steps": 50,
@@ -206,7 +218,7 @@ def calibrated_errors(bench: Workbench) -> list[dict[str, float]]:
 def _make_start(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
     settings, teacher = bench.settings, bench.teacher
     set_seed(settings.seed)
-    model = type(teacher)(_supernet_config(teacher.config, bench.space)).to(bench.accelerator.device).eval()
+    model = type(teacher)(supernet_config(teacher.config, bench.space)).to(bench.accelerator.device).eval()
     initialize_from(model, teacher)
     teacher.to(bench.accelerator.device)
     moments = inner_moments(
@@ -227,7 +239,8 @@ def _make_start(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
     return model
 
 
-def _supernet_config(config: MagicConfig, space: SearchSpace) -> MagicConfig:
+def supernet_config(config: MagicConfig, space: SearchSpace) -> MagicConfig:
+    """Returns the configuration of the super-net of a space around a checkpoint, without dropout."""
     values = config.to_dict()
     for derived in ("transformers_version", "num_hidden_layers"):
         values.pop(derived, None)
@@ -254,10 +267,8 @@ def load_model(bench: Workbench, folder: Path) -> MagicPreTrainedModel:
 # ---- The super-net ----
 
 
-def train_supernet(
-    bench: Workbench, within: Sequence[BudgetedSpace], progress: bool
-) -> tuple[MagicPreTrainedModel, list[dict[str, int]]]:
-    """Returns the trained super-net, and how often each operator of each layer was trained.
+def train_supernet(bench: Workbench, within: Sequence[BudgetedSpace], progress: bool) -> MagicPreTrainedModel:
+    """Returns the trained super-net; its folder also tells how often each operator of each layer was trained.
 
     Args:
         bench: of the run.
@@ -265,7 +276,7 @@ def train_supernet(
         progress: shows a bar.
     """
     settings, folder = bench.settings, bench.folder / SUPERNET_FOLDER
-    visits_path, model_folder = folder / "visits.json", folder / "model"
+    visits_path, model_folder = folder / VISITS_NAME, folder / "model"
     if not visits_path.is_file():
         model = start_supernet(bench, progress)
         freeze_embeddings(model)
@@ -299,4 +310,4 @@ def train_supernet(
                 model.save_pretrained(temporary)
             write_json(visits_path, trainer.visits)
         bench.accelerator.wait_for_everyone()
-    return load_model(bench, model_folder), read_json(visits_path)  # type: ignore[return-value]
+    return load_model(bench, model_folder)

@@ -57,11 +57,11 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
 
 
 def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:
-    """Writes an ONNX model with weights of linear layers and embedding tables in int8, and returns the file's path.
+    """Writes an ONNX model with linear layers and embedding tables in 8 bits, and returns the file's path.
 
-    Activations are quantised as they come (ONNX Runtime's dynamic quantisation), so that no data is needed. Weights
-    have a scale for each output channel, and seven of the eight bits: with all eight, sums overflow on processors
-    without VNNI, and the outputs would depend on the processor.
+    Activations are quantised as they come (ONNX Runtime's dynamic quantisation), so that no data is needed. Weights of
+    linear layers have a scale for each output channel, and seven of the eight bits: with all eight, sums overflow on
+    x86 processors without VNNI, and the outputs would depend on the processor.
 
     Args:
         path: what `export_onnx` wrote.

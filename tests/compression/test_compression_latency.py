@@ -44,7 +44,8 @@ class Takes:
     """A model that takes so many milliseconds a batch, and keeps what it was called with."""
 
     def __init__(self, clock: FakeTime, *milliseconds: float):
-        self.clock, self.milliseconds, self.calls = clock, milliseconds, []
+        self.clock, self.milliseconds = clock, milliseconds
+        self.calls: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, **batch: torch.Tensor) -> None:
         # The first calls find out how long one takes, and each block of three ends in the one that counts.

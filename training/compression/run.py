@@ -251,6 +251,9 @@ def _distill_all(bench: Workbench, members: Sequence[Member], chosen: dict[str, 
         planned = {FOUND: (winner, steps)}
         planned |= {role: (child, compute.equal_steps(child, flops)) for role, child in choices.controls.items()}
         for role, (child, number) in planned.items():
+            if (twin := next((one for one in own if planned[one] == (child, number)), None)) is not None:
+                own[role] = own[twin]
+                continue
             _say(f"{member.name}: distilling {role}, {format_architecture(child)}, {number} steps")
             folder = bench.folder / MODELS_FOLDER / member.name / role
             own[role] = Distilled(distill(bench, child, number, folder, progress), number)

@@ -28,8 +28,13 @@ from .text import collate, length_batches
 COLUMNS = ("input_ids", "token_type_ids", "length", "index")
 
 
-def with_index(rows: Dataset) -> Dataset:
-    """Returns rows of text with `index`, the place of each, which masks and records go by."""
+def with_index(rows: Dataset, num_token_types: int) -> Dataset:
+    """Returns rows of text with `index`, the place of each, which masks and records go by.
+
+    Token types are left out for a model that knows one only, whatever its tokenizer gives.
+    """
+    if num_token_types < 2 and "token_type_ids" in rows.column_names:
+        rows = rows.remove_columns("token_type_ids")
     return rows.add_column("index", list(range(len(rows))))
 
 

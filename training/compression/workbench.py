@@ -113,12 +113,12 @@ class Workbench:
     @cached_property
     def train(self) -> Dataset:
         """The rows that are trained on."""
-        return with_index(self.sentences.train)
+        return with_index(self.sentences.train, self.teacher.config.type_vocab_size)
 
     @cached_property
     def validation(self) -> Dataset:
         """The held-out rows."""
-        return with_index(self.sentences.validation)
+        return with_index(self.sentences.validation, self.teacher.config.type_vocab_size)
 
     @cached_property
     def searched(self) -> Dataset:

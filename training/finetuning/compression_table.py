@@ -37,7 +37,7 @@ class CompressionRow:
         model: its name.
         num_parameters: embeddings included.
         split: "dev" or "test", the leaderboard's.
-        scores: by the names of `tasks.GLUE`; tasks may be missing. MNLI is the matched one.
+        scores: by the names of `finetuning.tasks.GLUE`; tasks may be missing. MNLI is the matched one.
         source: who published it, or where it was measured.
         average: as it was published; left out, the mean over the eight tasks where all are there.
         augmented: whether the fine-tuning sets were enlarged, the "*" of Table 4.

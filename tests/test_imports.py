@@ -21,6 +21,7 @@ FLOORS = (
     {"distillation"},
     {"supernet", "finetuning"},
     {"search", "analysis", "retraining"},
+    {"compression"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from modeling_magic.configuration_magic import SKIP
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
-from .objectives import Batch
+from .teacher_objectives import Batch
 from .teaching import Autocast
 
 

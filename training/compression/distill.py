@@ -16,7 +16,7 @@ from ..runs.folders import MODEL_FOLDER
 from ..runs.training import finish_training
 from ..space.costs import operator_flops
 from ..space.search_space import Architecture
-from .trainers import ChildTrainer, freeze_embeddings
+from .teacher_trainers import ChildTrainer, freeze_embeddings
 from .workbench import Workbench, load_model, start_supernet, training_arguments
 
 

@@ -12,12 +12,12 @@ import torch
 from ..hub.onnx_export import OnnxModel, check_packages, export_onnx, quantize_onnx
 from ..space.costs import count_flops, count_parameters
 from ..supernet.evaluation import evaluate_child
-from .latency import MeasuredModels, measure_models
-from .objectives import Batch
+from .compression_report import FOUND, FOUND_INT8, TEACHER, TEACHER_INT8, ModelRow
 from .predictor import Predictor, forward_of
-from .report import FOUND, FOUND_INT8, TEACHER, TEACHER_INT8, ModelRow
-from .tasks import Task
-from .text import collate
+from .sentences import collate
+from .side_by_side import MeasuredModels, measure_models
+from .task_scores import Task
+from .teacher_objectives import Batch
 from .workbench import Workbench
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from modeling_magic import MagicConfig
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
-from .objectives import Batch
 from .spaces import shape_of
+from .teacher_objectives import Batch
 
 
 # By what heads and neurons are chosen.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .objectives import TARGET, Batch, Objective
+from .sentences import collate
 from .source import Source
-from .tasks import Task, TaskScore, score_task
-from .text import collate
+from .task_scores import Task, TaskScore, score_task
+from .teacher_objectives import TARGET, Batch, Objective
 
 
 Forward = Callable[..., Any]

@@ -19,9 +19,9 @@ from ..distillation.teacher import (
     teacher_inputs,
     weights_hash,
 )
-from .objectives import TARGET, Batch, Objective
+from .sentences import collate, length_batches
 from .source import Source
-from .text import collate, length_batches
+from .teacher_objectives import TARGET, Batch, Objective
 
 
 # What a collator needs of a row of text, beside `index`, its place in its set.

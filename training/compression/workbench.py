@@ -25,13 +25,13 @@ from ..space.search_space import SearchSpace
 from ..supernet.arguments import MagicTrainingArguments
 from .calibration import calibrate, local_errors
 from .narrowing import inner_moments, start_operators
-from .objectives import Batch, Objective, objective_of
+from .sentences import Sentences, collate
 from .settings import CompressSettings
 from .source import Source
 from .spaces import checkpoint_space
+from .teacher_objectives import Batch, Objective, objective_of
+from .teacher_trainers import CheckpointTrainer, freeze_embeddings
 from .teaching import TeacherOutputs, batch_maker, ordered_batches, with_index
-from .text import Sentences, collate
-from .trainers import CheckpointTrainer, freeze_embeddings
 
 
 logger = logging.getLogger(__name__)

@@ -77,6 +77,7 @@ WEIGHT_FILES = (
     "vocab.json",
     "merges.txt",
     "onnx/model.onnx",
+    "onnx/model_int8.onnx",
     "onnx/model.onnx.data",
     "onnx/config.json",
     # Those of sentence-transformers: left behind, they would speak of another model.

@@ -17,7 +17,7 @@ from ..space.samplers import UniformSampler
 from ..space.search_space import Architecture, SearchSpace
 from ..supernet.anchors import target_states
 from ..supernet.trainer import MagicTrainer
-from .objectives import TARGET, Objective
+from .teacher_objectives import TARGET, Objective
 from .teaching import COLUMNS
 
 

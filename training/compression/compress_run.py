@@ -16,17 +16,17 @@ from ..space.latency import LatencyTable, measure_latency
 from ..space.search_space import format_architecture
 from ..space.settings import LatencySettings
 from ..supernet.evaluation import Evaluator
-from .budget import Member, check_budgets, members_of, trained_children
 from .choices import Choices, best_additive, best_first, choose
+from .compressed_folder import export_compressed
+from .compression_report import FOUND, ModelRow, compression_table, draw_compression, verdict
 from .distill import Compute, distill
-from .export import export_compressed
 from .judging import Distilled, judge_models
-from .report import FOUND, ModelRow, compression_table, draw_compression, verdict
+from .members import Member, check_budgets, members_of, trained_children
+from .sentences import read_sentences
 from .settings import CompressSettings
 from .source import Source, load_source
 from .spaces import checkpoint_space
-from .tasks import Task, read_task
-from .text import read_sentences
+from .task_scores import Task, read_task
 from .workbench import (
     SUPERNET_FOLDER,
     VISITS_NAME,

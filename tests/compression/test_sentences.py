@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toy_packages import installer
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from training.compression import text
-from training.compression.text import collate, length_batches, read_sentences, split_sentences
+from training.compression import sentences as sentences_module
+from training.compression.sentences import collate, length_batches, read_sentences, split_sentences
 from training.data import docstrings
 from training.data.text import train_tokenizer
 
@@ -97,13 +97,15 @@ def test_cutting_loses_nothing_but_white_space(line):
 def test_paragraphs_that_an_editor_has_broken_are_put_together(width):
     paragraphs = [" ".join(make_sentences(12, seed)) for seed in range(20)]
     wrapped = "\n\n".join(textwrap.fill(paragraph, width) for paragraph in paragraphs)
-    assert list(text._lines(wrapped)) == paragraphs
+    assert list(sentences_module._lines(wrapped)) == paragraphs
 
 
 def test_lines_that_end_by_themselves_stay_lines():
     lines = make_sentences(200)
-    assert list(text._lines("\n".join(lines))) == lines
-    assert list(text._lines("\ufeff".join(["", "One line\r\n  and another  \r\n\r\n \t\r\nA third."]))) == [
+    assert list(sentences_module._lines("\n".join(lines))) == lines
+    assert list(
+        sentences_module._lines("\ufeff".join(["", "One line\r\n  and another  \r\n\r\n \t\r\nA third."]))
+    ) == [
         "\ufeffOne line",
         "and another",
         "A third.",
@@ -123,7 +125,7 @@ def test_lines_that_end_by_themselves_stay_lines():
     ],
 )
 def test_a_sentence_has_three_words(sentence, is_kept):
-    assert (text._THREE_WORDS.search(sentence) is not None) == is_kept
+    assert (sentences_module._THREE_WORDS.search(sentence) is not None) == is_kept
 
 
 # ---- Pieces ----
@@ -137,26 +139,28 @@ def test_pieces_make_the_whole_file(tmp_path_factory, content, piece):
     path = tmp_path_factory.mktemp("pieces") / "text.txt"
     path.write_bytes(content.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "_PIECE_BYTES", piece)
+        patch.setattr(sentences_module, "_PIECE_BYTES", piece)
         starts = range(0, path.stat().st_size, piece)
-        assert "".join(text._read_piece(path, start) for start in starts) == content
+        assert "".join(sentences_module._read_piece(path, start) for start in starts) == content
 
 
 def test_pieces_end_with_lines_where_lines_are_shorter(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "_PIECE_BYTES", 200)
+    monkeypatch.setattr(sentences_module, "_PIECE_BYTES", 200)
     lines = make_sentences(100)
     path = tmp_path / "text.txt"
     path.write_text("\n".join(lines))
-    read = list(text._text_lines(path, seed=0))
+    read = list(sentences_module._text_lines(path, seed=0))
     assert sorted(read) == sorted(lines)
     assert read != lines
 
 
 def test_huge_text_is_read_in_part_and_from_all_over(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(text, "_PIECE_BYTES", 500)
+    monkeypatch.setattr(sentences_module, "_PIECE_BYTES", 500)
     pieces = []
-    read_piece = text._read_piece
-    monkeypatch.setattr(text, "_read_piece", lambda path, start: pieces.append(start) or read_piece(path, start))
+    read_piece = sentences_module._read_piece
+    monkeypatch.setattr(
+        sentences_module, "_read_piece", lambda path, start: pieces.append(start) or read_piece(path, start)
+    )
     lines = make_sentences(8000)
     path = tmp_path / "text.txt"
     path.write_text("\n".join(lines))
@@ -172,7 +176,7 @@ def test_huge_text_is_read_in_part_and_from_all_over(tmp_path, tokenizer, monkey
 
 
 def test_files_have_their_turns_by_their_size(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(text, "_PIECE_BYTES", 500)
+    monkeypatch.setattr(sentences_module, "_PIECE_BYTES", 500)
     lines = make_sentences(10_000)
     (tmp_path / "small.txt").write_text("\n".join(lines[:2000]))
     (tmp_path / "large.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines[2000:]))

@@ -11,7 +11,7 @@ from toy import toy_config
 from toy_timing import FakeTime, fake_clock
 
 from modeling_magic import MagicForSequenceClassification, MagicModel
-from training.compression.latency import MeasuredModels, Ratio, measure_models
+from training.compression.side_by_side import MeasuredModels, Ratio, measure_models
 from training.hub.onnx_export import OnnxModel, export_onnx
 from training.space.settings import LatencySettings
 from training.space.timing import Bench, Conditions, Timing

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import average_precision_score, f1_score
 from toy_packages import installer
 
-from training.compression.tasks import Task, TaskScore, docstring_retrieval, read_task, score_task
+from training.compression.task_scores import Task, TaskScore, docstring_retrieval, read_task, score_task
 from training.data.docstrings import docstring_documents
 
 
@@ -109,7 +109,7 @@ def test_retrieval_is_ranked_in_parts_alike(tmp_path, monkeypatch):
     rows = [f"query {number}\tdocument {rng.randrange(40)}" for number in range(60)]
     task = read_task("retrieval", write(tmp_path / "rows.tsv", "query\tdocument\n" + "\n".join(rows)), "sentence")
     whole = score_task(task, encode)
-    monkeypatch.setattr("training.compression.tasks._RANKED_TOGETHER", 7)
+    monkeypatch.setattr("training.compression.task_scores._RANKED_TOGETHER", 7)
     assert score_task(task, encode) == whole
     assert whole.num_examples == 60
 

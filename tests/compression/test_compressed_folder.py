@@ -25,7 +25,7 @@ from toy_sources import (
 from transformers import AutoTokenizer
 
 from modeling_magic import MagicForMaskedLM, MagicModel
-from training.compression.export import export_compressed
+from training.compression.compressed_folder import export_compressed
 from training.compression.source import Pooling, Source, load_source
 from training.hub.card import HEADS
 from training.hub.convert import convert_checkpoint

@@ -319,6 +319,18 @@ def test_operators_without_a_gradient_are_warned_of_once(gradient, problem, capl
     assert caplog.text.count(problem) == 1
 
 
+def test_a_skipped_layer_has_no_gradient_to_miss():
+    """Trained as often as others, without a weight: nothing is frozen."""
+    space = SearchSpace((("FFN", "SKIP"), ("FFN", "SKIP")))
+    record = SupernetHealth(space)
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    for step in range(1, 31):
+        record.add_gradients(step, ("FFN", "SKIP"), [[weight], []], torch.tensor(1.0), 0.0)
+    record.look(30, space)
+    assert not [warning for warning in record.warnings if warning["operator"] == "SKIP"]
+
+
 def test_frozen_operators_are_warned_of(tmp_path, caplog):
     trainer = toy_trainer(tmp_path, max_steps=44, sampler="fair", alignment="none", num_probe_children=0)
     for weight in trainer.model.magic.encoder.layer[1].operators["CONV3"].parameters():

@@ -15,7 +15,7 @@ import torch
 from scipy.special import pdtr
 from torch import Tensor, nn
 
-from modeling_magic.configuration_magic import parse_operator
+from modeling_magic.configuration_magic import SKIP, parse_operator
 
 from ..internals import l2_norms
 from ..space.search_space import Architecture, SearchSpace
@@ -250,6 +250,9 @@ class SupernetHealth:
 
     def _count_norms(self, step: int, architecture: Architecture, norms: Sequence[float]) -> None:
         for layer, (operator, norm) in enumerate(zip(architecture, norms, strict=True)):
+            if operator == SKIP:
+                # It has no weights, and so no gradient.
+                continue
             own = self.gradient_norms[layer][operator]
             own.add(norm)
             if math.isfinite(norm):

@@ -264,7 +264,7 @@ def _train(
     start = time.process_time()
     trainer.train()
     seconds = time.process_time() - start - curve.seconds
-    judged = Evaluator(model, batches)([architecture])[0]
+    judged = Evaluator(model, batches)([model.config.chain])[0]
     return StandaloneChild(
         architecture,
         judged.val_loss,

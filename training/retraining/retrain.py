@@ -20,7 +20,7 @@ from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_ru
 from ..runs.recipes import mapping_of
 from ..runs.training import finish_training, tokens_per_step, training_arguments
 from ..space.costs import training_flops
-from ..space.search_space import SearchSpace, format_architecture, parse_architecture
+from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from ..supernet.evaluation import evaluate_child, judging_batches
 from ..supernet.loading import check_vocabulary, load_supernet, read_search, supernet_folder
 from ..supernet.setup import fit_to_tokenizer
@@ -90,10 +90,11 @@ def plan_child(settings: RetrainSettings, output_dir: str | Path) -> ChildPlan:
         ValueError: the settings contradict one another.
     """
     args = training_arguments(TrainingArguments, output_dir, settings.training_arguments)
-    config = load_preset(settings.preset).child_config(parse_architecture(settings.architecture))
+    architecture = parse_architecture(settings.architecture)
+    config = load_preset(settings.preset).child_config(architecture)
     supernet = None if settings.inherit is None else load_supernet(settings.inherit)
     if supernet is not None:
-        _check_inheritance(config, supernet.config)
+        _check_inheritance(config, supernet.config, architecture)
     return ChildPlan(args, config, supernet)
 
 
@@ -188,9 +189,9 @@ def export_trained(
     return export_model(model, data.tokenizer, run.folder / MODEL_FOLDER, manifest)
 
 
-def _check_inheritance(config: MagicConfig, supernet: MagicConfig) -> None:
+def _check_inheritance(config: MagicConfig, supernet: MagicConfig, architecture: Architecture) -> None:
     """Raises a ValueError where a child of `config` cannot hold the super-net's weights."""
-    SearchSpace.from_config(supernet.candidate_operators).check(config.chain)
+    SearchSpace.from_config(supernet.candidate_operators).check(architecture)
     for name in ("hidden_size", "intermediate_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
         own, other = getattr(config, name), getattr(supernet, name)
         if own != other:
@@ -207,7 +208,7 @@ def _inherited_child(
     check_vocabulary(str(settings.inherit), data)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         setattr(supernet.config, name, getattr(config, name))
-    return supernet.extract_child(config.chain)
+    return supernet.extract_child(parse_architecture(settings.architecture))
 
 
 def follow_search(

@@ -20,10 +20,14 @@ from transformers import TrainingArguments
 
 from modeling_magic import MagicConfig, parse_operator
 from training.cli.main import app
+from training.cli.options import flags_of, path_of
 from training.cli.reference import options_page
+from training.compression.settings import KINDS, LIMITS, CompressSettings
+from training.compression.task_scores import TASKS
 from training.data.settings import DataSettings
 from training.hub.presets import preset_names
 from training.retraining.settings import RtdSettings
+from training.runs.recipes import read_yaml
 from training.space.samplers import make_sampler
 from training.space.search_space import SearchSpace
 from training.supernet.arguments import MagicTrainingArguments
@@ -92,7 +96,7 @@ def is_recipe_key(reference: str) -> bool:
     section, _, name = reference.partition("=")[0].rpartition(".")
     if section == "data":
         return name in names_of(DataSettings)
-    kinds = (PretrainSettings, RtdSettings, MagicTrainingArguments)
+    kinds = (PretrainSettings, RtdSettings, MagicTrainingArguments, CompressSettings)
     return section == "" and any(name in names_of(kind) for kind in kinds)
 
 
@@ -251,6 +255,26 @@ def test_no_reference_is_broken_over_lines(page):
         r"^```.*?^```$", lambda block: "\n" * block[0].count("\n"), page.read_text("utf-8"), flags=re.M | re.S
     )
     assert not [number for number, line in enumerate(text.splitlines(), start=1) if line.count("`") % 2]
+
+
+def test_the_page_on_compression_names_what_the_settings_have():
+    """Its options with values that they take, the budgets, the kinds of checkpoints, and the tasks of each."""
+    text = (ROOT / "docs" / "compress.md").read_text(encoding="utf-8")
+    assigned = [re.fullmatch(r"--set (\w+)=(.+)", name) for _, name in references(text) if name.startswith("--set")]
+    assert len(assigned) > 8
+    for match in assigned:
+        assert match
+        assert path_of(CompressSettings, match[1]) == (match[1],)
+        CompressSettings(**{match[1]: read_yaml(match[2])})
+    flags = {flag.name for flag in flags_of(CompressSettings)}
+    named = set(re.findall(r"`(--[a-z-]+)[ `]", text)) - {"--set"}
+    assert named <= flags
+    assert {f"--{name.replace('_', '-')}" for name in LIMITS} <= named
+    tables = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert set(tables) == set(KINDS)
+    rows = re.findall(r"^\| (?:`(\w+)`)? ?\| `(\w+)`(?: or `(\w+)`)? \|", text, re.MULTILINE)
+    tasks = {name for row in rows for name in row[1:] if name}
+    assert tasks == {name for names in TASKS.values() for name in names}
 
 
 def test_the_map_of_rooms_has_the_floors_of_the_imports():

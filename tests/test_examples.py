@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_cli import write_compression
 from transformers import (
+    AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -53,13 +55,13 @@ def encoder(request, supernet, tokenizer, tmp_path):
     return folder, False
 
 
-def run(name, tmp_path, folder, trust, *options):
+def run(name, tmp_path, folder, trust, *options, timeout=120):
     """Runs an example in a process of its own, outside of the checkout."""
     command = [sys.executable, EXAMPLES / name, "--model", folder, "--output-dir", tmp_path / "out", *options]
     command += ["--trust-remote-code"] if trust else []
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -80,6 +82,18 @@ def test_text_classification(encoder, tmp_path):
         ["the film is bad", "the film is good"], return_tensors="pt"
     )
     assert model.eval()(**inputs).logits.argmax(-1).tolist() == [0, 1]
+
+
+@pytest.mark.slow
+def test_compress_encoder(tmp_path):
+    write_compression(tmp_path)
+    options = ["--text", tmp_path / "text", "--max-params", "0.9x", "--short"]
+    printed = run("compress_encoder.py", tmp_path, tmp_path / "minilm", False, *options, timeout=300)
+    assert "| **params-0.9x: found** |" in printed
+    assert "| params-0.9x: found, int8 |" in printed
+    cosines = [float(line.split()[0]) for line in printed.splitlines()[-3:]]
+    assert min(cosines) > 0.9
+    assert AutoModel.from_pretrained(tmp_path / "out" / "model").num_parameters() > 0
 
 
 def test_question_answering(encoder, tmp_path):

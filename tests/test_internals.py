@@ -112,6 +112,7 @@ def moved(name: str, user: str, what: str) -> str:
         ("_get_grad_norm", ("self", "model", "grad_norm"), "TrainerHooks"),
         ("_save_checkpoint", ("self", "model", "trial"), "TrainerHooks"),
         ("_get_output_dir", ("self", "trial"), "TrainerHooks"),
+        ("_get_train_sampler", ("self", "train_dataset"), "TrainerHooks"),
         ("_set_signature_columns_if_needed", ("self",), "TrainerHooks"),
         ("_get_collator_with_removed_columns", ("self", "data_collator", "description"), "model_collator"),
         ("_load_from_checkpoint", ("self", "resume_from_checkpoint", "model"), "load_weights"),
@@ -195,6 +196,21 @@ def test_the_collator_gets_the_columns_that_are_read(tmp_path, kind, input_colum
     assert columns[-1] == expected, moved(name, "model_collator", f"the collator got {sorted(columns[-1])}")
     trainer.args.remove_unused_columns = False
     assert internals.model_collator(trainer) is collator
+
+
+def test_rows_come_in_the_order_that_is_asked_for(tmp_path):
+    rows: list[float] = []
+
+    def collator(examples):
+        rows.extend(example["x"][0] for example in examples)
+        return stack(examples)
+
+    trainer = line_trainer(tmp_path, collator)
+    trainer.train_order = lambda: [3, 1, 4, 1, 5, 9, 2, 6]
+    trainer.train()
+    name = "Trainer._get_train_sampler"
+    # Four batches, in steps of three and of the one that is left.
+    assert rows[:8] == [3, 1, 4, 1, 5, 9, 2, 6], moved(name, "TrainerHooks", f"the rows were {rows}")
 
 
 def test_weights_of_a_checkpoint_are_loaded(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 from toy import toy_config
+from toy_cli import without_int8, write_compression
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from modeling_magic import MagicForMaskedLM
@@ -90,6 +91,22 @@ def test_python_of_the_hub_page_runs(supernet, tmp_path, monkeypatch):
     exec(code, names)
     assert names["states"].shape[:2] == (2, 4)
     assert AutoModelForSequenceClassification.from_pretrained("classifier").config.num_labels == 2
+
+
+def test_python_of_the_page_on_compression_runs(tmp_path, monkeypatch):
+    """With a budget that a toy can have, and for a few steps."""
+    write_compression(tmp_path)
+    without_int8(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "compress.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.strip().splitlines()) < 12
+    budget, short = 'max_latency="0.4x"', "steps=4, supernet_steps=4, calibration_steps=2, num_evaluations=12"
+    assert code.count(budget) == 1
+    names: dict = {}
+    exec(code.replace(budget, f'max_params="0.9x", {short}'), names)
+    assert names["embeddings"].shape == (2, 32)
+    assert names["result"]["models"][1]["tasks"].keys() == {"stsb (dev.tsv)"}
 
 
 def test_the_searcher_of_the_search_page_climbs():

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import typer.main
+from toy_cli import SHORT, write_compression
 from toy_finetune import WORDS, save_toy_model, toy_model, write_glue
 
 from training.cli.main import app, main
@@ -34,11 +35,15 @@ SWEEP = ["analyze", "sweep", *TEXT[2:4], *STEPS[:4], *SMALL, "--truth", "{truth}
 # The toy has four layers.
 SWEEP += ["--set", "preset={toy}", "--set", "data.tokenizer={encoder}", "--set", "values=[1, 4]"]
 OPERATORS = ("MHA4", "FFN", "CONV3")
+# What a toy costs in milliseconds is not in its layers.
+COMPRESS = ["compress", "{compression}/minilm", "--text", "{compression}/text", *SHORT, "--max-params", "0.9x,0.6x"]
+COMPRESS += ["--set", "max_latency=[]"]
 COMMANDS = {
     "blockwise-short": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
     "compact-blockwise": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
     "compact-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "compact-retrain": [*RETRAIN, *TEACHER],
+    "compress-minilm": COMPRESS,
     "demo-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-pretrain-short": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-retrain": RETRAIN,
@@ -105,6 +110,8 @@ def test_a_recipe_needs_no_flag_that_it_names(name, function, monkeypatch, tmp_p
         (["retrain", "--objective", "rtd"], "paper-retrain"),
         (["finetune"], "paper-squad"),
         (["analyze", "standalone"], "micro-methods"),
+        (["compress"], "compact-retrain"),
+        (["retrain"], "compress-minilm"),
     ],
 )
 def test_a_recipe_of_another_command_is_refused(command, name, monkeypatch, tmp_path, capsys):
@@ -117,7 +124,7 @@ def test_a_recipe_of_another_command_is_refused(command, name, monkeypatch, tmp_
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A text, a preset, an encoder with its tokenizer, GLUE and questions, all of toy size."""
+    """A text, a preset, an encoder with its tokenizer, GLUE, questions and a compression, all of toy size."""
     folder = tmp_path_factory.mktemp("recipes")
     words = WORDS
     (folder / "text").mkdir()
@@ -134,8 +141,11 @@ def places(tmp_path_factory):
     (folder / "squad.json").write_text(json.dumps({"data": [{"title": "a", "paragraphs": paragraphs}]}))
     losses = {f"{first},{second},FFN,FFN": step for step, (first, second) in enumerate(product(OPERATORS, OPERATORS))}
     (folder / "truth.json").write_text(json.dumps(losses))
+    (folder / "compression").mkdir()
+    write_compression(folder / "compression")
     names = {"truth": "truth.json", "toy": "toy.json", "squad": "squad.json"}
-    return {name: str(folder / names.get(name, name)) for name in ("text", "toy", "encoder", "glue", "squad", "truth")}
+    every = ("text", "toy", "encoder", "glue", "squad", "truth", "compression")
+    return {name: str(folder / names.get(name, name)) for name in every}
 
 
 @pytest.mark.slow
@@ -143,7 +153,8 @@ def places(tmp_path_factory):
 def test_every_recipe_starts(name, places, tmp_path, monkeypatch, capsys):
     command = [word.format(**places) for word in COMMANDS[name]]
     start = 2 if command[0] == "analyze" else 1
-    command[start:start] = ["-c", name, "-o", str(tmp_path / "run"), "--set", "disable_tqdm=true"]
+    quiet = [] if command[0] == "compress" else ["--set", "disable_tqdm=true"]
+    command[start:start] = ["-c", name, "-o", str(tmp_path / "run"), *quiet]
     monkeypatch.setattr(sys, "argv", ["magic-nas", *command])
     with pytest.raises(SystemExit) as end:
         main()

@@ -1,4 +1,4 @@
-"""Super-net training, search, fine-tuning and export; the names below load their modules when they are first used."""
+"""Compression, super-net training, search and export; the names below load their modules when they are first used."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .analysis.standalone import train_standalone
     from .analysis.sweep_run import run_sweep
     from .analysis.truth import load_truth
+    from .compression.compress_run import compress
+    from .compression.settings import CompressSettings
     from .data.settings import DataSettings
     from .data.text import MaskingCollator, prepare_data
     from .distillation.teacher import load_teacher
@@ -63,6 +65,8 @@ _HOMES = {
     "analysis.standalone": ("train_standalone",),
     "analysis.sweep_run": ("run_sweep",),
     "analysis.truth": ("load_truth",),
+    "compression.compress_run": ("compress",),
+    "compression.settings": ("CompressSettings",),
     "data.settings": ("DataSettings",),
     "data.text": ("MaskingCollator", "prepare_data"),
     "distillation.teacher": ("load_teacher",),

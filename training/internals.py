@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch.utils.data import Sampler
 
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ class TrainerHooks(Trainer):
     def begin_checkpoint(self, output_dir: Path) -> None:
         """Called in the processes that save, before anything of a checkpoint is written below `output_dir`."""
 
+    def train_order(self) -> Sampler | None:
+        """Returns the places of the rows in the order in which they are trained on, of all processes and steps.
+
+        `None` is the order that the arguments ask for.
+        """
+        return None
+
     def _get_grad_norm(self, model, grad_norm=None):
         # Trainer._get_grad_norm, trainer.py:2781. Callbacks see clipped gradients; the norm from before is a local
         # variable of the loop, which gets out in a log alone.
@@ -46,6 +54,12 @@ class TrainerHooks(Trainer):
         if self.args.should_save:
             self.begin_checkpoint(Path(self._get_output_dir(trial)))
         super()._save_checkpoint(model, trial)
+
+    def _get_train_sampler(self, train_dataset=None):
+        # Trainer._get_train_sampler, trainer.py:1071. The public get_train_dataloader would have to cut the batches,
+        # drop the columns and set up the workers as well.
+        order = self.train_order()
+        return super()._get_train_sampler(train_dataset) if order is None else order
 
     def _set_signature_columns_if_needed(self):
         # Trainer._set_signature_columns_if_needed and _signature_columns, trainer.py:1179. The public argument,

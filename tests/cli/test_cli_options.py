@@ -36,6 +36,13 @@ class Toy(Settings):
 
 
 @dataclass(frozen=True)
+class Threaded(Settings):
+    command = "threaded"
+
+    num_threads: int = option(1, flag="--num-threads", at_least=1, help="Threads.")
+
+
+@dataclass(frozen=True)
 class ToyPlus(Toy):
     command = "toy --plus"
 
@@ -231,10 +238,21 @@ def test_no_command_lost_a_parameter():
     names = list(inspect.signature(takes(Toy)(command)).parameters)
     assert names == ["folder", "config", "top", *flags, "assignments", "num_threads"]
     assert list(inspect.signature(takes(Toy, recipe=False)(command)).parameters) == ["folder", "top", *flags]
+    # A setting of that name is the one flag.
+    names = list(inspect.signature(takes(Threaded)(command)).parameters)
+    assert names == ["folder", "config", "top", "num_threads", "assignments"]
+
+
+def test_threads_may_be_a_setting(monkeypatch):
+    asked: list = []
+    monkeypatch.setattr("training.cli.options.start", asked.append)
+    takes(Threaded)(lambda given: asked.append(given.settings({})))(num_threads="3", config=None, assignments=None)
+    takes(Toy)(lambda given: None)(**{"__".join(flag.path): None for flag in flags_of(Toy)}, num_threads=2)
+    assert asked == [None, Threaded(num_threads=3), 2]
 
 
 def test_every_command_has_help_without_heavy_imports():
-    for name in ("pretrain", "search", "retrain", "finetune", "squad", "describe", "best", "benchmark"):
+    for name in ("compress", "pretrain", "search", "retrain", "finetune", "squad", "describe", "best", "benchmark"):
         result = CliRunner().invoke(app, [name, "--help"])
         assert result.exit_code == 0
         assert "default:" in result.output or name in ("describe", "best")

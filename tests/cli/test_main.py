@@ -5,9 +5,12 @@ import sys
 
 import pytest
 import yaml
-from toy_cli import run_main
+from toy_cli import SHORT, run_main, without_int8, write_compression
 from toy_runs import shared_preset, shared_text
 from transformers import AutoModelForMaskedLM
+
+from modeling_magic import MagicModel
+from training.compression.settings import KINDS
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +68,79 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
         assert line.split(": ")[1].strip() == f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
+def test_a_compression_ends_with_its_table_its_verdicts_and_its_models(tmp_path, monkeypatch, capsys):
+    write_compression(tmp_path)
+    without_int8(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compress", "minilm", "--text", "text", "--max-params", "0.9x, 0.6x", "--eval", "stsb=dev.tsv"]
+    arguments += ["-o", "smaller", *SHORT]
+    code, out, err = run_main(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    assert "| **params-0.9x: found** |" in out
+    assert "stsb (dev.tsv)" in out
+    table, *verdicts = (tmp_path / "smaller" / "table.md").read_text().strip().split("\n\n")
+    assert "\n".join([f"\n{table}\n", *verdicts]) in out
+    assert [text.partition(":")[0] for text in verdicts] == ["params-0.9x", "params-0.6x"]
+    assert out.splitlines()[-6:] == [
+        "figure: smaller/figure.svg",
+        "table:  smaller/table.md",
+        "model:  smaller/model/params-0.9x",
+        "model:  smaller/model/params-0.6x",
+        "load:   SentenceTransformer('smaller/model/params-0.9x', trust_remote_code=True)",
+        "next:   magic-nas push smaller/model/params-0.9x OWNER/NAME",
+    ]
+    for name in ("params-0.9x", "params-0.6x"):
+        assert MagicModel.from_pretrained(f"smaller/model/{name}").num_parameters() > 0
+    # A run that has ended shows its result again, and learns of no other budget.
+    monkeypatch.setattr("training.compression.compress_run.load_source", lambda *_: pytest.fail("loaded"))
+    code, again, err = run_main(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    assert again == out
+    code, _, err = run_main(monkeypatch, capsys, *arguments, "--max-params", "0.5x")
+    assert code == 2
+    assert "smaller holds another run" in err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_budget_has_its_model_in_the_folder_itself(tmp_path, monkeypatch, capsys, kind):
+    asked = []
+    result = {"table": "| model |", "verdicts": ["latency-0.4x: better."], "latency": {"warnings": ["a busy machine"]}}
+    result |= {"kind": kind, "members": [{"name": "latency-0.4x"}]}
+    monkeypatch.setattr(
+        "training.compression.compress_run.compress", lambda *given: asked.append(given) or dict(result)
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("command: compress\ncheckpoint: one\nmax_latency: 0.5x\nnum_threads: 2\nsteps: 7\n")
+    code, out, err = run_main(monkeypatch, capsys, "compress", "-c", recipe, "-o", tmp_path)
+    assert code == 0, err
+    flags = ["two", "-c", recipe, "-o", tmp_path, "--max-latency", "0.4x", "--num-threads", "3"]
+    flags += ["--text", "a,b.txt", "--text", "owner/c", "--eval", "stsb=a.tsv", "--eval", "pairs=b.tsv"]
+    code, out, err = run_main(monkeypatch, capsys, "compress", *flags)
+    assert code == 0, err
+    (first, folder), (second, _) = asked
+    assert folder == tmp_path
+    assert (first.checkpoint, first.max_latency, first.num_threads, first.steps) == ("one", ("0.5x",), 2, 7)
+    assert (second.checkpoint, second.max_latency, second.num_threads, second.steps) == ("two", ("0.4x",), 3, 7)
+    assert second.text == ("a", "b.txt", "owner/c")
+    assert second.eval == ("stsb=a.tsv", "pairs=b.tsv")
+    assert "warning: a busy machine" in out.splitlines()
+    *_, model, load, following = out.splitlines()
+    assert model == f"model:  {tmp_path / 'model'}"
+    assert f"({str(tmp_path / 'model')!r}, trust_remote_code=True)" in load
+    assert following == f"next:   magic-nas push {tmp_path / 'model'} OWNER/NAME"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["compress", "-o", "{tmp}/run"], "name the encoder to compress: magic-nas compress CHECKPOINT --max-latency"),
+        (["compress", "{tmp}", "-o", "{tmp}/run", "--text", "{tmp}"], "no budget is given; say how small"),
+        (["compress", "{tmp}", "-o", "{tmp}/run", "--max-params", "0.5x"], "no text is given; name unlabelled text"),
+        (["compress", "{tmp}", "-o", "{tmp}/run", "--max-params", "2x"], "--max-params is 2x; give less than"),
+        (["compress", "{tmp}", "-o", "{tmp}/run", "--max-params", "half"], "--max-params is 'half'; give a share of"),
+        (["compress", "{tmp}", "-o", "{tmp}/run", "--num-threads", "0"], "num_threads is 0; it must be at least 1"),
+        (["compress", "{tmp}/no", "-o", "{tmp}/run", "--max-flops", "0.5x", "--text", "{tmp}"], "no model {tmp}/no;"),
+        (["compress", "{tmp}", "-o", "{tmp}", "--max-params", "0.5x", "--text", "x"], "is not empty and holds no run"),
         (["describe", "magic-huge"], "unknown preset 'magic-huge'; choose one of"),
         (["describe", "magic-tiny", "--architecture", "MHA5,FFN"], "5 heads"),
         (["describe", "magic-tiny", "--architecture", "MHA4,,FFN"], "is not an operator name"),
@@ -98,7 +171,7 @@ def test_wrong_input_ends_in_one_line_before_any_work(tmp_path, monkeypatch, cap
     last = err.strip().splitlines()[-1]
     assert code == 2
     assert last.startswith("magic-nas: error: ")
-    assert message in last
+    assert message.format(tmp=tmp_path) in last
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
 

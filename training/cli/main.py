@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..compression.settings import CompressSettings
 from ..finetuning.settings import FinetuneSettings, SquadSettings
 from ..options import Settings, read_value
 from ..retraining.settings import DistillSettings, RetrainSettings, RtdSettings
@@ -20,12 +21,21 @@ from .options import Child, Given, OutputDir, start, takes
 
 app = typer.Typer(
     name="magic-nas",
-    help="Search, train and ship BERT-class text encoders (MAGIC, arXiv 2108.12821).",
+    help="Compress, search, train and ship BERT-class text encoders (MAGIC, arXiv 2108.12821).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(analyze_app)
+
+# What loads the model that a compression ends with, by the kind of its checkpoint.
+_LOADERS = {
+    "sentence": "SentenceTransformer",
+    "masked_lm": "AutoModelForMaskedLM.from_pretrained",
+    "sequence": "AutoModelForSequenceClassification.from_pretrained",
+    "token": "AutoModelForTokenClassification.from_pretrained",
+    "span": "AutoModelForQuestionAnswering.from_pretrained",
+}
 
 
 def _show_version(wanted: bool) -> None:
@@ -61,6 +71,38 @@ def demo(
         print(answer)
     print(f"\nfigure: {report['figure']}\nmodel:  {report['model']}")
     print(f"load:   import modeling_magic; AutoModelForMaskedLM.from_pretrained({report['model']!r})")
+
+
+@app.command()
+@takes(CompressSettings)
+def compress(
+    output_dir: OutputDir,
+    given: Given,
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="The encoder to compress: a folder, or a name on the Hub.")
+    ] = None,
+) -> None:
+    """Make a smaller, faster encoder of a pre-trained one, for each budget, and show it beside its controls."""
+    from accelerate import PartialState
+
+    from ..compression.compress_run import compress as run_compress
+
+    recipe = given.recipe()
+    settings = given.settings(recipe if checkpoint is None else {**recipe, "checkpoint": checkpoint})
+    if not settings.checkpoint:
+        raise ValueError("name the encoder to compress: magic-nas compress CHECKPOINT --max-latency 0.4x --text ...")
+    result = run_compress(settings, output_dir)
+    if not PartialState().is_main_process:
+        return
+    print(f"\n{result['table']}\n")
+    print("\n".join([*result["verdicts"], *(f"warning: {text}" for text in result["latency"]["warnings"])]))
+    print(f"\nfigure: {output_dir / 'figure.svg'}\ntable:  {output_dir / 'table.md'}")
+    names = [member["name"] for member in result["members"]]
+    folders = [output_dir / "model" / name for name in names] if len(names) > 1 else [output_dir / "model"]
+    for folder in folders:
+        print(f"model:  {folder}")
+    print(f"load:   {_LOADERS[result['kind']]}({str(folders[0])!r}, trust_remote_code=True)")
+    print(f"next:   magic-nas push {folders[0]} OWNER/NAME")
 
 
 @app.command()

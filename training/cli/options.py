@@ -270,9 +270,10 @@ def takes(*kinds: type[Settings], recipe: bool = True) -> Callable[[Callable[...
     Args:
         kinds: the classes, the usual one first.
         recipe: whether it takes `--config`, `--set` and `--num-threads` as well, as all long commands do; the threads
-            are set before it begins.
+            are set before it begins, unless they are a setting of the class itself.
     """
     flags = {flag.path: flag for kind in kinds for flag in flags_of(kind)}
+    takes_threads = recipe and ("num_threads",) not in flags
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -281,13 +282,15 @@ def takes(*kinds: type[Settings], recipe: bool = True) -> Callable[[Callable[...
             given = {path: flags[path].read(value) for path, value in said.items() if value not in (None, [])}
             config, assignments = values.pop("config", None), values.pop("assignments", None)
             if recipe:
-                start(values.pop("num_threads"))
+                start(values.pop("num_threads") if takes_threads else None)
             command(given=Given(kinds, given, config, tuple(assignments or ())), **values)
 
         parameters = [*_own_parameters(command), *(flag.parameter for flag in flags.values())]
         if recipe:
             parameters[1:1] = [_parameter("config", Recipe)]
-            parameters += [_parameter("assignments", Assignments), _parameter("num_threads", Threads)]
+            parameters.append(_parameter("assignments", Assignments))
+        if takes_threads:
+            parameters.append(_parameter("num_threads", Threads))
         wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return wrapped

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
+from ..compression.settings import CompressSettings
 from ..data.settings import DataSettings
 from ..finetuning.settings import FinetuneSettings, SquadSettings
 from ..options import (
@@ -28,6 +29,7 @@ from ..tables import markdown_table
 
 # All that a recipe or the flags of a command may be read into, in the order of the page.
 ALL_SETTINGS: tuple[type[Settings], ...] = (
+    CompressSettings,
     PretrainSettings,
     BlockwiseSettings,
     SearchSettings,

@@ -3,24 +3,35 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from heapq import nlargest
 from typing import Any, Self
-
-from modeling_magic.configuration_magic import SKIP
 
 from ..search.searchers import EvolutionSearcher, rank_key
 from ..space.budgets import Budget, BudgetedSpace
 from ..space.search_space import Architecture, SearchSpace
 from ..supernet.journal import RankedChild
-from .spaces import block_drops, drops_only, every_second_block, uniform_children
+from .spaces import (
+    block_drops,
+    drops_only,
+    evenly_spaced_blocks,
+    has_blocks,
+    near_budget,
+    uniform_children,
+    without_blocks,
+)
 
 
+# Returns children with their losses, in the order given.
 Evaluate = Callable[[Iterable[Architecture]], list[RankedChild]]
-Order = Callable[[RankedChild], object]
+# Returns a key by which children are sorted, the best first: those whose value is no number are last.
+Order = Callable[[RankedChild], tuple[bool, float, Architecture]]
 
-# Of blocks: with more ways than this to drop as many as the budget asks for, they are dropped one after another.
-_MAX_DROPS = 200
-# The random control costs from this share of the budget up to it.
+# With more ways than this to drop as many blocks as a budget asks for, they are dropped one after another.
+_MAX_BLOCK_DROPS = 200
+# Of each control that the search begins with, the most children.
+_MAX_FIRST = 50
+# The layers of the random control cost from this share of what the budget leaves them.
 _RANDOM_SHARE = 0.9
 
 
@@ -30,10 +41,10 @@ class Choices:
 
     Attributes:
         found: the winner of the search.
-        controls: by role: block_drop (whole blocks, the best by zero-shot score), sublayer_drop (single layers, the
-            best by zero-shot score), every_second_block (what a user would drop), one_width (the same operators in
-            all blocks, the best by the super-net's score) and random (within the budget). A role that no child fills
-            is left out.
+        controls: by role: block_drop (whole blocks, the best by zero-shot loss), sublayer_drop (single layers, the
+            best by zero-shot loss), evenly_spaced_blocks (what a user would drop), one_width (the same operators in
+            all blocks, the best by the super-net) and random (within the budget). A role that no child fills is left
+            out.
     """
 
     found: RankedChild
@@ -55,72 +66,75 @@ def best_first(weight: float) -> Order:
     """Returns the order of children, the best first: by the loss less `weight` times the second score."""
     if not weight:
         return rank_key
-
-    def key(child: RankedChild) -> object:
-        value = child.val_loss - weight * child.val_accuracy
-        return not math.isfinite(value), value if math.isfinite(value) else 0.0, child.architecture
-
-    return key
+    return lambda child: rank_key(replace(child, val_loss=child.val_loss - weight * child.val_accuracy))
 
 
 # ---- Drops ----
 
 
 def dropped_blocks(source: Architecture, budget: Budget, evaluate: Evaluate) -> list[RankedChild]:
-    """Returns children that drop as few blocks as the budget allows, by the checkpoint's own weights, the best first.
+    """Returns the drops of as few blocks as the budget allows, by the checkpoint's own weights, the best first.
 
-    All of them where there are no more than 200, else those met on the way of dropping one block after another, each
-    the one that costs the least.
+    All of them where there are no more than 200. Otherwise blocks are dropped one after another, each the one without
+    which the loss is the least; returned are the last drops that were compared, as far as they are within the budget.
+    A chain that is not blocks (see `has_blocks`) has none, nor has a budget that is below each single block.
 
     Args:
         source: the checkpoint's chain.
-        budget: what they may cost.
+        budget: of one limit.
         evaluate: with the checkpoint's weights, untrained.
     """
-    if not _alternates(source):
+    num_dropped = _fewest_blocks(source, budget) if has_blocks(source) else None
+    if num_dropped is None:
         return []
+    if math.comb(len(source) // 2, num_dropped) > _MAX_BLOCK_DROPS:
+        return _drop_one_by_one(source, budget, evaluate)
+    drops = [child for child in block_drops(source, num_dropped) if budget.allows(child)]
+    return sorted(evaluate(drops), key=rank_key)
+
+
+def _fewest_blocks(source: Architecture, budget: Budget) -> int | None:
+    """Returns how many blocks have to be dropped at least, `None` where even one that is left is too much."""
+    (limit,) = budget.limits
     num_blocks = len(source) // 2
-    for num_dropped in range(1, num_blocks):
-        if math.comb(num_blocks, num_dropped) > _MAX_DROPS:
-            return _greedy_blocks(source, budget, evaluate)
-        children = [child for child in block_drops(source, num_dropped) if budget.allows(child)]
-        if children:
-            return sorted(evaluate(children), key=rank_key)
+    dearest = sorted(range(num_blocks), key=lambda block: limit.cost.count(source[2 * block :][:2]), reverse=True)
+    return next((n for n in range(1, num_blocks) if budget.allows(without_blocks(source, dearest[:n]))), None)
+
+
+def _drop_one_by_one(source: Architecture, budget: Budget, evaluate: Evaluate) -> list[RankedChild]:
+    blocks = range(len(source) // 2)
+    dropped: list[int] = []
+    while len(dropped) < len(blocks) - 1:
+        children = {without_blocks(source, [*dropped, block]): block for block in blocks if block not in dropped}
+        ranked = sorted(evaluate(children), key=rank_key)
+        if within := [child for child in ranked if budget.allows(child.architecture)]:
+            return within
+        dropped.append(children[ranked[0].architecture])
     return []
 
 
-def _alternates(source: Architecture) -> bool:
-    return len(source) >= 4 and len(source) % 2 == 0
-
-
-def _greedy_blocks(source: Architecture, budget: Budget, evaluate: Evaluate) -> list[RankedChild]:
-    child = source
-    while True:
-        left = [block for block in range(len(source) // 2) if child[2 * block] != SKIP]
-        if len(left) < 2:
-            return []
-        ranked = sorted(evaluate(_without_block(child, block) for block in left), key=rank_key)
-        if within := [one for one in ranked if budget.allows(one.architecture)]:
-            return within
-        child = ranked[0].architecture
-
-
-def _without_block(child: Architecture, block: int) -> Architecture:
-    return tuple(SKIP if layer // 2 == block else name for layer, name in enumerate(child))
-
-
 def dropped_layers(
-    space: SearchSpace, source: Architecture, budget: Budget, evaluate: Evaluate, num_evaluations: int, seed: int
+    space: SearchSpace,
+    source: Architecture,
+    budget: Budget,
+    evaluate: Evaluate,
+    first: Sequence[Architecture],
+    num_evaluations: int,
+    seed: int,
 ) -> list[RankedChild]:
-    """Returns children that drop single layers, by the checkpoint's own weights, the best first.
+    """Returns drops of single layers, by the checkpoint's own weights, the best first; nothing where none is allowed.
 
-    Evolution among the children that keep or skip each layer, from the best drops of blocks on.
+    Args:
+        space: the children around the checkpoint.
+        source: the checkpoint's chain.
+        budget: what they may cost.
+        evaluate: with the checkpoint's weights, untrained.
+        first: drops to begin the search with, such as those of blocks.
+        num_evaluations: see `evolve`.
+        seed: of the search.
     """
     within = BudgetedSpace(drops_only(space, source), budget)
-    if not within.size:
-        return []
-    first = [child.architecture for child in dropped_blocks(source, budget, evaluate)]
-    return evolve(within, evaluate, first, num_evaluations, seed)
+    return evolve(within, evaluate, first, num_evaluations, seed) if within.size else []
 
 
 # ---- Search ----
@@ -134,10 +148,12 @@ def evolve(
     seed: int,
     order: Order = rank_key,
 ) -> list[RankedChild]:
-    """Returns the children that evolution has evaluated and those to begin with, the best first.
+    """Returns the children that evolution has evaluated, those to begin with among them, the best first.
+
+    The first parents are the best of the children to begin with and of as many random ones as a population has.
 
     Args:
-        within: the children within the budget.
+        within: the children within the budget, of which there is at least one.
         evaluate: gives their losses.
         first: children to begin with; those beyond the budget are left out.
         num_evaluations: of children beside those.
@@ -145,42 +161,37 @@ def evolve(
         order: puts the best child first.
     """
     searcher = EvolutionSearcher(within, seed, population_size=max(10, min(50, num_evaluations // 4)))
-    known = evaluate(dict.fromkeys(child for child in first if child in within))
-    children = searcher.ask()[:num_evaluations]
-    ranked = evaluate(children)
-    # As many of them as a population holds, the best last: it forgets the oldest.
-    searcher.tell(_as_ranked_by(order, sorted(known, key=order, reverse=True)[-25:]))
-    searcher.tell(_as_ranked_by(order, ranked))
-    seen = {child.architecture: child for child in (*known, *ranked)}
-    left = num_evaluations - len(ranked)
-    while left > 0 and (children := searcher.ask()[:left]):
+    seen = {child.architecture: child for child in evaluate(dict.fromkeys(filter(within.__contains__, first)))}
+    random_ones = [child for child in searcher.ask() if child not in seen][:num_evaluations]
+    seen |= {child.architecture: child for child in evaluate(random_ones)}
+    # The searcher forgets the oldest ones: the best are told last.
+    searcher.tell(_ranked_by(order, sorted(seen.values(), key=order, reverse=True)))
+    num_left = num_evaluations - len(random_ones)
+    while num_left > 0 and (children := searcher.ask()[:num_left]):
         ranked = evaluate(children)
-        searcher.tell(_as_ranked_by(order, ranked))
+        searcher.tell(_ranked_by(order, ranked))
         seen |= {child.architecture: child for child in ranked}
-        left -= len(children)
+        num_left -= len(children)
     return sorted(seen.values(), key=order)
 
 
-def _as_ranked_by(order: Order, children: Sequence[RankedChild]) -> list[RankedChild]:
+def _ranked_by(order: Order, children: Iterable[RankedChild]) -> list[RankedChild]:
     """Returns children whose loss is what the order goes by, for a searcher that knows losses alone."""
-    if order is rank_key:
-        return list(children)
-    return [
-        RankedChild(child.architecture, order(child)[1], child.val_accuracy)  # type: ignore[index]
-        for child in children
-    ]
+    values = ((child, *order(child)[:2]) for child in children)
+    return [replace(child, val_loss=math.nan if is_last else value) for child, is_last, value in values]
 
 
 def best_additive(space: SearchSpace, budget: Budget, errors: Sequence[dict[str, float]]) -> Architecture:
     """Returns the child within the budget whose operators' errors add up to the least, exact (Puzzle's choice).
 
-    A walk over the layers keeps, of the partial children of one cost, the one with the smallest error; partial
-    children that cost more and err more than another are dropped.
+    Of equally good children the cheapest is taken. A walk over the layers keeps those partial children that no other
+    one beats in both cost and error, which are few.
 
     Args:
         space: the children.
-        budget: of one limit, a largest value, and a smallest that only the child of no layers is below.
-        errors: for each layer the error of each operator, see `calibration.local_errors`.
+        budget: of one limit.
+        errors: for each layer the error of each operator, see `calibration.local_errors`; one that is no finite number
+            is worse than all others.
 
     Raises:
         InfeasibleBudgetError: no child is within the budget.
@@ -189,19 +200,43 @@ def best_additive(space: SearchSpace, budget: Budget, errors: Sequence[dict[str,
     (limit,) = budget.limits
     costs = limit.cost.operators
     smallest, largest = (count - limit.cost.fixed for count in limit.counts)
-    front: list[tuple[int, float, Architecture]] = [(0, 0.0, ())]
+    front: list[_Partial] = [(0, 0.0, ())]
     for candidates, layer in zip(space.candidates, errors, strict=True):
-        longer = sorted(
-            (cost + costs[name], error + layer[name], (*child, name))
+        finite = {name: layer[name] if math.isfinite(layer[name]) else math.inf for name in candidates}
+        longer = (
+            (cost + costs[name], error + finite[name], (*child, name))
             for cost, error, child in front
             for name in candidates
             if cost + costs[name] <= largest
         )
-        front = []
-        for cost, error, child in longer:
-            if not front or error < front[-1][1]:
-                front.append((cost, error, child))
-    return next(child for cost, _, child in reversed(front) if cost >= smallest)
+        front = _unbeaten(longer, smallest)
+    return min((error, cost, child) for cost, error, child in front if cost >= smallest)[2]
+
+
+# A child's first layers: cost, error, operators.
+_Partial = tuple[int, float, Architecture]
+
+
+def _unbeaten(partials: Iterable[_Partial], smallest: float) -> list[_Partial]:
+    """Returns the partial children that may become the best one.
+
+    One that costs less than `smallest` may fall short of the budget's window in the end, and so beats only those of
+    its own cost.
+    """
+    kept: list[_Partial] = []
+    least = None
+    for cost, error, child in sorted(partials):
+        if kept and kept[-1][0] == cost:
+            continue
+        if cost >= smallest:
+            if least is not None and error >= least:
+                continue
+            least = error
+        kept.append((cost, error, child))
+    return kept
+
+
+# ---- All of a budget ----
 
 
 def choose(
@@ -221,10 +256,10 @@ def choose(
     Args:
         space: the children around the checkpoint.
         source: the checkpoint's chain.
-        budget: what a child may cost.
+        budget: what a child may cost, of one limit with a largest value.
         zero_shot: judges by the weights before the super-net was trained: drops of layers are the checkpoint's own.
         shared: judges by the trained super-net's weights.
-        num_evaluations: of each search.
+        num_evaluations: of each search beside the controls; that of drops of layers takes half as many.
         seed: of all that is drawn.
         order: puts the best child first.
         found: a child that was found otherwise, in place of a search.
@@ -234,30 +269,32 @@ def choose(
     """
     within = BudgetedSpace(space, budget)
     within.check()
-    blocks = dropped_blocks(source, budget, zero_shot)
-    layers = dropped_layers(space, source, budget, zero_shot, num_evaluations // 2, seed)
-    widths = [child for child in uniform_children(space) if child in within]
-    first = [*(child.architecture for child in (*blocks[:50], *layers[:25])), *widths]
+    blocks = [child.architecture for child in dropped_blocks(source, budget, zero_shot)]
+    ranked = dropped_layers(space, source, budget, zero_shot, blocks, num_evaluations // 2, seed)
+    layers = [child.architecture for child in ranked]
+    widths = _uniform_within(within)
     if found is None:
+        first = [*blocks[:_MAX_FIRST], *layers[:_MAX_FIRST], *widths]
         winner = evolve(within, shared, first, num_evaluations, seed, order)[0]
     else:
         (winner,) = shared([found])
-    controls: dict[str, Architecture] = {}
-    if blocks:
-        controls["block_drop"] = blocks[0].architecture
-    if layers:
-        controls["sublayer_drop"] = layers[0].architecture
-    if _alternates(source) and (evenly := every_second_block(source, budget)) is not None:
-        controls["every_second_block"] = evenly
-    if widths:
-        controls["one_width"] = sorted(shared(widths), key=order)[0].architecture
-    controls["random"] = random_child(space, budget, seed)
-    return Choices(winner, controls)
+    of_roles = {
+        "block_drop": blocks[0] if blocks else None,
+        "sublayer_drop": layers[0] if layers else None,
+        "evenly_spaced_blocks": evenly_spaced_blocks(source, budget) if has_blocks(source) else None,
+        "one_width": min(shared(widths), key=order).architecture if widths else None,
+        "random": random_child(space, budget, seed),
+    }
+    return Choices(winner, {role: child for role, child in of_roles.items() if child is not None})
+
+
+def _uniform_within(within: BudgetedSpace) -> list[Architecture]:
+    """Returns the children of one width within the budget: the dearest ones, should there be very many."""
+    (limit,) = within.budget.limits
+    children = filter(within.__contains__, uniform_children(within.space))
+    return nlargest(_MAX_FIRST, children, key=limit.cost.count)
 
 
 def random_child(space: SearchSpace, budget: Budget, seed: int) -> Architecture:
-    """Returns a child drawn uniformly from those that cost from nine tenths of the budget up to it."""
-    (limit,) = budget.limits
-    assert limit.maximum is not None
-    near = BudgetedSpace(space, Budget((type(limit)(limit.cost, _RANDOM_SHARE * limit.maximum, limit.maximum),)))
-    return (near if near.size else BudgetedSpace(space, budget)).sample(random.Random(f"random-{seed}"))
+    """Returns a child drawn uniformly from those of nearly the budget's size, see `near_budget`."""
+    return near_budget(space, budget, _RANDOM_SHARE).sample(random.Random(f"random-{seed}"))

@@ -2,41 +2,50 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
+from accelerate import PartialState
+
+from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..drawing import write_figure
-from ..files import read_json, write_json, write_text
+from ..files import read_json, short_hash, write_json, write_text
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
 from ..space.budgets import AdditiveCost
 from ..space.latency import LatencyTable, measure_latency
 from ..space.search_space import format_architecture
 from ..space.settings import LatencySettings
-from ..supernet.evaluation import Evaluator
+from ..supernet.evaluation import Evaluator, journal_key
 from .choices import Choices, best_additive, best_first, choose
 from .compressed_folder import export_compressed
 from .compression_report import FOUND, ModelRow, compression_table, draw_compression, verdict
 from .distill import Compute, distill
 from .judging import Distilled, judge_models
 from .members import Member, check_budgets, members_of, trained_children
+from .predictor import window_lengths
 from .sentences import read_sentences
 from .settings import CompressSettings
 from .source import Source, load_source
 from .spaces import checkpoint_space
 from .task_scores import Task, read_task
+from .teacher_objectives import Batch
 from .workbench import (
+    START_FOLDER,
     SUPERNET_FOLDER,
     VISITS_NAME,
     Workbench,
     calibrated_errors,
+    drop_supernet,
     new_accelerator,
+    run_precision,
     start_supernet,
     supernet_config,
     train_supernet,
-    without_dropout,
 )
 
 
@@ -47,6 +56,11 @@ CHOICES_NAME = "choices.json"
 MODELS_FOLDER = "models"
 TABLE_NAME = "table.md"
 FIGURE_NAME = "figure.svg"
+# Of hidden states that children in the search have in common.
+_KEPT_BYTES = 2**29
+
+# The models of each budget, by its name and by role.
+Models = dict[str, dict[str, Distilled]]
 
 
 @bars_off()
@@ -72,58 +86,102 @@ def compress(settings: CompressSettings, output_dir: str | Path, progress: bool 
         raise ValueError("no text is given; name unlabelled text like that which the encoder will see with --text")
     if (result := finished_result(folder, settings)) is not None:
         return result
-    torch.set_num_threads(settings.num_threads)
-    source = load_source(settings.checkpoint, settings.kind)
-    _say(*source.notes)
-    without_dropout(source.model.config)
-    tasks = read_tasks(settings, source)
-    # What needs no measurement is refused before the text is read.
-    members_of(settings, source.model.config, checkpoint_space(source.model.config, settings.convolutions), None)
-    accelerator = new_accelerator(settings)
-    with accelerator.main_process_first():
-        sentences = read_sentences(
-            settings.text,
-            source.tokenizer,
-            source.max_length,
-            settings.num_sentences,
-            settings.num_validation_sentences,
-            settings.seed,
-            progress=progress and accelerator.is_main_process,
-        )
-    _say(*sentences.notes, *(f"warning: {warning}" for warning in sentences.warnings))
-    bench = Workbench(settings, source, sentences, folder, accelerator)
-    with open_run(folder, settings, accelerator.is_main_process) as run:
-        return run.result or _compress(run, bench, tasks, progress and accelerator.is_main_process)
+    state = PartialState()
+    progress = progress and state.is_main_process
+    with _threads(settings.num_threads):
+        source = load_source(settings.checkpoint, settings.kind)
+        _say(*source.notes)
+        tasks = read_tasks(settings, source)
+        check_space(settings, source)
+        with state.main_process_first():
+            sentences = read_sentences(
+                settings.text,
+                source.tokenizer,
+                source.max_length,
+                settings.num_sentences,
+                settings.num_validation_sentences,
+                settings.seed,
+                text_column=settings.text_column,
+                progress=progress,
+            )
+        _say(*sentences.notes, *(f"warning: {warning}" for warning in sentences.warnings))
+        with open_run(folder, settings, state.is_main_process) as run:
+            if run.result is not None:
+                return run.result
+            accelerator = new_accelerator(run_precision(folder, settings))
+            return _compress(run, Workbench(settings, source, sentences, folder, accelerator), tasks, progress)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Gives torch as many CPU threads, and afterwards those that it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _say(*lines: str) -> None:
-    for line in lines:
-        logger.info(line)
+    if PartialState().is_main_process:
+        for line in lines:
+            logger.info(line)
+
+
+# ---- What can be refused before any work ----
 
 
 def read_tasks(settings: CompressSettings, source: Source) -> list[Task]:
     """Returns the tasks that models are scored on in the end, read and checked.
 
     Raises:
-        ValueError: one is not written as NAME=FILE, is not known, or its file cannot be used.
+        ValueError: one is not written as NAME=FILE, is not known, its file cannot be used, or two have one title.
     """
-    config, tasks = source.model.config, []
+    config, tasks = source.model.config, dict[str, Task]()
     for text in settings.eval:
-        name, equals, path = text.partition("=")
-        if not equals:
+        name, _, path = (part.strip() for part in text.partition("="))
+        if not name or not path:
             raise ValueError(f"--eval is {text!r}; write NAME=FILE, such as stsb=dev.tsv")
-        labels = config.id2label if source.kind in ("sequence", "token") else None
-        tasks.append(read_task(name, path, source.kind, id2label=labels, problem_type=config.problem_type))
-    return tasks
+        labels: Any = config.id2label if source.kind in ("sequence", "token") else None
+        task = read_task(name, path, source.kind, id2label=labels, problem_type=config.problem_type)
+        if task.title in tasks:
+            raise ValueError(f"--eval names {task.title} twice; give each task once, and files names of their own")
+        tasks[task.title] = task
+    if tasks and source.kind == "span":
+        window_lengths(source)
+    return list(tasks.values())
+
+
+def check_space(settings: CompressSettings, source: Source) -> None:
+    """Refuses budgets and options that do not fit the checkpoint, as far as nothing has to be measured for that.
+
+    Raises:
+        InfeasibleBudgetError: no child is within a budget.
+        ValueError: a budget, an operator or an aligned layer is beyond the checkpoint.
+    """
+    config = source.model.config
+    space = checkpoint_space(config, settings.convolutions)
+    supernet_config(config, space)
+    members_of(settings, config, space, None)
+    if settings.alignment != "none" and settings.alignment_every_n_layers > space.num_layers:
+        raise ValueError(
+            f"alignment_every_n_layers is {settings.alignment_every_n_layers} but the checkpoint has "
+            f"{space.num_layers} layers, so that none would be aligned; take at most {space.num_layers}"
+        )
+
+
+# ---- The steps ----
 
 
 def _compress(run: Run, bench: Workbench, tasks: Sequence[Task], progress: bool) -> dict[str, Any]:
+    if run.writes:
+        _delete_torn(run.folder)
     members = _members(bench, progress)
-    bench.outputs.fill(bench.validation, progress=progress)
-    bench.outputs.fill(bench.train, progress=progress)
+    bench.run_teacher(progress)
     chosen = _choose_all(bench, members, progress)
     models = _distill_all(bench, members, chosen, progress)
-    rows, measured = judge_models(bench, models, tasks, progress)
+    rows, measured = bench.on_main(lambda: judge_models(bench, models, tasks, progress))
     table = compression_table(rows, bench.objective.loss_name, bench.objective.score_name)
     verdicts = [verdict(rows, member.name) for member in members]
     result = {
@@ -136,7 +194,6 @@ def _compress(run: Run, bench: Workbench, tasks: Sequence[Task], progress: bool)
         "latency": measured.to_json(),
         "verdicts": verdicts,
         "table": table,
-        "num_teacher_sequences": bench.outputs.num_run,
     }
 
     def export(result: dict[str, Any]) -> None:
@@ -147,6 +204,12 @@ def _compress(run: Run, bench: Workbench, tasks: Sequence[Task], progress: bool)
         write_figure(run.folder / FIGURE_NAME, figure)
 
     return run.finish(result, export)
+
+
+def _delete_torn(folder: Path) -> None:
+    """Deletes what a kill has left of folders that were being written."""
+    for path in (*folder.glob(f".{START_FOLDER}-*"), *folder.rglob(f".{MODEL_FOLDER}-*")):
+        rmtree(path)
 
 
 # ---- Budgets ----
@@ -162,22 +225,24 @@ def _members(bench: Workbench, progress: bool) -> list[Member]:
 
 def _latency_cost(bench: Workbench, progress: bool) -> AdditiveCost:
     """Returns the latency of children on this machine, by a table that is measured once and kept in the run."""
-    path, settings = bench.folder / LATENCY_NAME, bench.settings
-    if not path.is_file() and bench.accelerator.is_main_process:
-        measured = LatencySettings(
-            device=str(bench.accelerator.device),
-            num_threads=settings.num_threads,
-            batch_size=settings.latency_batch_size,
-            seq_len=settings.latency_length,
-            seed=settings.seed,
-        )
-        table = measure_latency(
-            supernet_config(bench.teacher.config, bench.space), measured, num_held_out=8, progress=progress
-        )
-        table.save(path)
-        _say(table.summary())
-    bench.accelerator.wait_for_everyone()
+    path = bench.folder / LATENCY_NAME
+    if not bench.is_file(path):
+        bench.on_main(lambda: _measure_latency(bench, path, progress))
     return LatencyTable.load(path).cost()
+
+
+def _measure_latency(bench: Workbench, path: Path, progress: bool) -> None:
+    settings = LatencySettings(
+        device=str(bench.accelerator.device),
+        num_threads=bench.settings.num_threads,
+        batch_size=bench.settings.latency_batch_size,
+        seq_len=bench.latency_length,
+        seed=bench.settings.seed,
+    )
+    supernet = supernet_config(bench.teacher.config, bench.space)
+    table = measure_latency(supernet, settings, num_held_out=8, progress=progress)
+    table.save(path)
+    _say(table.summary())
 
 
 # ---- Choice ----
@@ -186,7 +251,7 @@ def _latency_cost(bench: Workbench, progress: bool) -> AdditiveCost:
 def _choose_all(bench: Workbench, members: Sequence[Member], progress: bool) -> dict[str, Choices]:
     """Returns the children of each budget, from the run's folder where they were chosen before."""
     path = bench.folder / CHOICES_NAME
-    if not path.is_file():
+    if not bench.is_file(path):
         chosen = _choose(bench, members, progress)
         if bench.accelerator.is_main_process:
             write_json(path, {name: choices.to_json() for name, choices in chosen.items()})
@@ -196,19 +261,17 @@ def _choose_all(bench: Workbench, members: Sequence[Member], progress: bool) -> 
 
 def _choose(bench: Workbench, members: Sequence[Member], progress: bool) -> dict[str, Choices]:
     settings = bench.settings
-    start = start_supernet(bench, progress)
-    batches = bench.outputs.batches(bench.searched, settings.batch_size)
-    zero_shot = _evaluator(bench, start, batches, "zero-shot", progress)
-    if settings.searcher == "additive":
-        shared = zero_shot
+    is_additive = settings.searcher == "additive"
+    if is_additive:
+        supernet = start_supernet(bench, progress)
     else:
         supernet = train_supernet(bench, trained_children(members, bench.space), progress)
-        shared = _evaluator(bench, supernet, batches, "supernet", progress)
+    batches = bench.judged_batches(settings.num_search_sentences)
+    # Only now: in a training tensors are written to that the super-nets have in common.
+    zero_shot = _evaluator(bench, drop_supernet(bench), batches, "zero-shot", progress)
+    shared = _evaluator(bench, supernet, batches, "shared", progress)
     chosen = {}
     for member in members:
-        found = None
-        if settings.searcher == "additive":
-            found = best_additive(bench.space, member.budget, calibrated_errors(bench))
         chosen[member.name] = choose(
             bench.space,
             bench.teacher.config.chain,
@@ -218,56 +281,87 @@ def _choose(bench: Workbench, members: Sequence[Member], progress: bool) -> dict
             num_evaluations=settings.num_evaluations,
             seed=settings.seed,
             order=best_first(settings.score_weight),
-            found=found,
+            found=best_additive(bench.space, member.budget, calibrated_errors(bench)) if is_additive else None,
         )
         winner = chosen[member.name].found
         _say(
             f"{member.name}: found {format_architecture(winner.architecture)}, {bench.objective.loss_name} "
-            f"{winner.val_loss:.4f} by shared weights",
+            f"{winner.val_loss:.4f} by shared weights"
         )
     return chosen
 
 
-def _evaluator(bench: Workbench, model: Any, batches: Any, name: str, progress: bool) -> Evaluator:
-    journal = bench.folder / f"journal-{name}.jsonl"
-    return Evaluator(model, batches, bench.accelerator, journal, progress=progress, judge=bench.objective)
+def _evaluator(
+    bench: Workbench, model: MagicPreTrainedModel, batches: Sequence[Batch], name: str, progress: bool
+) -> Evaluator:
+    """Returns what judges children, each once in a run: those judged before a stop are on record.
+
+    A journal is of weights and data, bit by bit. On another machine, or once the cache is gone, the teacher's outputs
+    may differ in their last bits: children are then judged anew, in a journal of its own.
+    """
+    key = short_hash(journal_key(model, batches, bench.accelerator))
+    return Evaluator(
+        model,
+        batches,
+        bench.accelerator,
+        bench.folder / f"journal-{name}-{key}.jsonl",
+        progress=progress,
+        max_kept_bytes=_KEPT_BYTES,
+        judge=bench.objective,
+    )
 
 
 # ---- Distillation ----
 
-Models = dict[str, dict[str, Distilled]]
 
-
-def _distill_all(bench: Workbench, members: Sequence[Member], chosen: dict[str, Choices], progress: bool) -> Models:
+def _distill_all(bench: Workbench, members: Sequence[Member], chosen: Mapping[str, Choices], progress: bool) -> Models:
     """Returns for each budget the distilled model and its number of steps, by role."""
-    compute = Compute(bench.teacher.config, bench.tokens_per_sentence, bench.settings.batch_size)
+    lengths = bench.train["length"][:]
+    compute = Compute(
+        bench.teacher.config, bench.settings, sum(lengths) / len(lengths), bench.accelerator.num_processes
+    )
     shared = _shared_flops(bench, compute) / len(members)
-    models: Models = {}
-    for member in members:
-        choices = chosen[member.name]
-        own: dict[str, Distilled] = {}
-        winner, steps = choices.found.architecture, bench.settings.steps
-        flops = steps * compute.step(winner) + shared
-        planned = {FOUND: (winner, steps)}
-        planned |= {role: (child, compute.equal_steps(child, flops)) for role, child in choices.controls.items()}
-        for role, (child, number) in planned.items():
-            if (twin := next((one for one in own if planned[one] == (child, number)), None)) is not None:
-                own[role] = own[twin]
-                continue
+    return {
+        member.name: _distill_member(bench, member, chosen[member.name], compute, shared, progress)
+        for member in members
+    }
+
+
+def _distill_member(
+    bench: Workbench, member: Member, choices: Choices, compute: Compute, shared: float, progress: bool
+) -> dict[str, Distilled]:
+    """Returns the models of a budget by role: the child that was found, and its controls at the compute it has cost.
+
+    Args:
+        bench: of the run.
+        member: the budget.
+        choices: its children.
+        compute: of the trainings.
+        shared: FLOPs of finding the child.
+        progress: shows bars.
+    """
+    winner, steps = choices.found.architecture, bench.settings.steps
+    flops = steps * compute.step(winner) + shared
+    planned = {FOUND: (winner, steps)}
+    planned |= {role: (child, compute.equal_steps(child, flops)) for role, child in choices.controls.items()}
+    trained: dict[Any, Distilled] = {}
+    models = {}
+    for role, plan in planned.items():
+        # One child may fill several roles.
+        if plan not in trained:
+            child, number = plan
             _say(f"{member.name}: distilling {role}, {format_architecture(child)}, {number} steps")
             folder = bench.folder / MODELS_FOLDER / member.name / role
-            own[role] = Distilled(distill(bench, child, number, folder, progress), number)
-        models[member.name] = own
+            trained[plan] = Distilled(distill(bench, child, number, folder, progress), number)
+        models[role] = trained[plan]
     return models
 
 
 def _shared_flops(bench: Workbench, compute: Compute) -> float:
     """Returns what finding the children of all budgets has cost: calibration and super-net."""
-    chain = bench.teacher.config.chain
-    flops = compute.calibration(chain, bench.space.candidates, bench.settings.calibration_steps)
-    visits = bench.folder / SUPERNET_FOLDER / VISITS_NAME
-    if visits.is_file():
-        flops += compute.supernet(read_json(visits))  # type: ignore[arg-type]
+    flops = compute.calibration(bench.space.candidates)
+    if bench.settings.searcher == "supernet":
+        flops += compute.supernet(read_json(bench.folder / SUPERNET_FOLDER / VISITS_NAME))
     return flops
 
 

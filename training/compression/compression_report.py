@@ -1,9 +1,11 @@
 """The table, the figure and the verdict of a compression: the models that were found beside their controls."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -19,21 +21,24 @@ TEACHER, TEACHER_INT8, FOUND, FOUND_INT8 = "teacher", "teacher, int8", "found", 
 ROLES = {
     "block_drop": "best drop of blocks",
     "sublayer_drop": "best drop of layers",
-    "every_second_block": "evenly spaced blocks",
+    "evenly_spaced_blocks": "evenly spaced blocks",
     "one_width": "one width",
     "random": "random child",
 }
-DROPS = ("block_drop", "sublayer_drop", "every_second_block")
-_STYLES = {
-    TEACHER: (INK, "*"),
-    TEACHER_INT8: (GREY, "*"),
-    FOUND: (BLUE, "o"),
-    FOUND_INT8: (BLUE, "s"),
-    "block_drop": (RED, "v"),
-    "sublayer_drop": (PURPLE, "v"),
-    "every_second_block": (ORANGE, "v"),
-    "one_width": (GREEN, "D"),
-    "random": (GREY, "x"),
+DROPS = ("block_drop", "sublayer_drop", "evenly_spaced_blocks")
+# The roles whose models, over several budgets, are a line of the figure: the winners and what they have to beat.
+_LINES = (FOUND, "block_drop", "sublayer_drop")
+# Shapes differ as well as colours; int8 is hollow.
+_STYLES: dict[str, dict[str, Any]] = {
+    TEACHER: {"color": INK, "marker": "*", "markersize": 10},
+    TEACHER_INT8: {"color": INK, "marker": "*", "markersize": 10, "markerfacecolor": "white"},
+    FOUND: {"color": BLUE, "marker": "o"},
+    FOUND_INT8: {"color": BLUE, "marker": "o", "markerfacecolor": "white"},
+    "block_drop": {"color": RED, "marker": "v"},
+    "sublayer_drop": {"color": PURPLE, "marker": "^"},
+    "evenly_spaced_blocks": {"color": ORANGE, "marker": "s", "markersize": 5},
+    "one_width": {"color": GREEN, "marker": "D", "markersize": 5},
+    "random": {"color": GREY, "marker": "x"},
 }
 
 
@@ -118,75 +123,85 @@ def _ratio(value: tuple[float, float, float] | None) -> str:
 def verdict(rows: Sequence[ModelRow], member: str) -> str:
     """Returns in a sentence whether the child that was found is worth more than dropping blocks or layers.
 
-    By the loss on held-out text, the one thing that children are chosen by.
+    By the loss on held-out text, the one thing that children are chosen by. A child with the operators of a drop is a
+    drop itself, and so no better whatever its loss.
 
     Args:
         rows: of all models.
         member: the budget's name.
     """
-    own = {row.role: row for row in rows if row.member == member}
-    found, drops = own[FOUND], [own[role] for role in DROPS if role in own]
+    of_roles = {row.role: row for row in rows if row.member == member}
+    found, drops = of_roles[FOUND], [of_roles[role] for role in DROPS if role in of_roles]
     if not drops:
         return f"{member}: no drop of blocks or layers is within the budget; there is nothing to compare with."
-    best = min(drops, key=lambda row: row.loss)
-    tasks = ", ".join(f"{title} {found.tasks[title]:.2f} against {best.tasks[title]:.2f}" for title in found.tasks)
-    beside = f" ({tasks})" if tasks else ""
-    if found.architecture == best.architecture:
-        return f"{member}: the child that was found is the {best.label}; nothing better was found."
-    if found.loss < best.loss:
-        return (
-            f"{member}: better than dropping blocks: its loss is {found.loss:.4f}, that of the {best.label} at equal "
-            f"compute {best.loss:.4f}{beside}."
-        )
-    return (
-        f"{member}: no better than dropping blocks: its loss is {found.loss:.4f}, that of the {best.label} at equal "
-        f"compute {best.loss:.4f}{beside}."
-    )
+    best = min(drops, key=_by_loss)
+    compared = f"{found.loss:.4f}, that of the {best.label} at equal compute {best.loss:.4f}{_on_tasks(found, best)}"
+    if found.architecture in [row.architecture for row in drops]:
+        return f"{member}: no better than dropping blocks, as what was found is such a drop: its loss is {compared}."
+    better = "better" if _by_loss(found) < _by_loss(best) else "no better"
+    return f"{member}: {better} than dropping blocks: its loss is {compared}."
+
+
+def _by_loss(row: ModelRow) -> tuple[bool, float]:
+    is_finite = math.isfinite(row.loss)
+    return not is_finite, row.loss if is_finite else 0.0
+
+
+def _on_tasks(found: ModelRow, other: ModelRow) -> str:
+    return "".join(f"; {title} {value:.2f} against {other.tasks[title]:.2f}" for title, value in found.tasks.items())
+
+
+# ---- Figure ----
 
 
 def draw_compression(rows: Sequence[ModelRow], loss_name: str, score_name: str) -> Figure:
-    """Draws the models at their latency and their score: of the first task, or else the loss on held-out text.
+    """Draws the models at their latency: their loss on held-out text, and their score on the first task.
+
+    Without a task the second panel has the second score on held-out text.
 
     Args:
-        rows: of all models, the teacher first; those whose latency was not measured stand at their FLOPs.
+        rows: of all models, the teacher first; where latency was not measured, models stand at their FLOPs.
         loss_name: of the objective.
         score_name: of the objective.
     """
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.subplots()
-    clean(axes)
-    task = next((title for row in rows for title in row.tasks), None)
-    drawn = [row for row in rows if task is None or task in row.tasks]
-    by_latency = any(row.padded is not None for row in drawn[1:])
-    for role, (color, marker) in _STYLES.items():
-        points = [(_place(row, rows[0], by_latency), _height(row, task)) for row in drawn if row.role == role]
-        points = [(x, y) for x, y in points if x is not None]
-        if not points:
-            continue
-        points.sort()
-        size = 90 if role in (TEACHER, TEACHER_INT8) else 42
-        axes.scatter(
-            *zip(*points, strict=True), color=color, marker=marker, s=size, label=ROLES.get(role, role), zorder=3
-        )
-        if role in (FOUND, *DROPS[:2]) and len(points) > 1:
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.2, alpha=0.7)
-    axes.set_xlabel("latency over the teacher's, padded" if by_latency else "FLOPs over the teacher's")
-    axes.set_ylabel(task or f"{loss_name}, held-out text (lower is better)")
-    if task is None:
-        axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlim(left=0)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    task = next(iter(rows[0].tasks), None)
+    by_latency = any(row.padded is not None for row in rows[1:])
+    figure = Figure(figsize=(9.4, 4.6), layout="constrained")
+    loss_axes, score_axes = figure.subplots(1, 2, sharex=True)
+    _draw_panel(loss_axes, rows, by_latency, lambda row: row.loss)
+    _draw_panel(score_axes, rows, by_latency, lambda row: row.score if task is None else row.tasks[task])
+    # In both panels the better models are above.
+    loss_axes.invert_yaxis()
+    loss_axes.set_title(f"{loss_name}, held-out text (lower is better)", fontsize=10)
+    score_axes.set_title(f"{task or f'{score_name}, held-out text'} (higher is better)", fontsize=10)
+    handles, labels = loss_axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
 
 
+def _draw_panel(axes: Axes, rows: Sequence[ModelRow], by_latency: bool, height: Callable[[ModelRow], float]) -> None:
+    clean(axes)
+    for role, style in _STYLES.items():
+        places = sorted(
+            (place, height(row))
+            for row in rows
+            if row.role == role and (place := _place(row, rows[0], by_latency)) is not None
+        )
+        if not places:
+            continue
+        xs, ys = zip(*places, strict=True)
+        line = "-" if role in _LINES else "none"
+        zorder = 4 if role == FOUND else 3
+        axes.plot(xs, ys, linestyle=line, linewidth=1.2, label=ROLES.get(role, role), zorder=zorder, **style)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("latency over the teacher's, padded" if by_latency else "FLOPs over the teacher's")
+
+
 def _place(row: ModelRow, teacher: ModelRow, by_latency: bool) -> float | None:
+    """Returns the latency, or else the FLOPs, over the teacher's; `None` where it was not measured."""
     if not by_latency:
         return row.flops / teacher.flops
     if row.role == TEACHER:
         return 1.0
     return None if row.padded is None else row.padded[0]
-
-
-def _height(row: ModelRow, task: str | None) -> float:
-    return row.loss if task is None else row.tasks[task]

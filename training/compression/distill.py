@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from modeling_magic import MagicConfig
-from modeling_magic.configuration_magic import SKIP
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
-from ..files import read_json, write_json, written_at_once
 from ..progress import show_progress
-from ..runs.folders import MODEL_FOLDER
 from ..runs.training import finish_training
 from ..space.costs import operator_flops
 from ..space.search_space import Architecture
-from .teacher_trainers import ChildTrainer, freeze_embeddings
-from .workbench import Workbench, load_model, start_supernet, training_arguments
+from .settings import CompressSettings
+from .teacher_trainers import ChildTrainer
+from .workbench import (
+    Workbench,
+    keep_trained,
+    load_trained,
+    make_trainable,
+    start_supernet,
+    training_arguments,
+)
 
 
 DISTILLED_NAME = "distilled.json"
@@ -26,18 +30,21 @@ _TRAINING_PASSES = 3
 
 
 class Compute:
-    """FLOPs ("electra") of the parts of a compression; the embeddings, which are frozen, are left out.
+    """FLOPs ("electra") of the parts of a compression; embeddings, which are frozen, and heads are left out.
 
     Args:
-        config: sizes.
+        config: the checkpoint's.
+        settings: of the run.
         tokens_per_sentence: the mean length of the text.
-        batch_size: sentences in a step of any training.
+        num_processes: each of which takes a batch in a step of the trainings.
     """
 
-    def __init__(self, config: MagicConfig, tokens_per_sentence: float, batch_size: int):
-        self._config = config
+    def __init__(
+        self, config: MagicConfig, settings: CompressSettings, tokens_per_sentence: float, num_processes: int = 1
+    ):
+        self._config, self._settings = config, settings
         self._length = max(2, min(round(tokens_per_sentence), config.max_sequence_length))
-        self._batch_size = batch_size
+        self._step_sentences = settings.batch_size * num_processes
 
     def operator(self, name: str) -> float:
         """Returns the FLOPs of one operator's forward pass over one sentence."""
@@ -47,36 +54,52 @@ class Compute:
         """Returns the FLOPs of a child's forward pass over one sentence."""
         return sum(map(self.operator, architecture))
 
-    def step(self, architecture: Sequence[str]) -> float:
-        """Returns the FLOPs of a training step of a child."""
-        return _TRAINING_PASSES * self._batch_size * self.child(architecture)
+    def calibration(self, candidates: Sequence[Sequence[str]]) -> float:
+        """Returns the FLOPs of the calibration: passes of the checkpoint, and steps of each new operator.
 
-    def calibration(self, chain: Sequence[str], candidates: Sequence[Sequence[str]], steps: int) -> float:
-        """Returns the FLOPs of the calibration: a pass of the checkpoint, and a step of each new operator."""
+        Args:
+            candidates: of each layer of the super-net.
+        """
         new = sum(
             self.operator(name)
-            for own, names in zip(chain, candidates, strict=True)
+            for own, names in zip(self._config.chain, candidates, strict=True)
             for name in names
-            if name not in (own, SKIP)
+            if name != own
         )
-        return steps * self._batch_size * (self.child(chain) + _TRAINING_PASSES * new)
+        passes = self.child(self._config.chain) + _TRAINING_PASSES * new
+        return self._settings.calibration_steps * self._settings.batch_size * passes
 
     def supernet(self, visits: Sequence[dict[str, int]]) -> float:
-        """Returns the FLOPs of a super-net's training, from how often each operator was trained."""
+        """Returns the FLOPs of a super-net's training, with the teacher's where children are aligned to it.
+
+        Args:
+            visits: for each layer, how often each operator was trained.
+        """
         trained = sum(times * self.operator(name) for layer in visits for name, times in layer.items())
-        return _TRAINING_PASSES * self._batch_size * trained
+        flops = _TRAINING_PASSES * trained
+        if self._settings.alignment == "teacher":
+            flops += sum(visits[0].values()) * self.child(self._config.chain)
+        return self._step_sentences * flops
+
+    def step(self, architecture: Sequence[str]) -> float:
+        """Returns the FLOPs of a step of a child's distillation, with the teacher's where states are compared."""
+        flops = _TRAINING_PASSES * self.child(architecture)
+        if self._settings.states_weight:
+            flops += self.child(self._config.chain)
+        return self._step_sentences * flops
 
     def equal_steps(self, architecture: Sequence[str], flops: float) -> int:
-        """Returns the steps of a child's training that cost as much as `flops`, one at least."""
+        """Returns the steps of a child's distillation that cost as much as `flops`, one at least."""
         return max(1, round(flops / self.step(architecture)))
 
 
 def distill(
-    bench: Workbench, architecture: Architecture, steps: int, folder: Path, progress: bool, seed: int | None = None
+    bench: Workbench, architecture: Architecture, steps: int, folder: Path, progress: bool
 ) -> MagicPreTrainedModel:
     """Returns a child that was distilled from the checkpoint, from its calibrated weights.
 
-    Its weights, and how they came about, are kept in the folder; a training that was stopped goes on.
+    Its weights, and how they came about, are kept in the folder: a training that was stopped goes on, and one that has
+    ended is not begun again.
 
     Args:
         bench: of the run.
@@ -84,41 +107,29 @@ def distill(
         steps: of the training.
         folder: of this training alone.
         progress: shows a bar.
-        seed: of the order of the text; `None` is that of the settings.
     """
-    settings = bench.settings
-    seed = settings.seed if seed is None else seed
-    record = {"architecture": list(architecture), "steps": steps, "seed": seed}
-    path = folder / DISTILLED_NAME
-    if not path.is_file() or {**read_json(path), **record} != read_json(path):
-        model = start_supernet(bench, progress).extract_child(architecture)
-        freeze_embeddings(model)
-        set_seed(seed)
-        trainer = _trainer(bench, model, steps, folder, seed, progress)
-        seconds = finish_training(trainer)
-        if bench.accelerator.is_main_process:
-            with written_at_once(folder / MODEL_FOLDER, replaces=True) as temporary:
-                model.save_pretrained(temporary)
-            write_json(path, {**record, "seconds": seconds, "log_history": trainer.state.log_history})
-        bench.accelerator.wait_for_everyone()
-    return load_model(bench, folder / MODEL_FOLDER)
+    if not bench.is_file(folder / DISTILLED_NAME):
+        _distill(bench, architecture, steps, folder, progress)
+    return load_trained(bench, folder)
 
 
-def _trainer(
-    bench: Workbench, model: MagicPreTrainedModel, steps: int, folder: Path, seed: int, progress: bool
-) -> ChildTrainer:
+def _distill(bench: Workbench, architecture: Architecture, steps: int, folder: Path, progress: bool) -> None:
     settings = bench.settings
-    args: Any = training_arguments(
-        bench, folder, steps, settings.learning_rate, TrainingArguments, seed=seed, disable_tqdm=not progress
-    )
     trainer = ChildTrainer(
-        model=model,
-        args=args,
+        model=make_trainable(bench, start_supernet(bench, progress).extract_child(architecture)),
+        args=training_arguments(bench, TrainingArguments, folder, steps, settings.learning_rate, progress),
         objective=bench.objective,
         teacher=bench.teacher,
         states_weight=settings.states_weight,
         train_dataset=bench.train,
-        data_collator=bench.outputs.collate,
+        data_collator=bench.train_outputs.collate,
     )
     show_progress(trainer, ["loss_teacher", "loss_states"])
-    return trainer
+    seconds = finish_training(trainer)
+    record = {
+        "architecture": list(architecture),
+        "steps": steps,
+        "seconds": seconds,
+        "log_history": trainer.state.log_history,
+    }
+    keep_trained(bench, trainer, DISTILLED_NAME, record)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # Batches of held-out sentences that latency is measured on in the end, as they come, not sorted by length.
 _NUM_TIMED_BATCHES = 4
 _NUM_ROUNDS = 15
+_INT8 = {TEACHER: TEACHER_INT8, FOUND: FOUND_INT8}
 
 
 class Distilled(NamedTuple):
@@ -35,8 +36,14 @@ class Distilled(NamedTuple):
     steps: int
 
 
-# The name of a budget, empty for the teacher, and a role.
-Key = tuple[str, str]
+class Key(NamedTuple):
+    """Which model: the name of its budget, empty for the teacher, and its role."""
+
+    member: str
+    role: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, self))
 
 
 def judge_models(
@@ -44,7 +51,9 @@ def judge_models(
 ) -> tuple[list[ModelRow], MeasuredModels]:
     """Returns a row for each model, the teacher's first, and how their latency was measured, side by side.
 
-    Teacher and winners are judged in int8 as well, through ONNX Runtime, where it is installed.
+    Teacher and winners are judged in int8 as well, through ONNX Runtime, where it is installed. A task that one of the
+    models cannot be scored on, and a model that cannot be brought to int8, are left out with a warning: the models
+    themselves are none the worse for it.
 
     Args:
         bench: of the run.
@@ -52,29 +61,24 @@ def judge_models(
         tasks: what models are scored on beside fidelity.
         progress: shows a bar.
     """
-    batches = bench.outputs.batches(bench.validation, bench.settings.batch_size)
-    every: dict[Key, Distilled] = {("", TEACHER): Distilled(bench.teacher, 0)}
+    every = {Key("", TEACHER): Distilled(bench.teacher, 0)}
     for member, of_member in models.items():
-        every |= {(member, role): distilled for role, distilled in of_member.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        quantised = _quantised(bench, every, Path(folder))
-        rows = {key: _row(bench, key, distilled, batches, tasks) for key, distilled in every.items()}
-        for key, session in quantised.items():
-            rows[key] = _int8_row(bench, rows[_float_key(key)], session, batches, tasks)
-        runnable = {_name(key): model for key, (model, _) in every.items()}
-        runnable |= {_name(key): session for key, session in quantised.items()}
-        measured = measure_models(runnable, _timed_batches(bench), bench.settings.num_threads, _NUM_ROUNDS, progress)
-    order = ["", *models]
-    in_order = sorted(rows, key=lambda key: order.index(key[0]))
-    return [_with_latency(rows[key], measured) for key in in_order], measured
+        every |= {Key(member, role): distilled for role, distilled in of_member.items()}
+    batches = bench.judged_batches()
+    sessions = _quantised({key: distilled.model for key, distilled in every.items()}, bench.settings.num_threads)
+    rows = {key: _row(bench, key, distilled, batches, tasks) for key, distilled in every.items()}
+    for key, session in sessions.items():
+        rows[_int8_key(key)] = _int8_row(bench, rows[key], session, batches, tasks)
+    runnable: dict[str, Any] = {str(key): distilled.model for key, distilled in every.items()}
+    runnable |= {str(_int8_key(key)): session for key, session in sessions.items()}
+    measured = measure_models(runnable, _timed_batches(bench), bench.settings.num_threads, _NUM_ROUNDS, progress)
+    members = ["", *models]
+    in_order = sorted(rows, key=lambda key: members.index(key.member))
+    common = [task.title for task in tasks if all(task.title in row.tasks for row in rows.values())]
+    return [_finished_row(rows[key], common, key, measured) for key in in_order], measured
 
 
-def _name(key: Key) -> str:
-    return ": ".join(filter(None, key))
-
-
-def _float_key(key: Key) -> Key:
-    return key[0], TEACHER if key[1] == TEACHER_INT8 else FOUND
+# ---- One model ----
 
 
 def _row(
@@ -84,15 +88,15 @@ def _row(
     config = model.config
     loss, score = evaluate_child(model, batches, judge=bench.objective)
     return ModelRow(
-        member=key[0],
-        role=key[1],
+        member=key.member,
+        role=key.role,
         architecture=config.chain,
         num_parameters=count_parameters(config, config.chain),
-        flops=count_flops(config, config.chain, bench.settings.latency_length, head="none"),
+        flops=count_flops(config, config.chain, bench.latency_length, head="none"),
         steps=steps,
         loss=loss,
         score=score,
-        tasks=_scores(Predictor(bench.source, forward_of(model)), tasks),
+        tasks=_scores(Predictor(bench.source, forward_of(model)), tasks, key),
     )
 
 
@@ -100,48 +104,75 @@ def _int8_row(
     bench: Workbench, twin: ModelRow, session: OnnxModel, batches: Sequence[Batch], tasks: Sequence[Task]
 ) -> ModelRow:
     """Returns the row of a model in int8 from that of the same model in float32."""
+    key = _int8_key(Key(twin.member, twin.role))
     predictor = Predictor(bench.source, session)
     loss, score = predictor.fidelity(bench.objective, batches)
-    role = TEACHER_INT8 if twin.role == TEACHER else FOUND_INT8
-    return replace(twin, role=role, loss=loss, score=score, tasks=_scores(predictor, tasks))
+    return replace(twin, role=key.role, loss=loss, score=score, tasks=_scores(predictor, tasks, key))
 
 
-def _scores(predictor: Predictor, tasks: Sequence[Task]) -> dict[str, float]:
-    return {task.title: predictor.score(task).value for task in tasks}
+def _scores(predictor: Predictor, tasks: Sequence[Task], key: Key) -> dict[str, float]:
+    found = {}
+    for task in tasks:
+        try:
+            found[task.title] = predictor.score(task).value
+        except ValueError as error:
+            logger.warning(f"{task.title} is left out, since {key} cannot be scored on it: {error}")
+    return found
 
 
-def _quantised(bench: Workbench, every: Mapping[Key, Distilled], folder: Path) -> dict[Key, OnnxModel]:
-    """Returns teacher and winners in int8, nothing where the packages are not installed."""
+def _finished_row(row: ModelRow, tasks: Sequence[str], key: Key, measured: MeasuredModels) -> ModelRow:
+    """Returns a row with the tasks that all rows have, and with its latency."""
+    values: dict[str, Any] = {}
+    for mode in ("padded", "unpadded"):
+        ratio = measured.ratios.get(mode, {}).get(str(key))
+        values[mode] = None if ratio is None else (ratio.median, ratio.low, ratio.high)
+    return replace(row, tasks={title: row.tasks[title] for title in tasks}, **values)
+
+
+# ---- int8 ----
+
+
+def _int8_key(key: Key) -> Key:
+    return key._replace(role=_INT8[key.role])
+
+
+def _quantised(models: Mapping[Key, Any], num_threads: int) -> dict[Key, OnnxModel]:
+    """Returns teacher and winners in int8 by the keys that they have in float32, nothing without the packages."""
     try:
-        check_packages(True)
+        check_packages(int8=True)
     except ValueError as error:
         logger.info(f"int8 is left out: {error}")
         return {}
     found = {}
-    wanted = {TEACHER: TEACHER_INT8, FOUND: FOUND_INT8}
-    for number, ((member, role), (model, _)) in enumerate(every.items()):
-        if role in wanted:
-            place = folder / str(number)
-            model.save_pretrained(place)
-            path = quantize_onnx(export_onnx(place, place / "onnx"))
-            found[member, wanted[role]] = OnnxModel(path, bench.settings.num_threads)
+    for key, model in models.items():
+        if key.role not in _INT8:
+            continue
+        try:
+            found[key] = _in_int8(model, num_threads)
+        # What the exporter and the quantiser raise has no class in common, and no other model depends on it.
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).partition("\n")[0]
+            logger.warning(f"{_int8_key(key)} is left out, since the export failed: {reason}")
     return found
+
+
+def _in_int8(model: Any, num_threads: int) -> OnnxModel:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        # The session holds what it has read.
+        return OnnxModel(quantize_onnx(export_onnx(folder, Path(folder) / "onnx")), num_threads)
+
+
+# ---- Latency ----
 
 
 def _timed_batches(bench: Workbench) -> list[dict[str, torch.Tensor]]:
     """Returns batches of held-out sentences in their random order, padded to the longest of each."""
-    size, pad = bench.settings.latency_batch_size, bench.teacher.config.pad_token_id or 0
+    size, device = bench.settings.latency_batch_size, bench.accelerator.device
     batches = []
     for start in range(0, min(_NUM_TIMED_BATCHES * size, len(bench.validation)), size):
-        places = range(start, min(start + size, len(bench.validation)))
-        batch = collate(bench.validation.select(places).to_list(), pad)
-        batches.append({"attention_mask": torch.ones_like(batch["input_ids"]), **batch})
+        rows = bench.validation.select(range(start, min(start + size, len(bench.validation))))
+        batch = collate(rows.to_list(), bench.pad_token_id)
+        batch = {"attention_mask": torch.ones_like(batch["input_ids"]), **batch}
+        batches.append({name: tensor.to(device) for name, tensor in batch.items()})
     return batches
-
-
-def _with_latency(row: ModelRow, measured: MeasuredModels) -> ModelRow:
-    values = {}
-    for mode in ("padded", "unpadded"):
-        ratio = measured.ratios.get(mode, {}).get(_name((row.member, row.role)))
-        values[mode] = None if ratio is None else (ratio.median, ratio.low, ratio.high)
-    return replace(row, **values)

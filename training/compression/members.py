@@ -1,8 +1,10 @@
-"""Budgets of a compression as users write them, `0.4x` of the checkpoint or absolute, and the children within them."""
+"""The models that a compression is asked for: budgets as users write them, `0.4x` of the checkpoint or absolute."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from modeling_magic import MagicConfig
 from modeling_magic.configuration_magic import SKIP
@@ -11,10 +13,13 @@ from ..space.budgets import AdditiveCost, Budget, BudgetedSpace, Limit, format_v
 from ..space.costs import additive_cost
 from ..space.search_space import SearchSpace
 from .settings import LIMITS, CompressSettings
+from .spaces import near_budget
 
 
-_RELATIVE = re.compile(r"(?P<share>[0-9]*\.?[0-9]+)\s*x", re.IGNORECASE)
-# How far below its budget a child that the super-net is trained on may be.
+_RELATIVE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)x", re.IGNORECASE)
+# Of costs, in words.
+_UNITS = {"latency_ms": "ms", "num_parameters": "parameters", "flops": "FLOPs"}
+# The super-net is trained on children whose layers cost from this share of what a budget leaves them.
 _TRAINED_SHARE = 0.7
 
 
@@ -24,7 +29,7 @@ class Member:
 
     Attributes:
         name: of its folder and its rows, such as `latency-0.4x`.
-        limit: what it may cost.
+        limit: the largest cost, and that of the smallest child, which only a child without any layer is below.
         share: the largest cost over the checkpoint's.
     """
 
@@ -38,42 +43,66 @@ class Member:
         return Budget((self.limit,))
 
 
+class _Amount(NamedTuple):
+    """A budget as it was written: so many times what the checkpoint has, or so many of the cost's unit."""
+
+    is_relative: bool
+    value: float
+
+    def of(self, own: float) -> float:
+        """Returns the largest cost, where the checkpoint has `own`."""
+        return self.value * own if self.is_relative else self.value
+
+
+def check_budgets(settings: CompressSettings) -> None:
+    """Refuses budgets that are wrong whatever the checkpoint is.
+
+    Raises:
+        ValueError: none is given, one cannot be read, is 1x or more, or is written twice.
+    """
+    if not any(getattr(settings, option) for option in LIMITS):
+        raise ValueError("no budget is given; say how small the encoder is to be, such as --max-latency 0.4x")
+    for option in LIMITS:
+        amounts: dict[_Amount, str] = {}
+        for text in getattr(settings, option):
+            amount = _read(option, text)
+            if amount.is_relative and amount.value >= 1:
+                raise ValueError(f"{_flag(option)} is {text}; give less than the checkpoint itself has, such as 0.5x")
+            if amount in amounts:
+                raise ValueError(_twice(option, amounts[amount], text))
+            amounts[amount] = text
+
+
 def members_of(
     settings: CompressSettings, source: MagicConfig, space: SearchSpace, latency: AdditiveCost | None
 ) -> list[Member]:
-    """Returns the models that are asked for, the largest share first.
+    """Returns the models that are asked for, the largest share of the checkpoint's cost first.
 
     Args:
         settings: with the budgets as they were written.
         source: the checkpoint's configuration.
-        space: of the children.
+        space: of its children, each layer of which can be skipped.
         latency: of the children; `None` leaves out the models whose latency is limited.
 
     Raises:
-        ValueError: a budget cannot be read, is that of the checkpoint or above, or is below the smallest child.
+        ValueError: a budget cannot be read, is the checkpoint's cost or above, is below the smallest child's, or lets
+            in the same children as another.
     """
     members = []
-    for field, (cost_name, short) in LIMITS.items():
-        for text in getattr(settings, field):
-            cost = latency if cost_name == "latency_ms" else cost_of(source, cost_name, settings, space)
-            if cost is None:
-                continue
-            members.append(_member(f"{short}-{text}", text, field, cost, source, space))
+    for option, (cost_name, _) in LIMITS.items():
+        texts = getattr(settings, option)
+        cost = latency if cost_name == "latency_ms" else cost_of(source, cost_name, settings, space)
+        if cost is None or not texts:
+            continue
+        of_option: dict[float, str] = {}
+        for text in texts:
+            member = _member(option, text, cost, source, space)
+            largest = member.limit.counts[1]
+            if largest in of_option:
+                raise ValueError(_twice(option, of_option[largest], text))
+            of_option[largest] = text
+            members.append(member)
     return sorted(members, key=lambda member: (-member.share, member.name))
-
-
-def check_budgets(settings: CompressSettings) -> None:
-    """Raises a ValueError where no budget is given, or one cannot be read or is no less than the checkpoint."""
-    texts = [(field, text) for field in LIMITS for text in getattr(settings, field)]
-    if not texts:
-        raise ValueError("no budget is given; say how small the encoder is to be, such as --max-latency 0.4x")
-    for field, text in texts:
-        if _read(text, field, 1.0) >= 1 and _RELATIVE.fullmatch(text.strip()):
-            raise ValueError(f"{_flag(field)} is {text}; give less than the checkpoint itself has, such as 0.5x")
-
-
-def _flag(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
 
 
 def cost_of(config: MagicConfig, name: str, settings: CompressSettings, space: SearchSpace) -> AdditiveCost:
@@ -82,43 +111,59 @@ def cost_of(config: MagicConfig, name: str, settings: CompressSettings, space: S
     return additive_cost(config, name, seq_len=seq_len, head="none", operators=space.operator_names)
 
 
-def _member(name: str, text: str, field: str, cost: AdditiveCost, source: MagicConfig, space: SearchSpace) -> Member:
-    own, flag = cost(source.chain), _flag(field)
-    largest = _read(text, field, own)
+def _member(option: str, text: str, cost: AdditiveCost, source: MagicConfig, space: SearchSpace) -> Member:
+    own = cost(source.chain)
+    largest = _read(option, text).of(own)
     if largest >= own:
-        raise ValueError(f"{flag} is {text}, the checkpoint itself has {format_value(own)}; give less, such as 0.5x")
-    # A child that skips all layers is none.
-    smallest = min((cost((operator,)), operator) for operator in space.operator_names if operator != SKIP)
-    if largest < smallest[0]:
         raise ValueError(
-            f"{flag} is {text}, {format_value(largest)}; the smallest child, {smallest[1]} alone, has "
-            f"{format_value(smallest[0])}, {smallest[0] / own:.2f}x of the checkpoint; give more"
+            f"{_flag(option)} is {text}, the checkpoint itself has {_with_unit(own, cost)}; give less, such as 0.5x"
         )
-    return Member(name, Limit(cost, smallest[0], largest), largest / own)
+    # A child needs one layer, and may skip all others.
+    smallest, operator = min((cost((operator,)), operator) for operator in space.operator_names if operator != SKIP)
+    if largest < smallest:
+        raise ValueError(
+            f"{_flag(option)} is {text}, {_with_unit(largest, cost)}; the smallest child, {operator} alone, has "
+            f"{_with_unit(smallest, cost)}, {_rounded_up(smallest / own)}x of the checkpoint; give that or more"
+        )
+    name = f"{LIMITS[option][1]}-{_compact(text)}"
+    return Member(name, Limit(cost, smallest, largest), largest / own)
 
 
-def _read(text: str, field: str, own: float) -> float:
-    flag = _flag(field)
-    if match := _RELATIVE.fullmatch(text.strip()):
-        return float(match["share"]) * own
+def _with_unit(value: float, cost: AdditiveCost) -> str:
+    number = f"{value:.4g}" if cost.name == "latency_ms" else format_value(round(value))
+    return f"{number} {_UNITS[cost.name]}"
+
+
+def _rounded_up(share: float) -> float:
+    """Returns two digits after the point with which the budget is met."""
+    return math.ceil(share * 100) / 100
+
+
+def _read(option: str, text: str) -> _Amount:
+    match = _RELATIVE.fullmatch(_compact(text))
     try:
-        value = float(text)
+        value = float(match[1] if match else text)
     except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{flag} is {text!r}; give a share of the checkpoint, such as 0.4x, or a number above 0")
-    return value
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"{_flag(option)} is {text!r}; give a share of the checkpoint, such as 0.4x, or a number above 0"
+        )
+    return _Amount(match is not None, value)
+
+
+def _compact(text: str) -> str:
+    return "".join(text.split()).lower()
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _twice(option: str, first: str, second: str) -> str:
+    return f"{_flag(option)} has {first} and {second}, which are one budget; name each once"
 
 
 def trained_children(members: Sequence[Member], space: SearchSpace) -> list[BudgetedSpace]:
-    """Returns for each member the children that the super-net is trained on: from 0.7 of its budget up to it.
-
-    Where no child is in that window, all within the budget are.
-    """
-    found = []
-    for member in members:
-        largest = member.limit.maximum
-        assert largest is not None
-        window = BudgetedSpace(space, Budget((Limit(member.limit.cost, _TRAINED_SHARE * largest, largest),)))
-        found.append(window if window.size else BudgetedSpace(space, member.budget))
-    return found
+    """Returns for each member the children that the super-net is trained on: those of nearly the budget's size."""
+    return [near_budget(space, member.budget, _TRAINED_SHARE) for member in members]

@@ -1,171 +1,216 @@
-"""Narrower operators from a checkpoint's own: the most important heads and neurons, and a fitted output projection.
+"""Narrower operators from a checkpoint's own: the most important heads or neurons, and a fitted output map.
 
-Attention and feed-forward operators end alike: an inner state z, heads end to end or neurons, goes through a linear
-map W z + b. A narrower operator keeps a part S of z; its map is the one that comes nearest to the old output on text,
-by least squares. All that this needs of the text is the second moments of z, so that one pass of the checkpoint serves
-all operators.
+Attention and feed-forward operators end alike: an inner state z, the heads end to end or the neurons, goes through the
+output map W z + b. A narrower operator keeps some of the parts of z, heads or neurons; its output map is the one that
+comes nearest to the old output on text, by least squares. All that this needs of the text is the mean and covariance
+of z, so that one pass of the checkpoint serves all operators.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modeling_magic import MagicConfig
-from modeling_magic.modeling_magic import MagicPreTrainedModel
+from modeling_magic.modeling_magic import (
+    MagicAttention,
+    MagicConvolution,
+    MagicFeedForward,
+    MagicPreTrainedModel,
+    MagicSkip,
+)
 
-from .spaces import shape_of
+from .settings import IMPORTANCES
 from .teacher_objectives import Batch
 
 
-# By what heads and neurons are chosen.
-IMPORTANCES = ("output", "norm")
-# Of the mean second moment of an inner state, added to each, so that what never fires does not break the solution.
+Narrowable = MagicAttention | MagicFeedForward
+
+# Over the mean variance of an inner state, what is added to the variance of each component: as if each had so much
+# noise of its own, so that components that never change do not break the solution.
 _RIDGE = 1e-4
+# Columns of an inner state that are multiplied at a time: of a symmetric product little more than a half is computed.
+_STRIP = 256
+
+
+# ---- Moments ----
 
 
 class InnerMoments(NamedTuple):
-    """Second moments of an operator's inner state on text, a constant 1 at its end for the output's bias.
+    """Mean and covariance of an operator's inner state z over the tokens of a text.
 
     Attributes:
-        products: (inner + 1, inner + 1), float64, the sum of z z^T over tokens.
-        num_tokens: how many.
+        mean: (inner,).
+        covariance: (inner, inner).
     """
 
-    products: Tensor
-    num_tokens: int
+    mean: Tensor
+    covariance: Tensor
 
     @property
     def power(self) -> Tensor:
         """The mean square of each component of z, (inner,)."""
-        return self.products.diagonal()[:-1] / self.num_tokens
+        return self.covariance.diagonal() + self.mean.square()
+
+    @property
+    def ridge(self) -> float:
+        """What is added to each variance."""
+        # Of a state that never changes, too, some number above 0.
+        return _RIDGE * float(self.covariance.diagonal().mean()) + torch.finfo(torch.float32).tiny
+
+
+class _Sums:
+    """Sums over tokens of z and of z z^T, the latter without strips below the diagonal."""
+
+    def __init__(self, width: int, device: torch.device):
+        self._num_tokens = 0
+        self._states = torch.zeros(width, dtype=torch.double, device=device)
+        self._products = torch.zeros(width, width, device=device)
+
+    def add(self, states: Tensor) -> None:
+        """Takes the inner states of some tokens, (tokens, width)."""
+        states = states.float()
+        self._num_tokens += len(states)
+        self._states += states.sum(dim=0)
+        for start in range(0, states.shape[1], _STRIP):
+            strip = slice(start, start + _STRIP)
+            self._products[strip, start:].addmm_(states[:, strip].T, states[:, start:])
+
+    def moments(self) -> InnerMoments:
+        mean = (self._states / self._num_tokens).float()
+        upper = self._products.triu().div_(self._num_tokens)
+        covariance = (upper + upper.triu(1).T).addr_(mean, mean, alpha=-1)
+        return InnerMoments(mean.cpu(), covariance.cpu())
 
 
 @torch.no_grad()
 def inner_moments(model: MagicPreTrainedModel, batches: Iterable[Batch]) -> list[InnerMoments]:
-    """Returns the moments of the inner state of each layer of a chain, padding left out.
+    """Returns the moments of the inner state of each layer of a chain, on the CPU, padding left out.
 
     Args:
-        model: the checkpoint as a chain, in evaluation mode.
+        model: the checkpoint as a chain, in evaluation mode; it is run in its own precision.
         batches: of text.
     """
-    encoder = model.base_model
-    sums: list[Tensor | None] = [None] * len(encoder.encoder.layer)
-    mask: Tensor | None = None
-    num_tokens = 0
-
-    def add(layer: int, inner: Tensor) -> None:
-        states = inner.flatten(0, 1) if mask is None else inner[mask]
-        states = torch.cat([states.float(), states.new_ones(len(states), 1, dtype=torch.float)], dim=1)
-        products = (states.T @ states).double()
-        total = sums[layer]
-        sums[layer] = products if total is None else total + products
-
-    hooks = []
-    for index, layer in enumerate(encoder.encoder.layer):
-        (operator,) = layer.operators.values()
-        hooks.append(operator.dense.register_forward_pre_hook(lambda _, args, index=index: add(index, args[0])))
-    try:
+    encoder: Any = model.base_model
+    maps = [operator.dense for layer in encoder.encoder.layer for operator in layer.operators.values()]
+    sums = [_Sums(dense.in_features, model.device) for dense in maps]
+    tokens: Tensor | None = None
+    with ExitStack() as hooks:
+        for dense, own in zip(maps, sums, strict=True):
+            hook = dense.register_forward_pre_hook(lambda _, args, own=own: own.add(_real_tokens(args[0], tokens)))
+            hooks.callback(hook.remove)
         for batch in batches:
-            inputs = {name: batch[name].to(model.device) for name in ("input_ids", "token_type_ids") if name in batch}
-            given = batch.get("attention_mask")
-            mask = None if given is None else given.bool().to(model.device)
-            num_tokens += batch["input_ids"].numel() if given is None else int(given.sum())
-            encoder(**inputs, attention_mask=given)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [InnerMoments(total, num_tokens) for total in sums if total is not None]
+            names = ("input_ids", "token_type_ids", "attention_mask")
+            inputs = {name: batch[name].to(model.device) for name in names if name in batch}
+            mask = inputs.get("attention_mask")
+            tokens = None if mask is None else mask.bool()
+            encoder(**inputs)
+    return [own.moments() for own in sums]
+
+
+def _real_tokens(inner: Tensor, tokens: Tensor | None) -> Tensor:
+    """Returns (number of real tokens, width) of a batch that is padded, or that the model has packed already."""
+    is_padded = tokens is not None and inner.shape[:2] == tokens.shape
+    return inner[tokens] if is_padded else inner.flatten(0, 1)
 
 
 # ---- Which heads and neurons ----
 
 
-def rank_parts(operator: nn.Module, num_parts: int, moments: InnerMoments, importance: str = "output") -> list[int]:
+def rank_parts(operator: Narrowable, moments: InnerMoments, importance: str = "output") -> list[int]:
     """Returns the parts of an operator's inner state, heads or neurons, the most important first.
 
-    The first ones of the order are a narrower operator's, so that those of a narrow one are among those of a wider.
+    A narrower operator takes the first ones, so that its parts are among those of a wider one.
 
     Args:
         operator: of the checkpoint.
-        num_parts: heads of an attention operator; a feed-forward operator's neurons are parts of one component.
         moments: of its inner state.
-        importance: "output", what a part adds to the output on text: heads are taken one by one, each the one with
-            which the output comes nearest to the old one by least squares, and neurons by the size of their
-            activation times the norm of their column in the output's map; or "norm", the norms of the weights alone.
+        importance: "output", what a part does to the output on text: heads are taken one by one, each the one with
+            which the output comes nearest to the old one by least squares; neurons by their mean square times that of
+            their column of the output map. Or "norm", the weights alone: the squared norms of the weights into and out
+            of each component, multiplied and summed over a part.
 
     Raises:
         ValueError: there is no such importance.
     """
     if importance not in IMPORTANCES:
         raise ValueError(f"importance is {importance!r}; choose one of: {', '.join(IMPORTANCES)}")
-    weight = operator.dense.weight.detach().double()
-    size = weight.shape[1] // num_parts
-    if importance == "norm":
-        columns = weight.square().sum(dim=0) * _input_norms(operator)
-        return columns.view(num_parts, size).sum(dim=1).argsort(descending=True, stable=True).tolist()
-    if size == 1:
-        return (weight.square().sum(dim=0) * moments.power).argsort(descending=True, stable=True).tolist()
-    return _greedy_parts(weight, num_parts, moments)
+    weight, size = operator.dense.weight.detach().cpu().double(), _part_size(operator)
+    if importance == "output" and size > 1:
+        return _greedy_parts(weight, size, moments)
+    if importance == "output":
+        scores = moments.power.double()
+    else:
+        # Of the maps into z, the one whose output is z or becomes z: values, not queries and keys.
+        scores = _inputs(operator)[-1].weight.detach().cpu().double().square().sum(dim=1)
+    scores = (scores * weight.square().sum(dim=0)).view(-1, size).sum(dim=1)
+    return scores.argsort(descending=True, stable=True).tolist()
 
 
-def _input_norms(operator: nn.Module) -> Tensor:
-    source = operator.value if hasattr(operator, "value") else operator.intermediate
-    return source.weight.detach().double().square().sum(dim=1)
+def _greedy_parts(weight: Tensor, size: int, moments: InnerMoments) -> list[int]:
+    """Returns the parts of `size` components each, taken one by one: forward selection of least squares.
 
-
-def _greedy_parts(weight: Tensor, num_parts: int, moments: InnerMoments) -> list[int]:
-    size = weight.shape[1] // num_parts
-    chosen: list[int] = []
-    left = list(range(num_parts))
+    Left of the bar of `joint` is the covariance of what the chosen parts leave unexplained of z, right of it that of
+    this with the output, W z + b. A part's share of the output is taken off both by one step of a block Cholesky
+    factorisation, so that no system is larger than a part.
+    """
+    inner = weight.shape[1]
+    covariance = moments.covariance.to(torch.double, copy=True)
+    covariance.diagonal().add_(moments.ridge)
+    joint = torch.cat([covariance, covariance @ weight.T], dim=1)
+    ranked: list[int] = []
+    left = list(range(inner // size))
     while left:
-        best = max(left, key=lambda part: _explained(weight, moments, _components([*chosen, part], size)))
-        chosen.append(best)
+        halves = {part: _half_step(joint, slice(part * size, (part + 1) * size)) for part in left}
+        explained = {part: float(half[:, inner:].square().sum()) for part, half in halves.items()}
+        best = max(left, key=explained.__getitem__)
+        joint -= halves[best][:, :inner].T @ halves[best]
+        ranked.append(best)
         left.remove(best)
-    return chosen
+    return ranked
 
 
-def _components(parts: Sequence[int], size: int) -> Tensor:
-    return (torch.tensor(list(parts)).unsqueeze(1) * size + torch.arange(size)).flatten()
+def _half_step(joint: Tensor, rows: slice) -> Tensor:
+    """Returns L^-1 times some rows, where L is the Cholesky factor of their own covariance."""
+    factor = torch.linalg.cholesky(joint[rows, rows])
+    return torch.linalg.solve_triangular(factor, joint[rows], upper=False)
 
 
-# ---- The output's map ----
+def _part_size(operator: Narrowable) -> int:
+    return operator.head_size if isinstance(operator, MagicAttention) else 1
+
+
+def _inputs(operator: Narrowable) -> list[nn.Linear]:
+    if isinstance(operator, MagicAttention):
+        return [operator.query, operator.key, operator.value]
+    return [operator.intermediate]
+
+
+# ---- The output map ----
 
 
 def fit_output(weight: Tensor, bias: Tensor, moments: InnerMoments, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns weight (hidden, kept) and bias (hidden,) with which the kept part of z comes nearest to W z + b.
+    """Returns the output map of a part of z that comes nearest to W z + b, in the mean square over the text.
 
-    The nearest is in the mean square over the tokens of the text, with a slight ridge.
+    With a slight ridge, which pulls towards the old map: with all of z that map itself is returned.
 
     Args:
         weight: W, (hidden, inner).
         bias: b, (hidden,).
         moments: of z.
-        kept: the components of z that are kept, in their new order.
+        kept: (kept,), the components of z that are kept, in their new order.
+
+    Returns:
+        The weight, (hidden, kept), and the bias, (hidden,), in float64 on the CPU.
     """
-    own, cross = _normal_equations(weight, bias, moments, kept)
-    solution = torch.linalg.solve(own, cross).T
-    return solution[:, :-1], solution[:, -1]
-
-
-def _normal_equations(weight: Tensor, bias: Tensor, moments: InnerMoments, kept: Tensor) -> tuple[Tensor, Tensor]:
-    products, last = moments.products.cpu() / moments.num_tokens, torch.tensor([weight.shape[1]])
-    rows = torch.cat([kept, last])
-    whole = torch.cat([weight, bias.unsqueeze(1)], dim=1).double().cpu()
-    own = products[rows][:, rows].clone()
-    ridge = _RIDGE * own.diagonal()[:-1].mean()
-    own.diagonal()[:-1].add_(ridge)
-    # The old map is pulled towards on the kept components, not towards zero.
-    cross = products[rows] @ whole.T
-    cross[:-1] += ridge * whole[:, kept].T
-    return own, cross
-
-
-def _explained(weight: Tensor, moments: InnerMoments, kept: Tensor) -> float:
-    """Returns how much of the output's power the kept components explain by least squares, up to a constant."""
-    own, cross = _normal_equations(weight, weight.new_zeros(len(weight)), moments, kept)
-    return float((cross * torch.linalg.solve(own, cross)).sum())
+    weight, bias, mean = weight.cpu().double(), bias.cpu().double(), moments.mean.double()
+    rows = moments.covariance[kept].double()
+    own, cross = rows[:, kept], rows @ weight.T
+    own.diagonal().add_(moments.ridge)
+    cross += moments.ridge * weight[:, kept].T
+    fitted = torch.cholesky_solve(cross, torch.linalg.cholesky(own)).T
+    return fitted, bias + weight @ mean - fitted @ mean[kept]
 
 
 # ---- Operators ----
@@ -173,55 +218,39 @@ def _explained(weight: Tensor, moments: InnerMoments, kept: Tensor) -> float:
 
 @torch.no_grad()
 def narrow_operator(
-    operator: nn.Module,
-    target: nn.Module,
-    name: str,
-    narrow: str,
-    config: MagicConfig,
-    ranked: Sequence[int],
-    moments: InnerMoments | None,
+    operator: Narrowable, target: Narrowable, ranked: Sequence[int], moments: InnerMoments | None
 ) -> None:
-    """Gives a narrower operator the checkpoint's most important heads or neurons and an output map.
+    """Gives a narrower operator the most important parts of the checkpoint's, an output map and its norm.
 
     Args:
-        operator: of the checkpoint, called `name`.
-        target: changed in place, called `narrow`; of the same kind.
-        name: names say how many parts there are.
-        narrow: see `name`.
-        config: sizes.
+        operator: of the checkpoint.
+        target: of the same kind, changed in place; its inner size says how many parts it has.
         ranked: the parts of `operator`, the most important first, see `rank_parts`.
-        moments: of its inner state, by which the output's map is fitted; `None` copies the columns.
+        moments: of its inner state, by which the output map is fitted; `None` copies columns and bias of the old one.
     """
-    (spec, inner), (_, narrow_inner) = shape_of(name, config), shape_of(narrow, config)
-    size = inner // (spec.size or inner)
-    # In their old order, as far as the order of parts is nothing to the function.
-    kept = _components(sorted(ranked[: narrow_inner // size]), size)
-    inputs = ("query", "key", "value") if spec.kind == "MHA" else ("intermediate",)
-    for part in inputs:
-        old, new = getattr(operator, part), getattr(target, part)
+    size = _part_size(operator)
+    # In their old order: among the parts that are kept none comes first.
+    parts = torch.tensor(sorted(ranked[: target.dense.in_features // size]))
+    kept = (parts.unsqueeze(1) * size + torch.arange(size)).flatten()
+    for old, new in zip(_inputs(operator), _inputs(target), strict=True):
         new.weight.copy_(old.weight[kept])
         new.bias.copy_(old.bias[kept])
+    dense = operator.dense
     if moments is None:
-        weight, bias = operator.dense.weight[:, kept], operator.dense.bias
+        weight, bias = dense.weight[:, kept], dense.bias.detach()
     else:
-        weight, bias = fit_output(operator.dense.weight, operator.dense.bias, moments, kept)
+        weight, bias = fit_output(dense.weight, dense.bias, moments, kept)
     target.dense.weight.copy_(weight)
     target.dense.bias.copy_(bias)
     target.LayerNorm.load_state_dict(operator.LayerNorm.state_dict())
 
 
 @torch.no_grad()
-def start_near_identity(operator: nn.Module, replaced: nn.Module) -> None:
+def start_near_identity(operator: MagicConvolution, replaced: Narrowable) -> None:
     """Lets a convolution begin as the norm of the operator that it stands in for, adding nothing to its input."""
     operator.dense.weight.zero_()
     operator.dense.bias.zero_()
     operator.LayerNorm.load_state_dict(replaced.LayerNorm.state_dict())
-
-
-def num_parts_of(name: str, config: MagicConfig) -> int:
-    """Returns how many parts an operator's inner state has: heads, or neurons."""
-    spec, inner = shape_of(name, config)
-    return spec.size or inner
 
 
 def start_operators(
@@ -231,33 +260,42 @@ def start_operators(
     importance: str = "output",
     fits_output: bool = True,
 ) -> list[tuple[int, str]]:
-    """Gives every operator of a super-net around a checkpoint its start, and returns the new ones by layer and name.
+    """Gives every new operator of a super-net around a checkpoint its start; returns the new ones by layer and name.
 
     The checkpoint's own operators, embeddings and head must have been copied (`initialize_from`).
 
     Args:
-        supernet: changed in place.
+        supernet: changed in place; the first operator of each layer is the checkpoint's own.
         teacher: the checkpoint as a chain.
         moments: of its layers, see `inner_moments`.
         importance: see `rank_parts`.
         fits_output: whether output maps are fitted by least squares, or copied.
     """
-    config, new = teacher.config, []
-    for layer, (name, candidates) in enumerate(zip(config.chain, supernet.config.candidate_operators, strict=True)):
-        own: Any = teacher.base_model.encoder.layer[layer].operators[name]
-        operators = supernet.base_model.encoder.layer[layer].operators
-        ranked: list[int] | None = None
-        for candidate in candidates:
-            if candidate == name or shape_of(candidate, config)[0].kind == "SKIP":
-                continue
-            new.append((layer, candidate))
-            if shape_of(candidate, config)[0].kind != shape_of(name, config)[0].kind:
-                start_near_identity(operators[candidate], own)
-                continue
-            if ranked is None:
-                num_parts = num_parts_of(name, config)
-                ranked = rank_parts(own, num_parts, moments[layer], importance)
-            narrow_operator(
-                own, operators[candidate], name, candidate, config, ranked, moments[layer] if fits_output else None
-            )
-    return new
+    own_layers, layers = (_layers(model) for model in (teacher, supernet))
+    places = []
+    for index, name in enumerate(teacher.config.chain):
+        own = own_layers[index].operators[name]
+        new = {
+            other: operator
+            for other, operator in layers[index].operators.items()
+            if other != name and not isinstance(operator, MagicSkip)
+        }
+        _start_layer(own, new, moments[index], importance, fits_output)
+        places += [(index, other) for other in new]
+    return places
+
+
+def _layers(model: Any) -> Sequence[Any]:
+    return model.base_model.encoder.layer
+
+
+def _start_layer(
+    own: Any, new: Mapping[str, nn.Module], moments: InnerMoments, importance: str, fits_output: bool
+) -> None:
+    narrow = [operator for operator in new.values() if isinstance(operator, MagicAttention | MagicFeedForward)]
+    ranked = rank_parts(own, moments, importance) if narrow else []
+    for operator in new.values():
+        if isinstance(operator, MagicConvolution):
+            start_near_identity(operator, own)
+    for operator in narrow:
+        narrow_operator(own, operator, ranked, moments if fits_output else None)

@@ -1,6 +1,6 @@
-"""Runs a model, or an ONNX session in its place, on texts: embeddings, classes, tags, fidelity to the checkpoint."""
+"""Runs a model, or an ONNX session in its place, on texts: embeddings, classes, tags, answers, fidelity."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,19 +8,26 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..finetuning.squad_answers import find_answers
+from ..finetuning.squad_data import SquadData, check_lengths, make_windows
 from .sentences import collate
 from .source import Source
 from .task_scores import Task, TaskScore, score_task
 from .teacher_objectives import TARGET, Batch, Objective
 
 
+# Takes the tensors of a batch by name, and returns outputs by name, on the CPU.
 Forward = Callable[..., Any]
 # What of a batch a forward pass takes.
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# Sequences of a batch whose fidelity is measured.
+_RUN_TOGETHER = 16
+# BERT's lengths for SQuAD; a model that takes fewer tokens has windows of as many, which overlap in a third.
+_WINDOW = {"max_seq_length": 384, "doc_stride": 128, "max_query_length": 64}
 
 
 class Predictor:
-    """Runs a model, or what stands for one such as an ONNX session, on texts, as `tasks.score_task` asks it to.
+    """Runs a model, or what stands for one such as an ONNX session, on texts, as `task_scores.score_task` asks it to.
 
     Args:
         source: the checkpoint, whose tokenizer, length and pooling the model has.
@@ -30,24 +37,24 @@ class Predictor:
 
     def __init__(self, source: Source, forward: Forward, batch_size: int = 64):
         self._source, self._forward, self._batch_size = source, forward, batch_size
+        self._config = source.model.config
+        self._pad_token_id = source.model.config.pad_token_id or 0
 
     def score(self, task: Task) -> TaskScore:
         """Returns what the model reaches on a task.
 
         Raises:
-            ValueError: nothing is known of how to run such a task.
+            ValueError: what the model gives is not finite.
         """
         runs: dict[str, Callable[..., Any]] = {
             "sentence": self.embed,
             "sequence": self.classify,
             "token": self.tag,
+            "span": self.answer,
         }
-        if task.kind not in runs:
-            raise ValueError(
-                f"the task {task.title} is of the kind {task.kind}, which is not scored here; evaluate the model with "
-                f"`magic-nas squad`"
-            )
         return score_task(task, runs[task.kind])
+
+    # ---- Fidelity ----
 
     @torch.no_grad()
     def fidelity(self, objective: Objective, batches: Sequence[Batch]) -> tuple[float, float]:
@@ -59,67 +66,112 @@ class Predictor:
         """
         sums, number = torch.zeros(2, dtype=torch.float64), 0
         for batch in batches:
-            outputs = self._forward(**{name: batch[name] for name in _INPUTS if name in batch})
-            own = objective.read(ModelOutput(**outputs), batch)
+            own = torch.cat([self._read(objective, piece) for piece in _pieces(batch)])
             of_items = (objective.losses(own, batch[TARGET], batch), objective.scores(own, batch[TARGET], batch))
             sums += torch.stack([items.sum() for items in of_items]).double()
             number += objective.num_items(batch)
         loss, score = (sums / number).tolist()
         return loss, score
 
+    def _read(self, objective: Objective, batch: Batch) -> Tensor:
+        outputs = self._forward(**{name: batch[name] for name in _INPUTS if name in batch})
+        return objective.read(ModelOutput(**outputs), batch)
+
+    # ---- Tasks ----
+
     def embed(self, texts: list[str]) -> np.ndarray:
         """Returns the embeddings of texts, (texts, width)."""
         pooling = self._source.pooling
         assert pooling is not None
         return self._run(
-            self._encode(texts), lambda out, batch: pooling(out["last_hidden_state"], batch.get("attention_mask"))
+            self._encode(texts),
+            lambda outputs, batch: pooling(outputs["last_hidden_state"], batch.get("attention_mask")),
         )
 
     def classify(self, texts: list[str], second: list[str] | None = None) -> np.ndarray:
-        """Returns the logits of texts, (texts, num_labels)."""
-        return self._run(self._encode(texts, second), lambda out, batch: out["logits"])
+        """Returns the logits of texts, or of pairs of texts, (texts, num_labels)."""
+        return self._run(self._encode(texts, second), lambda outputs, batch: outputs["logits"])
 
     def tag(self, rows: list[list[str]]) -> list[list[int]]:
-        """Returns the class of each word of each row, by its first token; words that are cut off have none."""
-        encoded = self._source.tokenizer(
-            rows, is_split_into_words=True, truncation=True, max_length=self._source.max_length
-        )
+        """Returns the class of each word of each row, by its first token.
+
+        Words beyond what the model takes have none; one of which the tokenizer leaves nothing is outside ("O").
+        """
+        tokenizer, outside = self._source.tokenizer, int((self._config.label2id or {}).get("O", 0))
+        encoded = tokenizer(rows, is_split_into_words=True, truncation=True, max_length=self._source.max_length)
         found: list[list[int]] = [[] for _ in rows]
-        for places, batch in self._batches(self._rows(encoded)):
-            classes = self._logits(batch)["logits"].argmax(dim=-1)
+        for places, _, outputs in self._outputs(self._rows(encoded)):
+            classes = outputs["logits"].argmax(dim=-1)
             for place, row in zip(places, classes.tolist(), strict=True):
                 words = encoded.word_ids(place)
-                firsts = {word: index for index, word in reversed(list(enumerate(words))) if word is not None}
-                found[place] = [row[firsts[word]] for word in sorted(firsts)]
+                first = {word: index for index, word in reversed(list(enumerate(words))) if word is not None}
+                found[place] = [
+                    row[first[word]] if word in first else outside for word in range(max(first, default=-1) + 1)
+                ]
         return found
+
+    def answer(self, questions: SquadData) -> dict[str, str]:
+        """Returns the answer to each question by its id, "" for none where some question has none."""
+        windows = make_windows(questions, self._source.tokenizer, **window_lengths(self._source))
+        rows = self._rows(windows.rows.select_columns(self._columns(windows.rows.column_names))[:])
+        # Beyond the length of a window they are of any value.
+        logits = np.zeros((2, len(rows), max(len(row["input_ids"]) for row in rows)), dtype=np.float32)
+        for places, _, outputs in self._outputs(rows):
+            for side, name in enumerate(("start_logits", "end_logits")):
+                values = outputs[name].numpy()
+                logits[side, places, : values.shape[1]] = values
+        version_2 = bool(questions.fingerprint["unanswerable"])
+        return find_answers(questions, windows, *logits, version_2=version_2).predictions()
+
+    # ---- Batches ----
 
     def _encode(self, texts: list[str], second: list[str] | None = None) -> list[dict[str, Any]]:
         encoded = self._source.tokenizer(texts, second, truncation=True, max_length=self._source.max_length)
         return self._rows(encoded)
 
-    def _rows(self, encoded: Any) -> list[dict[str, Any]]:
-        names = ["input_ids"]
-        if self._source.model.config.type_vocab_size > 1 and "token_type_ids" in encoded:
-            names.append("token_type_ids")
-        return [{name: encoded[name][place] for name in names} for place in range(len(encoded["input_ids"]))]
+    def _columns(self, names: Sequence[str]) -> list[str]:
+        """Returns what of an encoded text the model reads: token types only where it knows several."""
+        wanted = ("input_ids", "token_type_ids") if self._config.type_vocab_size > 1 else ("input_ids",)
+        return [name for name in wanted if name in names]
 
-    def _batches(self, rows: list[dict[str, Any]]) -> Any:
-        pad = self._source.model.config.pad_token_id or 0
+    def _rows(self, encoded: Any) -> list[dict[str, Any]]:
+        names = self._columns(list(encoded))
+        return [dict(zip(names, values, strict=True)) for values in zip(*(encoded[n] for n in names), strict=True)]
+
+    def _run(self, rows: list[dict[str, Any]], read: Callable[[Any, Batch], Tensor]) -> np.ndarray:
+        """Returns what is read of the outputs of each row, in the order of the rows."""
+        found: dict[int, np.ndarray] = {}
+        for places, batch, outputs in self._outputs(rows):
+            found.update(zip(places, read(outputs, batch).numpy(), strict=True))
+        return np.stack([found[place] for place in range(len(rows))])
+
+    @torch.no_grad()
+    def _outputs(self, rows: list[dict[str, Any]]) -> Iterator[tuple[list[int], Batch, Any]]:
+        """Yields batches of rows of nearly equal lengths: their places, the batch and the model's outputs."""
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
         for start in range(0, len(order), self._batch_size):
             places = order[start : start + self._batch_size]
-            yield places, collate([rows[place] for place in places], pad)
+            batch = collate([rows[place] for place in places], self._pad_token_id)
+            yield places, batch, self._forward(**batch)
 
-    @torch.no_grad()
-    def _logits(self, batch: dict[str, Tensor]) -> Any:
-        return self._forward(**batch)
 
-    def _run(self, rows: list[dict[str, Any]], read: Callable[[Any, dict[str, Tensor]], Tensor]) -> np.ndarray:
-        found: list[Any] = [None] * len(rows)
-        for places, batch in self._batches(rows):
-            for place, row in zip(places, read(self._logits(batch), batch).float().numpy(), strict=True):
-                found[place] = row
-        return np.stack(found)
+def _pieces(batch: Batch) -> Iterator[Batch]:
+    """Yields the sequences of a batch, a few at a time: an ONNX masked LM predicts every token of all of them."""
+    tensors = {name: tensor for name, tensor in batch.items() if name != TARGET}
+    for start in range(0, len(batch["input_ids"]), _RUN_TOGETHER):
+        yield {name: tensor[start : start + _RUN_TOGETHER] for name, tensor in tensors.items()}
+
+
+def window_lengths(source: Source) -> dict[str, Any]:
+    """Returns how long contexts are cut into windows for a model of spans, as arguments of `make_windows`.
+
+    Raises:
+        ValueError: the tokenizer cannot serve for that.
+    """
+    longest = min(source.max_length, _WINDOW["max_seq_length"])
+    lengths = {**_WINDOW, "max_seq_length": longest, "doc_stride": min(_WINDOW["doc_stride"], longest // 3)}
+    check_lengths(source.tokenizer, **lengths)
+    return lengths
 
 
 def forward_of(model: Any) -> Forward:
@@ -127,6 +179,6 @@ def forward_of(model: Any) -> Forward:
 
     def run(**batch: Tensor) -> dict[str, Tensor]:
         outputs = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, return_dict=True)
-        return {name: tensor.cpu() for name, tensor in outputs.items() if isinstance(tensor, Tensor)}
+        return {name: tensor.float().cpu() for name, tensor in outputs.items() if isinstance(tensor, Tensor)}
 
     return run

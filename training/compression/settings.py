@@ -44,16 +44,16 @@ class CompressSettings(Settings):
     text: tuple[str, ...] = option(
         (),
         flag="--text",
-        is_path=True,
         splits=True,
-        help="Files or folders of unlabelled text like that which the encoder will see: what `pretrain` takes, one "
-        "sentence or document a line as well.",
+        help="Unlabelled text like that which the encoder will see: files, folders or names of data sets, with commas "
+        "between them. Plain text has a sentence, a paragraph or a document a line.",
     )
+    text_column: str = option("text", help="Column of data files and data sets that holds the text.")
     num_sentences: int = option(
-        50_000, flag="--num-sentences", at_least=100, unit="sentences", help="Most sentences that are trained on."
+        50_000, flag="--num-sentences", at_least=100, unit="sentences", help="Sentences to train on at most."
     )
     num_validation_sentences: int = option(
-        1000, at_least=10, unit="sentences", help="Held-out sentences by which models are judged in the end."
+        1000, at_least=10, unit="sentences", help="Held-out sentences that models are judged by in the end."
     )
     max_latency: tuple[str, ...] = option(
         (), flag="--max-latency", splits=True, help=f"Largest latency of the encoder on this machine: {_BUDGET}"
@@ -74,7 +74,7 @@ class CompressSettings(Settings):
         1, flag="--num-threads", at_least=1, help="CPU threads of torch, in training and in all measurements."
     )
     convolutions: tuple[str, ...] = option(
-        (), splits=True, help="Operators such as CONV5 that attention layers offer beside narrower ones."
+        (), splits=True, help="Operators such as CONV5 that attention layers offer as well."
     )
     importance: str = option(
         "output",
@@ -97,7 +97,9 @@ class CompressSettings(Settings):
         help="How children are judged: by a supernet's shared weights, or by the additive error of calibrated "
         "operators, whose best child is found exactly and trains no super-net.",
     )
-    supernet_steps: int = option(400, flag="--supernet-steps", at_least=1, unit="steps", help="Of the super-net.")
+    supernet_steps: int = option(
+        400, flag="--supernet-steps", at_least=1, unit="steps", help="Steps of the super-net."
+    )
     supernet_learning_rate: float = option(1e-3, above=0, help="Peak learning rate of the super-net.")
     sampler: str = option(
         "budget",
@@ -124,16 +126,16 @@ class CompressSettings(Settings):
         at_least=0,
         help="Weight of the second score, beside the loss, by which a winner is chosen: loss - weight * score.",
     )
-    steps: int = option(800, flag="--steps", at_least=1, unit="steps", help="Of a winner's distillation.")
+    steps: int = option(800, flag="--steps", at_least=1, unit="steps", help="Steps of a winner's distillation.")
     learning_rate: float = option(1e-3, flag="--learning-rate", above=0, help="Peak learning rate of distillation.")
-    batch_size: int = option(64, flag="--batch-size", at_least=1, unit="sentences", help="In every training.")
+    batch_size: int = option(64, flag="--batch-size", at_least=1, unit="sentences", help="Batch of every training.")
     states_weight: float = option(
         0.0,
         at_least=0,
         help="Weight of the distance of a winner's last hidden states to the teacher's, beside the loss of its kind; "
         "above 0 the teacher is run in every step.",
     )
-    temperature: float = option(1.0, above=0, help="Of distributions over classes.")
+    temperature: float = option(1.0, above=0, help="Temperature of distributions over classes.")
     mlm_probability: float = option(
         0.15, above=0, below=1, help="Share of the tokens that are masked, of a masked LM."
     )
@@ -141,12 +143,12 @@ class CompressSettings(Settings):
     precision: str = option(
         "auto",
         choices=PRECISIONS,
-        help="Of the arithmetic in training: bf16, no (float32), or auto: bf16 where the processor has units for it.",
+        help="Precision of training: bf16, no (float32), or auto: bf16 where the processor has units for it.",
     )
     eval: tuple[str, ...] = option(
         (),
         flag="--eval",
-        help="Tasks that teacher, winner and controls are scored on in the end, each as NAME=FILE, such as "
-        "stsb=dev.tsv; none of it is trained on or chosen by.",
+        help="A task that teacher, winners and controls are scored on in the end, as NAME=FILE, such as "
+        "stsb=dev.tsv. Nothing is trained on it or chosen by it.",
     )
-    seed: int = option(0, flag="--seed", at_least=0, help="Of the text, the children, the order and the masks.")
+    seed: int = option(0, flag="--seed", at_least=0, help="Seed of the text, the children, the order and the masks.")

@@ -1,15 +1,19 @@
-"""The space around a checkpoint: narrower forms of its own operators and SKIP, and the children to begin with."""
+"""The space around a checkpoint: narrower forms of its own operators and SKIP, and the parts of it that are looked at.
 
+A *drop* is a child that keeps some operators of the checkpoint as they are and skips all others.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
-from modeling_magic.configuration_magic import SKIP, MagicConfig, OperatorSpec, operator_inner_size, parse_operator
+from modeling_magic.configuration_magic import SKIP, MagicConfig, operator_inner_size, parse_operator
 
-from ..space.budgets import Budget
+from ..space.budgets import Budget, BudgetedSpace, Limit
 from ..space.search_space import Architecture, SearchSpace
 
 
-# Shares of an attention operator's heads and of a feed-forward operator's width that narrower ones keep.
+# Shares of an attention operator's heads and of a feed-forward operator's width that narrower ones keep: 1 in so many.
 HEAD_SHARES = (2, 4)
 WIDTH_SHARES = (2, 4, 8)
 
@@ -19,21 +23,25 @@ def checkpoint_space(config: MagicConfig, convolutions: Sequence[str] = ()) -> S
 
     An attention layer offers its own heads, half and a quarter of them, the convolutions that are asked for, and SKIP;
     a feed-forward layer its own width, a half, a quarter and an eighth, and SKIP; any other layer its own operator
-    and SKIP. Shares that are no whole number of heads or neurons are left out.
+    and SKIP. Shares that are no whole number of heads or neurons are left out. The checkpoint's own operator is the
+    first of each layer.
 
     Args:
         config: the checkpoint's, one operator a layer.
         convolutions: operators such as CONV5, for attention layers.
+
+    Raises:
+        ValueError: one of `convolutions` is no convolution.
     """
+    for name in convolutions:
+        if parse_operator(name).kind != "CONV":
+            raise ValueError(f"convolutions name {name}, which is none; give operators such as CONV5")
     return SearchSpace(tuple(tuple(_candidates(name, config, convolutions)) for name in config.chain))
 
 
 def _candidates(name: str, config: MagicConfig, convolutions: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([name, *narrower(name, config), *_convolutions(name, convolutions), SKIP]))
-
-
-def _convolutions(name: str, convolutions: Sequence[str]) -> Sequence[str]:
-    return convolutions if parse_operator(name).kind == "MHA" else ()
+    beside = convolutions if parse_operator(name).kind == "MHA" else ()
+    return list(dict.fromkeys([name, *narrower(name, config), *beside, SKIP]))
 
 
 def narrower(name: str, config: MagicConfig) -> list[str]:
@@ -41,71 +49,85 @@ def narrower(name: str, config: MagicConfig) -> list[str]:
     spec = parse_operator(name)
     inner = operator_inner_size(spec, config)
     if spec.kind == "FFN":
-        return [f"FFN{_inner(inner // share)}" for share in WIDTH_SHARES if inner % share == 0]
+        return [f"FFNx{inner // share}" for share in WIDTH_SHARES if inner % share == 0]
     if spec.kind == "MHA":
-        head_size = inner // spec.size
-        heads = [spec.size // share for share in HEAD_SHARES if spec.size % share == 0]
-        return [f"MHA{number}{_inner(number * head_size)}" for number in heads]
+        return [f"MHA{spec.size // share}x{inner // share}" for share in HEAD_SHARES if spec.size % share == 0]
     return []
 
 
-def _inner(size: int) -> str:
-    return f"x{size}"
+# ---- Drops ----
 
 
-# ---- Children to begin with ----
+def has_blocks(source: Architecture) -> bool:
+    """Whether a chain is blocks end to end, each an attention and a feed-forward layer, and more than one of them."""
+    is_ffn = [parse_operator(name).kind == "FFN" for name in source]
+    num_blocks = len(source) // 2
+    return num_blocks > 1 and is_ffn == [False, True] * num_blocks
+
+
+def without_blocks(source: Architecture, blocks: Sequence[int]) -> Architecture:
+    """Returns the child that skips both layers of some blocks; block i is layers 2i and 2i + 1."""
+    return tuple(SKIP if layer // 2 in blocks else name for layer, name in enumerate(source))
 
 
 def block_drops(source: Architecture, num_dropped: int) -> Iterator[Architecture]:
-    """Yields the children that drop so many whole blocks, each an attention and the feed-forward layer after it.
-
-    Args:
-        source: the checkpoint's chain, whose layers alternate.
-        num_dropped: how many blocks.
-    """
+    """Yields the children that drop so many whole blocks of a chain that has blocks, see `has_blocks`."""
     for dropped in combinations(range(len(source) // 2), num_dropped):
-        yield tuple(SKIP if layer // 2 in dropped else name for layer, name in enumerate(source))
+        yield without_blocks(source, dropped)
 
 
-def every_second_block(source: Architecture, budget: Budget) -> Architecture | None:
-    """Returns the drop of blocks that a user would make: evenly spaced ones stay, as many as the budget allows.
+def evenly_spaced_blocks(source: Architecture, budget: Budget) -> Architecture | None:
+    """Returns the drop that keeps evenly spaced blocks, the first among them, as many as the budget allows.
 
-    `None` where not even one block is within the budget.
+    It is what a user would do who measures nothing. `None` where no drop of blocks is within the budget.
     """
     num_blocks = len(source) // 2
-    for kept in range(num_blocks - 1, 0, -1):
-        stays = {round(place * num_blocks / kept) for place in range(kept)}
-        child = tuple(name if layer // 2 in stays else SKIP for layer, name in enumerate(source))
+    for num_kept in range(num_blocks - 1, 0, -1):
+        kept = {round(place * num_blocks / num_kept) for place in range(num_kept)}
+        child = without_blocks(source, [block for block in range(num_blocks) if block not in kept])
         if budget.allows(child):
             return child
     return None
 
 
-def uniform_children(space: SearchSpace) -> Iterator[Architecture]:
-    """Yields the children that take the same operator in all layers of a kind, SKIP left out."""
-    kinds: dict[tuple[str, ...], list[int]] = {}
-    for layer, names in enumerate(space.candidates):
-        kinds.setdefault(tuple(name for name in names if name != SKIP), []).append(layer)
-    yield from _fill(space.num_layers, list(kinds.items()), {})
-
-
-def _fill(num_layers: int, kinds: list[tuple[tuple[str, ...], list[int]]], chosen: dict[int, str]) -> Iterator:
-    if not kinds:
-        yield tuple(chosen[layer] for layer in range(num_layers))
-        return
-    (names, layers), *rest = kinds
-    for name in names:
-        yield from _fill(num_layers, rest, {**chosen, **dict.fromkeys(layers, name)})
-
-
 def drops_only(space: SearchSpace, source: Architecture) -> SearchSpace:
-    """Returns the space of the children that keep or skip each layer of the checkpoint as it is."""
+    """Returns the drops in a space: each layer of the checkpoint is kept as it is, or skipped where that is offered.
+
+    Args:
+        space: the children around the checkpoint.
+        source: the checkpoint's chain, itself one of them.
+    """
     return SearchSpace(
         tuple((name, SKIP) if SKIP in names else (name,) for name, names in zip(source, space.candidates, strict=True))
     )
 
 
-def shape_of(name: str, config: MagicConfig) -> tuple[OperatorSpec, int]:
-    """Returns what an operator's name says, and its inner size."""
-    spec = parse_operator(name)
-    return spec, operator_inner_size(spec, config)
+# ---- Other parts of the space ----
+
+
+def uniform_children(space: SearchSpace) -> Iterator[Architecture]:
+    """Yields the children that take the same operator in all layers with the same candidates, never SKIP."""
+    of_layers = [tuple(name for name in names if name != SKIP) for names in space.candidates]
+    kinds = list(dict.fromkeys(of_layers))
+    for names in product(*kinds):
+        of_kind = dict(zip(kinds, names, strict=True))
+        yield tuple(of_kind[kind] for kind in of_layers)
+
+
+def near_budget(space: SearchSpace, budget: Budget, share: float) -> BudgetedSpace:
+    """Returns the children within a budget whose layers cost a share of what it leaves for layers, or more.
+
+    What lies outside the layers, such as the parameters of the embeddings, all children have alike. Where no child
+    costs as much, all within the budget are returned.
+
+    Args:
+        space: the children.
+        budget: of one limit, with a largest value.
+        share: 0 to 1.
+    """
+    (limit,) = budget.limits
+    smallest, largest = limit.counts
+    of_layers = largest - limit.cost.fixed
+    least = max(smallest, math.ceil(limit.cost.fixed + share * of_layers))
+    near = BudgetedSpace(space, Budget((Limit(limit.cost, limit.cost.value(int(least)), limit.maximum),)))
+    return near if near.size else BudgetedSpace(space, budget)

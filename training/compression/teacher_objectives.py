@@ -5,7 +5,6 @@ them in training, and by which second score children are judged beside that loss
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,7 +28,7 @@ from .source import Pooling, Source
 
 
 Batch = dict[str, Any]
-# The teacher's outputs of a batch: tensors with one row for each item, in reading order.
+# The teacher's outputs of a batch, as tensors whose rows are in reading order.
 Rows = dict[str, Tensor]
 # Where a batch has the teacher's outputs.
 TARGET = "teacher"
@@ -38,13 +37,11 @@ TARGET = "teacher"
 class Objective(ABC):
     """How a child is compared with the checkpoint.
 
-    An item is what one row of the outputs is about: a sentence, a token, a masked position. Losses and scores are
-    means over items.
+    An item is what a loss is of: a sequence, a token or a masked position. Losses and scores are means over items.
 
     Attributes:
         loss_name: of the loss, as tables have it.
         score_name: of the second score, as tables have it.
-        best_score: what the teacher itself scores.
     """
 
     loss_name: ClassVar[str]
@@ -54,8 +51,8 @@ class Objective(ABC):
         """Returns all that the teacher's records depend on beside weights and sequences, as JSON."""
         return {"objective": type(self).__name__}
 
-    def mask(self, batch: Batch, indices: Sequence[int]) -> Batch:
-        """Returns a batch as teacher and child both see it; `indices` name its sequences in their set."""
+    def mask(self, batch: Batch) -> Batch:
+        """Returns a batch of text as teacher and child both see it, the same whenever a sequence comes."""
         return batch
 
     def counts(self, batch: Batch) -> Tensor:
@@ -63,23 +60,23 @@ class Objective(ABC):
         return torch.ones(len(batch["input_ids"]), dtype=torch.long)
 
     def record_lengths(self, batch: Batch) -> Tensor:
-        """Returns how many rows of the outputs each sequence has, (batch,); as many as items but for spans."""
+        """Returns how many rows of the outputs each sequence has, (batch,): as many as items, but for spans."""
         return self.counts(batch)
 
     @abstractmethod
-    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
-        """Returns a model's outputs of a batch, (items, width), from what its forward pass returns."""
+    def read(self, outputs: Any, batch: Batch) -> Tensor:
+        """Returns a model's outputs of a batch, (rows, width), in float32, from what its forward pass returns."""
 
     @abstractmethod
     def head(self, model: MagicPreTrainedModel, states: Tensor, batch: Batch) -> ModelOutput:
         """Returns what the forward pass would, from H_N, (batch, seq_len, hidden)."""
 
     def target(self, outputs: Tensor) -> Rows:
-        """Returns what is kept of the teacher's outputs, (items, width)."""
-        return {"outputs": outputs.float()}
+        """Returns what is kept of the teacher's outputs, which are (rows, width) as `read` returns them."""
+        return {"outputs": outputs}
 
     def pack(self, rows: Rows) -> Record:
-        """Returns the teacher's rows as they lie on disk."""
+        """Returns what is kept as it lies on disk."""
         return {name: tensor.cpu().numpy() for name, tensor in rows.items()}
 
     def unpack(self, record: Record) -> Rows:
@@ -129,7 +126,7 @@ class SentenceObjective(Objective):
         """Returns the pooling as well."""
         return {**super().describe(), "pooling": repr(self.pooling)}
 
-    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+    def read(self, outputs: Any, batch: Batch) -> Tensor:
         """Returns the embeddings, (batch, width)."""
         return self.pooling(outputs.last_hidden_state, batch.get("attention_mask")).float()
 
@@ -142,14 +139,14 @@ class SentenceObjective(Objective):
         return 1 - cosine_similarity(own, target["outputs"], dim=-1)
 
     def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
-        """Returns for each sentence the correlation of its cosines to the others; 0 where there are too few."""
+        """Returns for each sentence the correlation of its cosines to the others; 0 where there are less than two."""
         if len(own) < 3:
             return own.new_zeros(len(own))
         sides = [torch.nn.functional.normalize(rows, dim=-1) for rows in (own, target["outputs"])]
         others = ~torch.eye(len(own), dtype=torch.bool, device=own.device)
         cosines = [(side @ side.T)[others].view(len(own), -1) for side in sides]
         centred = [rows - rows.mean(dim=-1, keepdim=True) for rows in cosines]
-        return cosine_similarity(*centred, dim=-1)
+        return cosine_similarity(centred[0], centred[1], dim=-1)
 
 
 class SequenceObjective(Objective):
@@ -162,7 +159,7 @@ class SequenceObjective(Objective):
         """Takes what transformers calls the problem: "regression", "multi_label_classification" or another."""
         self.problem_type, self.temperature = problem_type, temperature
 
-    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+    def read(self, outputs: Any, batch: Batch) -> Tensor:
         """Returns the logits, (batch, num_labels)."""
         return outputs.logits.float()
 
@@ -201,7 +198,7 @@ class TokenObjective(SequenceObjective):
         """Returns the number of tokens of each sequence."""
         return _tokens(batch).sum(dim=1).cpu()
 
-    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+    def read(self, outputs: Any, batch: Batch) -> Tensor:
         """Returns the logits of the tokens, (number of them, num_labels)."""
         return outputs.logits[_tokens(batch)].float()
 
@@ -228,7 +225,7 @@ class SpanObjective(Objective):
         """Returns the number of tokens of each sequence, (batch,)."""
         return _tokens(batch).sum(dim=1).cpu()
 
-    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+    def read(self, outputs: Any, batch: Batch) -> Tensor:
         """Returns the logits of start and end at each token, (number of tokens, 2)."""
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)[_tokens(batch)].float()
 
@@ -259,7 +256,7 @@ class SpanObjective(Objective):
 class MaskedLMObjective(Objective):
     """A masked LM: KL to the teacher's distribution at masked positions; the second score is its likeliest token.
 
-    A sequence has the same tokens masked whenever it is seen, so that the teacher is run on it once. Of its
+    Which tokens of a sequence are masked follows from the sequence, so that the teacher is run on it once. Of its
     distribution the likeliest tokens are kept, and the mass of all others together.
     """
 
@@ -267,7 +264,7 @@ class MaskedLMObjective(Objective):
     score_name = "agreement"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, top_k: int, seed: int):
-        """Takes how tokens are masked, and how many of the likeliest ones are kept of the teacher's distribution."""
+        """Takes the share of tokens that is masked, how many of the likeliest are kept, and the seed of the masks."""
         self.mlm_probability, self.top_k, self.seed = mlm_probability, top_k, seed
         self._mask_token = tokenizer.mask_token_id
         self._special = torch.tensor(tokenizer.all_special_ids)
@@ -277,26 +274,26 @@ class MaskedLMObjective(Objective):
         own = {"mlm_probability": self.mlm_probability, "top_k": self.top_k, "seed": self.seed}
         return {**super().describe(), **own}
 
-    def mask(self, batch: Batch, indices: Sequence[int]) -> Batch:
+    def mask(self, batch: Batch) -> Batch:
         """Returns the batch with `labels`, and with [MASK] at the positions that have one.
 
-        At least one token of each sequence is masked, for a sequence of one item less would teach nothing.
+        At least one token of each sequence is masked, as far as it has any that is not special.
         """
-        input_ids = batch["input_ids"]
+        input_ids, tokens = batch["input_ids"], _tokens(batch)
         labels = torch.full_like(input_ids, -100)
-        maskable = _tokens(batch) & ~torch.isin(input_ids, self._special)
-        for row, index in enumerate(indices):
+        maskable = tokens & ~torch.isin(input_ids, self._special)
+        for row, ids in enumerate(input_ids):
             places = maskable[row].nonzero().squeeze(1).numpy()
-            rng = np.random.default_rng((self.seed, index))
+            rng = np.random.default_rng([self.seed, *ids[tokens[row]].tolist()])
             chosen = rng.permutation(places)[: max(1, round(self.mlm_probability * len(places)))]
-            labels[row, chosen] = input_ids[row, chosen]
+            labels[row, chosen] = ids[chosen]
         return {**batch, "input_ids": input_ids.masked_fill(labels != -100, self._mask_token), "labels": labels}
 
     def counts(self, batch: Batch) -> Tensor:
         """Returns the number of masked tokens of each sequence."""
         return (batch["labels"] != -100).sum(dim=1).cpu()
 
-    def read(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+    def read(self, outputs: Any, batch: Batch) -> Tensor:
         """Returns the logits at masked positions, (number of them, vocab_size)."""
         logits = outputs.logits
         # With `sparse_prediction` the model computes no others.

@@ -1,46 +1,72 @@
 """The two trainings of a compression: a super-net around the checkpoint, and one child distilled from it."""
 
-import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
+from ..distillation.teacher import teacher_inputs
 from ..internals import TrainerHooks
 from ..losses import AccumulatedLossTrainer
-from ..objectives import alignment_loss
 from ..space.budgets import BudgetedSpace
 from ..space.samplers import UniformSampler
 from ..space.search_space import Architecture, SearchSpace
-from ..supernet.anchors import target_states
 from ..supernet.trainer import MagicTrainer
 from .teacher_objectives import TARGET, Objective
-from .teaching import COLUMNS
+from .teaching import COLUMNS, TrainOrder
 
 
-def _forward_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != TARGET}
-
-
-class _TeacherLoss:
+class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
     """The loss of a step: that of the objective, a mean over the items of the whole accumulated batch."""
 
     objective: Objective
     input_columns = COLUMNS
+
+    def train_order(self) -> TrainOrder | None:
+        """Returns batches of nearly equal lengths, for as many steps as `max_steps` says."""
+        args = self.args
+        if args.max_steps < 1:
+            return None
+        rows_of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return TrainOrder(cast(Dataset, self.train_dataset), rows_of_step, args.max_steps, args.seed)
 
     def count_items(self, batch: dict[str, Any]) -> Tensor:
         """Returns how many items a micro-batch holds."""
         return torch.tensor(self.objective.num_items(batch))
 
     def teacher_loss(self, model: Any, inputs: dict[str, Any], num_items: Tensor) -> tuple[Tensor, Any]:
-        """Returns a micro-batch's share of the loss, and the outputs of the forward pass."""
-        outputs = model(**_forward_inputs(inputs), return_dict=True)
+        """Returns a micro-batch's share of the loss, and the outputs of the forward pass.
+
+        Args:
+            model: as the step runs it.
+            inputs: the batch, and what else the forward pass takes.
+            num_items: of the whole accumulated batch.
+        """
+        given = {name: value for name, value in inputs.items() if name != TARGET}
+        outputs = model(**given, return_dict=True)
         own = self.objective.read(outputs, inputs)
         losses = self.objective.losses(own, inputs[TARGET], inputs)
-        return self.share(losses.sum(), num_items), outputs  # type: ignore[attr-defined]
+        return self.share(losses.sum(), num_items), outputs
+
+
+@torch.no_grad()
+def teacher_states(teacher: MagicPreTrainedModel, inputs: dict[str, Any], layers: Sequence[int]) -> list[Tensor]:
+    """Returns H_n of the checkpoint, one (batch, seq_len, hidden) for each n of `layers`, without gradient.
+
+    Args:
+        teacher: the checkpoint as a chain, in evaluation mode.
+        inputs: the batch.
+        layers: ascending.
+    """
+    read = teacher_inputs(teacher, inputs)
+    return list(teacher.base_model(**read, output_hidden_states=list(layers)).hidden_states)
+
+
+# ---- The super-net ----
 
 
 class BudgetSampler(UniformSampler):
@@ -52,23 +78,30 @@ class BudgetSampler(UniformSampler):
     Args:
         space: the children to draw from.
         seed: of the sampler's own generator.
-        within: the children within each budget; a step draws one of these first.
+        within: the children within each budget, of this space or of one around it; a step draws one of these first.
+            Where no budget has a child in the space, children are drawn from all of it.
     """
 
     kind = "budget"
 
     def __init__(self, space: SearchSpace, seed: int, within: Sequence[BudgetedSpace]) -> None:
         super().__init__(space, seed)
-        self._within = list(within)
+        self._within = _within(space, within)
 
     def next(self) -> Architecture:
         """The child of the next training step."""
-        return self._rng.choice(self._within).sample(self._rng)
+        return self._rng.choice(self._within).sample(self._rng) if self._within else super().next()
 
     def restrict(self, space: SearchSpace) -> None:
         """Go on in what shrinking has left of the space."""
         super().restrict(space)
-        self._within = [within for one in self._within if (within := one.restricted(space)).size]
+        self._within = _within(space, self._within)
+
+
+def _within(space: SearchSpace, within: Sequence[BudgetedSpace]) -> list[BudgetedSpace]:
+    """Returns what budgets leave of a space, those left out that leave nothing."""
+    inside = [one if one.space == space else one.restricted(space) for one in within]
+    return [one for one in inside if one.size]
 
 
 class CheckpointTrainer(_TeacherLoss, MagicTrainer):
@@ -93,16 +126,18 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
             objective: of the checkpoint.
             within: children of the sizes that are looked for, drawn in place of the sampler's; none leaves them
                 to the sampler.
-            anchor_teacher: the checkpoint as a chain, whose states children are aligned to; `None` for none.
+            anchor_teacher: the checkpoint as a chain, in evaluation mode and on the device of the training, whose
+                states children are aligned to; `None` for none.
             **kwargs: see `MagicTrainer`.
         """
-        self.objective, self._within, self._anchor_teacher = objective, within, anchor_teacher
-        super().__init__(*args, judge=objective, **kwargs)
+        self.objective, self._budgets, self._anchor_teacher = objective, within, anchor_teacher
+        kwargs["judge"] = objective
+        super().__init__(*args, **kwargs)
 
     def _set_space(self, space: SearchSpace) -> None:
         super()._set_space(space)
-        if self._within:
-            self.sampler = BudgetSampler(space, self.args.seed, self._within)
+        if self._budgets:
+            self.sampler = BudgetSampler(space, self.args.seed, self._budgets)
 
     def prediction_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor, Any]:
         """Returns the objective's loss of the step's child."""
@@ -122,20 +157,24 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
         self, inputs: dict[str, Any], aligned: list[int], shared: int, bottom: Tensor | None
     ) -> list[Tensor]:
         """Returns the teacher's states where it is the anchor."""
-        teacher = self._anchor_teacher
-        if teacher is None:
+        if self._anchor_teacher is None:
             return super().alignment_targets(inputs, aligned, shared, bottom)
-        encoder = teacher.to(self.args.device).base_model
-        return target_states(encoder, inputs, teacher.config.chain, aligned)
+        return teacher_states(self._anchor_teacher, inputs, aligned)
 
 
-class ChildTrainer(_TeacherLoss, TrainerHooks, AccumulatedLossTrainer):
+# ---- A child ----
+
+
+class ChildTrainer(_TeacherLoss):
     """Distils one child: the objective's loss and, with a weight, the distance of its last states to the teacher's.
 
-    The states are H_N of child and teacher, compared as in Eq. (1).
+    The states are H_N of child and teacher; their distance is the mean squared difference over the tokens of the whole
+    accumulated batch.
     """
 
     logged_losses = ("loss_teacher", "loss_states")
+
+    model: MagicPreTrainedModel
 
     def __init__(
         self,
@@ -150,40 +189,48 @@ class ChildTrainer(_TeacherLoss, TrainerHooks, AccumulatedLossTrainer):
         Args:
             *args: see `Trainer`.
             objective: of the checkpoint.
-            teacher: the checkpoint as a chain; only looked at with a `states_weight`.
+            teacher: the checkpoint as a chain, in evaluation mode and on the device of the training; needed with a
+                `states_weight` alone.
             states_weight: of the distance of the last states; 0 leaves it out, and the teacher is not run.
             **kwargs: see `Trainer`.
         """
         self.objective, self.teacher, self.states_weight = objective, teacher, states_weight
         super().__init__(*args, **kwargs)
 
+    def count_items(self, batch: dict[str, Any]) -> Tensor:
+        """Returns how many items and how many tokens a micro-batch holds, (2,)."""
+        mask = batch.get("attention_mask")
+        num_tokens = batch["input_ids"].numel() if mask is None else int(mask.sum())
+        return torch.stack([super().count_items(batch), torch.tensor(num_tokens)])
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns a micro-batch's share of the loss of the step."""
         if num_items_in_batch is None:
             num_items_in_batch = self.count_items(inputs)
-        given = {**inputs, "output_hidden_states": True} if self.states_weight else inputs
-        loss, outputs = self.teacher_loss(model, given, num_items_in_batch)
+        num_items, num_tokens = num_items_in_batch
+        given = {**inputs, "output_hidden_states": [self._last_layer]} if self.states_weight else inputs
+        loss, outputs = self.teacher_loss(model, given, num_items)
         self.add_to_log("loss_teacher", loss)
         if self.states_weight:
-            loss_states = self._states_loss(inputs, outputs.hidden_states[-1])
+            loss_states = self.share(self._states_distance(inputs, outputs.hidden_states[-1]), num_tokens)
             self.add_to_log("loss_states", loss_states)
             loss = loss + self.states_weight * loss_states
         return (loss, outputs) if return_outputs else loss
 
-    def _states_loss(self, inputs: dict[str, Any], states: Tensor) -> Tensor:
+    @property
+    def _last_layer(self) -> int:
+        return len(self.model.config.chain)
+
+    def _states_distance(self, inputs: dict[str, Any], states: Tensor) -> Tensor:
+        """Returns the squared distance of H_N to the teacher's, a mean over features, summed over tokens."""
         assert self.teacher is not None
-        teacher = self.teacher.to(self.args.device)
-        chain = teacher.config.chain
         with self.accelerator.autocast():
-            target = target_states(teacher.base_model, inputs, chain, [len(chain)])
-        return alignment_loss([states], target, inputs.get("attention_mask"))
+            (target,) = teacher_states(self.teacher, inputs, [len(self.teacher.config.chain)])
+        distances = (states.float() - target.float()).square().mean(dim=-1)
+        mask = inputs.get("attention_mask")
+        return distances.sum() if mask is None else distances[mask.bool()].sum()
 
 
 def freeze_embeddings(model: MagicPreTrainedModel) -> None:
     """Keeps the embeddings as the checkpoint has them: no gradient is computed for their tables."""
     model.base_model.embeddings.requires_grad_(False)
-
-
-def seed_of(*parts: Any) -> int:
-    """Returns a seed that follows from its parts, whatever the process."""
-    return random.Random("-".join(map(str, parts))).getrandbits(31)

@@ -1,7 +1,8 @@
 """The teacher's outputs: computed once, kept on disk, and handed to every batch of a child's training."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
 from ..distillation.teacher import (
@@ -24,57 +26,126 @@ from .source import Source
 from .teacher_objectives import TARGET, Batch, Objective
 
 
-# What a collator needs of a row of text, beside `index`, its place in its set.
-COLUMNS = ("input_ids", "token_type_ids", "length", "index")
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+# What a collator needs of a row of text.
+COLUMNS = ("input_ids", "token_type_ids")
 
 
-def with_index(rows: Dataset, num_token_types: int) -> Dataset:
-    """Returns rows of text with `index`, the place of each, which masks and records go by.
+# ---- Rows and batches ----
 
-    Token types are left out for a model that knows one only, whatever its tokenizer gives.
+
+def rows_for(model: Any, rows: Dataset) -> Dataset:
+    """Returns rows of text as a model takes them: without token types where it knows one only."""
+    if model.config.type_vocab_size < 2 and "token_type_ids" in rows.column_names:
+        return rows.remove_columns("token_type_ids")
+    return rows
+
+
+def ordered_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
+    """Returns the places of all rows, ordered by length and cut into batches whose sizes differ by one at most."""
+    lengths = rows["length"][:]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    num_batches = -(-len(order) // batch_size)
+    bounds = [len(order) * number // num_batches for number in range(num_batches + 1)]
+    return [order[start:end] for start, end in pairwise(bounds)]
+
+
+def endless_places(rows: Dataset, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Yields places of rows of nearly equal lengths, as many at a time as a batch has, for ever.
+
+    In each epoch all rows come in another random order, but for the last ones, too few for a batch. Of fewer rows than
+    a batch has, some come several times.
     """
-    if num_token_types < 2 and "token_type_ids" in rows.column_names:
-        rows = rows.remove_columns("token_type_ids")
-    return rows.add_column("index", list(range(len(rows))))
+    lengths = rows["length"][:]
+    while True:
+        for places in length_batches(lengths, batch_size, seed):
+            if len(places) == batch_size:
+                yield places
+            elif len(lengths) < batch_size:
+                yield list(islice(cycle(places), batch_size))
+        seed += 1
+
+
+def endless_batches(rows: Dataset, batch_size: int, pad_token_id: int, seed: int) -> Iterator[Batch]:
+    """Yields batches of rows for ever, without the teacher's outputs, see `endless_places`."""
+    for places in endless_places(rows, batch_size, seed):
+        yield collate(rows.select(places).to_list(), pad_token_id)
+
+
+class TrainOrder(Sampler[int]):
+    """The places of all rows of a training, step by step, see `endless_places`.
+
+    They follow from the seed alone, whatever is drawn elsewhere and wherever a training goes on, and a step has the
+    same rows however it is shared out among micro-batches and processes.
+    """
+
+    def __init__(self, rows: Dataset, batch_size: int, num_steps: int, seed: int):
+        """Takes the rows, how many a step has, how many steps there are, and the seed."""
+        self._rows, self._batch_size, self._num_steps, self._seed = rows, batch_size, num_steps, seed
+
+    def __iter__(self) -> Iterator[int]:
+        places = endless_places(self._rows, self._batch_size, self._seed)
+        return chain.from_iterable(islice(places, self._num_steps))
+
+    def __len__(self) -> int:
+        return self._batch_size * self._num_steps
+
+
+# ---- The teacher's outputs ----
 
 
 class TeacherOutputs:
-    """The outputs of a checkpoint for the sequences of a text, found by their tokens.
+    """The outputs of a checkpoint for the sequences of a text, found by their tokens."""
 
-    Attributes:
-        num_run: sequences that the teacher was run on.
-        num_cached: sequences whose outputs lay on disk.
-    """
+    def __init__(
+        self,
+        source: Source,
+        objective: Objective,
+        folder: str | Path,
+        accelerator: Accelerator,
+        in_float32: bool = False,
+    ):
+        """Opens what lies in a folder of any number of caches, kept apart by weights, objective and precision.
 
-    def __init__(self, source: Source, objective: Objective, folder: str | Path, accelerator: Accelerator):
-        """Opens what lies in a folder of any number of caches, kept apart by weights, objective and precision."""
-        self._source, self._objective, self._accelerator = source, objective, accelerator
+        Args:
+            source: the checkpoint, on the device of the accelerator.
+            objective: what is kept of its outputs.
+            folder: of the caches.
+            accelerator: shares the work out.
+            in_float32: whether the checkpoint is run in float32, and not in the precision of the accelerator.
+
+        Raises:
+            ValueError: a file of the cache is damaged.
+        """
+        self._teacher, self._objective, self._accelerator = source.model, objective, accelerator
         self._pad_token_id = source.model.config.pad_token_id or 0
         self._folder = folder
+        self._autocast: Autocast = nullcontext if in_float32 else accelerator.autocast
         self._settings = {
             "weights": weights_hash(source.model),
-            "precision": accelerator.mixed_precision,
+            "precision": "no" if in_float32 else accelerator.mixed_precision,
             **objective.describe(),
         }
         self._cache = TeacherCache(folder, self._settings)
-        self.num_run = self.num_cached = 0
 
     def fill(self, rows: Dataset, batch_size: int = 64, progress: bool = False) -> None:
         """Runs the teacher on the sequences that are not on disk yet; each process takes its share of the batches.
 
-        What was computed when a run is stopped is on disk and is not computed again.
+        What was computed when a run is stopped is on disk, and what is missing comes out as it would have: the
+        batches are the same.
 
         Args:
-            rows: of text, with `index`.
+            rows: of text.
             batch_size: sequences in a batch, which are of nearly equal lengths.
             progress: shows a bar.
         """
         rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
-        order = length_batches(rows["length"], batch_size, seed=0)[rank::world_size]
-        teacher = self._source.model.to(self._accelerator.device).eval()
+        batches = length_batches(rows["length"], batch_size, seed=0)[rank::world_size]
+        self._teacher.eval()
         try:
-            for indices in tqdm(order, desc="teacher", unit="batch", leave=False, disable=not progress):
-                self._fill_batch(teacher, rows.select(indices).to_list())
+            for places in tqdm(batches, desc="teacher", unit="batch", leave=False, disable=not progress):
+                self._fill_batch(self._batch(rows.select(places).to_list()))
         finally:
             self._cache.flush()
         self._accelerator.wait_for_everyone()
@@ -82,33 +153,33 @@ class TeacherOutputs:
             # With what the other processes have written.
             self._cache = TeacherCache(self._folder, self._settings)
 
-    def _fill_batch(self, teacher: Any, examples: Sequence[dict[str, Any]]) -> None:
-        batch = self._batch(examples)
+    @torch.no_grad()
+    def _fill_batch(self, batch: Batch) -> None:
         keys = self._keys(batch)
-        missing = [place for place, key in enumerate(keys) if self._cache.get(key) is None]
-        self.num_cached += len(keys) - len(missing)
-        if not missing:
+        is_missing = [self._cache.get(key) is None for key in keys]
+        if not any(is_missing):
             return
-        self.num_run += len(missing)
-        batch = self._batch([examples[place] for place in missing])
-        inputs = {name: tensor.to(teacher.device) for name, tensor in batch.items()}
-        with torch.no_grad(), self._accelerator.autocast():
-            outputs = teacher(**{**teacher_inputs(teacher, inputs), "return_dict": True})
+        # All of the batch: the last bits of an output depend on what else is in its batch.
+        inputs = {name: tensor.to(self._teacher.device) for name, tensor in batch.items()}
+        with self._autocast():
+            states = self._teacher.base_model(**teacher_inputs(self._teacher, inputs)).last_hidden_state
+            # The head alone: a masked LM's is run on the masked positions, and not on all.
+            outputs = self._objective.head(self._teacher, states, inputs)
             target = self._objective.target(self._objective.read(outputs, inputs))
-        lengths = self._objective.record_lengths(batch)
-        for place, record in zip(missing, split_record(self._objective.pack(target), lengths), strict=True):
-            self._cache.put(keys[place], record)
+        records = split_record(self._objective.pack(target), self._objective.record_lengths(batch))
+        for key, record, misses in zip(keys, records, is_missing, strict=True):
+            if misses:
+                self._cache.put(key, record)
 
     def _batch(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        indices = [example["index"] for example in examples]
-        return self._objective.mask(collate(examples, self._pad_token_id), indices)
+        return self._objective.mask(collate(examples, self._pad_token_id))
 
     def _keys(self, batch: dict[str, Tensor]) -> list[bytes]:
         masked = batch["labels"] != -100 if "labels" in batch else None
-        return sequence_keys(teacher_inputs(self._source.model, batch), masked)
+        return sequence_keys(teacher_inputs(self._teacher, batch), masked)
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
-        """Returns the batch of some rows, with the teacher's outputs under `TARGET`.
+        """Returns the batch of some rows as the objective has it masked, the teacher's outputs under `TARGET`.
 
         Raises:
             ValueError: the teacher was not run on one of them.
@@ -122,22 +193,4 @@ class TeacherOutputs:
 
     def batches(self, rows: Dataset, batch_size: int) -> list[Batch]:
         """Returns all rows in batches of nearly equal lengths, each with the teacher's outputs."""
-        return [self.collate(rows.select(indices).to_list()) for indices in ordered_batches(rows, batch_size)]
-
-
-def ordered_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
-    """Returns the places of rows by length, cut into batches."""
-    order = sorted(range(len(rows)), key=rows["length"].__getitem__)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def batch_maker(rows: Dataset, make: Callable[[Sequence[dict[str, Any]]], Batch], batch_size: int, seed: int) -> Any:
-    """Yields batches of nearly equal lengths for ever, in an order that follows from the seed."""
-    epoch = 0
-    while True:
-        for indices in length_batches(rows["length"], batch_size, seed + epoch):
-            yield make(rows.select(indices).to_list())
-        epoch += 1
-
-
-Autocast = Callable[[], AbstractContextManager[Any]]
+        return [self.collate(rows.select(places).to_list()) for places in ordered_batches(rows, batch_size)]

@@ -1,16 +1,23 @@
-"""What all steps of a compression share, and its first ones: teacher, start of the operators, super-net."""
+"""What all steps of a compression share, and its first ones: the start of the operators and the super-net.
 
-import logging
-from collections.abc import Iterator, Sequence
+What a step has made lies in the run's folder, whole or not at all, and is read from there by the steps after it: a run
+that goes on after a stop reads the same. Under several processes the main one writes.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from shutil import rmtree
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_magic import MagicConfig
 from modeling_magic.modeling_magic import MagicPreTrainedModel
@@ -19,7 +26,8 @@ from modeling_magic.warm_start import initialize_from
 from ..files import cache_folder, read_json, write_json, written_at_once
 from ..internals import attention_implementation, forget_accelerator
 from ..progress import show_progress
-from ..runs.training import finish_training
+from ..runs.checkpoints import last_complete_checkpoint
+from ..runs.folders import FACTS_NAME, MODEL_FOLDER
 from ..space.budgets import BudgetedSpace
 from ..space.search_space import SearchSpace
 from ..supernet.arguments import MagicTrainingArguments
@@ -28,13 +36,13 @@ from .narrowing import inner_moments, start_operators
 from .sentences import Sentences, collate
 from .settings import CompressSettings
 from .source import Source
-from .spaces import checkpoint_space
+from .spaces import checkpoint_space, drops_only
 from .teacher_objectives import Batch, Objective, objective_of
 from .teacher_trainers import CheckpointTrainer, freeze_embeddings
-from .teaching import TeacherOutputs, batch_maker, ordered_batches, with_index
+from .teaching import TeacherOutputs, endless_batches, ordered_batches, rows_for
 
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CACHE_FOLDER = "teachers"
 START_FOLDER = "start"
@@ -44,31 +52,46 @@ ERRORS_NAME = "errors.json"
 # Sentences by which heads and neurons are chosen and output maps are fitted, and by which local errors are measured.
 _NUM_MOMENT_SENTENCES = 1000
 _NUM_ERROR_SENTENCES = 256
+# In passes without gradients. The second score of sentences depends on what else is in a batch.
+_JUDGED_TOGETHER = 64
 _WARMUP = 0.05
 _SAVE_STEPS = 100
+_LOGGING_STEPS = 50
+
+
+# ---- Precision ----
 
 
 def has_bf16_units(device: torch.device) -> bool:
     """Returns whether a device computes bf16 products in units made for it: the processor is asked, not assumed."""
     if device.type == "cpu":
         # Of torch before 2.10 nothing public tells.
-        known = getattr(torch.cpu, "get_capabilities", dict)()
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def new_accelerator(settings: CompressSettings) -> Accelerator:
-    """Returns the accelerator of a run, in the precision of training; one of another precision is forgotten."""
-    precision = training_precision(settings)
+def run_precision(folder: Path, settings: CompressSettings) -> str:
+    """Returns the precision of a run's trainings, "bf16" or "no" as `accelerate` names them.
+
+    It is what the run began with, on whatever machine that was; a run that begins puts it on record.
+    """
+    state = PartialState()
+    path = folder / FACTS_NAME
+    if state.is_main_process and not path.is_file():
+        here = "bf16" if has_bf16_units(state.device) else "no"
+        write_json(path, {"precision": here if settings.precision == "auto" else settings.precision})
+    state.wait_for_everyone()
+    return read_json(path)["precision"]
+
+
+def new_accelerator(precision: str) -> Accelerator:
+    """Returns an accelerator of a precision; one of another precision that this process had is forgotten."""
     forget_accelerator()
     return Accelerator(mixed_precision=precision)
 
 
-def training_precision(settings: CompressSettings) -> str:
-    """Returns "bf16" or "no" as `accelerate` names them, of what the settings ask for on this machine."""
-    if settings.precision != "auto":
-        return settings.precision
-    return "bf16" if has_bf16_units(PartialState().device) else "no"
+# ---- The workbench ----
 
 
 @dataclass
@@ -77,7 +100,7 @@ class Workbench:
 
     Attributes:
         settings: of the run.
-        source: the checkpoint; its model has no dropout.
+        source: the checkpoint; its model is moved to the accelerator's device.
         sentences: the text.
         folder: of the run.
         accelerator: of this process; its precision is that of training.
@@ -88,6 +111,9 @@ class Workbench:
     sentences: Sentences
     folder: Path
     accelerator: Accelerator
+
+    def __post_init__(self) -> None:
+        self.teacher.to(self.accelerator.device)
 
     @property
     def teacher(self) -> MagicPreTrainedModel:
@@ -103,6 +129,7 @@ class Workbench:
             temperature=settings.temperature,
             mlm_probability=settings.mlm_probability,
             top_k=settings.teacher_top_k,
+            seed=settings.seed,
         )
 
     @cached_property
@@ -113,80 +140,208 @@ class Workbench:
     @cached_property
     def train(self) -> Dataset:
         """The rows that are trained on."""
-        return with_index(self.sentences.train, self.teacher.config.type_vocab_size)
+        return rows_for(self.teacher, self.sentences.train)
 
     @cached_property
     def validation(self) -> Dataset:
         """The held-out rows."""
-        return with_index(self.sentences.validation, self.teacher.config.type_vocab_size)
+        return rows_for(self.teacher, self.sentences.validation)
 
     @cached_property
-    def searched(self) -> Dataset:
-        """The held-out rows that children are judged on in the search: the first ones."""
-        return self.validation.select(range(min(self.settings.num_search_sentences, len(self.validation))))
+    def train_outputs(self) -> TeacherOutputs:
+        """What the teacher says of the rows that are trained on, in the precision of training."""
+        return self._outputs(in_float32=False)
 
     @cached_property
-    def outputs(self) -> TeacherOutputs:
-        """The teacher's outputs; `fill` them before they are asked for."""
-        return TeacherOutputs(self.source, self.objective, self.cache, self.accelerator)
+    def judged_outputs(self) -> TeacherOutputs:
+        """What the teacher says of the held-out rows, in float32: what models are compared with is not rounded."""
+        return self._outputs(in_float32=True)
+
+    def _outputs(self, in_float32: bool) -> TeacherOutputs:
+        # For all runs with this text: in $MAGIC_CACHE, or else ~/.cache/magic-nas.
+        folder = cache_folder(None) / CACHE_FOLDER
+        return TeacherOutputs(self.source, self.objective, folder, self.accelerator, in_float32)
+
+    def run_teacher(self, progress: bool) -> None:
+        """Has the teacher's outputs of all rows computed, as far as they are not in the cache."""
+        self.judged_outputs.fill(self.validation, progress=progress)
+        self.train_outputs.fill(self.train, progress=progress)
 
     @property
-    def cache(self) -> Path:
-        """Where the teacher's outputs lie, for all runs with this text: $MAGIC_CACHE, or else ~/.cache/magic-nas."""
-        return cache_folder(None) / CACHE_FOLDER
+    def latency_length(self) -> int:
+        """Tokens of the sequences that latency and FLOPs are of: as the settings say, at most what the model takes."""
+        return min(self.settings.latency_length, self.teacher.config.max_sequence_length)
 
-    @cached_property
-    def tokens_per_sentence(self) -> float:
-        """The mean length of the rows that are trained on."""
-        return sum(self.train["length"]) / len(self.train)
+    @property
+    def pad_token_id(self) -> int:
+        """What batches are padded with."""
+        return self.teacher.config.pad_token_id or 0
 
-    def text_batches(self, rows: Dataset, batch_size: int) -> list[Batch]:
-        """Returns rows in batches of nearly equal lengths, without the teacher's outputs."""
-        pad = self.teacher.config.pad_token_id or 0
-        return [collate(rows.select(places).to_list(), pad) for places in ordered_batches(rows, batch_size)]
+    def judged_batches(self, num_rows: int | None = None) -> list[Batch]:
+        """Returns the first held-out rows, or all of them, in batches with the teacher's outputs."""
+        return self.judged_outputs.batches(_first(self.validation, num_rows), _JUDGED_TOGETHER)
 
-    def stream(self, seed: int) -> Iterator[Batch]:
-        """Yields batches of the training rows for ever, without the teacher's outputs."""
-        pad = self.teacher.config.pad_token_id or 0
-        return batch_maker(self.train, lambda rows: collate(rows, pad), self.settings.batch_size, seed)
+    def text_batches(self, rows: Dataset, num_rows: int) -> Iterator[Batch]:
+        """Yields the first rows in batches without the teacher's outputs."""
+        rows = _first(rows, num_rows)
+        for places in ordered_batches(rows, _JUDGED_TOGETHER):
+            yield collate(rows.select(places).to_list(), self.pad_token_id)
+
+    # ---- Several processes ----
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Returns what work in the main process returns, in all processes; they wait for it."""
+        values = [work() if self.accelerator.is_main_process else None]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(values)
+        return values[0]  # type: ignore[return-value]
+
+    def is_file(self, path: Path) -> bool:
+        """Returns whether a file is there as the main process sees it, so that all processes go the same way."""
+        return self.on_main(path.is_file)
 
 
-def without_dropout(config: MagicConfig) -> None:
-    """Sets all dropout of a model to none: a child is to do what the teacher does, which drops nothing."""
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    config.classifier_dropout = 0.0
+def _first(rows: Dataset, number: int | None) -> Dataset:
+    return rows if number is None else rows.select(range(min(number, len(rows))))
+
+
+# ---- Models ----
+
+
+def supernet_config(config: MagicConfig, space: SearchSpace) -> MagicConfig:
+    """Returns the configuration of the super-net of a space around a checkpoint.
+
+    It has no dropout: a child is to do what the teacher does, which drops nothing.
+
+    Raises:
+        ValueError: an operator does not fit the checkpoint's sizes.
+    """
+    values = config.to_dict()
+    for derived in ("transformers_version", "num_hidden_layers"):
+        values.pop(derived, None)
+    no_dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), 0.0)
+    values |= {"candidate_operators": space.to_json(), "attn_implementation": attention_implementation(config)}
+    return type(config)(**{**values, **no_dropout})
+
+
+def drop_supernet(bench: Workbench) -> MagicPreTrainedModel:
+    """Returns the super-net of the drops, whose operators are the checkpoint's own and SKIP.
+
+    Its tensors are the teacher's, not copies.
+    """
+    teacher = bench.teacher
+    with torch.device("meta"):
+        model = type(teacher)(supernet_config(teacher.config, drops_only(bench.space, teacher.config.chain)))
+    model.load_state_dict(teacher.state_dict(), assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+def load_model(bench: Workbench, folder: Path) -> MagicPreTrainedModel:
+    """Returns a model of the run, in evaluation mode; its embeddings, which no training changes, are the teacher's."""
+    teacher = bench.teacher
+    model = type(teacher).from_pretrained(folder, attn_implementation=attention_implementation(teacher.config))
+    # No step of a training looks at the logits of tokens that are not masked.
+    model.config.sparse_prediction = bench.source.kind == "masked_lm"
+    share_embeddings(model, teacher)
+    return model.to(bench.accelerator.device).eval()
+
+
+def share_embeddings(model: MagicPreTrainedModel, owner: MagicPreTrainedModel) -> None:
+    """Makes the embeddings' tensors of a model those of another, frozen: many models then hold them once.
+
+    The modules stay the model's own, so that the mode of one model is nothing to the other.
+    """
+    embeddings: Any = model.base_model.embeddings
+    own: Any = owner.base_model.embeddings
+    for name, parameter in own.named_parameters():
+        module, _, last = name.rpartition(".")
+        setattr(embeddings.get_submodule(module), last, parameter.requires_grad_(False))
+    model.tie_weights()
+
+
+# ---- Training ----
 
 
 def training_arguments(
-    bench: Workbench, folder: Path, steps: int, learning_rate: float, kind: Any, **given: Any
+    bench: Workbench,
+    kind: type[TrainingArguments],
+    folder: Path,
+    steps: int,
+    learning_rate: float,
+    progress: bool,
+    **given: Any,
 ) -> Any:
-    """Returns the arguments of one training: AdamW, a short warm-up, a linear decay, batches of like lengths."""
+    """Returns the arguments of one training: AdamW, a short warm-up, a linear decay.
+
+    Args:
+        bench: of the run.
+        kind: class of the arguments.
+        folder: of the checkpoints.
+        steps: of the training.
+        learning_rate: the highest.
+        progress: shows a bar.
+        **given: further arguments, in place of those here.
+    """
     settings = bench.settings
     values: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": steps,
         "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
         "learning_rate": learning_rate,
         "warmup_steps": _WARMUP,
         "lr_scheduler_type": "linear",
         "weight_decay": 0.0,
-        "train_sampling_strategy": "group_by_length",
-        "length_column_name": "length",
         "bf16": bench.accelerator.mixed_precision == "bf16",
         "use_cpu": bench.accelerator.device.type == "cpu",
         # The run's own accelerator is in use before and after.
         "accelerator_config": {"use_configured_state": True},
         "save_steps": _SAVE_STEPS,
         "save_total_limit": 1,
-        "logging_steps": 50,
+        "logging_steps": _LOGGING_STEPS,
         "report_to": "none",
         "seed": settings.seed,
+        "disable_tqdm": not progress,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "label_names": [],
-        **given,
     }
-    return kind(**values)
+    return kind(**{**values, **given})
+
+
+def make_trainable(bench: Workbench, model: MagicPreTrainedModel) -> MagicPreTrainedModel:
+    """Returns a model as it is trained: its embeddings frozen, its attention a fast one backwards."""
+    freeze_embeddings(model)
+    if bench.accelerator.device.type == "cpu" and bench.accelerator.mixed_precision == "bf16":
+        # The backward pass of sdpa in bf16 is several times slower there.
+        model.set_attn_implementation("eager")
+    return model
+
+
+def keep_trained(bench: Workbench, trainer: Trainer, name: str, record: Any) -> None:
+    """Writes the model of a training that has ended, and then a record that says so, into the training's folder.
+
+    Args:
+        bench: of the run.
+        trainer: of the training.
+        name: of the record's file.
+        record: JSON.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    if bench.accelerator.is_main_process:
+        with written_at_once(folder / MODEL_FOLDER, replaces=True) as temporary:
+            cast(PreTrainedModel, trainer.model).save_pretrained(temporary)
+        write_json(folder / name, record)
+    bench.accelerator.wait_for_everyone()
+
+
+def load_trained(bench: Workbench, folder: Path) -> MagicPreTrainedModel:
+    """Returns the model of a training that has ended; its checkpoints are deleted, its trainer's memory is freed."""
+    if bench.accelerator.is_main_process:
+        for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            rmtree(checkpoint)
+    # A trainer, its optimizer and its model hold one another.
+    gc.collect()
+    return load_model(bench, folder / MODEL_FOLDER)
 
 
 # ---- The start of the operators ----
@@ -198,21 +353,23 @@ def start_supernet(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
     It is kept in the run's folder; where it lies there it is loaded.
     """
     folder = bench.folder / START_FOLDER
-    if not (folder / ERRORS_NAME).is_file():
-        model = _make_start(bench, progress)
-        batches = bench.text_batches(bench.validation.select(_first(bench.validation, _NUM_ERROR_SENTENCES)), 64)
-        errors = local_errors(model, bench.teacher, batches, bench.accelerator.autocast)
-        if bench.accelerator.is_main_process:
-            with written_at_once(folder, replaces=True) as temporary:
-                model.save_pretrained(temporary)
-                write_json(temporary / ERRORS_NAME, errors)
-        bench.accelerator.wait_for_everyone()
+    if not bench.is_file(folder / ERRORS_NAME):
+        bench.on_main(lambda: _write_start(bench, folder, progress))
     return load_model(bench, folder)
 
 
 def calibrated_errors(bench: Workbench) -> list[dict[str, float]]:
     """Returns the local error of each operator of each layer, once `start_supernet` has been called."""
-    return read_json(bench.folder / START_FOLDER / ERRORS_NAME)  # type: ignore[return-value]
+    return read_json(bench.folder / START_FOLDER / ERRORS_NAME)
+
+
+def _write_start(bench: Workbench, folder: Path, progress: bool) -> None:
+    model = _make_start(bench, progress)
+    batches = bench.text_batches(bench.validation, _NUM_ERROR_SENTENCES)
+    errors = local_errors(model, bench.teacher, batches, bench.accelerator.autocast)
+    with written_at_once(folder, replaces=True) as temporary:
+        model.save_pretrained(temporary)
+        write_json(temporary / ERRORS_NAME, errors)
 
 
 def _make_start(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
@@ -220,48 +377,21 @@ def _make_start(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
     set_seed(settings.seed)
     model = type(teacher)(supernet_config(teacher.config, bench.space)).to(bench.accelerator.device).eval()
     initialize_from(model, teacher)
-    teacher.to(bench.accelerator.device)
-    moments = inner_moments(
-        teacher, bench.text_batches(bench.train.select(_first(bench.train, _NUM_MOMENT_SENTENCES)), 64)
+    moments = inner_moments(teacher, bench.text_batches(bench.train, _NUM_MOMENT_SENTENCES))
+    places = start_operators(
+        model, teacher, moments, settings.importance, fits_output=settings.output_maps == "least_squares"
     )
-    fits = settings.output_maps == "least_squares"
-    new = start_operators(model, teacher, moments, settings.importance, fits)
     calibrate(
-        model,
+        make_trainable(bench, model),
         teacher,
-        new,
-        bench.stream(settings.seed),
+        places,
+        endless_batches(bench.train, settings.batch_size, bench.pad_token_id, settings.seed),
         settings.calibration_steps,
         settings.calibration_learning_rate,
         bench.accelerator.autocast,
         progress,
     )
     return model
-
-
-def supernet_config(config: MagicConfig, space: SearchSpace) -> MagicConfig:
-    """Returns the configuration of the super-net of a space around a checkpoint, without dropout."""
-    values = config.to_dict()
-    for derived in ("transformers_version", "num_hidden_layers"):
-        values.pop(derived, None)
-    supernet = type(config)(**{**values, "candidate_operators": space.to_json()})
-    supernet._attn_implementation = attention_implementation(config)
-    without_dropout(supernet)
-    return supernet
-
-
-def _first(rows: Dataset, number: int) -> Sequence[int]:
-    return range(min(number, len(rows)))
-
-
-def load_model(bench: Workbench, folder: Path) -> MagicPreTrainedModel:
-    """Returns a model of the checkpoint's class from a folder of the run."""
-    model = type(bench.teacher).from_pretrained(
-        folder, attn_implementation=attention_implementation(bench.teacher.config)
-    )
-    if isinstance(getattr(model.config, "sparse_prediction", None), bool):
-        model.config.sparse_prediction = bench.source.kind == "masked_lm"
-    return model.to(bench.accelerator.device).eval()
 
 
 # ---- The super-net ----
@@ -275,39 +405,36 @@ def train_supernet(bench: Workbench, within: Sequence[BudgetedSpace], progress: 
         within: the children of the sizes that are looked for, for the sampler "budget".
         progress: shows a bar.
     """
-    settings, folder = bench.settings, bench.folder / SUPERNET_FOLDER
-    visits_path, model_folder = folder / VISITS_NAME, folder / "model"
-    if not visits_path.is_file():
-        model = start_supernet(bench, progress)
-        freeze_embeddings(model)
-        set_seed(settings.seed)
-        args = training_arguments(
-            bench,
-            folder,
-            settings.supernet_steps,
-            settings.supernet_learning_rate,
-            MagicTrainingArguments,
-            sampler="gradual" if settings.sampler == "gradual" else "uniform",
-            alignment="none",
-            alignment_weight=settings.alignment_weight,
-            alignment_every_n_layers=settings.alignment_every_n_layers,
-            num_probe_children=0,
-            disable_tqdm=not progress,
-        )
-        trainer = CheckpointTrainer(
-            model,
-            args,
-            objective=bench.objective,
-            within=within if settings.sampler == "budget" else (),
-            anchor_teacher=bench.teacher if settings.alignment == "teacher" else None,
-            train_dataset=bench.train,
-            data_collator=bench.outputs.collate,
-        )
-        show_progress(trainer, ["loss_pred", "loss_align"])
-        finish_training(trainer)
-        if bench.accelerator.is_main_process:
-            with written_at_once(model_folder, replaces=True) as temporary:
-                model.save_pretrained(temporary)
-            write_json(visits_path, trainer.visits)
-        bench.accelerator.wait_for_everyone()
-    return load_model(bench, model_folder)
+    folder = bench.folder / SUPERNET_FOLDER
+    if not bench.is_file(folder / VISITS_NAME):
+        _train_supernet(bench, folder, within, progress)
+    return load_trained(bench, folder)
+
+
+def _train_supernet(bench: Workbench, folder: Path, within: Sequence[BudgetedSpace], progress: bool) -> None:
+    settings = bench.settings
+    args = training_arguments(
+        bench,
+        MagicTrainingArguments,
+        folder,
+        settings.supernet_steps,
+        settings.supernet_learning_rate,
+        progress,
+        sampler="gradual" if settings.sampler == "gradual" else "uniform",
+        alignment="none",
+        alignment_weight=settings.alignment_weight,
+        alignment_every_n_layers=settings.alignment_every_n_layers,
+        num_probe_children=0,
+    )
+    trainer = CheckpointTrainer(
+        make_trainable(bench, start_supernet(bench, progress)),
+        args,
+        objective=bench.objective,
+        within=within if settings.sampler == "budget" else (),
+        anchor_teacher=bench.teacher if settings.alignment == "teacher" else None,
+        train_dataset=bench.train,
+        data_collator=bench.train_outputs.collate,
+    )
+    show_progress(trainer, ["loss_pred", "loss_align"])
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    keep_trained(bench, trainer, VISITS_NAME, trainer.visits)

@@ -161,6 +161,8 @@ def _trace(model: transformers.PreTrainedModel, path: Path) -> None:
     # Sizes that occur once only: the exporter would take equal ones for one size.
     example = {name: torch.ones(2, 9, dtype=torch.long) for name in _INPUTS}
     example["attention_mask"][1, 5:] = 0
+    # The one type that every model knows.
+    example["token_type_ids"].zero_()
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=model.config.max_sequence_length)}
     with torch.no_grad():
         output_names = list(model(**example).keys())

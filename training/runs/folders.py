@@ -24,6 +24,8 @@ RUN_NAME = "run.json"
 RESULT_NAME = "result.json"
 # Of runs that are made of many trainings: those that have ended.
 RECORDS_NAME = "runs.json"
+# What a run that has begun found out of its machine and keeps to wherever it goes on.
+FACTS_NAME = "facts.json"
 LOCK_NAME = ".lock"
 MODEL_FOLDER = "model"
 
@@ -116,8 +118,8 @@ def check_run_folder(output_dir: str | Path, settings: Settings) -> None:
     """Raises a ValueError where `output_dir` holds another run or something else; the same run may go on there.
 
     Cheap, so that a run can ask before it reads its text; `open_run` asks again. A run that has neither a checkpoint
-    nor a result nor records has lost nothing: its folder may be taken by another. The runs within a run count as its
-    own.
+    nor a result nor records nor facts has lost nothing: its folder may be taken by another. The runs within a run
+    count as its own.
     """
     output_dir = Path(output_dir)
     path = output_dir / RUN_NAME
@@ -144,7 +146,7 @@ def finished_result(output_dir: str | Path, settings: Settings) -> dict[str, Any
 
 
 def _has_begun(run: Path) -> bool:
-    written = any((run / name).is_file() for name in (RESULT_NAME, RECORDS_NAME))
+    written = any((run / name).is_file() for name in (RESULT_NAME, RECORDS_NAME, FACTS_NAME))
     if written or last_complete_checkpoint(run) is not None:
         return True
     return any(_has_begun(path.parent) for path in run.glob(f"*/*/{RUN_NAME}"))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from tqdm.auto import tqdm
 
-from modeling_magic import MagicForMaskedLM
+from modeling_magic import MagicModel
 from modeling_magic.modeling_magic import MagicPreTrainedModel, Packing
 
 from ..data.text import MaskingCollator, PreparedData
@@ -97,7 +97,7 @@ class MaskedLMJudge:
         positions = (labels != -100).nonzero().squeeze(1)
         return positions, labels[positions]
 
-    def sums(self, model: MagicForMaskedLM, states: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
+    def sums(self, model: Any, states: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
         """Returns the summed cross-entropy and the number of right predictions."""
         positions, labels = prepared
         logits = model.lm_head(states.flatten(0, 1)[positions]).float()
@@ -122,6 +122,10 @@ def _count_items(batches: Sequence[Batch], judge: Judge) -> int:
     if not (number := sum(map(judge.num_items, batches))):
         raise ValueError("no token of the validation batches is to be predicted; give more text or mask more tokens")
     return number
+
+
+def _encoder_of(model: MagicPreTrainedModel) -> MagicModel:
+    return cast(MagicModel, model.base_model)
 
 
 def evaluate_child(
@@ -163,12 +167,12 @@ def _sums_of_batch(
 ) -> Tensor:
     batch = send_to_device(batch, model.device)
     inputs = {name: batch[name] for name in _EMBEDDED if name in batch}
-    outputs = model.base_model(**inputs, attention_mask=batch.get("attention_mask"), architecture=architecture)
+    outputs = _encoder_of(model)(**inputs, attention_mask=batch.get("attention_mask"), architecture=architecture)
     return judge.sums(model, outputs.last_hidden_state, judge.prepare(batch))
 
 
 def rank_children(
-    model: MagicForMaskedLM,
+    model: MagicPreTrainedModel,
     batches: Sequence[Batch],
     architectures: Iterable[Architecture],
     accelerator: Accelerator | None = None,
@@ -219,7 +223,7 @@ class _Inputs(NamedTuple):
         packing = None
         if mask is not None and mask.dim() == 2 and model.config.unpad_inputs:
             packing = Packing.of(mask)
-        encoder = model.base_model
+        encoder = _encoder_of(model)
         masks = (None, None) if packing else encoder.attention_masks(encoder.embeddings(*embedded), mask)
         return cls(embedded, masks, packing, judge.prepare(batch))
 
@@ -235,7 +239,7 @@ class SharedBottoms:
         self, model: MagicPreTrainedModel, batches: Sequence[Batch], max_kept_bytes: int, judge: Judge | None = None
     ):
         """Prepares the batches; to be made and used without gradients, with the model in evaluation mode."""
-        self._model, self._judge = model, judge or MaskedLMJudge()
+        self._model, self._encoder, self._judge = model, _encoder_of(model), judge or MaskedLMJudge()
         self._inputs = [_Inputs.of(model, batch, self._judge) for batch in batches]
         # Autocast leaves states in single precision, or in half.
         token_bytes = model.config.hidden_size * max(model.dtype.itemsize, torch.float32.itemsize)
@@ -269,14 +273,14 @@ class SharedBottoms:
             for depth, operator in enumerate(child[start:], start):
                 if depth in new:
                     new[depth].append(states)
-                layer = self._model.base_model.encoder.layer[depth]
+                layer = self._encoder.encoder.layer[depth]
                 states = layer(states, *inputs.masks, operator=operator, packing=inputs.packing)
             sums.append(self._score(inputs, states))
         self._last, self._kept = child, kept | new
         return torch.stack(sums).tolist(), len(child) - start
 
     def _embed(self, inputs: _Inputs) -> Tensor:
-        states = self._model.base_model.embeddings(*inputs.embedded)
+        states = self._encoder.embeddings(*inputs.embedded)
         return states if inputs.packing is None else inputs.packing.pack(states)
 
     def _score(self, inputs: _Inputs, states: Tensor) -> Tensor:

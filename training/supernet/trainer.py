@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from modeling_magic import MagicModel
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..files import write_json
@@ -267,7 +268,8 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
             inputs: of its forward pass: the batch, the child, and which hidden states to keep.
             num_items_in_batch: what the loss of the whole accumulated batch is a mean over.
         """
-        return super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        return loss, outputs
 
     def _evaluated_child(self) -> Architecture:
         if self.anchor is not None:
@@ -312,13 +314,14 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
             shared: layers from the bottom up that the child of the step and the target have in common.
             bottom: their states, `None` where there are none.
         """
-        encoder = self.accelerator.unwrap_model(self.model_wrapped).base_model
+        encoder = cast(MagicModel, self.accelerator.unwrap_model(self.model_wrapped).base_model)
         targets = [target_states(encoder, inputs, child, aligned, shared, bottom) for child in self._target_children()]
         return targets[0] if len(targets) == 1 else average_states(targets)
 
     def _record_gradients(self) -> None:
         """Shows this step's gradients, which were unscaled, averaged over the processes and clipped, to the health."""
-        path = zip(self.model.base_model.encoder.layer, self.architecture, strict=True)
+        layers = cast(MagicModel, self.model.base_model).encoder.layer
+        path = zip(layers, self.architecture, strict=True)
         weights = [list(layer.get_submodule(f"operators.{operator}").parameters()) for layer, operator in path]
         step = self.state.global_step + 1
         self.health.add_gradients(step, self.architecture, weights, self.total_grad_norm, self.args.max_grad_norm)

@@ -182,7 +182,7 @@ def overhead(arguments: argparse.Namespace) -> list[str]:
     for module in (model.magic.embeddings, *model.magic.encoder.layer):
         module.forward = arithmetic.around(module.forward)
     judge = training.supernet.evaluation.MaskedLMJudge
-    judge.sums = arithmetic.around(judge.sums)
+    judge.sums = arithmetic.around(judge.sums)  # type: ignore[method-assign]
     with TemporaryDirectory() as folder:
         opening = seconds(lambda: Evaluator(model, batches, journal=Path(folder) / "opened.jsonl"))
         evaluate = Evaluator(model, batches, journal=Path(folder) / "journal.jsonl")

@@ -1,4 +1,4 @@
-"""A compression that takes seconds: toys of each kind with text, and processes that are killed in the middle of one."""
+"""A compression that takes seconds: toys of each kind with text, and processes that are killed in the middle."""
 
 import os
 import random

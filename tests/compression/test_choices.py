@@ -124,6 +124,16 @@ def test_dropping_one_by_one_goes_on_until_the_budget_is_met():
     assert {Counter(child.architecture)["MHA4"] for child in found} == {3}
 
 
+def test_a_child_without_layers_is_never_judged():
+    """One after another the blocks that matter least go, until the one that is left is beyond the budget alone."""
+    chain = ("MHA4", "FFN") * 3 + ("MHA2x16", "FFNx24") * 9
+    cost = AdditiveCost("num_parameters", 0, {"MHA4": 500, "FFN": 500, "MHA2x16": 1, "FFNx24": 1, "SKIP": 0})
+    losses = Losses(lambda child: sum(1.0 for name in child[:6] if name == "SKIP"))
+    assert dropped_blocks(chain, at_most(cost, 900), losses) == []
+    assert len(losses.asked) == sum(range(2, 13))
+    assert all(set(child) != {"SKIP"} for child in losses.asked)
+
+
 def test_one_block_always_stays():
     cost = AdditiveCost("num_parameters", 0, {"MHA4": 50, "FFN": 50, "SKIP": 0})
     assert dropped_blocks(("MHA4", "FFN") * 12, Budget((Limit(cost, 50, 99),)), Losses(planted)) == []
@@ -302,28 +312,33 @@ def test_winner_and_controls_are_the_best_of_their_kinds():
     }
     assert set(zero_shot.asked) == set(layers)
     # All of them have a name in tables.
-    assert set(found.controls) == set(ROLES)
+    assert set(found.controls) <= set(ROLES)
 
 
 def test_the_order_is_that_of_the_winner_and_of_one_width():
     budget = at_most(COST, COST(CHAIN) - 60)
-    found, _, shared = chosen(SPACE, CHAIN, budget, num_evaluations=10_000, order=best_first(3.0))
+    found, _, shared = chosen(SPACE, CHAIN, budget, num_evaluations=10_000, order=best_first(-10.0))
 
     def value(child: Architecture) -> float:
-        return shared.loss(child) - 3.0 * score(child)
+        return shared.loss(child) + 10.0 * score(child)
 
     within = children_within(SPACE, budget)
     assert found.found.architecture == min(within, key=value)
     assert found.found.val_loss == shared.loss(found.found.architecture)
     widths = [child for child in within if child[:2] == child[2:] and "SKIP" not in child]
     assert found.controls["one_width"] == min(widths, key=value)
+    assert found.controls["one_width"] != min(widths, key=shared.loss)
 
 
 def test_search_begins_with_the_drops_and_the_children_of_one_width():
     budget = at_most(COST, COST(CHAIN) - 60)
-    found, zero_shot, shared = chosen(SPACE, CHAIN, budget, num_evaluations=1)
-    assert set(shared.asked) >= set(zero_shot.asked)
-    assert found.controls["one_width"] in shared.asked
+    _, zero_shot, shared = chosen(SPACE, CHAIN, budget, num_evaluations=8)
+    widths = {child for child in children_within(SPACE, budget) if child[:2] == child[2:] and "SKIP" not in child}
+    # Of drops of layers half as many were judged, beside the two of blocks.
+    assert len(zero_shot.asked) == len(set(zero_shot.asked)) + 2 == 2 + 2 + 4
+    assert set(shared.asked[: len(widths) + 6]) == widths | set(zero_shot.asked)
+    # And those of one width once more, for the control.
+    assert len(set(shared.asked)) == len(widths) + 6 + 8
 
 
 def test_a_child_that_was_found_otherwise_is_taken_as_it_is():

@@ -149,6 +149,17 @@ def test_a_budget_below_the_smallest_child_is_refused_with_its_name():
     assert member.budget.allows(("SKIP", "FFNx8", "SKIP", "SKIP"))
 
 
+def test_a_budget_of_the_smallest_child_itself_is_met():
+    (member,) = members(max_params=[f"{count_parameters(CONFIG, ('FFNx8',))}"])
+    assert {"".join(child).replace("SKIP", "") for child in children_within(SPACE, member.budget)} == {"FFNx8"}
+
+
+def test_budgets_that_are_written_twice_are_refused_before_anything_is_measured():
+    with pytest.raises(ValueError, match=r"\A--max-latency has 0.4x and .40X, which are one budget; name each once\Z"):
+        check_budgets(CompressSettings(max_latency=("0.4x", "0.5x", ".40X")))
+    check_budgets(CompressSettings(max_latency=("0.4x", "0.4"), max_flops=("0.4x",)))
+
+
 @pytest.mark.parametrize(
     ("texts", "first", "second"),
     [

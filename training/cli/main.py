@@ -81,17 +81,27 @@ def compress(
     checkpoint: Annotated[
         str | None, typer.Argument(help="The encoder to compress: a folder, or a name on the Hub.")
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Distil children as tasks of a Ray cluster; needs the extra ray.")
+    ] = False,
+    address: Annotated[str | None, typer.Option(help="With --ray: a running cluster. Default: this machine.")] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="With --ray on this machine alone: tasks at a time. Default: one a CPU.")
+    ] = None,
 ) -> None:
     """Make a smaller, faster encoder of a pre-trained one, for each budget, and show it beside its controls."""
     from accelerate import PartialState
 
     from ..compression.compress_run import compress as run_compress
+    from ..compression.distill_ray import RayCluster
 
     recipe = given.recipe()
     settings = given.settings(recipe if checkpoint is None else {**recipe, "checkpoint": checkpoint})
     if not settings.checkpoint:
         raise ValueError("name the encoder to compress: magic-nas compress CHECKPOINT --max-latency 0.4x --text ...")
-    result = run_compress(settings, output_dir)
+    if not ray and (address is not None or num_workers is not None):
+        raise ValueError("--address and --num-workers are for children as tasks of a Ray cluster; add --ray")
+    result = run_compress(settings, output_dir, cluster=RayCluster(address, num_workers) if ray else None)
     if not PartialState().is_main_process:
         return
     print(f"\n{result['table']}\n")

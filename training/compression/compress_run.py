@@ -9,7 +9,6 @@ from shutil import rmtree
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
@@ -23,12 +22,13 @@ from ..space.settings import LatencySettings
 from ..supernet.evaluation import Evaluator, journal_key
 from .choices import Choices, best_additive, best_first, choose
 from .compressed_folder import export_compressed
-from .compression_report import FOUND, ModelRow, compression_table, draw_compression, verdict
+from .compression_report import BEST_DROPS, EQUAL_STEPS, FOUND, ModelRow, compression_table, draw_compression, verdict
 from .distill import Compute, distill
+from .distill_ray import RayCluster, Training, check_ray, distill_on_ray
 from .judging import Distilled, judge_models
 from .members import Member, check_budgets, members_of, trained_children
 from .predictor import window_lengths
-from .sentences import read_sentences
+from .sentences import Sentences, read_sentences
 from .settings import CompressSettings
 from .source import Source, load_source
 from .spaces import checkpoint_space
@@ -42,6 +42,7 @@ from .workbench import (
     calibrated_errors,
     drop_supernet,
     new_accelerator,
+    process_state,
     run_precision,
     start_supernet,
     supernet_config,
@@ -64,7 +65,9 @@ Models = dict[str, dict[str, Distilled]]
 
 
 @bars_off()
-def compress(settings: CompressSettings, output_dir: str | Path, progress: bool = True) -> dict[str, Any]:
+def compress(
+    settings: CompressSettings, output_dir: str | Path, progress: bool = True, cluster: RayCluster | None = None
+) -> dict[str, Any]:
     """Finds, distils and writes a smaller encoder for each budget, and returns the result with all controls.
 
     The folder then holds `model/` (with several budgets `model/<budget>/`), which is what the checkpoint was and
@@ -75,6 +78,7 @@ def compress(settings: CompressSettings, output_dir: str | Path, progress: bool 
         settings: the checkpoint, the text, the budgets and how to search.
         output_dir: the run's folder.
         progress: shows bars.
+        cluster: of Ray, whose tasks distil the children side by side; left out, they are distilled one after another.
 
     Raises:
         InfeasibleBudgetError: no child is within a budget.
@@ -82,11 +86,13 @@ def compress(settings: CompressSettings, output_dir: str | Path, progress: bool 
     """
     folder = Path(output_dir)
     check_budgets(settings)
+    if cluster is not None:
+        check_ray()
     if not settings.text:
         raise ValueError("no text is given; name unlabelled text like that which the encoder will see with --text")
     if (result := finished_result(folder, settings)) is not None:
         return result
-    state = PartialState()
+    state = process_state()
     progress = progress and state.is_main_process
     with _threads(settings.num_threads):
         source = load_source(settings.checkpoint, settings.kind)
@@ -94,22 +100,38 @@ def compress(settings: CompressSettings, output_dir: str | Path, progress: bool 
         tasks = read_tasks(settings, source)
         check_space(settings, source)
         with state.main_process_first():
-            sentences = read_sentences(
-                settings.text,
-                source.tokenizer,
-                source.max_length,
-                settings.num_sentences,
-                settings.num_validation_sentences,
-                settings.seed,
-                text_column=settings.text_column,
-                progress=progress,
-            )
+            sentences = _read_text(settings, source, progress)
         _say(*sentences.notes, *(f"warning: {warning}" for warning in sentences.warnings))
         with open_run(folder, settings, state.is_main_process) as run:
             if run.result is not None:
                 return run.result
             accelerator = new_accelerator(run_precision(folder, settings))
-            return _compress(run, Workbench(settings, source, sentences, folder, accelerator), tasks, progress)
+            bench = Workbench(settings, source, sentences, folder, accelerator)
+            return _compress(run, bench, tasks, progress, cluster)
+
+
+def _read_text(settings: CompressSettings, source: Source, progress: bool) -> Sentences:
+    return read_sentences(
+        settings.text,
+        source.tokenizer,
+        source.max_length,
+        settings.num_sentences,
+        settings.num_validation_sentences,
+        settings.seed,
+        text_column=settings.text_column,
+        progress=progress,
+    )
+
+
+@bars_off()
+def open_bench(settings: CompressSettings, folder: Path) -> Workbench:
+    """Returns the workbench of a run that another process has begun, the teacher's outputs at hand."""
+    source = load_source(settings.checkpoint, settings.kind)
+    sentences = _read_text(settings, source, progress=False)
+    accelerator = new_accelerator(run_precision(folder, settings))
+    bench = Workbench(settings, source, sentences, folder, accelerator)
+    bench.run_teacher(progress=False)
+    return bench
 
 
 @contextmanager
@@ -124,7 +146,7 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _say(*lines: str) -> None:
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         for line in lines:
             logger.info(line)
 
@@ -174,13 +196,15 @@ def check_space(settings: CompressSettings, source: Source) -> None:
 # ---- The steps ----
 
 
-def _compress(run: Run, bench: Workbench, tasks: Sequence[Task], progress: bool) -> dict[str, Any]:
+def _compress(
+    run: Run, bench: Workbench, tasks: Sequence[Task], progress: bool, cluster: RayCluster | None
+) -> dict[str, Any]:
     if run.writes:
         _delete_torn(run.folder)
     members = _members(bench, progress)
     bench.run_teacher(progress)
     chosen = _choose_all(bench, members, progress)
-    models = _distill_all(bench, members, chosen, progress)
+    models = _distill_all(bench, members, chosen, progress, cluster)
     rows, measured = bench.on_main(lambda: judge_models(bench, models, tasks, progress))
     table = compression_table(rows, bench.objective.loss_name, bench.objective.score_name)
     verdicts = [verdict(rows, member.name) for member in members]
@@ -314,47 +338,53 @@ def _evaluator(
 # ---- Distillation ----
 
 
-def _distill_all(bench: Workbench, members: Sequence[Member], chosen: Mapping[str, Choices], progress: bool) -> Models:
+def _distill_all(
+    bench: Workbench,
+    members: Sequence[Member],
+    chosen: Mapping[str, Choices],
+    progress: bool,
+    cluster: RayCluster | None,
+) -> Models:
     """Returns for each budget the distilled model and its number of steps, by role."""
-    lengths = bench.train["length"][:]
-    compute = Compute(
-        bench.teacher.config, bench.settings, sum(lengths) / len(lengths), bench.accelerator.num_processes
-    )
-    shared = _shared_flops(bench, compute) / len(members)
-    return {
-        member.name: _distill_member(bench, member, chosen[member.name], compute, shared, progress)
-        for member in members
-    }
+    planned = {member.name: _plan(bench, member, chosen[member.name], len(members)) for member in members}
+    # One child may fill several roles of a budget, and is distilled once.
+    trainings = list(dict.fromkeys(training for plan in planned.values() for training in plan.values()))
+    if cluster is not None:
+        distill_on_ray(bench.settings, bench.folder, trainings, open_bench, cluster, progress)
+    distilled = {training: _distill(bench, training, progress) for training in trainings}
+    return {member: {role: distilled[training] for role, training in plan.items()} for member, plan in planned.items()}
 
 
-def _distill_member(
-    bench: Workbench, member: Member, choices: Choices, compute: Compute, shared: float, progress: bool
-) -> dict[str, Distilled]:
-    """Returns the models of a budget by role: the child that was found, and its controls at the compute it has cost.
+def _distill(bench: Workbench, training: Training, progress: bool) -> Distilled:
+    child, steps, folder = training
+    _say(f"{folder.parent.name}: distilling {folder.name}, {format_architecture(child)}, {steps} steps")
+    return Distilled(distill(bench, child, steps, folder, progress), steps)
+
+
+def _plan(bench: Workbench, member: Member, choices: Choices, num_members: int) -> dict[str, Training]:
+    """Returns the trainings of a budget by role: of the child that was found, and of its controls at its compute.
+
+    The compute of a winner is that of its distillation and its share of the search.
 
     Args:
         bench: of the run.
         member: the budget.
         choices: its children.
-        compute: of the trainings.
-        shared: FLOPs of finding the child.
-        progress: shows bars.
+        num_members: budgets that share one search.
     """
-    winner, steps = choices.found.architecture, bench.settings.steps
-    flops = steps * compute.step(winner) + shared
-    planned = {FOUND: (winner, steps)}
+    lengths, settings = bench.train["length"][:], bench.settings
+    mean_length = sum(lengths) / len(lengths)
+    compute = Compute(bench.teacher.config, settings, mean_length, bench.accelerator.num_processes)
+    winner = choices.found.architecture
+    flops = settings.steps * compute.step(winner) + _shared_flops(bench, compute) / num_members
+    planned = {FOUND: (winner, settings.steps)}
     planned |= {role: (child, compute.equal_steps(child, flops)) for role, child in choices.controls.items()}
-    trained: dict[Any, Distilled] = {}
-    models = {}
-    for role, plan in planned.items():
-        # One child may fill several roles.
-        if plan not in trained:
-            child, number = plan
-            _say(f"{member.name}: distilling {role}, {format_architecture(child)}, {number} steps")
-            folder = bench.folder / MODELS_FOLDER / member.name / role
-            trained[plan] = Distilled(distill(bench, child, number, folder, progress), number)
-        models[role] = trained[plan]
-    return models
+    if settings.equal_steps:
+        drops = [role for role in BEST_DROPS if role in choices.controls]
+        planned |= {f"{role}{EQUAL_STEPS}": (choices.controls[role], settings.steps) for role in drops}
+    first = {plan: role for role, plan in reversed(planned.items())}
+    folder = bench.folder / MODELS_FOLDER / member.name
+    return {role: Training(*plan, folder / first[plan]) for role, plan in planned.items()}
 
 
 def _shared_flops(bench: Workbench, compute: Compute) -> float:

@@ -1,7 +1,7 @@
 """The table, the figure and the verdict of a compression: the models that were found beside their controls."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,10 +25,14 @@ ROLES = {
     "one_width": "one width",
     "random": "random child",
 }
-DROPS = ("block_drop", "sublayer_drop", "evenly_spaced_blocks")
+BEST_DROPS = ("block_drop", "sublayer_drop")
+DROPS = (*BEST_DROPS, "evenly_spaced_blocks")
+# Ends the role of a drop that was distilled for as many steps as the winner, and not at its compute.
+EQUAL_STEPS = "_equal_steps"
+ROLES |= {f"{role}{EQUAL_STEPS}": f"{ROLES[role]}, equal steps" for role in BEST_DROPS}
 # The roles whose models, over several budgets, are a line of the figure: the winners and what they have to beat.
 _LINES = (FOUND, "block_drop", "sublayer_drop")
-# Shapes differ as well as colours; int8 is hollow.
+# Shapes differ as well as colours; hollow are int8 and drops at equal steps.
 _STYLES: dict[str, dict[str, Any]] = {
     TEACHER: {"color": INK, "marker": "*", "markersize": 10},
     TEACHER_INT8: {"color": INK, "marker": "*", "markersize": 10, "markerfacecolor": "white"},
@@ -39,6 +43,8 @@ _STYLES: dict[str, dict[str, Any]] = {
     "evenly_spaced_blocks": {"color": ORANGE, "marker": "s", "markersize": 5},
     "one_width": {"color": GREEN, "marker": "D", "markersize": 5},
     "random": {"color": GREY, "marker": "x"},
+    f"block_drop{EQUAL_STEPS}": {"color": RED, "marker": "v", "markerfacecolor": "white"},
+    f"sublayer_drop{EQUAL_STEPS}": {"color": PURPLE, "marker": "^", "markerfacecolor": "white"},
 }
 
 
@@ -139,7 +145,14 @@ def verdict(rows: Sequence[ModelRow], member: str) -> str:
     if found.architecture in [row.architecture for row in drops]:
         return f"{member}: no better than dropping blocks, as what was found is such a drop: its loss is {compared}."
     better = "better" if _by_loss(found) < _by_loss(best) else "no better"
-    return f"{member}: {better} than dropping blocks: its loss is {compared}."
+    return f"{member}: {better} than dropping blocks: its loss is {compared}.{_nearer(found, of_roles)}"
+
+
+def _nearer(found: ModelRow, of_roles: Mapping[str, ModelRow]) -> str:
+    """Returns which of the children that nobody searched for came nearer than the one that was found, if any."""
+    others = [of_roles[role] for role in ("one_width", "random") if role in of_roles]
+    nearer = [f"the {row.label} has {row.loss:.4f}" for row in others if _by_loss(row) < _by_loss(found)]
+    return f" But at equal compute {' and '.join(nearer)}." if nearer else ""
 
 
 def _by_loss(row: ModelRow) -> tuple[bool, float]:
@@ -166,7 +179,7 @@ def draw_compression(rows: Sequence[ModelRow], loss_name: str, score_name: str) 
     """
     task = next(iter(rows[0].tasks), None)
     by_latency = any(row.padded is not None for row in rows[1:])
-    figure = Figure(figsize=(9.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(9.4, 4.8), layout="constrained")
     loss_axes, score_axes = figure.subplots(1, 2, sharex=True)
     _draw_panel(loss_axes, rows, by_latency, lambda row: row.loss)
     _draw_panel(score_axes, rows, by_latency, lambda row: row.score if task is None else row.tasks[task])
@@ -175,7 +188,7 @@ def draw_compression(rows: Sequence[ModelRow], loss_name: str, score_name: str) 
     loss_axes.set_title(f"{loss_name}, held-out text (lower is better)", fontsize=10)
     score_axes.set_title(f"{task or f'{score_name}, held-out text'} (higher is better)", fontsize=10)
     handles, labels = loss_axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

@@ -127,6 +127,12 @@ class CompressSettings(Settings):
         help="Weight of the second score, beside the loss, by which a winner is chosen: loss - weight * score.",
     )
     steps: int = option(800, flag="--steps", at_least=1, unit="steps", help="Steps of a winner's distillation.")
+    equal_steps: bool = option(
+        False,
+        flag="--equal-steps/--no-equal-steps",
+        help="Distil the best drops for as many steps as the winner as well. Without it, as with it, all controls are "
+        "given the compute that the winner and its search have cost.",
+    )
     learning_rate: float = option(1e-3, flag="--learning-rate", above=0, help="Peak learning rate of distillation.")
     batch_size: int = option(64, flag="--batch-size", at_least=1, unit="sentences", help="Batch of every training.")
     states_weight: float = option(

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain, cycle, islice, pairwise
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -54,17 +55,17 @@ def ordered_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
 def endless_places(rows: Dataset, batch_size: int, seed: int) -> Iterator[list[int]]:
     """Yields places of rows of nearly equal lengths, as many at a time as a batch has, for ever.
 
-    In each epoch all rows come in another random order, but for the last ones, too few for a batch. Of fewer rows than
-    a batch has, some come several times.
+    In each epoch the rows come in another random order, each once, but for some at random that would not fill a batch.
+    Of fewer rows than a batch has, some come several times in it.
     """
-    lengths = rows["length"][:]
-    while True:
-        for places in length_batches(lengths, batch_size, seed):
-            if len(places) == batch_size:
-                yield places
-            elif len(lengths) < batch_size:
-                yield list(islice(cycle(places), batch_size))
-        seed += 1
+    lengths = np.array(rows["length"][:])
+    for epoch in count(seed):
+        # Left out before batches are made of rows of one length: the last batch would ever have the longest.
+        places = np.random.default_rng([epoch, 1]).permutation(len(lengths))
+        whole = max(1, len(places) // batch_size) * batch_size
+        places = np.resize(places, whole)
+        for batch in length_batches(lengths[places], batch_size, epoch):
+            yield places[batch].tolist()
 
 
 def endless_batches(rows: Dataset, batch_size: int, pad_token_id: int, seed: int) -> Iterator[Batch]:

@@ -59,7 +59,12 @@ _SAVE_STEPS = 100
 _LOGGING_STEPS = 50
 
 
-# ---- Precision ----
+# ---- Processes and precision ----
+
+
+def process_state() -> PartialState:
+    """Returns what is known of this process and those beside it; they may be several on processors alone."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def has_bf16_units(device: torch.device) -> bool:
@@ -76,7 +81,7 @@ def run_precision(folder: Path, settings: CompressSettings) -> str:
 
     It is what the run began with, on whatever machine that was; a run that begins puts it on record.
     """
-    state = PartialState()
+    state = process_state()
     path = folder / FACTS_NAME
     if state.is_main_process and not path.is_file():
         here = "bf16" if has_bf16_units(state.device) else "no"
@@ -88,7 +93,7 @@ def run_precision(folder: Path, settings: CompressSettings) -> str:
 def new_accelerator(precision: str) -> Accelerator:
     """Returns an accelerator of a precision; one of another precision that this process had is forgotten."""
     forget_accelerator()
-    return Accelerator(mixed_precision=precision)
+    return Accelerator(cpu=process_state().device.type == "cpu", mixed_precision=precision)
 
 
 # ---- The workbench ----

@@ -1,0 +1,139 @@
+"""Children distilled as tasks of a Ray cluster, into the folders that one process would distil them into."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from ..space.search_space import Architecture, format_architecture
+from .distill import DISTILLED_NAME, distill
+from .settings import CompressSettings
+from .workbench import Workbench
+
+
+# Of a task whose worker was killed, after which the run ends; Ray counts apart what its own monitor kills for want of
+# memory.
+_MAX_RETRIES = 3
+
+
+class RayCluster(NamedTuple):
+    """Where tasks run, and what each takes.
+
+    Attributes:
+        address: of a cluster, as `ray.init` takes it; `None` is that of the environment, or else this machine.
+        num_workers: of this machine where no cluster is named; `None` is one for each of its CPUs.
+        num_cpus: that a task takes, which its torch has as threads, at least 1.
+        num_gpus: that a task takes.
+    """
+
+    address: str | None = None
+    num_workers: int | None = None
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+
+class Training(NamedTuple):
+    """The distillation of one child.
+
+    Attributes:
+        architecture: the child, with its SKIPs.
+        steps: of the training.
+        folder: of this training alone.
+    """
+
+    architecture: Architecture
+    steps: int
+    folder: Path
+
+
+def check_ray() -> None:
+    """Raises a ValueError where Ray is not installed."""
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ValueError("Ray is not installed; pip install 'magic-nas[ray]', or leave --ray out") from None
+
+
+def distill_on_ray(
+    settings: CompressSettings,
+    folder: Path,
+    trainings: Sequence[Training],
+    open_bench: Callable[[CompressSettings, Path], Workbench],
+    cluster: RayCluster,
+    progress: bool,
+) -> None:
+    """Distils children as Ray tasks, each on disk before its task ends; those that lie there are left alone.
+
+    A task whose worker is killed is run again, on any node, and goes on from the last checkpoint of its training. All
+    nodes must see the run's folder, the checkpoint and the text under the same paths. The teacher's outputs are read
+    from the cache; a node that has none of its own runs the teacher once.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        trainings: what to distil.
+        open_bench: makes a workbench of the run in a worker.
+        cluster: where.
+        progress: shows a bar of the children.
+
+    Raises:
+        ValueError: Ray is not installed, or a child's workers were killed again and again.
+    """
+    left = [training for training in trainings if not (training.folder / DISTILLED_NAME).is_file()]
+    if not left:
+        return
+    check_ray()
+    import ray
+
+    is_own = not ray.is_initialized()
+    if is_own:
+        named = cluster.num_workers is None or cluster.address is not None
+        cpus = None if named else max(1, round(cluster.num_workers * cluster.num_cpus))  # type: ignore[operator]
+        ray.init(address=cluster.address, num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    try:
+        task = ray.remote(num_cpus=cluster.num_cpus, num_gpus=cluster.num_gpus, max_retries=_MAX_RETRIES)(_distill)
+        threads = max(1, int(cluster.num_cpus))
+        running = {task.remote(settings, str(folder), one, open_bench, os.getcwd(), threads): one for one in left}
+        with tqdm(total=len(left), desc="children distilled", disable=not progress) as bar:
+            while running:
+                (ready, *_), _ = ray.wait(list(running), num_returns=1)
+                _check_result(ray, ready, running.pop(ready))
+                bar.update()
+    finally:
+        if is_own:
+            ray.shutdown()
+
+
+def _check_result(ray: Any, ready: Any, training: Training) -> None:
+    """Raises what a task raised."""
+    try:
+        ray.get(ready)
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise ValueError(
+            f"the workers that distilled {format_architecture(training.architecture)} were killed {_MAX_RETRIES + 1} "
+            f"times ({type(error).__name__}); give them more memory or take fewer at a time, and start again: what "
+            f"was distilled stays"
+        ) from error
+
+
+def _distill(
+    settings: CompressSettings, folder: str, training: Training, open_bench: Any, directory: str, num_threads: int
+) -> None:
+    """Distils one child; runs in a worker, which has begun in a directory of its own."""
+    import torch
+
+    os.chdir(directory)
+    torch.set_num_threads(num_threads)
+    bench = _bench(settings, folder, open_bench)
+    distill(bench, training.architecture, training.steps, training.folder, progress=False)
+
+
+@lru_cache(maxsize=1)
+def _bench(settings: CompressSettings, folder: str, open_bench: Any) -> Workbench:
+    """The text is read once in a process, not for each of its children."""
+    return open_bench(settings, Path(folder))

@@ -214,6 +214,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(sentences, tmp_p
 def test_the_supernets_loss_is_that_of_the_child_and_the_distance_to_the_teacher(bench, tmp_path):
     trainer = supernet_trainer(bench, tmp_path, aligned=True)
     batch = padded_batch(bench)
+    trainer.current_gradient_accumulation_steps = 1
     child = trainer.architecture = ("MHA2x16", "SKIP", "MHA4", "FFNx24")
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=trainer.count_items(batch))
     given = {name: tensor for name, tensor in batch.items() if name != TARGET}
@@ -305,8 +306,9 @@ def test_a_smaller_space_is_drawn_from_alone(tmp_path):
         assert all(child in smaller and child in within[0] for child in children)
     # Where no child is within the budget, all are drawn from.
     largest = SearchSpace(tuple((layer[0],) for layer in bench.space.candidates))
-    made.restrict(largest)
-    assert made.next() == bench.teacher.config.chain
+    restricted = BudgetSampler(bench.space, 0, within)
+    restricted.restrict(largest)
+    assert restricted.next() == bench.teacher.config.chain
 
 
 def test_the_trainer_draws_from_the_budgets_and_goes_on(tmp_path):

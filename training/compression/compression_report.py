@@ -150,8 +150,9 @@ def verdict(rows: Sequence[ModelRow], member: str) -> str:
 
 def _nearer(found: ModelRow, of_roles: Mapping[str, ModelRow]) -> str:
     """Returns which of the children that nobody searched for came nearer than the one that was found, if any."""
-    others = [of_roles[role] for role in ("one_width", "random") if role in of_roles]
-    nearer = [f"the {row.label} has {row.loss:.4f}" for row in others if _by_loss(row) < _by_loss(found)]
+    names = {"one_width": "the child of one width", "random": "a random child"}
+    others = [of_roles[role] for role in names if role in of_roles]
+    nearer = [f"{names[row.role]} has {row.loss:.4f}" for row in others if _by_loss(row) < _by_loss(found)]
     return f" But at equal compute {' and '.join(nearer)}." if nearer else ""
 
 

@@ -63,7 +63,8 @@ def teacher_states(teacher: MagicPreTrainedModel, inputs: dict[str, Any], layers
         layers: ascending.
     """
     read = teacher_inputs(teacher, inputs)
-    return list(teacher.base_model(**read, output_hidden_states=list(layers)).hidden_states)
+    states = teacher.base_model(**read, output_hidden_states=list(layers)).hidden_states
+    return [states[layer] for layer in layers]
 
 
 # ---- The super-net ----

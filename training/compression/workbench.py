@@ -238,7 +238,6 @@ def drop_supernet(bench: Workbench) -> MagicPreTrainedModel:
     with torch.device("meta"):
         model = type(teacher)(supernet_config(teacher.config, drops_only(bench.space, teacher.config.chain)))
     model.load_state_dict(teacher.state_dict(), assign=True)
-    model.tie_weights()
     return model.eval()
 
 

@@ -128,8 +128,8 @@ def test_a_lower_loss_than_the_best_drop_is_better():
     ]
     assert verdict(rows, "latency-0.4x") == (
         "latency-0.4x: better than dropping blocks: its loss is 0.1081, that of the best drop of layers at equal "
-        f"compute 0.1240; {TASK} 81.02 against 79.65. But at equal compute the child of one width has 0.0500 and the random "
-        "child has 0.0600."
+        f"compute 0.1240; {TASK} 81.02 against 79.65. But at equal compute the child of one width has 0.0500 and a "
+        "random child has 0.0600."
     )
     assert verdict(rows, "latency-0.2x").startswith("latency-0.2x: no better than dropping blocks: its loss is 0.9000")
 

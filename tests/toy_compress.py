@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,13 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_a_child(work: Callable[[], None]) -> int:
+def in_a_child(work: Callable[[], Any]) -> int:
     """Does work in a fork of this process, which has computed nothing yet; returns the signal that ended it."""
     if not (child := os.fork()):
         try:
             work()
         except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
             os._exit(1)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -127,8 +128,7 @@ def main(folder: Path, class_name: str, points: list[str]) -> None:
     settings = toy_settings(folder, class_name)
     for point in points:
         name, number = point.rsplit(" ", 1)
-        signal_number = in_a_child(lambda name=name, number=number: killed(settings, folder, name, int(number)))
-        print(point, signal_number)
+        in_a_child(partial(killed, settings, folder, name, int(number)))
     assert in_a_child(lambda: compress_run.compress(settings, folder / "out", progress=False)) == 0
 
 

@@ -101,13 +101,30 @@ def test_a_compression_ends_with_its_table_its_verdicts_and_its_models(tmp_path,
     assert "smaller holds another run" in err
 
 
+def test_a_cluster_is_asked_for_by_name(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def compress(*given, cluster):
+        asked.append(cluster)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("training.compression.compress_run.compress", compress)
+    begin = ["compress", "one", "--text", "a", "--max-latency", "0.4x", "-o", tmp_path]
+    code, _, err = run_main(monkeypatch, capsys, *begin, "--num-workers", "2")
+    assert code == 2
+    assert "add --ray" in err
+    for more in ([], ["--ray"], ["--ray", "--address", "auto", "--num-workers", "2"]):
+        run_main(monkeypatch, capsys, *begin, *more)
+    assert asked == [None, (None, None, 1, 0), ("auto", 2, 1, 0)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_budget_has_its_model_in_the_folder_itself(tmp_path, monkeypatch, capsys, kind):
     asked = []
     result = {"table": "| model |", "verdicts": ["latency-0.4x: better."], "latency": {"warnings": ["a busy machine"]}}
     result |= {"kind": kind, "members": [{"name": "latency-0.4x"}]}
     monkeypatch.setattr(
-        "training.compression.compress_run.compress", lambda *given: asked.append(given) or dict(result)
+        "training.compression.compress_run.compress", lambda *given, cluster: asked.append(given) or dict(result)
     )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("command: compress\ncheckpoint: one\nmax_latency: 0.5x\nnum_threads: 2\nsteps: 7\n")

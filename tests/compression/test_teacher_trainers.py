@@ -344,7 +344,8 @@ def test_all_of_the_embeddings_are_frozen(bench):
 
 def train_as_one_of_two(folder: Path) -> None:
     bench = filled(folder)
-    given = {**PLAIN, "per_device_train_batch_size": 4, "ddp_backend": "gloo", "gradient_accumulation_steps": 2}
+    given: dict[str, Any] = {**PLAIN, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    given |= {"ddp_backend": "gloo"}
     child = child_trainer(bench, folder / "child", states_weight=1.0, **given)
     supernet = supernet_trainer(bench, folder / "supernet", budgets_of(bench), **given)
     found = {}
@@ -362,7 +363,7 @@ def test_two_processes_are_one_of_twice_the_batch(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
     run = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=300)
     assert run.returncode == 0, run.stderr
-    given = {**PLAIN, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    given: dict[str, Any] = {**PLAIN, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
     alone = {
         "child": child_trainer(bench, tmp_path / "alone", states_weight=1.0, **given),
         "supernet": supernet_trainer(bench, tmp_path / "alone", budgets_of(bench), **given),

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from training.analysis.settings import StandaloneSettings, SweepSettings
+from training.compression.members import check_budgets
+from training.compression.settings import CompressSettings
 from training.finetuning.finetune_run import check_finetuning
 from training.finetuning.settings import FinetuneSettings, SquadSettings
 from training.hub.presets import load_preset
@@ -20,6 +22,7 @@ RECIPES = {
     "compact-blockwise": BlockwiseSettings,
     "compact-pretrain": PretrainSettings,
     "compact-retrain": DistillSettings,
+    "compress-minilm": CompressSettings,
     "demo-pretrain": PretrainSettings,
     "demo-pretrain-short": PretrainSettings,
     "demo-retrain": RetrainSettings,
@@ -54,6 +57,8 @@ def test_every_recipe_is_read_and_checked():
             settings = settings.pretrain
         if kind is FinetuneSettings:
             check_finetuning(replace(settings, model="encoder"))
+        elif kind is CompressSettings:
+            check_budgets(settings)
         elif kind is not SquadSettings:
             assert load_preset(settings.preset)
             assert settings.training_arguments["max_steps"] > 0

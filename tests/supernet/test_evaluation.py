@@ -13,6 +13,7 @@ import weakref
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from toy import toy_config
 from tqdm.auto import tqdm
 
-from modeling_magic import MagicForMaskedLM
+from modeling_magic import MagicForMaskedLM, MagicModel
 from training.space.search_space import Architecture, SearchSpace
 from training.supernet.evaluation import (
     Evaluator,
@@ -204,6 +205,62 @@ def test_real_tokens_only_where_the_model_does_so():
     Evaluator(supernet, batches)([MIXED])
     handle.remove()
     assert shapes == [(1, int(batches[0]["attention_mask"].sum()), 32)]
+
+
+class FirstTokens:
+    """Judges children by their first tokens: the squared distance to what is wanted, and how many are above 0."""
+
+    def num_items(self, batch):
+        return len(batch["input_ids"])
+
+    def prepare(self, batch):
+        return batch["wanted"]["states"]
+
+    def sums(self, model, states, prepared):
+        first = states[:, 0]
+        return torch.stack([(first - prepared).square().sum(), (first > 0).all(dim=1).float().sum()])
+
+
+def judged_batches() -> list[dict[str, Any]]:
+    """Batches with tensors in a mapping within them, and without labels."""
+    generator = torch.Generator().manual_seed(5)
+    batches: list[dict[str, Any]] = make_batches((4, 3), padded=True)
+    for batch in batches:
+        del batch["labels"]
+        batch["wanted"] = {"states": torch.randn(len(batch["input_ids"]), 32, generator=generator)}
+    return batches
+
+
+@pytest.mark.parametrize("kind", [MagicForMaskedLM, MagicModel])
+@pytest.mark.parametrize("unpad_inputs", [False, True])
+def test_another_judge_sees_the_states_of_each_child(kind, unpad_inputs):
+    torch.manual_seed(0)
+    supernet, batches = kind(toy_config(unpad_inputs=unpad_inputs)).eval(), judged_batches()
+    children = sampled(8)
+    ranked = Evaluator(supernet, batches, judge=FirstTokens())(children)
+    for child in ranked:
+        sums, number = torch.zeros(2), 0
+        for batch in batches:
+            inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+            with torch.no_grad():
+                states = supernet.base_model(**inputs, architecture=child.architecture).last_hidden_state
+            wanted = batch["wanted"]["states"]
+            sums[0] += ((states[:, 0] - wanted) ** 2).sum()
+            sums[1] += sum(bool((row > 0).all()) for row in states[:, 0])
+            number += len(wanted)
+        assert [child.val_loss, child.val_accuracy] == pytest.approx((sums / number).tolist(), rel=1e-5)
+        alone = evaluate_child(supernet, batches, child.architecture, judge=FirstTokens())
+        assert [child.val_loss, child.val_accuracy] == pytest.approx(alone, rel=1e-5)
+    best = rank_children(supernet, batches, children, judge=FirstTokens())[0]
+    assert best == min(ranked, key=lambda child: child.val_loss)
+
+
+def test_a_journal_is_of_all_tensors_of_a_batch(supernet):
+    batches = judged_batches()
+    key = journal_key(supernet, batches)
+    assert journal_key(supernet, judged_batches()) == key
+    batches[1]["wanted"]["states"][0, 0] += 1
+    assert {name for name, value in journal_key(supernet, batches).items() if value != key[name]} == {"data"}
 
 
 @given(st.lists(st.tuples(*(st.sampled_from("abc") for _ in range(5)))))

@@ -214,6 +214,58 @@ def test_average_alignment_aims_at_the_mean_of_the_children(tmp_path):
     torch.testing.assert_close(loss, expected)
 
 
+def test_another_loss_and_other_targets_take_the_place_of_the_papers(tmp_path):
+    trainer = toy_trainer(tmp_path, toy_config(0.0))
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.architecture, trainer.anchor = FIRST, Anchor(SECOND, 0.0)
+    trainer._alignment_plan = trainer._alignment_plan.of(trainer.args, 4, epoch_steps=0)
+    trainer.state.global_step = 100
+    batch = collate(toy_data(4))
+    asked = []
+
+    def prediction_loss(model, inputs, num_items_in_batch):
+        outputs = model(**inputs)
+        return outputs.logits.square().mean(), outputs
+
+    def alignment_targets(inputs, aligned, shared, bottom):
+        asked.append((sorted(inputs), aligned, shared, None if bottom is None else bottom.shape))
+        return [torch.zeros(4, 12, 32) for _ in aligned]
+
+    trainer.prediction_loss, trainer.alignment_targets = prediction_loss, alignment_targets
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    outputs = trainer.model(**batch, architecture=FIRST, output_hidden_states=True)
+    expected = outputs.logits.square().mean()
+    # H_2 and H_4; the first layer is that of the anchor, too.
+    for layer in (2, 4):
+        expected = expected + trainer.args.alignment_weight * outputs.hidden_states[layer].square().mean()
+    torch.testing.assert_close(loss, expected)
+    assert asked == [(["input_ids", "labels"], [2, 4], 1, (4, 12, 32))]
+
+
+def test_children_are_validated_by_the_judge_that_is_given(tmp_path):
+    class Judge:
+        def num_items(self, batch):
+            return len(batch["input_ids"])
+
+        def prepare(self, batch):
+            return None
+
+        def sums(self, model, states, prepared):
+            return torch.stack([states.square().sum(), states[:, 0, 0].sum()])
+
+    trainer = toy_trainer(tmp_path, max_steps=8)
+    plain = trainer._validate(FIRST)
+    trainer.judge = Judge()
+    (batch,) = trainer.validation_batches
+    states = trainer.model.eval().magic(batch["input_ids"], architecture=FIRST).last_hidden_state
+    expected = [states.square().sum().item() / 8, states[:, 0, 0].mean().item()]
+    found = trainer._validate(FIRST)
+    assert [found.val_loss, found.val_accuracy] == pytest.approx(expected, rel=1e-5)
+    assert trainer._rank([FIRST])[0].val_loss == pytest.approx(found.val_loss, rel=1e-6)
+    assert plain.val_loss != found.val_loss
+
+
 def test_part_of_the_batch_is_aligned(tmp_path):
     trainer = toy_trainer(tmp_path, toy_config(0.0), alignment_batch_fraction=0.5)
     batch = collate(toy_data(8))

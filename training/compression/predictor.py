@@ -1,6 +1,7 @@
 """Runs a model, or an ONNX session in its place, on texts: embeddings, classes, tags, answers, fidelity."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -93,20 +94,23 @@ class Predictor:
         return self._run(self._encode(texts, second), lambda outputs, batch: outputs["logits"])
 
     def tag(self, rows: list[list[str]]) -> list[list[int]]:
-        """Returns the class of each word of each row, by its first token.
+        """Returns the class of each word of each row, by its first token; the words stand in a text with spaces.
 
         Words beyond what the model takes have none; one of which the tokenizer leaves nothing is outside ("O").
         """
         tokenizer, outside = self._source.tokenizer, int((self._config.label2id or {}).get("O", 0))
-        encoded = tokenizer(rows, is_split_into_words=True, truncation=True, max_length=self._source.max_length)
+        encoded = tokenizer(
+            [" ".join(words) for words in rows],
+            truncation=True,
+            max_length=self._source.max_length,
+            return_offsets_mapping=True,
+        )
         found: list[list[int]] = [[] for _ in rows]
         for places, _, outputs in self._outputs(self._rows(encoded)):
-            classes = outputs["logits"].argmax(dim=-1)
-            for place, row in zip(places, classes.tolist(), strict=True):
-                words = encoded.word_ids(place)
-                first = {word: index for index, word in reversed(list(enumerate(words))) if word is not None}
+            for place, classes in zip(places, outputs["logits"].argmax(dim=-1).tolist(), strict=True):
+                first = _first_tokens(rows[place], encoded["offset_mapping"][place])
                 found[place] = [
-                    row[first[word]] if word in first else outside for word in range(max(first, default=-1) + 1)
+                    classes[first[word]] if word in first else outside for word in range(max(first, default=-1) + 1)
                 ]
         return found
 
@@ -153,6 +157,22 @@ class Predictor:
             places = order[start : start + self._batch_size]
             batch = collate([rows[place] for place in places], self._pad_token_id)
             yield places, batch, self._forward(**batch)
+
+
+def _first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Returns the first token of each word that has one, both by their numbers.
+
+    Args:
+        words: with spaces between them they are the text.
+        offsets: of each token, its first character in the text and the one after its last; equal for special ones.
+    """
+    word_of = list(chain.from_iterable([number] * len(word) + [None] for number, word in enumerate(words)))
+    first: dict[int, int] = {}
+    for token, (start, end) in enumerate(offsets):
+        # A token may begin with the space before its word.
+        if end > start and (word := word_of[end - 1]) is not None:
+            first.setdefault(word, token)
+    return first
 
 
 def _pieces(batch: Batch) -> Iterator[Batch]:

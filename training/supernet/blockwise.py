@@ -168,7 +168,7 @@ class BlockwiseModel(nn.Module):
         return self.supernet.config
 
     @property
-    def magic(self) -> MagicModel:
+    def base_model(self) -> MagicModel:
         """The super-net's encoder with its embeddings."""
         return self.supernet.magic
 
@@ -210,7 +210,7 @@ class BlockwiseModel(nn.Module):
             paths: distinct sub-paths, sorted.
         """
         hidden_states = self.map_in[block](border_states[block])
-        masks = self.magic.attention_masks(hidden_states, attention_mask)
+        masks = self.base_model.attention_masks(hidden_states, attention_mask)
         for output in self._outputs(hidden_states, masks, self.borders[block], 0, paths):
             yield block_error(self.map_out[block](output), border_states[block + 1], attention_mask)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from toy_compress import Kill, at_call, save_source, shorten, toy_settings, write_sentences
 from toy_sources import edit_json
 from transformers import AutoModel, AutoTokenizer
@@ -149,6 +150,16 @@ def test_the_callers_threads_are_left_as_they_were(run, tmp_path, monkeypatch):
     with pytest.raises(Kill):
         compress(toy_settings(folder, num_threads=before + 1), tmp_path / "out", progress=False)
     assert (during, torch.get_num_threads()) == ([before + 1], before)
+
+
+def test_the_callers_next_accelerator_has_a_precision_of_its_own(run, tmp_path, monkeypatch):
+    folder, _, _ = run
+    monkeypatch.setattr(
+        compress_run, "_compress", lambda run, bench, *_: {"precision": bench.accelerator.mixed_precision}
+    )
+    result = compress(toy_settings(folder, precision="bf16"), tmp_path / "out", progress=False)
+    assert result == {"precision": "bf16"}
+    assert Accelerator(mixed_precision="no").mixed_precision == "no"
 
 
 # ---- What is refused before any work ----

@@ -20,8 +20,10 @@ from training.compression.teacher_trainers import (
     ChildTrainer,
     freeze_embeddings,
     teacher_states,
+    trained_attention,
 )
-from training.compression.workbench import Workbench, make_trainable, supernet_config
+from training.compression.workbench import Workbench, supernet_config
+from training.internals import attention_implementation, forget_accelerator
 from training.runs.training import finish_training
 from training.space.search_space import SearchSpace
 from training.supernet.arguments import MagicTrainingArguments
@@ -42,6 +44,13 @@ ARGUMENTS: dict[str, Any] = {
 # No adaptive step sizes: what two processes compute differs from one by the order of sums only.
 PLAIN = {"optim": "sgd", "learning_rate": 0.05}
 SMALLER = ("MHA4", "SKIP", "MHA4", "FFN")
+
+
+@pytest.fixture(autouse=True)
+def _another_precision():
+    """The accelerator of a process decides its precision until it is forgotten."""
+    yield
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -66,14 +75,16 @@ def toy_supernet(bench: Workbench) -> Any:
     model = type(bench.teacher)(supernet_config(bench.teacher.config, bench.space))
     model.load_state_dict(bench.teacher.state_dict(), strict=False)
     model.config.sparse_prediction = bench.source.kind == "masked_lm"
-    return make_trainable(bench, model)
+    freeze_embeddings(model)
+    return model
 
 
 def child_trainer(bench: Workbench, folder: Path, child: tuple[str, ...] = SMALLER, states_weight=0.0, **given):
     callbacks = given.pop("callbacks", None)
     model = toy_supernet(bench).extract_child(child)
+    freeze_embeddings(model)
     return ChildTrainer(
-        model=make_trainable(bench, model),
+        model=model,
         args=TrainingArguments(str(folder), **{**ARGUMENTS, **given}),
         objective=bench.objective,
         teacher=bench.teacher,
@@ -337,6 +348,24 @@ def test_all_of_the_embeddings_are_frozen(bench):
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not any("embeddings" in name for name in trained)
     assert any("encoder" in name for name in trained)
+
+
+# ---- Attention ----
+
+
+@pytest.mark.parametrize(
+    ("in_bf16", "lengths", "expected"), [(True, (5, 65), ["eager", "sdpa"]), (False, (5,), ["sdpa"])]
+)
+def test_attention_of_short_sequences_is_written_out_where_that_is_faster(
+    sentences, tmp_path, in_bf16, lengths, expected
+):
+    assert [trained_attention(length, torch.device("cpu"), in_bf16) for length in lengths] == expected
+    assert trained_attention(5, torch.device("cuda"), True) == "sdpa"
+    trainer = child_trainer(sentences, tmp_path, bf16=in_bf16, max_steps=1)
+    before = attention_implementation(sentences.teacher.config)
+    trainer.train()
+    assert attention_implementation(trainer.model.config) == expected[0]
+    assert attention_implementation(sentences.teacher.config) == before == "sdpa"
 
 
 # ---- Two processes ----

@@ -24,6 +24,7 @@ from training.compression.teaching import (
 )
 from training.compression.workbench import new_accelerator
 from training.distillation import teacher as teacher_cache
+from training.internals import forget_accelerator
 
 
 LENGTHS = [9, 3, 5, 7, 3, 4, 8, 6, 5, 4]
@@ -32,6 +33,13 @@ LENGTHS = [9, 3, 5, 7, 3, 4, 8, 6, 5, 4]
 def rows_of(lengths: list[int]) -> Dataset:
     ids = [[number] * length for number, length in enumerate(lengths)]
     return Dataset.from_dict({"input_ids": ids, "length": lengths})
+
+
+@pytest.fixture(autouse=True)
+def _another_precision():
+    """The accelerator of a process decides its precision until it is forgotten."""
+    yield
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module", params=CLASSES)

@@ -23,7 +23,6 @@ from training.compression.workbench import (
     drop_supernet,
     has_bf16_units,
     load_model,
-    make_trainable,
     new_accelerator,
     run_precision,
     share_embeddings,
@@ -32,7 +31,14 @@ from training.compression.workbench import (
     train_supernet,
     training_arguments,
 )
-from training.internals import attention_implementation
+from training.internals import forget_accelerator
+
+
+@pytest.fixture(autouse=True)
+def _another_precision():
+    """The accelerator of a process decides its precision until it is forgotten."""
+    yield
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -169,15 +175,6 @@ def test_trainings_have_no_decay_and_keep_one_checkpoint(sentences, tmp_path):
     assert (args.max_steps, args.learning_rate, args.weight_decay, args.seed) == (7, 0.5, 0, 9)
     assert (args.bf16, args.use_cpu, args.save_total_limit) == (False, True, 1)
     assert args.per_device_train_batch_size == sentences.settings.batch_size
-
-
-@pytest.mark.parametrize(("precision", "attention"), [("bf16", "eager"), ("no", "sdpa")])
-def test_attention_is_written_out_where_its_backward_pass_is_slow(tmp_path, precision, attention):
-    bench = toy_bench(tmp_path, num_sentences=100, precision=precision)
-    bench.teacher.save_pretrained(tmp_path / "copy")
-    model = make_trainable(bench, load_model(bench, tmp_path / "copy"))
-    assert attention_implementation(model.config) == attention
-    assert attention_implementation(load_model(bench, tmp_path / "copy").config) == "sdpa"
 
 
 def test_the_start_has_the_checkpoints_operators_and_is_made_once(bench, monkeypatch):

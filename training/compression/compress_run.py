@@ -14,6 +14,7 @@ from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..drawing import write_figure
 from ..files import read_json, short_hash, write_json, write_text
+from ..internals import forget_accelerator
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
 from ..space.budgets import AdditiveCost
 from ..space.latency import LatencyTable, measure_latency
@@ -106,8 +107,12 @@ def compress(
             if run.result is not None:
                 return run.result
             accelerator = new_accelerator(run_precision(folder, settings))
-            bench = Workbench(settings, source, sentences, folder, accelerator)
-            return _compress(run, bench, tasks, progress, cluster)
+            try:
+                bench = Workbench(settings, source, sentences, folder, accelerator)
+                return _compress(run, bench, tasks, progress, cluster)
+            finally:
+                # The caller's next accelerator has a precision of its own.
+                forget_accelerator()
 
 
 def _read_text(settings: CompressSettings, source: Source, progress: bool) -> Sentences:

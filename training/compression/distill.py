@@ -13,12 +13,11 @@ from ..runs.training import finish_training
 from ..space.costs import operator_flops
 from ..space.search_space import Architecture
 from .settings import CompressSettings
-from .teacher_trainers import ChildTrainer
+from .teacher_trainers import ChildTrainer, freeze_embeddings
 from .workbench import (
     Workbench,
     keep_trained,
     load_trained,
-    make_trainable,
     start_supernet,
     training_arguments,
 )
@@ -115,8 +114,10 @@ def distill(
 
 def _distill(bench: Workbench, architecture: Architecture, steps: int, folder: Path, progress: bool) -> None:
     settings = bench.settings
+    model = start_supernet(bench, progress).extract_child(architecture)
+    freeze_embeddings(model)
     trainer = ChildTrainer(
-        model=make_trainable(bench, start_supernet(bench, progress).extract_child(architecture)),
+        model=model,
         args=training_arguments(bench, TrainingArguments, folder, steps, settings.learning_rate, progress),
         objective=bench.objective,
         teacher=bench.teacher,

@@ -20,6 +20,23 @@ from .teacher_objectives import TARGET, Objective
 from .teaching import COLUMNS, TrainOrder
 
 
+# With more tokens, attention that is written out takes more memory than the time it saves is worth.
+_LONGEST_WRITTEN_OUT = 64
+
+
+def trained_attention(length: int, device: torch.device, in_bf16: bool) -> str:
+    """Returns the attention function to train with: of short sequences in bf16 on a CPU the one that is written out.
+
+    There the backward pass of sdpa is several times slower.
+
+    Args:
+        length: tokens of the sequences, padding included.
+        device: of the training.
+        in_bf16: its precision.
+    """
+    return "eager" if in_bf16 and device.type == "cpu" and length <= _LONGEST_WRITTEN_OUT else "sdpa"
+
+
 class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
     """The loss of a step: that of the objective, a mean over the items of the whole accumulated batch."""
 
@@ -47,6 +64,10 @@ class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
             num_items: of the whole accumulated batch.
         """
         given = {name: value for name, value in inputs.items() if name != TARGET}
+        length = inputs["input_ids"].shape[1]
+        cast(MagicPreTrainedModel, self.model).set_attn_implementation(
+            trained_attention(length, self.args.device, self.args.bf16)
+        )
         outputs = model(**given, return_dict=True)
         own = self.objective.read(outputs, inputs)
         losses = self.objective.losses(own, inputs[TARGET], inputs)

@@ -38,7 +38,7 @@ from .settings import CompressSettings
 from .source import Source
 from .spaces import checkpoint_space, drops_only
 from .teacher_objectives import Batch, Objective, objective_of
-from .teacher_trainers import CheckpointTrainer, freeze_embeddings
+from .teacher_trainers import CheckpointTrainer, freeze_embeddings, trained_attention
 from .teaching import TeacherOutputs, endless_batches, ordered_batches, rows_for
 
 
@@ -312,15 +312,6 @@ def training_arguments(
     return kind(**{**values, **given})
 
 
-def make_trainable(bench: Workbench, model: MagicPreTrainedModel) -> MagicPreTrainedModel:
-    """Returns a model as it is trained: its embeddings frozen, its attention a fast one backwards."""
-    freeze_embeddings(model)
-    if bench.accelerator.device.type == "cpu" and bench.accelerator.mixed_precision == "bf16":
-        # The backward pass of sdpa in bf16 is several times slower there.
-        model.set_attn_implementation("eager")
-    return model
-
-
 def keep_trained(bench: Workbench, trainer: Trainer, name: str, record: Any) -> None:
     """Writes the model of a training that has ended, and then a record that says so, into the training's folder.
 
@@ -385,8 +376,12 @@ def _make_start(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
     places = start_operators(
         model, teacher, moments, settings.importance, fits_output=settings.output_maps == "least_squares"
     )
+    # Of one operator at a time: no matter how long the sequences are.
+    model.set_attn_implementation(
+        trained_attention(0, bench.accelerator.device, bench.accelerator.mixed_precision == "bf16")
+    )
     calibrate(
-        make_trainable(bench, model),
+        model,
         teacher,
         places,
         endless_batches(bench.train, settings.batch_size, bench.pad_token_id, settings.seed),
@@ -430,8 +425,10 @@ def _train_supernet(bench: Workbench, folder: Path, within: Sequence[BudgetedSpa
         alignment_every_n_layers=settings.alignment_every_n_layers,
         num_probe_children=0,
     )
+    model = start_supernet(bench, progress)
+    freeze_embeddings(model)
     trainer = CheckpointTrainer(
-        make_trainable(bench, start_supernet(bench, progress)),
+        model,
         args,
         objective=bench.objective,
         within=within if settings.sampler == "budget" else (),

@@ -144,7 +144,8 @@ def evaluate_child(
         batches: collated batches with `labels`, -100 where nothing is predicted; every rank passes all of them.
         architecture: the child; may be left out where the model holds only one.
         accelerator: spreads the batches over its processes; every process returns the same numbers.
-        judge: what is measured in place of the masked-LM loss and its accuracy.
+        judge: what is measured in place of the masked-LM loss and its accuracy; it says what a batch holds beside
+            what the embeddings read, and what the means are over.
 
     Raises:
         ValueError: there is nothing to predict.
@@ -253,7 +254,7 @@ class SharedBottoms:
         self._kept: dict[int, list[Tensor]] = {}
 
     def run(self, child: Architecture, branch_depths: Sequence[int]) -> tuple[list[list[float]], int]:
-        """Returns for each batch the summed loss and the number of right predictions, and how many layers were run.
+        """Returns for each batch the summed loss and second score, and how many layers were run.
 
         Args:
             child: what to run.
@@ -384,8 +385,8 @@ class Evaluator:
             journal: what was evaluated is read from this file and what is evaluated is written to it.
             progress: shows a bar with the best loss so far.
             max_kept_bytes: of hidden states that later children start from; with less, some layers are run again.
-            judge: what is measured in place of the masked-LM loss and its accuracy. What it depends on beside weights
-                and batches is no part of the journal's key.
+            judge: as for `evaluate_child`. What it depends on beside weights and batches is no part of the journal's
+                key.
 
         Raises:
             ValueError: there is nothing to predict, or the journal is damaged or of other weights or data.

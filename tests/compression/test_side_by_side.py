@@ -185,7 +185,8 @@ def test_twice_the_layers_take_about_twice_the_time():
     measured = measure(models, [batch_of(60, 50, 40, 60)], rounds=15)
     for mode in ("padded", "unpadded"):
         ratio = measured.ratios[mode]["half"]
-        assert 0.35 < ratio.median < 0.7, (mode, ratio, measured.warnings)
+        # Wide: other tests run beside this one.
+        assert 0.25 < ratio.median < 0.85, (mode, ratio, measured.warnings)
         assert ratio.low <= ratio.median <= ratio.high
 
 

@@ -41,6 +41,14 @@ def _short(monkeypatch):
     make_short(monkeypatch)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory):
+    # Other tests run the same teacher on the same text in other batches, which differ in their last bits.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("MAGIC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run that has ended: its folder's parent, settings and result."""

@@ -46,7 +46,7 @@ PLAIN = {"optim": "sgd", "learning_rate": 0.05}
 SMALLER = ("MHA4", "SKIP", "MHA4", "FFN")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _another_precision():
     """The accelerator of a process decides its precision until it is forgotten."""
     yield

@@ -35,7 +35,7 @@ def rows_of(lengths: list[int]) -> Dataset:
     return Dataset.from_dict({"input_ids": ids, "length": lengths})
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _another_precision():
     """The accelerator of a process decides its precision until it is forgotten."""
     yield

@@ -34,7 +34,7 @@ from training.compression.workbench import (
 from training.internals import forget_accelerator
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _another_precision():
     """The accelerator of a process decides its precision until it is forgotten."""
     yield

@@ -230,3 +230,9 @@ def test_without_latency_models_stand_at_their_flops():
 def test_a_model_whose_latency_alone_is_missing_is_left_out():
     rows = [TEACHER_ROW, row(FOUND), row("random", padded=None)]
     assert set(points(draw_compression(rows, "a", "b"), 0)) == {"teacher", "found"}
+
+
+def test_a_loss_that_rounding_put_below_zero_is_shown_as_none():
+    table = compression_table([row(TEACHER, "", loss=-1e-9)], "1 - cosine", "similarity correlation")
+    assert " 0.0000 " in table
+    assert "-0.0000" not in table

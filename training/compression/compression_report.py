@@ -116,7 +116,8 @@ def _cells(row: ModelRow, teacher: ModelRow, tasks: Sequence[str]) -> list[str]:
         _ratio(row.padded),
         _ratio(row.unpadded),
         f"{row.steps}" if row.steps else "",
-        f"{row.loss:.4f}",
+        # A loss that rounding has put below 0 is none.
+        f"{row.loss:z.4f}",
         f"{row.score:.3f}",
         *(f"{row.tasks[title]:.2f}" if title in row.tasks else "" for title in tasks),
     ]

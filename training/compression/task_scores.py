@@ -17,18 +17,22 @@ Files of rows are CSV, TSV or JSON lines, as `finetuning.task_files.read_table` 
 
 import random
 import re
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import distribution
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from ..data.docstrings import STANDARD_LIBRARY, docstring_sentences, docstring_versions, reads_as_english
+from ..data.docstrings import (
+    docstring_sentences,
+    docstring_versions,
+    reads_as_english,
+    source_files,
+    triple_quoted,
+)
 from ..finetuning.metrics import (
     accuracy,
     entity_f1,
@@ -59,7 +63,6 @@ _TOGETHER = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _RANKED_TOGETHER = 1000
 # Of cosines: what differs by rounding errors alone is equal.
 _DECIMALS = 9
-_TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
 
 
 class TaskScore(NamedTuple):
@@ -424,8 +427,6 @@ def _span_score(task: Task, answers: Mapping[str, str]) -> TaskScore:
 
 _PAIRS_OF_A_FILE = 3
 _MOST_SENTENCES = 8
-# "..": what a wheel puts outside site-packages.
-_SKIPPED_FOLDERS = frozenset(("..", "test", "tests", "idle_test", "site-packages", "dist-packages"))
 
 
 def docstring_retrieval(num_pairs: int = 1000, seed: int = 0, packages: Sequence[str] | None = None) -> Task:
@@ -445,7 +446,7 @@ def docstring_retrieval(num_pairs: int = 1000, seed: int = 0, packages: Sequence
     """
     if num_pairs < 2:
         raise ValueError(f"num_pairs is {num_pairs}; it must be at least 2")
-    files = [path for package in docstring_versions(packages) for path in _source_files(package)]
+    files = [path for package in docstring_versions(packages) for path in source_files(package)]
     random.Random(seed).shuffle(files)
     pairs: dict[str, str] = {}
     beginnings: set[str] = set()
@@ -469,20 +470,7 @@ def docstring_retrieval(num_pairs: int = 1000, seed: int = 0, packages: Sequence
 
 def _english_docstrings(path: Path) -> Iterator[list[str]]:
     """Yields the different English sentences of each docstring of a file that begins with one."""
-    for match in _TRIPLE_QUOTED.finditer(path.read_text(encoding="utf-8", errors="replace")):
-        sentences = [
-            text for paragraph in docstring_sentences(match[1] or match[2] or "") for text in paragraph if text
-        ]
+    for docstring in triple_quoted(path):
+        sentences = [text for paragraph in docstring_sentences(docstring) for text in paragraph if text]
         if sentences and reads_as_english(sentences[0]):
             yield list(dict.fromkeys(filter(reads_as_english, sentences)))
-
-
-def _source_files(package: str) -> list[Path]:
-    """Returns the .py files of a package in the order of their names, without its tests."""
-    if package == STANDARD_LIBRARY:
-        root = Path(sysconfig.get_path("stdlib"))
-        files: dict[PurePath, Path] = {path.relative_to(root): path for path in root.rglob("*.py")}
-    else:
-        files = {PurePath(file): Path(str(file.locate())) for file in distribution(package).files or ()}
-    names = [name for name in files if name.suffix == ".py" and _SKIPPED_FOLDERS.isdisjoint(name.parts)]
-    return [files[name] for name in sorted(names, key=PurePath.as_posix) if files[name].is_file()]

@@ -144,14 +144,13 @@ def docstring_versions(packages: Sequence[str] | None = None) -> dict[str, str]:
 
 
 def _read_docstrings(packages: Iterable[str]) -> list[dict[str, str]]:
-    files = [(package, path) for package in packages for path in _source_files(package)]
+    files = [(package, path) for package in packages for path in source_files(package)]
     documents = []
     docstrings: set[str] = set()
     seen: set[str] = set()
     for package, path in tqdm(files, desc="Reading docstrings", unit="file", disable=None):
         paragraphs = []
-        for match in _TRIPLE_QUOTED.finditer(path.read_text(encoding="utf-8", errors="replace")):
-            docstring = match[1] or match[2] or ""
+        for docstring in triple_quoted(path):
             # A tenth of them are copies, which need not be read again.
             if docstring in docstrings:
                 continue
@@ -166,7 +165,14 @@ def _read_docstrings(packages: Iterable[str]) -> list[dict[str, str]]:
     return documents
 
 
-def _source_files(package: str) -> list[Path]:
+def triple_quoted(path: Path) -> Iterator[str]:
+    """Yields all that stands in triple quotes in a file, docstrings and other texts alike."""
+    for match in _TRIPLE_QUOTED.finditer(path.read_text(encoding="utf-8", errors="replace")):
+        yield match[1] or match[2] or ""
+
+
+def source_files(package: str) -> list[Path]:
+    """Returns the .py files of a package, or of the standard library, by their names, tests left out."""
     if package == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
         files: dict[PurePath, Path] = {path.relative_to(root): path for path in root.rglob("*.py")}

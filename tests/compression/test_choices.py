@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Iterable
 from itertools import combinations
 
 import pytest
@@ -15,6 +16,7 @@ from toy_compression import CHAIN, UNEVEN, Losses, at_most, children_within, toy
 from training.compression import choices
 from training.compression.choices import (
     Choices,
+    Evaluate,
     best_additive,
     best_first,
     choose,
@@ -378,6 +380,30 @@ def test_the_random_control_is_of_nearly_the_budgets_size():
     assert drawn <= set(near)
     assert len(drawn) > 5
     assert random_child(SPACE, budget, 3) == random_child(SPACE, budget, 3)
+
+
+def test_passes_are_those_of_children_that_share_their_bottoms_within_a_call():
+    calls: dict[str, list[list[Architecture]]] = {"zero_shot": [], "shared": []}
+
+    def noted(name: str) -> Evaluate:
+        losses = Losses(planted)
+
+        def evaluate(children: Iterable[Architecture]) -> list[RankedChild]:
+            calls[name].append(list(children))
+            return losses(calls[name][-1])
+
+        return evaluate
+
+    found, _, _ = chosen(SPACE, CHAIN, at_most(COST, 250), zero_shot=noted("zero_shot"), shared=noted("shared"))
+    expected = Counter[str]()
+    for of_judge in calls.values():
+        seen = set[Architecture]()
+        for children in of_judge:
+            prefixes = {child[:depth] for child in set(children) - seen for depth in range(1, len(child) + 1)}
+            expected.update(prefix[-1] for prefix in prefixes)
+            seen.update(children)
+    assert len(calls["shared"]) > 2
+    assert found.passes == expected
 
 
 def test_choices_are_kept_as_json():

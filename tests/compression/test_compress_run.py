@@ -127,6 +127,7 @@ def test_controls_have_the_compute_that_the_winner_and_its_search_have_cost(run)
     space = compress_run.checkpoint_space(source.model.config)
     winner = chosen["found"]["architecture"]
     spent = 7 * compute.step(winner) + compute.calibration(space.candidates) + compute.supernet(visits)
+    spent += compute.judging(chosen["passes"], 20)
     rows = {row["role"]: row for row in result["models"]}
     assert rows["found"]["steps"] == 7
     for role, child in chosen["controls"].items():

@@ -66,6 +66,11 @@ def test_calibration_is_a_pass_of_the_teacher_and_a_step_of_each_new_operator():
     assert compute_of().calibration(candidates) == expected
 
 
+def test_judging_is_a_pass_of_each_operator_over_the_sentences():
+    passes = {"MHA4": 3, "FFNx24": 2, "SKIP": 9}
+    assert compute_of().judging(passes, 20) == 20 * flops(*["MHA4"] * 3, *["FFNx24"] * 2)
+
+
 def test_a_control_has_the_steps_that_the_compute_is_worth():
     compute = compute_of()
     assert compute.equal_steps(SMALLER, 100 * compute.step(SMALLER)) == 100

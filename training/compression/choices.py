@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from heapq import nlargest
@@ -10,6 +11,7 @@ from typing import Any, Self
 from ..search.searchers import EvolutionSearcher, rank_key
 from ..space.budgets import Budget, BudgetedSpace
 from ..space.search_space import Architecture, SearchSpace
+from ..supernet.evaluation import operator_evaluations
 from ..supernet.journal import RankedChild
 from .spaces import (
     block_drops,
@@ -45,21 +47,37 @@ class Choices:
             best by zero-shot loss), evenly_spaced_blocks (what a user would drop), one_width (the same operators in
             all blocks, the best by the super-net) and random (within the budget). A role that no child fills is left
             out.
+        passes: for each operator, how often the choice had it run over all sentences that children are judged on.
     """
 
     found: RankedChild
     controls: dict[str, Architecture]
+    passes: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the choice as JSON."""
-        return {"found": asdict(self.found), "controls": {role: list(child) for role, child in self.controls.items()}}
+        controls = {role: list(child) for role, child in self.controls.items()}
+        return {"found": asdict(self.found), "controls": controls, "passes": self.passes}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Returns what `to_json` was called on, but for the losses of single batches."""
         found = values["found"]
         child = RankedChild(tuple(found["architecture"]), found["val_loss"], found["val_accuracy"])
-        return cls(child, {role: tuple(child) for role, child in values["controls"].items()})
+        return cls(child, {role: tuple(child) for role, child in values["controls"].items()}, values["passes"])
+
+
+class _Counted:
+    """Judges children, and counts the operators that this takes: those of the children that it has not seen yet."""
+
+    def __init__(self, evaluate: Evaluate, passes: Counter[str]):
+        self._evaluate, self._passes, self._seen = evaluate, passes, set[Architecture]()
+
+    def __call__(self, children: Iterable[Architecture]) -> list[RankedChild]:
+        children = list(children)
+        self._passes += operator_evaluations(child for child in children if child not in self._seen)
+        self._seen.update(children)
+        return self._evaluate(children)
 
 
 def best_first(weight: float) -> Order:
@@ -269,6 +287,8 @@ def choose(
     """
     within = BudgetedSpace(space, budget)
     within.check()
+    passes = Counter[str]()
+    zero_shot, shared = _Counted(zero_shot, passes), _Counted(shared, passes)
     blocks = [child.architecture for child in dropped_blocks(source, budget, zero_shot)]
     ranked = dropped_layers(space, source, budget, zero_shot, blocks, num_evaluations // 2, seed)
     layers = [child.architecture for child in ranked]
@@ -285,7 +305,8 @@ def choose(
         "one_width": min(shared(widths), key=order).architecture if widths else None,
         "random": random_child(space, budget, seed),
     }
-    return Choices(winner, {role: child for role, child in of_roles.items() if child is not None})
+    controls = {role: child for role, child in of_roles.items() if child is not None}
+    return Choices(winner, controls, dict(passes))
 
 
 def _uniform_within(within: BudgetedSpace) -> list[Architecture]:

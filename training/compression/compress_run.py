@@ -369,7 +369,7 @@ def _distill(bench: Workbench, training: Training, progress: bool) -> Distilled:
 def _plan(bench: Workbench, member: Member, choices: Choices, num_members: int) -> dict[str, Training]:
     """Returns the trainings of a budget by role: of the child that was found, and of its controls at its compute.
 
-    The compute of a winner is that of its distillation and its share of the search.
+    The compute of a winner is that of its distillation and of its search, with its share of calibration and super-net.
 
     Args:
         bench: of the run.
@@ -381,7 +381,9 @@ def _plan(bench: Workbench, member: Member, choices: Choices, num_members: int) 
     mean_length = sum(lengths) / len(lengths)
     compute = Compute(bench.teacher.config, settings, mean_length, bench.accelerator.num_processes)
     winner = choices.found.architecture
-    flops = settings.steps * compute.step(winner) + _shared_flops(bench, compute) / num_members
+    num_judged_on = min(settings.num_search_sentences, len(bench.validation))
+    search = _shared_flops(bench, compute) / num_members + compute.judging(choices.passes, num_judged_on)
+    flops = settings.steps * compute.step(winner) + search
     planned = {FOUND: (winner, settings.steps)}
     planned |= {role: (child, compute.equal_steps(child, flops)) for role, child in choices.controls.items()}
     if settings.equal_steps:
@@ -393,7 +395,7 @@ def _plan(bench: Workbench, member: Member, choices: Choices, num_members: int) 
 
 
 def _shared_flops(bench: Workbench, compute: Compute) -> float:
-    """Returns what finding the children of all budgets has cost: calibration and super-net."""
+    """Returns what the children of all budgets have cost together: calibration and super-net."""
     flops = compute.calibration(bench.space.candidates)
     if bench.settings.searcher == "supernet":
         flops += compute.supernet(read_json(bench.folder / SUPERNET_FOLDER / VISITS_NAME))

@@ -1,6 +1,6 @@
 """Distilling children from the checkpoint, the controls at the compute of the child that was found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -79,6 +79,15 @@ class Compute:
         if self._settings.alignment == "teacher":
             flops += sum(visits[0].values()) * self.child(self._config.chain)
         return self._step_sentences * flops
+
+    def judging(self, passes: Mapping[str, int], num_sentences: int) -> float:
+        """Returns the FLOPs of judging children on so many sentences.
+
+        Args:
+            passes: how often each operator was run over all of them.
+            num_sentences: that children are judged on.
+        """
+        return num_sentences * sum(times * self.operator(name) for name, times in passes.items())
 
     def step(self, architecture: Sequence[str]) -> float:
         """Returns the FLOPs of a step of a child's distillation, with the teacher's where states are compared."""

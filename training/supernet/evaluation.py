@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
@@ -196,8 +197,15 @@ def shared_layers(first: Sequence[str], second: Sequence[str]) -> int:
 
 def count_layer_evaluations(architectures: Iterable[Architecture]) -> int:
     """Returns the number of distinct prefixes of the children: the operators to run where shared bottoms run once."""
+    return operator_evaluations(architectures).total()
+
+
+def operator_evaluations(architectures: Iterable[Architecture]) -> Counter[str]:
+    """Returns how often each operator has to be run for children whose shared bottoms run once."""
     ordered = sorted(set(architectures))
-    return sum(map(len, ordered)) - sum(shared_layers(*pair) for pair in pairwise(ordered))
+    return Counter(
+        operator for last, child in pairwise([(), *ordered]) for operator in child[shared_layers(last, child) :]
+    )
 
 
 def _branch_depths(order: Sequence[Architecture]) -> list[tuple[int, ...]]:

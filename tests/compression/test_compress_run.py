@@ -434,7 +434,7 @@ def test_numbers_and_several_labels_are_compressed(tmp_path, changes):
     "changes",
     [
         {"max_flops": ("0.6x", "0.4x"), "equal_steps": True},
-        {"searcher": "additive"},
+        {"searcher": "additive", "controls": ()},
         {"sampler": "uniform", "alignment": "teacher", "alignment_every_n_layers": 2, "states_weight": 0.5},
         {"max_flops": (), "max_latency": ("0.7x",)},
         {"max_flops": (), "max_params": ("0.7x",), "convolutions": ("CONV3",), "score_weight": 0.1},
@@ -453,6 +453,9 @@ def test_every_way_to_search_ends_with_a_model(tmp_path, changes):
     assert len(result["verdicts"]) == len(names)
     if settings.searcher == "additive":
         assert not (tmp_path / "out" / "supernet").exists()
+    if not settings.controls:
+        roles = [row["role"] for row in result["models"]]
+        assert roles == ["teacher", "found", "block_drop", "sublayer_drop"]
     if settings.equal_steps:
         steps = {(row["member"], row["role"]): row["steps"] for row in result["models"]}
         assert steps["flops-0.6x", "block_drop_equal_steps"] == steps["flops-0.4x", "sublayer_drop_equal_steps"] == 5

@@ -385,9 +385,11 @@ def _plan(bench: Workbench, member: Member, choices: Choices, num_members: int) 
     search = _shared_flops(bench, compute) / num_members + compute.judging(choices.passes, num_judged_on)
     flops = settings.steps * compute.step(winner) + search
     planned = {FOUND: (winner, settings.steps)}
-    planned |= {role: (child, compute.equal_steps(child, flops)) for role, child in choices.controls.items()}
+    wanted = (*BEST_DROPS, *settings.controls)
+    controls = {role: child for role, child in choices.controls.items() if role in wanted}
+    planned |= {role: (child, compute.equal_steps(child, flops)) for role, child in controls.items()}
     if settings.equal_steps:
-        drops = [role for role in BEST_DROPS if role in choices.controls]
+        drops = [role for role in BEST_DROPS if role in controls]
         planned |= {f"{role}{EQUAL_STEPS}": (choices.controls[role], settings.steps) for role in drops}
     first = {plan: role for role, plan in reversed(planned.items())}
     folder = bench.folder / MODELS_FOLDER / member.name

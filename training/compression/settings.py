@@ -12,6 +12,7 @@ SAMPLERS = ("budget", "uniform", "gradual")
 ALIGNMENTS = ("none", "teacher")
 IMPORTANCES = ("output", "norm")
 OUTPUTS = ("least_squares", "copy")
+CONTROLS = ("evenly_spaced_blocks", "one_width", "random")
 # For each option of a budget the cost that it limits, and what names of folders call it.
 LIMITS = {
     "max_latency": ("latency_ms", "latency"),
@@ -132,6 +133,13 @@ class CompressSettings(Settings):
         flag="--equal-steps/--no-equal-steps",
         help="Distil the best drops for as many steps as the winner as well. Without it, as with it, all controls are "
         "given the compute that the winner and its search have cost.",
+    )
+    controls: tuple[str, ...] = option(
+        CONTROLS,
+        choices=CONTROLS,
+        is_distinct=True,
+        help="Controls that are distilled beside the best drops of blocks and of layers, which always are. Fewer of "
+        "them take less time.",
     )
     learning_rate: float = option(1e-3, flag="--learning-rate", above=0, help="Peak learning rate of distillation.")
     batch_size: int = option(64, flag="--batch-size", at_least=1, unit="sentences", help="Batch of every training.")

@@ -32,7 +32,7 @@ Order = Callable[[RankedChild], tuple[bool, float, Architecture]]
 # With more ways than this to drop as many blocks as a budget asks for, they are dropped one after another.
 _MAX_BLOCK_DROPS = 200
 # Of each control that the search begins with, the most children.
-_MAX_FIRST = 50
+_MAX_FIRST = 20
 # The layers of the random control cost from this share of what the budget leaves them.
 _RANDOM_SHARE = 0.9
 

@@ -117,7 +117,7 @@ class CompressSettings(Settings):
     alignment_weight: float = option(0.5, at_least=0, help="Lambda of Eq. (2), with an alignment.")
     alignment_every_n_layers: int = option(4, at_least=1, help="Layers n, 2n, 3n, ... are aligned.")
     num_evaluations: int = option(
-        200, at_least=1, unit="children", help="Children that are judged for each budget, beside those to begin with."
+        100, at_least=1, unit="children", help="Children that are judged for each budget, beside those to begin with."
     )
     num_search_sentences: int = option(
         256, at_least=10, unit="sentences", help="Held-out sentences that children are judged on in the search."

@@ -27,6 +27,7 @@ from .compression_report import BEST_DROPS, EQUAL_STEPS, FOUND, ModelRow, compre
 from .distill import Compute, distill
 from .distill_ray import RayCluster, Training, check_ray, distill_on_ray
 from .judging import Distilled, judge_models
+from .labelled import read_labelled
 from .members import Member, check_budgets, members_of, trained_children
 from .predictor import window_lengths
 from .sentences import Sentences, read_sentences
@@ -99,16 +100,19 @@ def compress(
         source = load_source(settings.checkpoint, settings.kind)
         _say(*source.notes)
         tasks = read_tasks(settings, source)
+        labelled = read_labelled(settings, source)
         check_space(settings, source)
         with state.main_process_first():
             sentences = _read_text(settings, source, progress)
+        if labelled is not None:
+            _say(f"labels: {settings.labels}, {len(labelled):,} rows to train on")
         _say(*sentences.notes, *(f"warning: {warning}" for warning in sentences.warnings))
         with open_run(folder, settings, state.is_main_process) as run:
             if run.result is not None:
                 return run.result
             accelerator = new_accelerator(run_precision(folder, settings))
             try:
-                bench = Workbench(settings, source, sentences, folder, accelerator)
+                bench = Workbench(settings, source, sentences, folder, accelerator, labelled)
                 return _compress(run, bench, tasks, progress, cluster)
             finally:
                 # The caller's next accelerator has a precision of its own.
@@ -134,7 +138,7 @@ def open_bench(settings: CompressSettings, folder: Path) -> Workbench:
     source = load_source(settings.checkpoint, settings.kind)
     sentences = _read_text(settings, source, progress=False)
     accelerator = new_accelerator(run_precision(folder, settings))
-    bench = Workbench(settings, source, sentences, folder, accelerator)
+    bench = Workbench(settings, source, sentences, folder, accelerator, read_labelled(settings, source))
     bench.run_teacher(progress=False)
     return bench
 

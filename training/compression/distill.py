@@ -131,6 +131,7 @@ def _distill(bench: Workbench, architecture: Architecture, steps: int, folder: P
         objective=bench.objective,
         teacher=bench.teacher,
         states_weight=settings.states_weight,
+        labels_weight=settings.labels_weight,
         train_dataset=bench.train,
         data_collator=bench.train_outputs.collate,
     )

@@ -6,6 +6,7 @@
 4. `length_batches` and `collate` make batches in which next to nothing is padded.
 """
 
+import math
 import random
 import re
 from collections import Counter
@@ -30,6 +31,8 @@ from ..files import short_hash
 
 # Columns "input_ids" (special tokens added), "length" in tokens, and "token_type_ids" where one of them is not 0.
 Rows: TypeAlias = Dataset
+# The column of labelled rows beside these, and what a batch of them has.
+LABEL = "label"
 
 FEWEST_SENTENCES = 100
 # Below this a choice by the held-out sentences may be chance.
@@ -539,13 +542,14 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to: int | 
     """Returns a batch of rows, padded on the right.
 
     Args:
-        rows: with "input_ids" and, if there are any, "token_type_ids"; what else they hold is left out.
+        rows: with "input_ids" and, if there are any, "token_type_ids" and `LABEL`; what else they hold is left out.
         pad_token_id: of the padding.
         pad_to: the width of the batch; `None` takes the longest row.
 
     Returns:
         "input_ids", "token_type_ids" if the rows have them and, if anything is padded, "attention_mask" (1 = token,
-        0 = padding): int64, (batch, width).
+        0 = padding): int64, (batch, width). If a row has a label also `LABEL`, (batch, numbers of a label), NaN where
+        a row has none.
 
     Raises:
         ValueError: there is no row, or one is longer than `pad_to`.
@@ -561,6 +565,8 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to: int | 
         batch["token_type_ids"] = _padded([row["token_type_ids"] for row in rows], width, 0)
     if min(lengths) < width:
         batch["attention_mask"] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    if width := max(len(row.get(LABEL, ())) for row in rows):
+        batch[LABEL] = torch.tensor([list(row[LABEL]) or [math.nan] * width for row in rows])
     return batch
 
 

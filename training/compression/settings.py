@@ -50,6 +50,18 @@ class CompressSettings(Settings):
         "between them. Plain text has a sentence, a paragraph or a document a line.",
     )
     text_column: str = option("text", help="Column of data files and data sets that holds the text.")
+    labels: str | None = option(
+        None,
+        flag="--labels",
+        is_path=True,
+        help="Labelled rows that a classifier or regression model is trained on beside the text: a file as "
+        "`--eval labels=FILE` takes it.",
+    )
+    labels_weight: float = option(
+        1.0,
+        at_least=0,
+        help="Weight of the loss of a labelled row against its label, beside that against the teacher.",
+    )
     num_sentences: int = option(
         50_000, flag="--num-sentences", at_least=100, unit="sentences", help="Sentences to train on at most."
     )

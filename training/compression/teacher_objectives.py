@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy, mse_loss
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -90,6 +90,10 @@ class Objective(ABC):
     @abstractmethod
     def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
         """Returns the second score of each item, (items,), higher is better."""
+
+    def label_losses(self, own: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of each item against its label, (items,), 0 where it has none; see `sentences.collate`."""
+        raise NotImplementedError(f"{type(self).__name__} takes no labels")
 
     # ---- As a judge of children (`supernet.evaluation.Judge`) ----
 
@@ -176,6 +180,19 @@ class SequenceObjective(Objective):
             return multi_label_distillation_losses(own, logits, self.temperature)
         log_probs = (logits / self.temperature).log_softmax(dim=-1)
         return distillation_losses(own, log_probs, self.temperature)
+
+    def label_losses(self, own: Tensor, labels: Tensor) -> Tensor:
+        """Returns the cross-entropy, the squared error or the binary cross-entropy of each sequence."""
+        is_known = ~labels[:, 0].isnan()
+        losses, labels = own.new_zeros(len(own)), labels[is_known].to(own.device, own.dtype)
+        own = own[is_known]
+        if self.problem_type == "regression":
+            known = mse_loss(own, labels, reduction="none").mean(dim=-1)
+        elif self.problem_type == "multi_label_classification":
+            known = binary_cross_entropy_with_logits(own, labels, reduction="none").mean(dim=-1)
+        else:
+            known = cross_entropy(own, labels[:, 0].long(), reduction="none")
+        return losses.masked_scatter(is_known, known)
 
     def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
         """Returns 1 where both say the same class (of several labels, their share); for numbers, less the error."""

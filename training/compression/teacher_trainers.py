@@ -16,6 +16,7 @@ from ..space.budgets import BudgetedSpace
 from ..space.samplers import UniformSampler
 from ..space.search_space import Architecture, SearchSpace
 from ..supernet.trainer import MagicTrainer
+from .sentences import LABEL
 from .teacher_objectives import TARGET, Objective
 from .teaching import COLUMNS, TrainOrder
 
@@ -41,6 +42,7 @@ class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
     """The loss of a step: that of the objective, a mean over the items of the whole accumulated batch."""
 
     objective: Objective
+    labels_weight: float = 0.0
     input_columns = COLUMNS
 
     def train_order(self) -> TrainOrder | None:
@@ -63,7 +65,7 @@ class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
             inputs: the batch, and what else the forward pass takes.
             num_items: of the whole accumulated batch.
         """
-        given = {name: value for name, value in inputs.items() if name != TARGET}
+        given = {name: value for name, value in inputs.items() if name not in (TARGET, LABEL)}
         length = inputs["input_ids"].shape[1]
         cast(MagicPreTrainedModel, self.model).set_attn_implementation(
             trained_attention(length, self.args.device, self.args.bf16)
@@ -71,6 +73,8 @@ class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
         outputs = model(**given, return_dict=True)
         own = self.objective.read(outputs, inputs)
         losses = self.objective.losses(own, inputs[TARGET], inputs)
+        if self.labels_weight and LABEL in inputs:
+            losses = losses + self.labels_weight * self.objective.label_losses(own, inputs[LABEL])
         return self.share(losses.sum(), num_items), outputs
 
 
@@ -204,6 +208,7 @@ class ChildTrainer(_TeacherLoss):
         objective: Objective,
         teacher: MagicPreTrainedModel | None = None,
         states_weight: float = 0.0,
+        labels_weight: float = 0.0,
         **kwargs: Any,
     ):
         """Takes what `Trainer` takes.
@@ -214,9 +219,11 @@ class ChildTrainer(_TeacherLoss):
             teacher: the checkpoint as a chain, in evaluation mode and on the device of the training; needed with a
                 `states_weight` alone.
             states_weight: of the distance of the last states; 0 leaves it out, and the teacher is not run.
+            labels_weight: of the loss of labelled rows against their labels, added to that against the teacher.
             **kwargs: see `Trainer`.
         """
         self.objective, self.teacher, self.states_weight = objective, teacher, states_weight
+        self.labels_weight = labels_weight
         super().__init__(*args, **kwargs)
 
     def count_items(self, batch: dict[str, Any]) -> Tensor:

@@ -22,7 +22,7 @@ from ..distillation.teacher import (
     teacher_inputs,
     weights_hash,
 )
-from .sentences import collate, length_batches
+from .sentences import LABEL, collate, length_batches
 from .source import Source
 from .teacher_objectives import TARGET, Batch, Objective
 
@@ -30,7 +30,7 @@ from .teacher_objectives import TARGET, Batch, Objective
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 # What a collator needs of a row of text.
-COLUMNS = ("input_ids", "token_type_ids")
+COLUMNS = ("input_ids", "token_type_ids", LABEL)
 
 
 # ---- Rows and batches ----
@@ -41,6 +41,13 @@ def rows_for(model: Any, rows: Dataset) -> Dataset:
     if model.config.type_vocab_size < 2 and "token_type_ids" in rows.column_names:
         return rows.remove_columns("token_type_ids")
     return rows
+
+
+def text_batch(rows: Dataset, places: Sequence[int], pad_token_id: int) -> Batch:
+    """Returns some rows as a batch of what a model reads, without labels."""
+    batch = collate(rows.select(places).to_list(), pad_token_id)
+    batch.pop(LABEL, None)
+    return batch
 
 
 def ordered_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
@@ -69,9 +76,9 @@ def endless_places(rows: Dataset, batch_size: int, seed: int) -> Iterator[list[i
 
 
 def endless_batches(rows: Dataset, batch_size: int, pad_token_id: int, seed: int) -> Iterator[Batch]:
-    """Yields batches of rows for ever, without the teacher's outputs, see `endless_places`."""
+    """Yields batches of text for ever, without labels and the teacher's outputs, see `endless_places`."""
     for places in endless_places(rows, batch_size, seed):
-        yield collate(rows.select(places).to_list(), pad_token_id)
+        yield text_batch(rows, places, pad_token_id)
 
 
 class TrainOrder(Sampler[int]):

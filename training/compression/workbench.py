@@ -32,14 +32,15 @@ from ..space.budgets import BudgetedSpace
 from ..space.search_space import SearchSpace
 from ..supernet.arguments import MagicTrainingArguments
 from .calibration import calibrate, local_errors
+from .labelled import with_labelled
 from .narrowing import inner_moments, start_operators
-from .sentences import Sentences, collate
+from .sentences import Sentences
 from .settings import CompressSettings
 from .source import Source
 from .spaces import checkpoint_space, drops_only
 from .teacher_objectives import Batch, Objective, objective_of
 from .teacher_trainers import CheckpointTrainer, freeze_embeddings, trained_attention
-from .teaching import TeacherOutputs, endless_batches, ordered_batches, rows_for
+from .teaching import TeacherOutputs, endless_batches, ordered_batches, rows_for, text_batch
 
 
 T = TypeVar("T")
@@ -109,6 +110,7 @@ class Workbench:
         sentences: the text.
         folder: of the run.
         accelerator: of this process; its precision is that of training.
+        labelled: rows with labels that children are trained on as well, see `labelled.read_labelled`.
     """
 
     settings: CompressSettings
@@ -116,6 +118,7 @@ class Workbench:
     sentences: Sentences
     folder: Path
     accelerator: Accelerator
+    labelled: Dataset | None = None
 
     def __post_init__(self) -> None:
         self.teacher.to(self.accelerator.device)
@@ -144,8 +147,8 @@ class Workbench:
 
     @cached_property
     def train(self) -> Dataset:
-        """The rows that are trained on."""
-        return rows_for(self.teacher, self.sentences.train)
+        """The rows that are trained on: those of the text, and labelled ones."""
+        return with_labelled(rows_for(self.teacher, self.sentences.train), self.labelled, self.validation)
 
     @cached_property
     def validation(self) -> Dataset:
@@ -190,7 +193,7 @@ class Workbench:
         """Yields the first rows in batches without the teacher's outputs."""
         rows = _first(rows, num_rows)
         for places in ordered_batches(rows, _JUDGED_TOGETHER):
-            yield collate(rows.select(places).to_list(), self.pad_token_id)
+            yield text_batch(rows, places, self.pad_token_id)
 
     # ---- Several processes ----
 

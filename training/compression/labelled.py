@@ -1,0 +1,63 @@
+"""Labelled rows that children are trained on beside the text: what `--labels` names."""
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from .sentences import LABEL
+from .settings import CompressSettings
+from .source import Source
+from .task_scores import read_task
+from .teaching import rows_for
+
+
+def read_labelled(settings: CompressSettings, source: Source) -> Dataset | None:
+    """Returns the labelled rows of a run in random order, `num_sentences` at most; `None` where none are given.
+
+    The column "label" has a list of numbers: a class id, a number, or 0 or 1 of each label.
+
+    Raises:
+        ValueError: the checkpoint has no classes or numbers of sequences, or something is wrong with the file.
+    """
+    if settings.labels is None:
+        return None
+    if source.kind != "sequence":
+        raise ValueError(
+            f"--labels is {settings.labels}, but the kind of the checkpoint is {source.kind}; classifiers and "
+            f"regression models, of kind sequence, are trained on labels: leave --labels out"
+        )
+    config: Any = source.model.config
+    task = read_task(
+        "labels", settings.labels, source.kind, id2label=config.id2label, problem_type=config.problem_type
+    )
+    encoded = source.tokenizer(*task.texts, truncation=True, max_length=source.max_length)
+    columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+    columns["length"] = list(map(len, encoded["input_ids"]))
+    columns[LABEL] = np.asarray(task.truth, dtype=float).reshape(len(task.truth), -1).tolist()
+    order = np.random.default_rng(settings.seed).permutation(len(task.truth))
+    rows = Dataset.from_dict(columns).select(order[: settings.num_sentences])
+    return rows_for(source.model, rows)
+
+
+def with_labelled(rows: Dataset, labelled: Dataset | None, held_out: Dataset) -> Dataset:
+    """Returns rows of text together with labelled rows; the label of a row of text is an empty list.
+
+    A row that is among both is taken as labelled. One that is held out is left out.
+
+    Args:
+        rows: of text.
+        labelled: see `read_labelled`; `None` returns the rows of text as they are.
+        held_out: rows that models are judged by.
+    """
+    if labelled is None:
+        return rows
+    judged = set(map(tuple, held_out["input_ids"][:]))
+    own = labelled["input_ids"][:]
+    labelled = labelled.select([place for place, ids in enumerate(own) if tuple(ids) not in judged])
+    known = set(map(tuple, own))
+    rows = rows.select([place for place, ids in enumerate(rows["input_ids"][:]) if tuple(ids) not in known])
+    if "token_type_ids" in labelled.column_names and "token_type_ids" not in rows.column_names:
+        rows = rows.add_column("token_type_ids", [[0] * length for length in rows["length"][:]])
+    rows = rows.add_column(LABEL, [[] for _ in range(len(rows))], feature=labelled.features[LABEL])
+    return concatenate_datasets([rows.cast(labelled.select_columns(rows.column_names).features), labelled])

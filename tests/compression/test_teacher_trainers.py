@@ -12,12 +12,14 @@ import torch
 from toy_compress import CLASSES, Kill, toy_bench
 from transformers import TrainerCallback, TrainingArguments
 
+from training.compression import teacher_trainers
 from training.compression.members import members_of, trained_children
 from training.compression.teacher_objectives import TARGET
 from training.compression.teacher_trainers import (
     BudgetSampler,
     CheckpointTrainer,
     ChildTrainer,
+    cut_batch,
     freeze_embeddings,
     teacher_states,
     trained_attention,
@@ -191,6 +193,62 @@ def test_it_does_not_matter_how_a_batch_is_cut(bench, tmp_path, states_weight):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
+def test_long_batches_are_run_in_pieces_and_come_to_the_same(bench, tmp_path, monkeypatch):
+    # A batch of 16 has at least three tokens a row: several pieces.
+    of_pieces, widths = [], []
+    for most_tokens in (4096, 40):
+        monkeypatch.setattr(teacher_trainers, "_MOST_TOKENS", most_tokens)
+        trainer = child_trainer(bench, tmp_path, states_weight=1.0, per_device_train_batch_size=16, **PLAIN)
+        compute_loss = trainer.compute_loss
+        trainer.compute_loss = lambda model, inputs, *args, own=compute_loss, **kwargs: (
+            widths.append(inputs["input_ids"].numel()) or own(model, inputs, *args, **kwargs)
+        )
+        trainer.train()
+        names = ("loss", "loss_teacher", "loss_states", "grad_norm")
+        of_pieces.append((logged(trainer, *names), weights_of(trainer.model), len(widths)))
+    (logs, weights, num_whole), (cut_logs, cut_weights, num_all) = of_pieces
+    assert num_whole == ARGUMENTS["max_steps"]
+    assert num_all - num_whole > 2 * num_whole
+    assert max(widths[num_whole:]) <= 40
+    for one, two in zip(logs, cut_logs, strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
+    for one, two in zip(weights, cut_weights, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_pieces_are_whole_sequences_with_their_outputs(bench):
+    batch = padded_batch(bench)
+    lengths = bench.objective.record_lengths(batch)
+    width = batch["input_ids"].shape[1]
+    assert cut_batch(batch, lengths, 8 * width) == [batch]
+    pieces = cut_batch(batch, lengths, 3 * width)
+    assert [len(piece["input_ids"]) for piece in pieces] == [2, 3, 3]
+    # Of one sequence even if it is longer.
+    assert len(cut_batch(batch, lengths, 1)) == 8
+    for name in (name for name in batch if name != TARGET):
+        assert torch.equal(torch.cat([piece[name] for piece in pieces]), batch[name])
+    for piece in pieces:
+        own = bench.objective.record_lengths(piece)
+        assert all(len(rows) == own.sum() for rows in piece[TARGET].values())
+    for name, rows in batch[TARGET].items():
+        assert torch.equal(torch.cat([piece[TARGET][name] for piece in pieces]), rows)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
+def test_freed_memory_is_given_back():
+    def used() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) // 1024
+
+    # Freed, but below what is not: the heap cannot shrink by itself.
+    kept = [torch.ones(25_000 if number % 2 else 1) for number in range(10_000)]
+    del kept[1::2]
+    before = used()
+    teacher_trainers.give_back_memory()
+    assert before - used() > 200
+    assert len(kept) == 5000
+
+
 class StopAt(TrainerCallback):
     """Stops the process after a step, as far as a test can be stopped."""
 
@@ -248,6 +306,11 @@ def test_the_teacher_stays_in_evaluation_mode(bench, tmp_path):
     for one, two in zip(*(teacher_states(bench.teacher, batch, [1, 3]) for _ in range(2)), strict=True):
         assert torch.equal(one, two)
         assert not one.requires_grad
+
+
+def test_aligned_batches_are_not_cut(bench, tmp_path):
+    assert supernet_trainer(bench, tmp_path).can_be_cut
+    assert not supernet_trainer(bench, tmp_path, aligned=True).can_be_cut
 
 
 def test_a_supernet_learns(bench, tmp_path):

@@ -1,11 +1,15 @@
 """The two trainings of a compression: a super-net around the checkpoint, and one child distilled from it."""
 
+import ctypes
+import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import TrainerCallback
 
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
@@ -21,6 +25,9 @@ from .teacher_objectives import TARGET, Objective
 from .teaching import COLUMNS, TrainOrder
 
 
+# Of a step in one pass: beyond, memory grows and a token takes as long.
+_MOST_TOKENS = 4096
+_TRIM_STEPS = 10
 # With more tokens, attention that is written out takes more memory than the time it saves is worth.
 _LONGEST_WRITTEN_OUT = 64
 
@@ -38,12 +45,32 @@ def trained_attention(length: int, device: torch.device, in_bf16: bool) -> str:
     return "eager" if in_bf16 and device.type == "cpu" and length <= _LONGEST_WRITTEN_OUT else "sdpa"
 
 
+def give_back_memory() -> None:
+    """Gives the system what was freed, where the C library can be asked to (glibc).
+
+    Batches of many lengths leave its heap in pieces, which would grow to several times what is in use.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+class _GivesBackMemory(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % _TRIM_STEPS == 0:
+            give_back_memory()
+
+
 class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
     """The loss of a step: that of the objective, a mean over the items of the whole accumulated batch."""
 
     objective: Objective
     labels_weight: float = 0.0
     input_columns = COLUMNS
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_GivesBackMemory())
 
     def train_order(self) -> TrainOrder | None:
         """Returns batches of nearly equal lengths, for as many steps as `max_steps` says."""
@@ -56,6 +83,20 @@ class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
     def count_items(self, batch: dict[str, Any]) -> Tensor:
         """Returns how many items a micro-batch holds."""
         return torch.tensor(self.objective.num_items(batch))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Returns the loss of a micro-batch, whose gradients are summed up piece by piece where it is long."""
+        pieces = [inputs]
+        # Several processes would have to agree on how many passes there are.
+        if self.args.world_size == 1 and self.can_be_cut:
+            pieces = cut_batch(inputs, self.objective.record_lengths(inputs), _MOST_TOKENS)
+        losses = [super(_TeacherLoss, self).training_step(model, piece, num_items_in_batch) for piece in pieces]
+        return torch.stack(losses).sum()
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether the losses of a micro-batch's pieces add up to its own."""
+        return True
 
     def teacher_loss(self, model: Any, inputs: dict[str, Any], num_items: Tensor) -> tuple[Tensor, Any]:
         """Returns a micro-batch's share of the loss, and the outputs of the forward pass.
@@ -76,6 +117,28 @@ class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
         if self.labels_weight and LABEL in inputs:
             losses = losses + self.labels_weight * self.objective.label_losses(own, inputs[LABEL])
         return self.share(losses.sum(), num_items), outputs
+
+
+def cut_batch(batch: dict[str, Any], record_lengths: Tensor, most_tokens: int) -> list[dict[str, Any]]:
+    """Returns a batch in pieces of whole sequences, as few as have at most so many tokens each, or one sequence.
+
+    Args:
+        batch: with the teacher's outputs.
+        record_lengths: rows of those that each sequence has, (batch,).
+        most_tokens: of a piece, padding included.
+    """
+    num_rows, width = batch["input_ids"].shape
+    num_pieces = -(-num_rows // max(1, most_tokens // width))
+    if num_pieces == 1:
+        return [batch]
+    ends = [0, *record_lengths.cumsum(dim=0).tolist()]
+    bounds = [num_rows * number // num_pieces for number in range(num_pieces + 1)]
+    pieces = []
+    for start, stop in pairwise(bounds):
+        piece: dict[str, Any] = {name: value[start:stop] for name, value in batch.items() if name != TARGET}
+        piece[TARGET] = {name: rows[ends[start] : ends[stop]] for name, rows in batch[TARGET].items()}
+        pieces.append(piece)
+    return pieces
 
 
 @torch.no_grad()
@@ -164,6 +227,11 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
         super()._set_space(space)
         if self._budgets:
             self.sampler = BudgetSampler(space, self.args.seed, self._budgets)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether nothing is aligned: L_align is a mean over a micro-batch, whatever its size."""
+        return not self._aligned_layers()
 
     def prediction_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor, Any]:
         """Returns the objective's loss of the step's child."""

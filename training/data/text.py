@@ -131,7 +131,7 @@ def _refuse_paths(source: str | Path, path: Path) -> None:
         raise ValueError(f"{path} is not a kind of file that can be read; known suffixes: {', '.join(suffixes)}")
     looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_like_path or path.suffix in suffixes:
-        raise ValueError(f"there is no file or folder {str(path)!r}; check the path, or leave it out for docstrings")
+        raise ValueError(f"there is no file or folder {str(path)!r}; check the path")
 
 
 def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, Any]) -> Documents:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from toy_sources import edit_json
 from transformers import AutoModel, AutoTokenizer
 
 from training.compression import calibration, compress_run, judging, workbench
-from training.compression.compress_run import compress
+from training.compression.compress_run import compress, read_tasks
 from training.compression.distill import Compute
 from training.compression.settings import CompressSettings
 from training.compression.source import load_source
+from training.compression.task_scores import Task
 from training.compression.teacher_trainers import ChildTrainer
 from training.distillation.teacher import TeacherCache
 from training.supernet.journal import Journal
@@ -200,6 +202,7 @@ def refused(monkeypatch, settings: CompressSettings, output: Path, message: str,
             "is 9 but the checkpoint has 4 layers, so that none",
         ),
         ({"eval": ("dev.tsv",)}, "--eval is 'dev.tsv'; write NAME=FILE, such as stsb=dev.tsv"),
+        ({"eval": ("docstring",)}, "--eval is 'docstring'; write NAME=FILE, such as stsb=dev.tsv"),
         ({"eval": ("=dev.tsv",)}, "--eval is '=dev.tsv'; write NAME=FILE, such as stsb=dev.tsv"),
         ({"eval": ("stsb=",)}, "--eval is 'stsb='; write NAME=FILE, such as stsb=dev.tsv"),
         ({"eval": ("stsb=/no/such.tsv",)}, "/no/such.tsv"),
@@ -242,6 +245,16 @@ def test_a_squad_file_for_a_model_that_cannot_have_windows_is_refused(tmp_path, 
     settings = toy_settings(tmp_path, "BertForQuestionAnswering", eval=(f"squad={tmp_path / 's.json'}",))
     edit_json(tmp_path / "source" / "tokenizer_config.json", padding_side="left")
     refused(monkeypatch, settings, tmp_path / "out", "pads or truncates on the left")
+
+
+def test_docstrings_are_a_task_without_a_file(run, monkeypatch):
+    folder, settings, _ = run
+    monkeypatch.setattr(compress_run, "docstring_retrieval", lambda: Task("docstrings", "sentence", None, "", ()))
+    source = load_source(str(folder / "source"))
+    assert [task.title for task in read_tasks(replace(settings, eval=("docstrings",)), source)] == ["docstrings"]
+    twice = replace(settings, eval=("docstrings", " docstrings "))
+    with pytest.raises(ValueError, match="--eval names docstrings twice"):
+        read_tasks(twice, source)
 
 
 def test_text_without_its_column_is_refused(run, tmp_path, monkeypatch):

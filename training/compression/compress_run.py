@@ -13,6 +13,7 @@ import torch
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..drawing import write_figure
+from ..data.text import DOCSTRINGS
 from ..files import read_json, short_hash, write_json, write_text
 from ..internals import forget_accelerator
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
@@ -34,7 +35,7 @@ from .sentences import Sentences, read_sentences
 from .settings import CompressSettings
 from .source import Source, load_source
 from .spaces import checkpoint_space
-from .task_scores import Task, read_task
+from .task_scores import Task, docstring_retrieval, read_task
 from .teacher_objectives import Batch
 from .workbench import (
     START_FOLDER,
@@ -169,19 +170,26 @@ def read_tasks(settings: CompressSettings, source: Source) -> list[Task]:
     Raises:
         ValueError: one is not written as NAME=FILE, is not known, its file cannot be used, or two have one title.
     """
-    config, tasks = source.model.config, dict[str, Task]()
+    tasks = dict[str, Task]()
     for text in settings.eval:
-        name, _, path = (part.strip() for part in text.partition("="))
-        if not name or not path:
-            raise ValueError(f"--eval is {text!r}; write NAME=FILE, such as stsb=dev.tsv")
-        labels: Any = config.id2label if source.kind in ("sequence", "token") else None
-        task = read_task(name, path, source.kind, id2label=labels, problem_type=config.problem_type)
+        task = _read_task(text, source)
         if task.title in tasks:
             raise ValueError(f"--eval names {task.title} twice; give each task once, and files names of their own")
         tasks[task.title] = task
     if tasks and source.kind == "span":
         window_lengths(source)
     return list(tasks.values())
+
+
+def _read_task(text: str, source: Source) -> Task:
+    if text.strip() == DOCSTRINGS and source.kind == "sentence":
+        return docstring_retrieval()
+    name, _, path = (part.strip() for part in text.partition("="))
+    if not name or not path:
+        raise ValueError(f"--eval is {text!r}; write NAME=FILE, such as stsb=dev.tsv")
+    config = source.model.config
+    labels: Any = config.id2label if source.kind in ("sequence", "token") else None
+    return read_task(name, path, source.kind, id2label=labels, problem_type=config.problem_type)
 
 
 def check_space(settings: CompressSettings, source: Source) -> None:

@@ -175,6 +175,7 @@ class CompressSettings(Settings):
         (),
         flag="--eval",
         help="A task that teacher, winners and controls are scored on in the end, as NAME=FILE, such as "
-        "stsb=dev.tsv. Nothing is trained on it or chosen by it.",
+        "stsb=dev.tsv, or docstrings: of 1,000 docstrings of the installed packages the body is found by the first "
+        "sentence. Nothing is trained on it or chosen by it.",
     )
     seed: int = option(0, flag="--seed", at_least=0, help="Seed of the text, the children, the order and the masks.")

@@ -12,8 +12,8 @@ import torch
 
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
-from ..drawing import write_figure
 from ..data.text import DOCSTRINGS
+from ..drawing import write_figure
 from ..files import read_json, short_hash, write_json, write_text
 from ..internals import forget_accelerator
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run

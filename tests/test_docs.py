@@ -260,7 +260,9 @@ def test_no_reference_is_broken_over_lines(page):
 def test_the_page_on_compression_names_what_the_settings_have():
     """Its options with values that they take, the budgets, the kinds of checkpoints, and the tasks of each."""
     text = (ROOT / "docs" / "compress.md").read_text(encoding="utf-8")
-    assigned = [re.fullmatch(r"--set '?(\w+)=(.+?)'?", name) for _, name in references(text) if name.startswith("--set")]
+    assigned = [
+        re.fullmatch(r"--set '?(\w+)=(.+?)'?", name) for _, name in references(text) if name.startswith("--set")
+    ]
     assert len(assigned) > 8
     for match in assigned:
         assert match

@@ -276,3 +276,40 @@ def test_runs_that_found_no_child_are_refused(found_children, tmp_path):
             found_children.found_child(Path(run_of(tmp_path / str(number), **result)))
     with pytest.raises(ValueError, match="no finished run"):
         found_children.found_child(tmp_path)
+
+
+def test_the_table_of_compressions_has_means_and_leads_over_seeds(scripts):
+    compress = importlib.import_module("compress")
+    worth = {
+        "found": (80, 82),
+        "block_drop": (79, 81.5),
+        "sublayer_drop": (78, 81.9),
+        "block_drop_equal_steps": (77, 80),
+    }
+
+    def result(seed):
+        def row(member, role, test, steps):
+            latency = {"padded": [0.3 + seed / 10, 0, 1], "unpadded": None}
+            return {
+                "member": member,
+                "role": role,
+                "tasks": {"stsb (test.tsv)": test, "stsb (dev.tsv)": 50},
+                "steps": steps,
+                "loss": 0.1 * (seed + 1),
+                "architecture": ["MHA4", "FFN"][: seed + 1],
+                **latency,
+            }
+
+        rows = [row("latency-0.4x", role, values[seed], 100) for role, values in worth.items()]
+        return {"members": [{"name": "latency-0.4x"}], "models": [row("", "teacher", 90, 0), *rows]}
+
+    results = [result(0), result(1)]
+    lines = compress.table(results)
+    assert lines[2].split(" | ")[:3] == ["| teacher", "0.35x", ""]
+    assert lines[3] == "| latency-0.4x: found | 0.35x |  | 100 | 0.1500 | 81.00 | 50.00 | 80.00, 82.00 |"
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    # At equal steps one drop was distilled.
+    assert compress.leads(results) == [
+        "- latency-0.4x: lead on stsb (test.tsv) over the better drop +2.50 at equal steps (+3.00, +2.00); "
+        "+0.55 at equal compute (+1.00, +0.10). Found: MHA4; MHA4,FFN."
+    ]

@@ -23,6 +23,7 @@ RECIPES = {
     "compact-pretrain": PretrainSettings,
     "compact-retrain": DistillSettings,
     "compress-minilm": CompressSettings,
+    "compress-quick": CompressSettings,
     "demo-pretrain": PretrainSettings,
     "demo-pretrain-short": PretrainSettings,
     "demo-retrain": RetrainSettings,

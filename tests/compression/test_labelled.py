@@ -1,5 +1,6 @@
 """Labels beside the text: rows, batches, and the loss against transformers' own."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -128,6 +129,27 @@ def test_the_super_net_is_trained_on_labelled_rows_without_their_labels(tmp_path
     assert train_supernet(bench, [], progress=False).config.num_labels == 3
     visits = json.loads((tmp_path / "run" / "supernet" / "visits.json").read_text())
     assert [sum(layer.values()) for layer in visits] == [bench.settings.supernet_steps] * 4
+
+
+def test_models_are_given_no_labels(tmp_path, monkeypatch):
+    bench = toy_bench(tmp_path, CLASSIFIER, num_sentences=100)
+    bench.labelled = read_labelled(
+        labelled_settings(tmp_path, [{"text": f"{text} twice", "label": "no"} for text in SENTENCES]), bench.source
+    )
+    bench.run_teacher(progress=False)
+    given: set[str] = set()
+    forward = type(bench.teacher).forward
+
+    @functools.wraps(forward)
+    def noted(self, *args, **kwargs):
+        given.update(kwargs)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(bench.teacher), "forward", noted)
+    distill(bench, bench.teacher.config.chain, 8, tmp_path / "child", progress=False)
+    assert "input_ids" in given
+    assert LABEL not in given
+    assert not any(LABEL in batch for batch in bench.text_batches(bench.train, len(bench.train)))
 
 
 # ---- The loss ----

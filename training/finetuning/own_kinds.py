@@ -94,8 +94,9 @@ def find_text_columns(
     Raises:
         ValueError: a column is not there, there is no text or too much of it, or a column may be text or not.
     """
+    others: dict[str, str] = {}
     if given is not None:
-        texts, others = tuple(given), {}
+        texts = tuple(given)
         require_columns(table, texts)
     else:
         texts, others = _columns_of_text(table, label_column)

@@ -208,9 +208,14 @@ class SquadSettings(Settings):
         help="The same for validation. Default: the validation split of the data set that `train_file` names.",
     )
     version_2: bool = option(False, flag="--version-2", help="SQuAD 2.0: questions may have no answer.")
-    max_seq_length: int = option(384, at_least=1, unit="tokens", help="Length of a window.")
-    doc_stride: int = option(
-        128, at_least=0, unit="tokens", help="Tokens that neighbouring windows of a context have in common."
+    max_seq_length: int | None = option(
+        None, at_least=1, unit="tokens", help="Length of a window. Default: 384, or what the model takes."
+    )
+    doc_stride: int | None = option(
+        None,
+        at_least=0,
+        unit="tokens",
+        help="Tokens that neighbouring windows of a context share. Default: 128, or a third of a shorter window.",
     )
     max_query_length: int = option(64, at_least=1, unit="tokens", help="Longer questions are truncated.")
     n_best: int = option(20, at_least=1, help="Number of best answers saved for each question.")

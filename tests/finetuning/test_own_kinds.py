@@ -72,6 +72,11 @@ def test_pairs_and_single_words_and_scripts_without_spaces_are_text(tmp_path):
     assert find_text_columns(unspaced, None, "label")[0] == ("t",)
 
 
+def test_a_lone_column_of_text_is_text_even_where_each_class_has_one_sentence(tmp_path):
+    table = table_of(tmp_path, [{"text": f"{kind} it is", "label": kind} for kind in ("yes", "no") * 8])
+    assert find_text_columns(table, None, "label") == (("text",), {})
+
+
 def test_a_file_without_text_says_what_its_columns_hold(tmp_path):
     table = table_of(tmp_path, [{"a": 1, "b": "x y", "label": "u"}, {"a": 2, "b": "x y", "label": "v"}])
     with pytest.raises(ValueError, match=r"name with text_columns .*'a' holds numbers; 'b' holds one value"):

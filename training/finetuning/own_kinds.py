@@ -126,12 +126,12 @@ def _columns_of_text(table: Table, label_column: str) -> tuple[tuple[str, ...], 
             texts.remove(name)
     if any(_are_sentences(cells[name]) for name in texts):
         for name in list(texts):
-            if _are_sentences(cells[name]) and not _are_categories(cells[name]):
+            if len(texts) == 1 or (_are_sentences(cells[name]) and not _are_categories(cells[name])):
                 continue
             if _name_each_other(cells[name], labels):
                 others[name] = f"{label_column!r} in other words"
                 texts.remove(name)
-            elif len(texts) > 1:
+            else:
                 raise ValueError(
                     f"{table.path}: column {name!r} holds single words or categories, which may be text or not; name "
                     f"one or two of {', '.join(texts)} with text_columns"

@@ -79,8 +79,8 @@ def load_squad(source: str | Path, split: str = "validation", version_2: bool = 
     """Returns the questions of a file in the official layout, or of a data set such as rajpurkar/squad on the Hub.
 
     An article without a title is called by its number, an id that is a number by its figures, as annotation tools
-    write them. An answer that does not stand where `answer_start` says is moved to where it does, if it occurs exactly once in the
-    context; how many were moved is logged and in the fingerprint.
+    write them. An answer that does not stand where `answer_start` says is moved to where it does, if it occurs exactly
+    once in the context; how many were moved is logged and in the fingerprint.
 
     Args:
         source: a JSON file or the name of a data set.

@@ -345,7 +345,7 @@ def label_of(row: Row, label_column: str, problem_type: str, ids: Mapping[str, i
     Args:
         row: what was read.
         label_column: where its label stands.
-        problem_type: see `own_files.infer_problem_type`.
+        problem_type: see `own_kinds.infer_problem_type`.
         ids: of the labels by name; several names may stand for one.
 
     Raises:

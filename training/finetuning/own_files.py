@@ -225,7 +225,8 @@ def _notes(
     shown = ", ".join(task.labels[:_SHOWN_LABELS]) + (", ..." if len(task.labels) > _SHOWN_LABELS else "")
     classes = f", {len(task.labels)} classes: {shown}" if task.labels else ""
     notes.append(f"kind: {task.problem_type}{classes}")
-    for split, table in tables.items():
+    for split in (split for split in ("train", "validation", "test") if split in tables):
+        table = tables[split]
         what = f"{len(table.rows):,} rows of {table.path}"
         if split == "validation" and is_split:
             what += ", split off by a hash of the text since no validation_file is named"

@@ -1,6 +1,7 @@
 """The model against transformers' BertModel, against its own extracted children, and under padding."""
 
 import io
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -473,6 +474,7 @@ def test_weights_are_plain_tensors(supernet):
         ({"candidate_operators": [["FFN", "FFN"]]}, "layer 0 names an operator twice"),
         ({"candidate_operators": []}, "candidate_operators is empty"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3 but candidate_operators has 4 layers"),
+        ({"num_attention_heads": 12}, "num_attention_heads is 12 but the operators have 4; leave num_attention_heads"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; a probability is at least 0 and below 1"),
         ({"config_version": 2}, "configuration is of version 2, this code knows up to 1; take a newer release"),
         ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
@@ -483,6 +485,22 @@ def test_weights_are_plain_tensors(supernet):
 def test_bad_configurations_name_value_and_remedy(tiny_config, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
+
+
+def test_heads_are_the_most_of_any_operator_and_not_saved(tiny_config, tmp_path):
+    config = tiny_config(candidate_operators=[["MHA2"], ["FFN", "MHA8"], ["CONV3"]], num_attention_heads=8)
+    assert config.num_attention_heads == 8
+    assert "num_attention_heads" not in config.to_dict()
+    assert config.child_config(["MHA2", "FFN", "CONV3"]).num_attention_heads == 2
+    # What divides by it gets the whole width.
+    assert tiny_config(candidate_operators=[["CONV3"], ["FFN", "SKIP"]]).num_attention_heads == 1
+    with pytest.raises(ValueError, match="num_attention_heads is 4 but the operators have 8"):
+        config.num_attention_heads = 4
+    config.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    # As another library may have written it beside the operators.
+    (tmp_path / "config.json").write_text(json.dumps({**values, "num_attention_heads": 8}))
+    assert MagicConfig.from_pretrained(tmp_path).num_attention_heads == 8
 
 
 def test_what_was_saved_loads(tiny_config, tmp_path):

@@ -11,10 +11,15 @@ from accelerate import cpu_offload
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel, OperatorSpec, operator_inner_size, parse_operator
-from modeling_magic.modeling_magic import DepthwiseConv1d, Packing, dropout
+from modeling_magic.modeling_magic import AUTO_MAP, DepthwiseConv1d, Packing, dropout
 
 
 MIXED = ("MHA4", "CONV3", "FFN", "CONV5")
@@ -447,6 +452,22 @@ def test_save_and_load(supernet, tmp_path):
     for name, tensor in supernet.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert MagicModel.from_pretrained(tmp_path).config.candidate_operators == supernet.config.candidate_operators
+
+
+def test_what_save_pretrained_writes_holds_the_code(supernet, tmp_path):
+    """So does what `Trainer.save_model` and `push_to_hub` write, whatever the model was loaded from."""
+    child = supernet.extract_child(("MHA4", "CONV3", "FFN", "CONV5"))
+    child.save_pretrained(tmp_path / "child")
+    assert "auto_map" not in child.config.to_dict()
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "child", num_labels=3)
+    assert type(classifier).__module__ == "modeling_magic.modeling_magic"
+    classifier.save_pretrained(tmp_path / "classifier")
+    for name in ("child", "classifier"):
+        assert {path.name for path in (tmp_path / name).glob("*.py")} == {
+            "configuration_magic.py",
+            "modeling_magic.py",
+        }
+        assert json.loads((tmp_path / name / "config.json").read_text())["auto_map"] == AUTO_MAP
 
 
 def test_compiled_child_equals_eager(supernet):

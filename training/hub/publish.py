@@ -28,6 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
+from ..data.fitting import num_rows
 from .card import CARD_NAME, HEADS, card_template
 from .export import MANIFEST_NAME, OTHER_FILES, WEIGHT_FILES
 from .presets import load_preset
@@ -238,9 +239,10 @@ def _check_tokenizer(config: MagicConfig, folder: Path) -> None:
     # tokenizers raises Exception itself for a file that it cannot read.
     except Exception as error:
         raise ValueError(f"the tokenizer in {folder} does not load ({error}); {_AGAIN}") from None
-    if len(tokenizer) > config.vocab_size:
+    if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens but the model only {config.vocab_size}; {_AGAIN}"
+            f"the tokenizer in {folder} has ids up to {num_rows(tokenizer) - 1} but the model rows for "
+            f"{config.vocab_size} tokens; {_AGAIN}"
         )
 
 

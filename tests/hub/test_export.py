@@ -57,6 +57,13 @@ def test_export_is_a_model_folder(child, tokenizer, tmp_path):
     assert isinstance(AutoModel.from_pretrained(folder), type(child.magic))
 
 
+def test_the_tokenizer_cuts_at_the_models_positions(child, tokenizer, tmp_path):
+    assert tokenizer.model_max_length > child.config.max_position_embeddings
+    folder = export_model(child, tokenizer, tmp_path / "model", {})
+    fill = pipeline("fill-mask", model=str(folder), tokenizer_kwargs={"truncation": True})
+    assert len(fill("the [MASK] " + "fox " * 200, top_k=3)) == 3
+
+
 def test_fill_mask_pipeline_answers(child, tokenizer, tmp_path):
     folder = export_model(child, tokenizer, tmp_path / "model", {})
     guesses = pipeline("fill-mask", model=str(folder))("the [MASK] fox", top_k=3)

@@ -64,6 +64,14 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+# Those of sentence-transformers.
+SENTENCE_FILES = (
+    MODULES_NAME,
+    TRANSFORMER_CONFIG_NAME,
+    SENTENCE_CONFIG_NAME,
+    "1_Pooling/config.json",
+    "2_Normalize/config.json",
+)
 # What an export may hold. Those that belong to the weights are removed from the Hub where a new export lacks them.
 WEIGHT_FILES = (
     SAFE_WEIGHTS_NAME,
@@ -76,12 +84,8 @@ WEIGHT_FILES = (
     "onnx/config.json",
     f"onnx/{CONFIG_CODE}",
     *(f"onnx/{name}" for name in _TOKENIZER_FILES),
-    # Those of sentence-transformers: left behind, they would speak of another model.
-    MODULES_NAME,
-    TRANSFORMER_CONFIG_NAME,
-    SENTENCE_CONFIG_NAME,
-    "1_Pooling/config.json",
-    "2_Normalize/config.json",
+    # Left behind, they would speak of another model.
+    *SENTENCE_FILES,
 )
 
 OTHER_FILES = (

@@ -1,4 +1,4 @@
-"""What is read from the folder of a model, or from its repository on the Hub, beside its weights."""
+"""What lies in the folder of a model, or in its repository on the Hub, beside its weights; a folder made whole."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -14,15 +14,20 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from modeling_magic.conversion import load_magic
+
 from ..files import read_json
 from .card import CARD_NAME
-from .export import MANIFEST_NAME
+from .export import MANIFEST_NAME, SENTENCE_FILES, export_model
+from .sentence_folders import json_of
 
 
 _WANTED_FILES = ["*.json", "*.txt", "*.model", CARD_NAME, "*.safetensors"]
 _OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
 # What stays true of a model whose weights are trained on.
 _INHERITED = ("search", "converted_from", "compressed_from", "budget")
+# What `Trainer` measures of itself.
+_NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "samples")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -112,3 +117,49 @@ def public_name(name_or_path: str | Path) -> str:
             while chunk := file.read(2**20):
                 digest.update(chunk)
     return f"sha256:{digest.hexdigest()}"
+
+
+# ---- Folders of others ----
+
+
+def export_folder(source: str | Path, output_dir: str | Path) -> Path:
+    """Writes the MAGIC model of a folder as a whole export and returns its path; for what `Trainer.save_model` wrote.
+
+    The manifest of the source is kept; where it has none, the card tells what the `Trainer` has measured, which is
+    read from its eval_results.json or trainer_state.json.
+
+    Args:
+        source: a model folder, with its tokenizer.
+        output_dir: where to write (see `export_model`).
+
+    Raises:
+        ValueError: the folder holds no MAGIC child or no tokenizer, or `output_dir` holds something else.
+    """
+    folder = Path(source)
+    model, tokenizer = load_magic(folder), tokenizer_of(folder)
+    if tokenizer is None:
+        raise ValueError(f"{folder} holds no tokenizer; save the one that the model was trained with into it")
+    manifest = json_of(folder / MANIFEST_NAME) or {**card_facts(str(folder)), "scores": _trainer_scores(folder)}
+    kept = [name for name in SENTENCE_FILES if (folder / name).is_file()]
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in kept}
+    return export_model(model, tokenizer, output_dir, manifest, files=files)
+
+
+def _trainer_scores(folder: Path) -> list[dict[str, Any]]:
+    metrics = json_of(folder / "eval_results.json")
+    if not metrics:
+        state = json_of(folder / "trainer_state.json")
+        entries = [entry for entry in state.get("log_history", []) if any(key.startswith("eval_") for key in entry)]
+        best = [entry for entry in entries if entry.get("step") == state.get("best_global_step")]
+        metrics = (best or entries or [{}])[-1]
+    scores = {
+        name.removeprefix("eval_"): value
+        for name, value in metrics.items()
+        if name.startswith("eval_") and isinstance(value, int | float)
+    }
+    rows = scores.get("samples", "not recorded")
+    return [
+        {"data": "the Trainer's evaluation set", "split": "eval", "rows": rows, "metric": name, "value": value}
+        for name, value in scores.items()
+        if name not in _NO_SCORES
+    ]

@@ -567,6 +567,8 @@ class MagicPreTrainedModel(PreTrainedModel):
 
     config: MagicConfig
     base_model_prefix = "magic"
+    # With it transformers writes the code beside what it saves.
+    _auto_class: str | None = None  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_flash_attn = True
     _supports_sdpa = True

@@ -159,7 +159,7 @@ def test_what_trainer_saves_is_sent_as_a_whole_export(exported, tokenizer, tmp_p
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     # Nothing of the Trainer's, such as its pickled arguments, goes along.
     assert "training_args.bin" in before
-    with pytest.raises(ValueError, match="is no exported model: it has no search.json; make one with `magic-nas exp"):
+    with pytest.raises(ValueError, match=r"it has no search\.json; make one with `magic-nas export`"):
         push_model(tmp_path, "ada/encoder", dry_run=True)
 
 

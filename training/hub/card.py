@@ -67,7 +67,7 @@ _QUESTION = "What does it return?"
 
 def card_length(config: MagicConfig) -> int:
     """Returns the sequence length that a card counts FLOPs for."""
-    return min(128, config.max_position_embeddings)
+    return min(128, config.max_sequence_length)
 
 
 # ---- The model card ----
@@ -98,7 +98,7 @@ def render_model_card(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         vocab_size=f"{config.vocab_size:,}",
-        max_position_embeddings=config.max_position_embeddings,
+        max_sequence_length=config.max_sequence_length,
         num_parameters=f"{manifest['num_parameters']:,}",
         flops=f"{manifest['flops']:.3g}",
         flops_of="the encoder alone" if head.flops == "none" else f"{head.name} over every position included",
@@ -249,7 +249,7 @@ def _named(model: str) -> str:
 
 def _made(manifest: dict[str, Any]) -> str:
     if source := _converted_from(manifest):
-        return f"It was converted with magic-nas\nfrom {_named(source)}."
+        return f"It was converted with magic-nas from\n{_named(source)}."
     return (
         "It was made with magic-nas, which searches the order of operators by weight\n"
         "sharing ([the paper](#citation))."

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from training import files
 from training.files import (
@@ -135,6 +137,33 @@ def test_a_folder_stays_unless_it_is_to_be_replaced(tmp_path):
         assert (tmp_path / "folder" / "first").exists()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["third"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_permissions_are_those_that_the_umask_gives(tmp_path, umask, file_mode, folder_mode):
+    """Whatever a library that writes under a temporary name of its own has left, such as 0600."""
+    before = os.umask(umask)
+    try:
+        with written_at_once(tmp_path / "folder") as temporary:
+            (temporary / "inside").mkdir(parents=True)
+            (temporary / "inside").chmod(0o700)
+            save_file({"a": torch.ones(1)}, temporary / "inside" / "a.safetensors")
+            (temporary / "inside" / "a.safetensors").chmod(0o600)
+            (temporary / "link").symlink_to(tmp_path / "elsewhere")
+        with written_at_once(tmp_path / "file") as temporary:
+            temporary.touch(mode=0o600)
+        write_text(tmp_path / "text", "")
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*[!k]")}
+    assert modes == {
+        "folder": folder_mode,
+        "folder/inside": folder_mode,
+        "folder/inside/a.safetensors": file_mode,
+        "file": file_mode,
+        "text": file_mode,
+    }
 
 
 def test_what_fails_half_way_leaves_what_was_there(tmp_path):

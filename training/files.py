@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
 # ---- Writing ----
@@ -73,7 +73,9 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         temporary = Path(folder) / path.name
         yield temporary
+        usual = _usual_modes(Path(folder), path.name)
         for written in (temporary, *temporary.rglob("*")):
+            _open_to_readers(written, usual)
             _flush(written)
         if replaces and path.is_dir():
             # Whole in one place or the other at every moment.
@@ -85,6 +87,32 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
             if not path.is_dir():
                 raise
     _flush(path.parent)
+
+
+class _Modes(NamedTuple):
+    """The permissions that new files and new folders have by the process's umask."""
+
+    file: int
+    folder: int
+
+
+def _usual_modes(folder: Path, taken: str) -> _Modes:
+    """Returns the permissions of what is made in `folder`; to ask for the umask one would have to change it.
+
+    Args:
+        folder: goes away with what is made there.
+        taken: a name that is not free.
+    """
+    file, inside = folder / f"{taken}-file", folder / f"{taken}-folder"
+    file.touch()
+    inside.mkdir()
+    return _Modes(file.stat().st_mode & 0o777, inside.stat().st_mode & 0o777)
+
+
+def _open_to_readers(path: Path, usual: _Modes) -> None:
+    """Gives a file or a folder the permissions of a new one: safetensors and others write for their owner alone."""
+    if not path.is_symlink():
+        path.chmod(path.stat().st_mode | (usual.folder if path.is_dir() else usual.file))
 
 
 def _flush(path: Path) -> None:

@@ -6,14 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from toy import toy_config
 from toy_finetune import SIZES, save_toy_model, toy_tokenizer, write_glue
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, pipeline
 
+from modeling_magic import MagicForMaskedLM
 from training.finetuning import finetune_run
 from training.finetuning.finetune import load_for_task
 from training.finetuning.finetune_run import run_finetuning
 from training.finetuning.settings import FinetuneSettings
 from training.finetuning.tasks import glue_task
+from training.hub.export import export_model
+from training.hub.model_folders import public_name
+from training.hub.publish import check_export
 
 
 # ---- Sweeps ----
@@ -144,6 +150,47 @@ def test_tasks_start_from_the_mnli_model_and_from_a_given_one(tmp_path, settings
     assert sources["stsb"] == own_mnli
     run_finetuning(replace(short, tasks=("rte",)), tmp_path / "alone")
     assert sources["rte"] == str(folders[0])
+
+
+def test_pairs_for_a_model_of_one_token_type_end_in_an_export(tmp_path):
+    """The folder is what every command takes: the card has the scores, the code and the tokenizer lie beside it."""
+    torch.manual_seed(0)
+    child = MagicForMaskedLM(toy_config(**SIZES, candidate_operators=[["MHA4"], ["FFN"]], type_vocab_size=1))
+    manifest = {"converted_from": "ada/roberta", "license": "mit"}
+    source = export_model(child, toy_tokenizer(), tmp_path / "source", manifest)
+    # A checkpoint whose tokenizer has types that the model does not know.
+    toy_tokenizer().save_pretrained(source)
+    path = tmp_path / "mine.tsv"
+    rows = [("fine a", "b", "yes"), ("dull b c", "d", "no"), ("great d", "e", "yes"), ("awful", "f", "no")] * 4
+    lines = ["\t".join(row) for row in [("first", "second", "label"), *rows]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = FinetuneSettings(
+        model=str(source),
+        train_file=str(path),
+        validation_file=str(path),
+        text_columns=("first", "second"),
+        learning_rates=(1e-3,),
+        batch_sizes=(8,),
+        seeds=(1,),
+        num_epochs=1,
+        max_length=40,
+        training_arguments={"disable_tqdm": True, "use_cpu": True},
+    )
+    result = run_finetuning(settings, tmp_path / "run")
+    folder = tmp_path / "run" / "mine" / "model"
+    check_export(folder)
+    assert str(tmp_path) not in "".join(file.read_text() for file in folder.glob("*.json"))
+    manifest = json.loads((folder / "search.json").read_text())
+    assert (manifest["converted_from"], manifest["license"]) == ("ada/roberta", "mit")
+    assert manifest["finetuning"]["start"] == public_name(source)
+    score, other = manifest["scores"]
+    assert other["metric"] == "macro_f1"
+    assert (score["data"], score["metric"], score["rows"]) == ("mine", "accuracy", len(rows))
+    assert score["value"] == result["tasks"][0]["metrics"]["validation"]["accuracy"]["median"]
+    card = (folder / "README.md").read_text()
+    assert f"| mine | validation | {len(rows)} | accuracy | {score['value']:.4f} |" in card
+    classify = pipeline("text-classification", model=str(folder))
+    assert classify({"text": "fine " * 60, "text_pair": "dull"}, truncation=True)["label"] in ("yes", "no")
 
 
 def test_own_files_and_a_teacher_from_another_run(tmp_path, settings, trained):

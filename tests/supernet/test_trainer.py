@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 from toy import PLAIN, RESUMABLE, collate, toy_config, toy_data, toy_trainer
-from transformers import TrainerCallback
+from transformers import BertTokenizer, TrainerCallback
 
 from modeling_magic import MagicForMaskedLM
+from training.data.text import PreparedData
 from training.objectives import alignment_loss
 from training.runs.checkpoints import last_complete_checkpoint
 from training.space.budgets import AdditiveCost, InfeasibleBudgetError
@@ -25,7 +26,7 @@ from training.space.search_space import Architecture, SearchSpace
 from training.supernet.anchors import Anchor, anchor_of_top_percent, target_states
 from training.supernet.arguments import MagicTrainingArguments
 from training.supernet.journal import RankedChild
-from training.supernet.setup import check_search
+from training.supernet.setup import check_search, fit_to_tokenizer
 from training.supernet.shrinking import sample_children
 from training.supernet.trainer import MagicTrainer
 
@@ -985,3 +986,10 @@ def test_streams_have_no_epochs(tmp_path):
     trainer.train_dataset = Stream()
     trainer.train()
     assert trainer.anchor_history[0]["step"] == 2
+
+
+def test_a_vocabulary_with_gaps_has_a_row_for_its_largest_id():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = BertTokenizer(vocab={**{word: index for index, word in enumerate(words)}, "fox": 40})
+    data = PreparedData(tokenizer, [], [], {})
+    assert fit_to_tokenizer(toy_config(), data, 8).vocab_size == 41

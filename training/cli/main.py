@@ -343,7 +343,7 @@ def squad_split(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A finished super-net run; with --onnx a model folder as well.")],
+    source: Annotated[Path, typer.Argument(help="A finished super-net run, or a model folder.")],
     output_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
     architecture: Child = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: of a model folder, or beside the child.")] = False,
@@ -351,10 +351,11 @@ def export(
         bool, typer.Option("--int8", help="With --onnx: write it with weights of 8 bits as well, model_int8.onnx.")
     ] = False,
 ) -> None:
-    """Write a child of a super-net, with the weights it has there, as a model folder; or a model folder as ONNX."""
+    """Write a child of a super-net as a model folder; or a model folder as a whole export or as ONNX."""
     if int8 and not onnx:
         raise ValueError("--int8 quantises the ONNX file; add --onnx")
     start()
+    from ..hub.model_folders import export_folder
     from ..hub.onnx_export import check_packages, export_onnx, quantize_onnx
     from ..supernet.loading import export_child
 
@@ -362,8 +363,11 @@ def export(
     if onnx:
         # Before a child is written.
         check_packages(int8)
-    if not (onnx and (source / "config.json").is_file()):
-        model = export_child(source, output_dir, architecture)
+    is_model = (source / "config.json").is_file()
+    if is_model and architecture is not None:
+        raise ValueError(f"{source} holds one model, not a super-net's run; leave --architecture out")
+    if not (onnx and is_model):
+        model = export_folder(source, output_dir) if is_model else export_child(source, output_dir, architecture)
         onnx_folder = model / "onnx"
         print(f"model: {model}")
     if onnx:

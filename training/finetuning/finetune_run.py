@@ -19,23 +19,22 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
 )
 
+from modeling_magic import MagicPreTrainedModel
+
+from ..data.fitting import fit_tokenizer, max_sequence_length, num_rows
 from ..data.text import tokenizer_sha256
-from ..distillation.teacher import (
-    check_configs,
-    check_length,
-    head_of,
-    load_teacher,
-    max_sequence_length,
-    weights_hash,
-)
+from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
 from ..files import read_json, short_hash, write_json, write_text, written_at_once
-from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run
+from ..hub.export import FINETUNING_NAME, MANIFEST_NAME, export_model
+from ..hub.model_folders import provenance, public_name
+from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run, versions
 from ..runs.training import training_arguments
 from .finetune import (
     auto_class,
@@ -65,7 +64,6 @@ from .tasks import (
 logger = logging.getLogger(__name__)
 
 ALL_TASKS = "all"
-FACTS_NAME = "finetune.json"
 TEST_NAME = "test.json"
 PREDICTIONS_NAME = "test_predictions.jsonl"
 # Of a row, where the model takes as many.
@@ -211,6 +209,13 @@ def _load_tokenizer(settings: FinetuneSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _load_config(name: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
 def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns the length that is asked for, or else the usual one, as far as the tokenizer and all models take it."""
     if settings.max_length is not None:
@@ -228,10 +233,10 @@ def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: P
 
 def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     config = model.config
-    if len(tokenizer) > config.vocab_size:
+    if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model's embeddings {config.vocab_size}; name the "
-            f"tokenizer that the model was trained with"
+            f"the tokenizer has ids up to {num_rows(tokenizer) - 1} but the model's embeddings {config.vocab_size} "
+            f"rows; name the tokenizer that the model was trained with"
         )
     check_length(config, "the model", "max_length", max_length)
 
@@ -280,9 +285,10 @@ class _Sweep:
         """Reads all data and loads all models once, so that nothing is found wrong after hours of training."""
         self._settings, self._output_dir = settings, output_dir
         loaded = _load_data(settings, tasks)
-        self._tokenizer = _load_tokenizer(settings)
+        tokenizer = _load_tokenizer(settings)
         if any(task.problem_type == TOKENS for task, _ in loaded):
-            self._tokenizer = with_word_spaces(self._tokenizer)
+            tokenizer = with_word_spaces(tokenizer)
+        self._tokenizer = fit_tokenizer(tokenizer, _load_config(settings.model))
         tasks = [task for task, _ in loaded]
         sources = {task.name: self._start_of(task, tasks) for task in tasks}
         taught = [] if settings.teacher is None else [_model_of(settings.teacher, task) for task in tasks]
@@ -383,7 +389,7 @@ class _Sweep:
         start = ""
         if work.source == str(self._model_folder("mnli")):
             # As trained in this very sweep: the key of the fine-tuning that the model is of.
-            start = read_json(Path(work.source) / FACTS_NAME)["key"]
+            start = read_json(Path(work.source) / FINETUNING_NAME)["key"]
         group, teacher = short_hash(work.key, start), None
         runs: list[FinetuneRun] = []
         for learning_rate, batch_size, seed in _settings_and_seeds(self._settings):
@@ -414,7 +420,7 @@ class _Sweep:
 
         On a device that does not repeat its bits, it may then be no longer the best, and another's turn comes.
         """
-        facts = self._model_folder(work.task.name) / FACTS_NAME
+        facts = self._model_folder(work.task.name) / FINETUNING_NAME
         while True:
             best = self._best_of(group)
             assert best is not None
@@ -469,18 +475,47 @@ class _Sweep:
         )
         best_before = self._best_of(group)
         if best_before is None or _rank(run) > _rank(best_before):
-            self._keep_model(model, run)
+            self._keep_model(work, model, run)
         self._runs[key] = run
         write_json(self._output_dir / RECORDS_NAME, [asdict(other) for other in self._runs.values()])
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _keep_model(self, model: PreTrainedModel, run: FinetuneRun) -> None:
+    def _keep_model(self, work: _Work, model: PreTrainedModel, run: FinetuneRun) -> None:
         folder = self._model_folder(run.task)
+        facts = {name: value for name, value in asdict(run).items() if name != "epochs"}
+        facts["model"] = public_name(self._settings.model)
+        if isinstance(model, MagicPreTrainedModel):
+            if not (folder / MANIFEST_NAME).is_file():
+                # Of a run of an earlier release, whose models were no exports.
+                shutil.rmtree(folder, ignore_errors=True)
+            files = {FINETUNING_NAME: json.dumps(facts, indent=2) + "\n"}
+            export_model(model, self._tokenizer, folder, self._manifest(work, run), files=files)
+            return
         with written_at_once(folder, replaces=True) as temporary:
             model.save_pretrained(temporary)
-            self._tokenizer.save_pretrained(temporary)
-            facts = {name: value for name, value in asdict(run).items() if name != "epochs"}
-            write_json(temporary / FACTS_NAME, {**facts, "model": self._settings.model})
+            fit_tokenizer(self._tokenizer, model.config).save_pretrained(temporary)
+            write_json(temporary / FINETUNING_NAME, facts)
+
+    def _manifest(self, work: _Work, run: FinetuneRun) -> dict[str, Any]:
+        """Returns what is published of a fine-tuned model: where it is from, how it was trained, what it scored."""
+        teacher = self._settings.teacher
+        taught = {} if teacher is None else {"teacher": public_name(_model_of(teacher, work.task))}
+        return {
+            **provenance(self._settings.model),
+            "finetuning": {
+                "data": work.title,
+                "start": public_name(work.source),
+                **taught,
+                **{name: getattr(run, name) for name in ("learning_rate", "batch_size", "seed", "steps", "best_step")},
+                "versions": versions(),
+            },
+            "scores": [
+                {"data": work.title, "split": split, "rows": len(work.data[split]), "metric": name, "value": value}
+                for split, metrics in run.metrics.items()
+                for name, value in metrics.items()
+                if name in work.task.metrics
+            ],
+        }
 
     def _clean(self, task: Task) -> None:
         """Removes what trainings that were stopped have left behind."""
@@ -494,7 +529,7 @@ class _Sweep:
         if GLUE.get(work.task.name) != work.task or not splits:
             return
         folder = self._output_dir / SUBMISSION_FOLDER
-        facts = read_json(self._model_folder(work.task.name) / FACTS_NAME)
+        facts = read_json(self._model_folder(work.task.name) / FINETUNING_NAME)
         stamp = self._output_dir / work.task.name / "submitted.json"
         wanted = [facts["key"], *splits]
         if stamp.is_file() and read_json(stamp) == wanted:
@@ -511,7 +546,7 @@ class _Sweep:
         """Predicts a user's test file with the best model on dev, and scores it where it has labels."""
         task, rows = work.task, work.data["test"]
         folder = self._output_dir / task.name
-        key = short_hash(read_json(folder / MODEL_FOLDER / FACTS_NAME)["key"], _rows_hash(DatasetDict(test=rows)))
+        key = short_hash(read_json(folder / MODEL_FOLDER / FINETUNING_NAME)["key"], _rows_hash(DatasetDict(test=rows)))
         stamp, predictions = folder / TEST_NAME, folder / PREDICTIONS_NAME
         if predictions.is_file() and stamp.is_file() and (known := read_json(stamp))["key"] == key:
             return ScoresOnTest(**known["scores"])

@@ -27,12 +27,13 @@ from transformers import (
 
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
+from ..data.fitting import fit_tokenizer, knows_token_types, max_sequence_length, num_rows
 from ..data.text import load_tokenizer
-from ..distillation.teacher import check_length, load_teacher, max_sequence_length, quiet_loading
+from ..distillation.teacher import check_length, load_teacher, quiet_loading
 from ..distillation.trainers import DistillationTrainer
-from ..files import read_json, written_at_once
-from ..hub.convert import file_of_model
-from ..hub.export import MANIFEST_NAME, describe_model, export_model, training_manifest
+from ..files import written_at_once
+from ..hub.export import describe_model, export_model, training_manifest
+from ..hub.model_folders import provenance
 from ..losses import AccumulatedLossTrainer
 from ..progress import show_progress
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
@@ -216,10 +217,10 @@ def _check_model(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, n
             f"max_seq_length is {lengths.max_seq_length} but the tokenizer of {name} is for up to "
             f"{tokenizer.model_max_length} tokens; take a smaller one"
         )
-    if len(tokenizer) > config.vocab_size:
+    if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"{name} has embeddings for {config.vocab_size} tokens but its tokenizer has {len(tokenizer)}; it is "
-            f"another model's"
+            f"{name} has embeddings for {config.vocab_size} tokens but its tokenizer has ids up to "
+            f"{num_rows(tokenizer) - 1}; it is another model's"
         )
     check_lengths(tokenizer, *lengths)
 
@@ -293,7 +294,7 @@ def _make_trainer(
 def _model_columns(windows: SquadWindows, model: PreTrainedModel) -> Dataset:
     columns = ["input_ids", "token_type_ids", "start_positions", "end_positions", "length"]
     # A model without token types, such as a converted RoBERTa, cannot look up the context's.
-    if model.config.to_dict().get("type_vocab_size", 2) < 2:
+    if not knows_token_types(model.config):
         columns.remove("token_type_ids")
     return windows.rows.select_columns([name for name in columns if name in windows.rows.column_names])
 
@@ -425,13 +426,12 @@ def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
         return
     with written_at_once(folder, replaces=True) as temporary:
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        fit_tokenizer(tokenizer, model.config).save_pretrained(temporary)
 
 
 def _manifest(model: MagicPreTrainedModel, result: dict[str, Any]) -> dict[str, Any]:
     """Returns the manifest of a fine-tuned child: where its architecture is from, its training and its measures."""
-    path = file_of_model(result["model"], MANIFEST_NAME)
-    source = {} if path is None else read_json(path)
+    inherited = provenance(result["model"])
     row = {
         **result,
         **describe_model(model.config, "none"),
@@ -439,9 +439,9 @@ def _manifest(model: MagicPreTrainedModel, result: dict[str, Any]) -> dict[str, 
         # The nearest that a table of any model has to it.
         "val_accuracy": result["exact_match"] / 100,
     }
-    manifest = training_manifest(row, source.get("search"))
+    manifest = training_manifest(row, inherited.get("search"))
     manifest["results"][0]["name"] = "this model (accuracy: exact match)"
-    return {**manifest, "squad": result["metrics"]}
+    return {**inherited, **manifest, "squad": result["metrics"]}
 
 
 def squad_table(results: dict[str, dict[str, Any]]) -> str:

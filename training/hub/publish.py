@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,8 +30,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
+from ..data.fitting import num_rows
 from .card import CARD_NAME, HEADS, card_template
 from .export import MANIFEST_NAME, OTHER_FILES, WEIGHT_FILES
+from .model_folders import export_folder
 from .presets import load_preset
 
 
@@ -65,10 +69,11 @@ def push_model(
 
     The folder is checked before anything is sent. All files go in one commit, so that a branch never holds half of a
     model; weights and tokenizer files of an older push that the folder does not hold are removed in the same commit.
-    The card on the Hub is the folder's, with the repository's name in place of the folder's.
+    The card on the Hub is the folder's, with the repository's name in place of the folder's. A model folder that is no
+    export, such as `Trainer.save_model` writes, is sent as `export_folder` makes it one; it stays as it is.
 
     Args:
-        folder: as `export_model` writes it.
+        folder: as `export_model` writes it, or of a MAGIC child with its tokenizer.
         repo_id: "owner/name", or "name" for one of your own; made where it does not exist.
         private: whether a new repository is private.
         revision: a branch; made where it does not exist. Left out, main.
@@ -84,6 +89,18 @@ def push_model(
     """
     folder = Path(folder)
     validate_repo_id(repo_id)
+    send = partial(
+        _push, repo_id=repo_id, private=private, revision=revision, dry_run=dry_run, token=token, title=commit_message
+    )
+    if (folder / MANIFEST_NAME).is_file() or not (folder / "config.json").is_file():
+        return send(folder)
+    with TemporaryDirectory() as temporary:
+        return send(export_folder(folder, Path(temporary) / folder.resolve().name))
+
+
+def _push(
+    folder: Path, repo_id: str, private: bool, revision: str | None, dry_run: bool, token: str | None, title: str
+) -> PushReport:
     names = check_export(folder)
     branch = revision or constants.DEFAULT_REVISION
     if dry_run:
@@ -112,7 +129,7 @@ def push_model(
         ]
         operations += [CommitOperationDelete(name) for name in stale if _matches(name, WEIGHT_FILES)]
         commit = api.create_commit(
-            repo_id, operations, commit_message=commit_message, revision=branch, parent_commit=before.sha
+            repo_id, operations, commit_message=title, revision=branch, parent_commit=before.sha
         )
     return _report(repo_id, branch, commit.oid, contents)
 
@@ -238,9 +255,10 @@ def _check_tokenizer(config: MagicConfig, folder: Path) -> None:
     # tokenizers raises Exception itself for a file that it cannot read.
     except Exception as error:
         raise ValueError(f"the tokenizer in {folder} does not load ({error}); {_AGAIN}") from None
-    if len(tokenizer) > config.vocab_size:
+    if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens but the model only {config.vocab_size}; {_AGAIN}"
+            f"the tokenizer in {folder} has ids up to {num_rows(tokenizer) - 1} but the model rows for "
+            f"{config.vocab_size} tokens; {_AGAIN}"
         )
 
 

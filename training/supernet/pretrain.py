@@ -12,6 +12,7 @@ from transformers import set_seed
 from modeling_magic import MagicConfig, MagicForMaskedLM
 from modeling_magic.warm_start import check_initialization, initialize_from
 
+from ..data.fitting import fit_tokenizer
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..files import written_at_once
 from ..hub.card import card_length
@@ -108,7 +109,7 @@ def save_supernet(run: Run, model: MagicForMaskedLM, data: PreparedData, result:
     def export(_: dict[str, Any]) -> None:
         with written_at_once(run.folder / SUPERNET_FOLDER, replaces=True) as temporary:
             model.save_pretrained(temporary)
-            data.tokenizer.save_pretrained(temporary)
+            fit_tokenizer(data.tokenizer, model.config).save_pretrained(temporary)
 
     return run.finish(result, export)
 

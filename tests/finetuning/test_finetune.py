@@ -24,7 +24,7 @@ from modeling_magic.modeling_magic import MagicAttention
 from training.finetuning.finetune import FinetuneTrainer, finetune, load_for_task, predict
 from training.finetuning.metrics import compute_metrics
 from training.finetuning.tasks import glue_task, load_files, load_glue, tokenize
-from training.runs.checkpoints import last_complete_checkpoint
+from training.resuming import last_complete_checkpoint
 
 
 @pytest.fixture(scope="module")

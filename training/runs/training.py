@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from .checkpoints import last_complete_checkpoint, load_finished
+from ..resuming import last_complete_checkpoint
+from .checkpoints import load_finished
 
 
 def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]) -> Any:
@@ -31,7 +32,7 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
 def finish_training(trainer: Trainer) -> float:
     """Trains from the start or from the last complete checkpoint to the end; returns the seconds that this took."""
     start = time.perf_counter()
-    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir))
+    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir), tells=True)
     if checkpoint is None or not load_finished(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     return time.perf_counter() - start

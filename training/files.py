@@ -144,11 +144,17 @@ def full_disk_named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number not in FULL_DISK and not _FULL.search(str(error)):
+        if not is_full_disk(error):
             raise
-        number = number if number in FULL_DISK else errno.ENOSPC
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOSPC
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that a disk, a quota or the largest size of a file is reached."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL_DISK
+    return isinstance(error, Exception) and _FULL.search(str(error)) is not None
 
 
 def _open(path: Path) -> int | None:

@@ -137,7 +137,7 @@ _PARTS = {
 class ResumableTrainer(TrainerHooks, Trainer):
     """A `Trainer` whose checkpoints are whole or not there, and that goes on from them to the same bits and logs.
 
-    Asked to stop (see `training.stopping`), it ends its step, saves a checkpoint of it and raises `Stopped`.
+    Asked to stop (`stopping.signals_handled`), it ends its step, saves a checkpoint of it and raises `Stopped`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..files import read_json
-from ..hub.card import CARD_NAME, HEADS, card_metadata, example_call
+from ..hub.card import CARD_NAME, HEADS, card_metadata, example_call, shown_name
 from ..hub.export import export_model
 from ..space.search_space import format_architecture
 from ..tables import markdown_table
@@ -78,7 +78,7 @@ def export_compressed(
     _check_model(source, model)
     license_and_language = _card_facts(source.folder)
     facts = {"compressed_from": _public_name(source), "kind": source.kind, "budget": budget, **license_and_language}
-    name = Path(output_dir).resolve().name
+    name = shown_name(Path(output_dir).resolve().name)
     return export_model(
         _with_source_config(source, model),
         # Calls leave their truncation and padding behind in a tokenizer.

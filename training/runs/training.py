@@ -1,5 +1,6 @@
 """What the runs that train on `Trainer` have in common."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
         "logging_steps": 10,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    if given.get("ddp_backend") and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"training_arguments: ddp_backend is {given['ddp_backend']!r}, but this is one process; start several "
+            f"with `torchrun --nproc-per-node N -m magic_nas ...`, or leave ddp_backend out"
+        )
     try:
         return kind(output_dir=str(output_dir), **{**defaults, **given})
     except (TypeError, ImportError, RuntimeError) as error:

@@ -331,7 +331,7 @@ class SupernetHealth:
     # ---- Checkpoints and results ----
 
     def norms_since_log(self) -> dict[str, tuple[float, int]]:
-        """Returns for each kind of operator the sum of the norms since the last call of `scalars`, and their number."""
+        """Returns by kind of operator the sum of the norms since the last call of `scalars`, and their number."""
         self._settle()
         return dict(self._logged_norms)
 

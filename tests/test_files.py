@@ -162,6 +162,7 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     [
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         Exception("No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9881600 vs 9881492"),
         RuntimeError("[enforce fail at inline_container.cc:626] . PytorchStreamWriter failed writing file data/0"),
     ],
 )

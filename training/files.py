@@ -134,7 +134,10 @@ def _own_file(path: Path) -> Iterator[IO[bytes]]:
 
 # Texts of errors that other libraries raise, in place of an OSError with its number, where a disk is full: safetensors
 # and tokenizers (both in Rust), torch.save, pyarrow.
-_FULL = re.compile(r"no space left|os error (28|122|27)\b|quota exceeded|PytorchStreamWriter failed writing", re.I)
+_FULL = re.compile(
+    r"no space left|os error (28|122|27)\b|quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs",
+    re.I,
+)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -26,7 +26,7 @@ from training.finetuning.finetune import FinetuneTrainer, finetune, load_for_tas
 from training.finetuning.metrics import compute_metrics
 from training.finetuning.own_files import load_files
 from training.finetuning.tasks import glue_task, load_glue, tokenize
-from training.runs.checkpoints import last_complete_checkpoint
+from training.resuming import last_complete_checkpoint
 
 
 @pytest.fixture(scope="module")

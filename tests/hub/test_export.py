@@ -132,6 +132,15 @@ def test_every_class_is_exported(exports, kind):
     assert ("mask_token" in card.data) == (kind == "MagicForMaskedLM")
 
 
+@pytest.mark.parametrize("auto_class", [name for name in AUTO_MAP if name != "AutoConfig"])
+def test_with_the_package_no_class_asks_for_code_of_the_folder(exports, monkeypatch, auto_class):
+    """Nor runs it: what is installed is taken, whatever the folder holds."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    folder = exports["MagicForMaskedLM"][1]
+    model = getattr(transformers, auto_class).from_pretrained(folder)
+    assert type(model).__module__ == "modeling_magic.modeling_magic"
+
+
 def test_every_class_loads_without_the_package(exports, tmp_path):
     """In a clean process, offline: the same bits, every other head on the same encoder, and the card's example."""
     work = exports["MagicModel"][1].parent

@@ -103,6 +103,20 @@ def test_files_that_no_export_holds_are_refused(folder, name):
         push_model(folder, "ada/encoder", dry_run=True)
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "onnx", "README.md"])
+def test_links_are_refused(folder, tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.mkdir() if name == "onnx" else secret.write_text("a key")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(ValueError, match=f"holds links, .*on this machine: {name}; push a copy .* `cp -rL`"):
+        push_model(folder, "ada/encoder", dry_run=True)
+    (folder / name).unlink()
+    (folder / ".venv").symlink_to(secret)
+    if name != "README.md":
+        assert check_export(folder)
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 

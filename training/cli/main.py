@@ -14,8 +14,10 @@ from ..options import Settings, read_value
 from ..retraining.settings import DistillSettings, RetrainSettings, RtdSettings
 from ..search.settings import SearchSettings
 from ..space.settings import BudgetSettings, LatencySettings
+from ..stopping import Stopped, signals_handled
 from ..supernet.settings import BlockwiseSettings, PretrainSettings
 from .analyze import app as analyze_app
+from .failures import failure, goes_on
 from .options import Child, Given, OutputDir, start, takes
 
 
@@ -433,11 +435,25 @@ def _sized(path: Path) -> str:
 
 
 def main() -> None:
-    """Runs the command line; errors that the user can fix are printed as one line, with exit code 2."""
+    """Runs the command line, and ends with one line where it does not succeed.
+
+    The exit code is 2 for errors that the user can fix, 1 where the machine lacks something, and 128 and the signal's
+    number where it was stopped: 130 for Ctrl-C, 143 for SIGTERM.
+    """
     try:
-        app()
-    except (ValueError, OSError) as error:
-        if os.environ.get("MAGIC_TRACEBACK"):
+        with signals_handled():
+            app()
+    except Stopped as stop:
+        _end(128 + stop.number, f"{stop}{goes_on()}")
+    except Exception as error:
+        line = failure(error)
+        if os.environ.get("MAGIC_TRACEBACK") or (line is None and not isinstance(error, ValueError | OSError)):
             raise
-        print(f"magic-nas: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(2 if line is None else 1, f"error: {line or error}")
+
+
+def _end(code: int, line: str) -> None:
+    # All processes of a run are told, the first one says it; errors may be of one alone.
+    if code < 128 or os.environ.get("RANK", "0") == "0":
+        print(f"magic-nas: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
-from ..hub.card import HEADS, card_metadata, example_call
+from ..hub.card import HEADS, card_metadata, example_call, shown_name
 from ..hub.export import export_model
 from ..hub.model_folders import card_facts
 from ..hub.sentence_folders import (
@@ -72,7 +72,7 @@ def export_compressed(
     _check_model(source, model)
     license_and_language = card_facts(str(source.folder))
     facts = {"compressed_from": _public_name(source), "kind": source.kind, "budget": budget, **license_and_language}
-    name = Path(output_dir).resolve().name
+    name = shown_name(Path(output_dir).resolve().name)
     return export_model(
         _with_source_config(source, model),
         # Calls leave their truncation and padding behind in a tokenizer.

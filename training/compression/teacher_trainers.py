@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..distillation.teacher import teacher_inputs
-from ..internals import TrainerHooks
 from ..losses import AccumulatedLossTrainer
 from ..space.budgets import BudgetedSpace
 from ..space.samplers import UniformSampler
@@ -61,7 +60,7 @@ class _GivesBackMemory(TrainerCallback):
             give_back_memory()
 
 
-class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
+class _TeacherLoss(AccumulatedLossTrainer):
     """The loss of a step: that of the objective, a mean over the items of the whole accumulated batch."""
 
     objective: Objective

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from ..files import cache_folder, short_hash, written_at_once
+from ..files import cache_folder, remove_leftovers, short_hash, written_at_once
 from .docstrings import docstring_documents, docstring_versions
 from .settings import DataSettings
 
@@ -482,6 +482,8 @@ def prepare_data(
         return build()
     tokenizer_key = vocab_size if tokenizer is None else tokenizer_sha256(tokenizer)
     folder = cache_folder(cache_dir) / f"prepared-{short_hash(_PREPARED_VERSION, fingerprint, tokenizer_key)}"
+    # Of other texts too: whether a text will ever be asked for again is not known.
+    remove_leftovers(folder.parent)
     if not folder.is_dir():
         with written_at_once(folder) as temporary:
             _save(build(), temporary)

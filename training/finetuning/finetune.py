@@ -36,7 +36,8 @@ from ..distillation.trainers import DistillationTrainer
 from ..internals import load_weights
 from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
-from ..runs.checkpoints import last_complete_checkpoint, load_finished
+from ..resuming import last_complete_checkpoint
+from ..runs.checkpoints import load_finished
 from .metrics import compute_metrics, task_score
 from .settings import TOKENS
 from .tasks import IGNORED, Task, predictions_and_references
@@ -253,7 +254,7 @@ def _metrics(task: Task, prediction: EvalPrediction) -> dict[str, float]:
 
 def _train(trainer: Trainer) -> None:
     """Trains from the start or from the last checkpoint to the end; the model then has the best weights."""
-    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir))
+    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir), tells=True)
     if checkpoint is None or not load_finished(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
         return

@@ -1,6 +1,8 @@
 """The model card of an export: its metadata, its tables and its example."""
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -61,6 +63,9 @@ HEADS = {
 
 _SENTENCE_TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity"]
 _HASH = "sha256:"
+# What would end a title, a string of Python or the text around it, or begin HTML, a link or a formula.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029<>\"\\`\[\]$|]")
+
 _SENTENCE = "This function returns the {} of the input."
 _QUESTION = "What does it return?"
 
@@ -85,6 +90,7 @@ def render_model_card(
         mask_token: the tokenizer's, for the examples of a masked LM.
         kind: name of the model's class, a key of `HEADS`.
     """
+    name = shown_name(name)
     head, call = HEADS[kind], example_call(kind, mask_token)
     imports = [head.auto_class, "AutoTokenizer", *(["pipeline"] if "pipeline(" in call else [])]
     return card_template().substitute(
@@ -110,23 +116,33 @@ def render_model_card(
     )
 
 
+def shown_name(name: str) -> str:
+    """Returns a model's name as titles and examples may hold it, with "-" for what would break out of them."""
+    return _UNSAFE.sub("-", name)
+
+
 def example_call(kind: str, mask_token: str | None) -> str:
     """Returns the last lines of the usage example of a class, with `encoder` and `tokenizer` loaded before."""
-    sentence = _sentence(kind, mask_token)
+    sentence = _quoted(_sentence(kind, mask_token))
     if kind == "MagicForPreTraining":
-        return f'encoder(**tokenizer("{sentence}", return_tensors="pt")).logits'
+        return f'encoder(**tokenizer({sentence}, return_tensors="pt")).logits'
     if kind == "MagicForMultipleChoice":
         return (
-            f'choices = tokenizer(["{sentence}", "{sentence.upper()}"], return_tensors="pt", padding=True)\n'
+            f'choices = tokenizer([{sentence}, {sentence.upper()}], return_tensors="pt", padding=True)\n'
             "encoder(**{name: values.unsqueeze(0) for name, values in choices.items()}).logits"
         )
     if kind == "MagicForQuestionAnswering":
         return (
-            f'inputs = tokenizer("{_QUESTION}", "{sentence}", return_tensors="pt")\n'
+            f'inputs = tokenizer("{_QUESTION}", {sentence}, return_tensors="pt")\n'
             "outputs = encoder(**inputs)\n"
             "tokenizer.decode(inputs.input_ids[0, outputs.start_logits.argmax() : outputs.end_logits.argmax() + 1])"
         )
-    return f'pipeline("{HEADS[kind].task}", model=encoder, tokenizer=tokenizer)("{sentence}")'
+    return f'pipeline("{HEADS[kind].task}", model=encoder, tokenizer=tokenizer)({sentence})'
+
+
+def _quoted(text: str) -> str:
+    """Returns a text as a string of Python: a mask token may hold quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _sentence(kind: str, mask_token: str | None) -> str:

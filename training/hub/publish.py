@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from .export import MANIFEST_NAME, OTHER_FILES, WEIGHT_FILES
 from .model_folders import export_folder
 from .presets import load_preset
 
+
+logger = logging.getLogger(__name__)
 
 _AGAIN = "export the model again"
 
@@ -128,6 +131,7 @@ def _push(
             CommitOperationAdd(name, item if isinstance(item, bytes) else str(item)) for name, item in contents.items()
         ]
         operations += [CommitOperationDelete(name) for name in stale if _matches(name, WEIGHT_FILES)]
+        logger.info(f"sending to {repo_id}, branch {branch}: {', '.join(contents)}")
         commit = api.create_commit(
             repo_id, operations, commit_message=title, revision=branch, parent_commit=before.sha
         )
@@ -158,12 +162,19 @@ def check_export(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not (folder / MANIFEST_NAME).is_file():
         raise ValueError(f"{folder} is no exported model: it has no {MANIFEST_NAME}; make one with `magic-nas export`")
+    links = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink())
+    if links := [name for name in links if not _is_litter(name)]:
+        raise ValueError(
+            f"{folder} holds links, and what they point to may be anything on this machine: {_shown(links)}; push a "
+            f"copy that has files in their place, such as one by `cp -rL`"
+        )
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if not _is_litter(name)]
     strays = [name for name in names if not _matches(name, WEIGHT_FILES + OTHER_FILES)]
     if strays:
-        shown = ", ".join(strays[:5]) + (f" and {len(strays) - 5} more" if len(strays) > 5 else "")
-        raise ValueError(f"{folder} holds files that are no part of an exported model: {shown}; move them away")
+        raise ValueError(
+            f"{folder} holds files that are no part of an exported model: {_shown(strays)}; move them away"
+        )
     _read_json(folder / MANIFEST_NAME)
     model = _empty_model(folder)
     _check_weights_of(model, folder)
@@ -193,6 +204,10 @@ def check_weights(folder: str | Path) -> dict[str, tuple[int, ...]]:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); {_AGAIN}") from None
     return shapes
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

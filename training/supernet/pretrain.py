@@ -17,7 +17,7 @@ from ..data.text import MaskingCollator, PreparedData, load_data
 from ..files import written_at_once
 from ..hub.card import card_length
 from ..hub.presets import load_preset
-from ..runs.checkpoints import last_complete_checkpoint
+from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
 from ..runs.training import training_arguments
 from ..space.costs import count_flops, count_parameters
@@ -79,7 +79,7 @@ def _train_supernet(
         processing_class=data.tokenizer,
     )
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(run.folder) is not None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(run.folder, tells=True))
     found = trainer.best_child()
     result = {
         **_search_record(trainer, found),

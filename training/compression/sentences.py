@@ -327,7 +327,7 @@ def read_sentences(
     """Returns sentences of a text as a tokenizer cuts them, those of the validation set drawn first.
 
     Every text is read in pieces of 64 KiB in random order, files in turns by their size, until it has given four times
-    the different sentences that are asked for; of data files the rows come in the order of the file, from its
+    the different sentences that are asked for; data files and packed ones are read in their order, from the
     beginning. So a huge text is not read to its end, and each file stands for its share. Sentences are cut by
     `split_sentences`; one of fewer than three words is left out, and so is one whose text or whose tokens came before.
 
@@ -335,8 +335,8 @@ def read_sentences(
         paths: files, folders or what else `load_documents` takes; none stands for the docstrings of the installed
             packages. Plain text (.txt, UTF-8) has a sentence, a paragraph or a document a line, with or without blank
             lines between; a paragraph that an editor has broken into lines is put together again. Other files have
-            their text in a column: .json, .jsonl, .csv, .tsv, .parquet, and folders of `Dataset.save_to_disk`. Of a
-            folder the .txt files are read, with its subfolders, or where it has none its data files.
+            their text in a column: .json, .jsonl, .csv, .tsv, .parquet, and folders of `Dataset.save_to_disk`.
+            `documents.files_of` says which files of a folder are read.
         tokenizer: of the model.
         max_length: tokens of a row, special ones included; the rest of a longer sentence is cut off.
         num_sentences: to train on at most; `None` takes all there are, which reads everything into memory.

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy
@@ -112,7 +113,8 @@ def test_the_folder_is_what_the_source_was(exports, class_name):
     longest = source.model.config.max_sequence_length
     assert tokenizer.model_max_length == min(source.tokenizer.model_max_length, longest)
     manifest = json.loads((folder / "search.json").read_text())
-    assert manifest["compressed_from"] == class_name
+    weights = (source.model_folder / "model.safetensors").read_bytes()
+    assert manifest["compressed_from"] == f"sha256:{sha256(weights).hexdigest()}"
     assert (manifest["kind"], manifest["budget"]) == (source.kind, BUDGET)
     assert manifest["num_parameters"] == loaded.num_parameters()
 

@@ -9,9 +9,9 @@ from huggingface_hub import ModelCardData
 
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
-from ..hub.card import HEADS, card_metadata, example_call, shown_name
+from ..hub.card import HEADS, card_metadata, example_call, linked_name, shown_name
 from ..hub.export import export_model
-from ..hub.model_folders import card_facts
+from ..hub.model_folders import card_facts, public_name
 from ..hub.sentence_folders import (
     CROSS_ENCODER_FIELDS,
     cross_encoder_files,
@@ -115,8 +115,8 @@ def _hub_name(source: Source) -> str | None:
 
 
 def _public_name(source: Source) -> str:
-    """Returns a name that says nothing of this machine's folders."""
-    return _hub_name(source) or Path(source.name).expanduser().resolve().name
+    """Returns its name on the Hub, or a hash of its weights: nothing of this machine's folders."""
+    return _hub_name(source) or public_name(source.model_folder)
 
 
 def _sentence_files(source: Source) -> dict[str, str]:
@@ -245,13 +245,11 @@ def _render_card(
         width = source.pooling.width(config.hidden_size)
         origin.append(("embedding", f"{width} numbers, {source.pooling.mode} of the last states{normed}"))
     kind = "An encoder for sentence embeddings" if source.pooling is not None else HEADS[type(model).__name__].kind
-    hub_name = _hub_name(source)
-    shown = f"`{_public_name(source)}`" if hub_name is None else f"[{hub_name}](https://huggingface.co/{hub_name})"
     return _CARD.substitute(
         metadata=_card_metadata(source, model, name, facts).to_yaml(),
         model_name=name,
         kind=kind,
-        source=shown,
+        source=linked_name(_public_name(source)),
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         intermediate_size=before.intermediate_size,

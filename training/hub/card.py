@@ -257,7 +257,8 @@ def _base_model(manifest: dict[str, Any]) -> str | None:
     return None if base is None or base.startswith(_HASH) else base
 
 
-def _named(model: str) -> str:
+def linked_name(model: str) -> str:
+    """Returns how a card names a model: a link to the Hub, or what `public_name` gives for a folder."""
     if not model.startswith(_HASH):
         return f"[{model}](https://huggingface.co/{model})"
     return f"the model whose weights have the SHA-256 `{model.removeprefix(_HASH)}`"
@@ -265,7 +266,7 @@ def _named(model: str) -> str:
 
 def _made(manifest: dict[str, Any]) -> str:
     if source := _converted_from(manifest):
-        return f"It was converted with magic-nas from\n{_named(source)}."
+        return f"It was converted with magic-nas from\n{linked_name(source)}."
     return (
         "It was made with magic-nas, which searches the order of operators by weight\n"
         "sharing ([the paper](#citation))."
@@ -276,11 +277,11 @@ def _origin(manifest: dict[str, Any]) -> str:
     search = manifest.get("search")
     if source := _converted_from(manifest):
         return (
-            f"The layers are those of {_named(source)}, block by block an attention and a feed-forward network, with "
+            f"The layers are those of {linked_name(source)}, block by block an attention and a feed-forward network, with "
             f"its weights and, before any further training, its outputs."
         )
     if source := manifest.get("compressed_from"):
-        return f"The layers were found in a compression of `{source}`, within {manifest.get('budget', 'a budget')}."
+        return f"The layers were found in a compression of {linked_name(source)}, within {manifest.get('budget', 'a budget')}."
     if search is None:
         return "The architecture was given, not searched."
     layers = search["candidate_operators"]

@@ -277,11 +277,12 @@ def _origin(manifest: dict[str, Any]) -> str:
     search = manifest.get("search")
     if source := _converted_from(manifest):
         return (
-            f"The layers are those of {linked_name(source)}, block by block an attention and a feed-forward network, with "
-            f"its weights and, before any further training, its outputs."
+            f"The layers are those of {linked_name(source)}, block by block an attention and a feed-forward network, "
+            f"with its weights and, before any further training, its outputs."
         )
     if source := manifest.get("compressed_from"):
-        return f"The layers were found in a compression of {linked_name(source)}, within {manifest.get('budget', 'a budget')}."
+        budget = manifest.get("budget", "a budget")
+        return f"The layers were found in a compression of {linked_name(source)}, within {budget}."
     if search is None:
         return "The architecture was given, not searched."
     layers = search["candidate_operators"]

@@ -16,6 +16,11 @@ def main() -> None:
             f"magic-nas: error: {found} is found in place of the package `training` of magic-nas; rename it, or take "
             f"its folder out of PYTHONPATH"
         )
-    from training.cli import main as run
+    try:
+        from training.cli import main as run
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        # Before or after the command itself, which says how to go on.
+        print("magic-nas: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)

@@ -11,8 +11,8 @@ fidelity to the checkpoint on held-out sentences alone. The cases:
 - sst2: MiniLM fine-tuned on 12,000 rows of SST-2, on the texts of SST-2's training set; accuracy on its dev set.
 - docstrings: the docstrings of the installed packages, and retrieval on them.
 
-Each run goes on where it was stopped; one that has ended is read. Rows are means over seeds, with the smallest and the
-largest value of the first task.
+Each run goes on where it was stopped; one that has ended is read. Rows are means over seeds, with each seed's value of
+the first task.
 """
 
 import csv
@@ -120,7 +120,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     tasks = list(results[0]["models"][0]["tasks"])
     lines = [
         f"| model | latency, padded | unpadded | steps | loss | {' | '.join(tasks)} | {tasks[0]} over seeds |",
-        f"| --- | {'---: | ' * (5 + len(tasks))}",
+        f"| --- |{' ---: |' * (5 + len(tasks))}",
     ]
     keys = list(dict.fromkeys((row["member"], row["role"]) for result in results for row in result["models"]))
     for key in keys:
@@ -131,7 +131,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             _mean_ratio(rows, "padded"),
             _mean_ratio(rows, "unpadded"),
             f"{statistics.fmean(row['steps'] for row in rows):.0f}",
-            f"{statistics.fmean(row['loss'] for row in rows):.4f}",
+            # The teacher's may be below zero by rounding.
+            f"{max(0.0, statistics.fmean(row['loss'] for row in rows)):.4f}",
             *(f"{statistics.fmean(of_task):.2f}" for of_task in values.values()),
             ", ".join(f"{value:.2f}" for value in values[tasks[0]]),
         ]

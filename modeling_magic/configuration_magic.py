@@ -101,6 +101,7 @@ class MagicConfig(PreTrainedConfig):
             `"gelu"` as in ELECTRA.
         classifier_dropout: dropout in the classification heads; `None` is `hidden_dropout_prob`.
         num_hidden_layers: derived, the length of `candidate_operators`.
+        num_attention_heads: derived, the most heads of any attention operator, 1 where there is none; no field.
         config_version: version of this format; one from a later release is refused, since what it means is not known.
 
     Raises:
@@ -179,6 +180,24 @@ class MagicConfig(PreTrainedConfig):
     def chain(self) -> tuple[str, ...]:
         """The operators of a child, one a layer; of a super-net, the first one of each layer."""
         return tuple(layer[0] for layer in self.candidate_operators)
+
+    @property
+    def num_attention_heads(self) -> int:
+        """The most heads of any attention operator, 1 where there is none.
+
+        For what reads it of every configuration, often to divide by it. It follows from `candidate_operators`: it is
+        not saved, and can be set to no other value.
+        """
+        specs = [parse_operator(name) for layer in self.candidate_operators for name in layer]
+        return max((spec.size for spec in specs if spec.kind == "MHA"), default=1)
+
+    @num_attention_heads.setter
+    def num_attention_heads(self, value: int) -> None:
+        if value != self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads is {value} but the operators have {self.num_attention_heads}; leave "
+                f"num_attention_heads out, and say the heads of each operator in candidate_operators, such as MHA12"
+            )
 
     def child_config(self, architecture) -> "MagicConfig":
         """Returns a copy of this configuration for one child, which has no layer where it skips one.

@@ -5,7 +5,8 @@ The file is self-contained: exported next to its weights, it needs `configuratio
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from os import PathLike
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -31,6 +32,17 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_magic import SKIP, MagicConfig, operator_inner_size, parse_operator
 
 
+# Where this code has what each Auto class loads, for folders that hold it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_magic.MagicConfig",
+    "AutoModel": "modeling_magic.MagicModel",
+    "AutoModelForMaskedLM": "modeling_magic.MagicForMaskedLM",
+    "AutoModelForMultipleChoice": "modeling_magic.MagicForMultipleChoice",
+    "AutoModelForPreTraining": "modeling_magic.MagicForPreTraining",
+    "AutoModelForQuestionAnswering": "modeling_magic.MagicForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_magic.MagicForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_magic.MagicForTokenClassification",
+}
 _LAYER_NUMBER = re.compile(r"(?<=encoder\.layer\.)[0-9]+")
 
 
@@ -555,6 +567,8 @@ class MagicPreTrainedModel(PreTrainedModel):
 
     config: MagicConfig
     base_model_prefix = "magic"
+    # With it transformers writes the code beside what it saves.
+    _auto_class: str | None = None  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -571,6 +585,21 @@ class MagicPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=module.kernel_size[0] ** -0.5)
         elif isinstance(module, MagicLMHead):
             init.zeros_(module.bias)
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """Saves as `PreTrainedModel.save_pretrained` does, with this code beside the weights.
+
+        The folder then loads without the package, with `trust_remote_code=True`, by every Auto class.
+        """
+        before = getattr(self.config, "auto_map", None)
+        self.config.auto_map = dict(AUTO_MAP)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            if before is None:
+                del self.config.auto_map
+            else:
+                self.config.auto_map = before
 
     def resolve_architecture(self, architecture: Sequence[str] | None) -> Sequence[str]:
         """Returns the child to run: `architecture`, checked, or the only child where no layer offers a choice.
@@ -627,6 +656,8 @@ class MagicPreTrainedModel(PreTrainedModel):
 
 class MagicModel(MagicPreTrainedModel):
     """The bare MAGIC encoder (child) or super-net: hidden states of one child."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: MagicConfig, add_pooling_layer: bool | None = None):
         """Builds the model; `add_pooling_layer` overrules the configuration's."""
@@ -721,6 +752,8 @@ class MagicModel(MagicPreTrainedModel):
 class MagicForMaskedLM(MagicPreTrainedModel):
     """MAGIC encoder or super-net with BERT's masked-LM head."""
 
+    _auto_class = "AutoModelForMaskedLM"
+
     _tied_weights_keys = {
         "lm_head.decoder.weight": "magic.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -790,6 +823,8 @@ class MagicForMaskedLM(MagicPreTrainedModel):
 class MagicForPreTraining(MagicPreTrainedModel):
     """MAGIC encoder with ELECTRA's discriminator on top: which tokens were replaced?"""
 
+    _auto_class = "AutoModelForPreTraining"
+
     # The loss is a mean over the tokens that are not padding, which the Trainer does not count.
     accepts_loss_kwargs = False
 
@@ -844,6 +879,8 @@ class MagicForPreTraining(MagicPreTrainedModel):
 
 class MagicForSequenceClassification(MagicPreTrainedModel):
     """MAGIC encoder that classifies sequences: one class, several, or numbers (see `config.problem_type`)."""
+
+    _auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, config: MagicConfig):
         """Builds the model for `config.num_labels` outputs."""
@@ -918,6 +955,8 @@ class MagicForSequenceClassification(MagicPreTrainedModel):
 class MagicForTokenClassification(MagicPreTrainedModel):
     """MAGIC encoder that gives every token a class."""
 
+    _auto_class = "AutoModelForTokenClassification"
+
     def __init__(self, config: MagicConfig):
         """Builds the model for `config.num_labels` classes."""
         super().__init__(config)
@@ -971,6 +1010,8 @@ class MagicForTokenClassification(MagicPreTrainedModel):
 
 class MagicForQuestionAnswering(MagicPreTrainedModel):
     """MAGIC encoder that finds the span of an answer."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
 
     def __init__(self, config: MagicConfig):
         """Builds the model."""
@@ -1027,6 +1068,8 @@ class MagicForQuestionAnswering(MagicPreTrainedModel):
 
 class MagicForMultipleChoice(MagicPreTrainedModel):
     """MAGIC encoder that chooses among several sequences."""
+
+    _auto_class = "AutoModelForMultipleChoice"
 
     def __init__(self, config: MagicConfig):
         """Builds the model."""

@@ -354,3 +354,34 @@ def test_every_argument_of_our_own_is_named():
     own = names_of(MagicTrainingArguments) - names_of(TrainingArguments)
     assert own
     assert own <= named
+
+
+# ---- docs/security.md ----
+
+
+def unsafe_calls(tree: ast.AST) -> Iterator[str]:
+    """Calls that would run what a folder holds, and imports of what unpickles."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            given = {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
+            yield from (name for name in ("trust_remote_code", "allow_pickle") if given.get(name))
+            if ast.unparse(node.func) in ("torch.load", "eval", "exec") and not given.get("weights_only"):
+                yield ast.unparse(node.func)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            yield from (name for name in ("pickle", "joblib", "dill", "load", "loads") if name in names)
+
+
+def test_unsafe_calls_are_found():
+    text = "import pickle\nf(trust_remote_code=True)\ntorch.load(a)\ntorch.load(a, weights_only=True)\neval(b)"
+    assert sorted(unsafe_calls(ast.parse(text))) == ["eval", "pickle", "torch.load", "trust_remote_code"]
+
+
+@pytest.mark.parametrize("room", ["training", "modeling_magic"])
+def test_nothing_unpickles_or_trusts_code_of_a_folder(room):
+    found = {
+        str(path.relative_to(ROOT)): calls
+        for path in (ROOT / room).rglob("*.py")
+        if (calls := list(unsafe_calls(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+    assert not found

@@ -1,5 +1,6 @@
 """Files are whole or not there, whatever happens while they are written."""
 
+import errno
 import json
 import math
 import os
@@ -10,17 +11,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from training import files
 from training.files import (
     cache_folder,
     csv_text,
     from_json,
+    listing_fault,
     read_json,
+    remove_leftovers,
     short_hash,
     write_bytes,
     write_csv,
     write_json,
+    write_listing,
     write_text,
     written_at_once,
 )
@@ -47,7 +53,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeyp
     write_json(path, 1)
 
     def full(*_):
-        raise Full("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     if step == "fsync":
         monkeypatch.setattr(files.os, "fsync", full)
@@ -61,8 +67,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeyp
             return file
 
         monkeypatch.setattr("builtins.open", open_full)
-    with pytest.raises(Full):
+    with pytest.raises(OSError, match="No space left on device") as caught:
         write_json(path, 2)
+    assert caught.value.filename == str(path)
     monkeypatch.undo()
     assert read_json(path) == 1
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
@@ -137,6 +144,33 @@ def test_a_folder_stays_unless_it_is_to_be_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_permissions_are_those_that_the_umask_gives(tmp_path, umask, file_mode, folder_mode):
+    """Whatever a library that writes under a temporary name of its own has left, such as 0600."""
+    before = os.umask(umask)
+    try:
+        with written_at_once(tmp_path / "folder") as temporary:
+            (temporary / "inside").mkdir(parents=True)
+            (temporary / "inside").chmod(0o700)
+            save_file({"a": torch.ones(1)}, temporary / "inside" / "a.safetensors")
+            (temporary / "inside" / "a.safetensors").chmod(0o600)
+            (temporary / "link").symlink_to(tmp_path / "elsewhere")
+        with written_at_once(tmp_path / "file") as temporary:
+            temporary.touch(mode=0o600)
+        write_text(tmp_path / "text", "")
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*[!k]")}
+    assert modes == {
+        "folder": folder_mode,
+        "folder/inside": folder_mode,
+        "folder/inside/a.safetensors": file_mode,
+        "file": file_mode,
+        "text": file_mode,
+    }
+
+
 def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
@@ -152,10 +186,124 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        Exception("No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9881600 vs 9881492"),
+        RuntimeError("[enforce fail at inline_container.cc:626] . PytorchStreamWriter failed writing file data/0"),
+    ],
+)
+def test_a_full_disk_is_named_with_its_path_whatever_a_library_raises(tmp_path, error):
+    with pytest.raises(OSError, match=r"No space left|quota exceeded") as caught, written_at_once(tmp_path / "folder"):
+        raise error
+    assert caught.value.errno in files.FULL_DISK
+    assert caught.value.filename == str(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes differ"), written_at_once(tmp_path / "folder"):
+        raise RuntimeError("shapes differ")
+
+
+# ---- What killed processes left ----
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from training import files
+folder = Path(sys.argv[1])
+with files.written_at_once(folder / "model", replaces=True) as temporary:
+    temporary.mkdir()
+    (temporary / "weights").write_text("half")
+    files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    files.write_json(folder / "a.json", 1)
+"""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_path):
+    (tmp_path / ".cache-abcdefgh").mkdir()
+    (tmp_path / ".cache-abcdefgh" / "foreign").touch()
+    write_text(tmp_path / "notes.tmp", "a user's own")
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    left = [name for name in names(tmp_path) if name.startswith((".model-", "a.json."))]
+    assert len(left) == 2
+    with written_at_once(tmp_path / "other") as temporary:
+        temporary.mkdir()
+        remove_leftovers(tmp_path)
+        (own,) = (name for name in names(tmp_path) if name.startswith(".other-"))
+        assert names(tmp_path) == [".cache-abcdefgh", own, "notes.tmp"]
+    assert names(tmp_path) == [".cache-abcdefgh", "notes.tmp", "other"]
+
+
+def test_writing_a_folder_again_removes_what_a_killed_process_left_of_it(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True, check=False)
+    (tmp_path / ".other-abcdefgh" / "other").mkdir(parents=True)
+    with written_at_once(tmp_path / "model") as temporary:
+        temporary.mkdir()
+    # What is not of this name may be anybody's.
+    assert [name for name in names(tmp_path) if not name.startswith("a.json.")] == [".other-abcdefgh", "model"]
+
+
+def test_a_kill_between_two_renames_loses_neither_content(tmp_path):
+    for content in ("old", "folder"):
+        (tmp_path / ".folder-abcdefgh" / content).mkdir(parents=True)
+        (tmp_path / ".folder-abcdefgh" / content / "which").write_text(content)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["folder"]
+    assert (tmp_path / "folder" / "which").read_text() == "folder"
+
+
+def test_an_interruption_between_two_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), written_at_once(tmp_path / "folder", replaces=True) as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["old"]
+
+
+# ---- Lists of files ----
+
+
+def test_a_folder_is_what_its_list_says_or_the_difference_is_told(tmp_path):
+    (tmp_path / "weights").write_bytes(b"12345678")
+    (tmp_path / "state.json").write_text('{"step": 1}')
+    write_listing(tmp_path, "files.json")
+    assert listing_fault(tmp_path, "files.json") is None
+    # What came later is no part of it.
+    (tmp_path / "more").touch()
+    assert listing_fault(tmp_path, "files.json") is None
+    (tmp_path / "weights").write_bytes(b"12345679")
+    assert listing_fault(tmp_path, "files.json") == "weights has another content than was written"
+    (tmp_path / "weights").write_bytes(b"1234")
+    assert listing_fault(tmp_path, "files.json") == "weights has 4 bytes in place of 8"
+    (tmp_path / "weights").unlink()
+    assert listing_fault(tmp_path, "files.json") == "weights is missing"
+    for damaged in ("", "{}", "[]", '{"weights": 3}', '{"weights": {"size"'):
+        (tmp_path / "weights").touch()
+        (tmp_path / "files.json").write_text(damaged)
+        assert listing_fault(tmp_path, "files.json") == "files.json is damaged"
+
+
 def test_damaged_json_names_its_file_and_a_remedy(tmp_path):
-    (tmp_path / "a.json").write_text('{"a": 1')
-    with pytest.raises(ValueError, match=r"a\.json is damaged: .*; restore it, or delete it to begin anew"):
-        read_json(tmp_path / "a.json")
+    for text in ('{"a": 1', "[" * 100_000):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(ValueError, match=r"a\.json is damaged: .*; restore it, or delete it to begin anew"):
+            read_json(tmp_path / "a.json")
 
 
 def test_csv_is_what_csv_reads():

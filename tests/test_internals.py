@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,15 @@ def stack(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 class HookedTrainer(TrainerHooks, Trainer):
     """`TrainerHooks` as a trainer of this package has them."""
 
-    def begin_checkpoint(self, output_dir):
-        self.begun = [*getattr(self, "begun", []), (output_dir, sorted(path.name for path in output_dir.iterdir()))]
+    @contextmanager
+    def writing_checkpoint(self, output_dir):
+        self.seen = [*getattr(self, "seen", []), names(output_dir)]
+        yield
+        self.seen.append(names(output_dir))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def line_trainer(folder, collator=stack, rows: Any = None, callbacks=None, **arguments) -> HookedTrainer:
@@ -127,7 +135,13 @@ def test_methods_of_trainer(name, parameters, user):
 
 @pytest.mark.parametrize(
     ("name", "user"),
-    [("_signature_columns", "TrainerHooks"), ("current_gradient_accumulation_steps", "num_micro_batches")],
+    [
+        ("_signature_columns", "TrainerHooks"),
+        ("current_gradient_accumulation_steps", "num_micro_batches"),
+        ("_tr_loss", "loss_since_log"),
+        ("_globalstep_last_logged", "loss_since_log"),
+        ("_total_loss_scalar", "set_loss_since_log"),
+    ],
 )
 def test_attributes_of_a_trainer(name, user, tmp_path):
     trainer = line_trainer(tmp_path)
@@ -165,13 +179,28 @@ def test_the_norm_is_that_from_before_clipping(tmp_path, max_grad_norm):
     assert len(watch.seen) == 4
 
 
-def test_a_checkpoint_begins_before_anything_is_written(tmp_path):
-    trainer = line_trainer(tmp_path, save_strategy="steps", save_steps=2)
+def test_a_checkpoint_is_written_before_older_ones_are_deleted(tmp_path):
+    trainer = line_trainer(tmp_path, save_strategy="steps", save_steps=2, save_total_limit=1)
     trainer.train()
-    folders = sorted(path.name for path in tmp_path.iterdir())
-    assert folders == ["checkpoint-2", "checkpoint-4"]
-    text = moved("Trainer._save_checkpoint", "TrainerHooks", "begin_checkpoint is not called first")
-    assert trainer.begun == [(tmp_path, []), (tmp_path, ["checkpoint-2"])], text
+    assert names(tmp_path) == ["checkpoint-4"]
+    text = moved("Trainer._save_checkpoint", "TrainerHooks", "writing_checkpoint is not all around it")
+    assert trainer.seen == [[], ["checkpoint-2"], ["checkpoint-2"], ["checkpoint-2", "checkpoint-4"]], text
+
+
+def test_the_sum_of_losses_since_the_last_log(tmp_path):
+    watch = AtEachStep("on_step_end", lambda: internals.loss_since_log(trainer))
+    trainer = line_trainer(tmp_path, callbacks=[watch], logging_steps=3)
+    trainer.train()
+    text = moved("Trainer._tr_loss", "loss_since_log", f"it reads {watch.seen}")
+    assert [step for _, step in watch.seen] == [0, 0, 0, 3], text
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(watch.seen[2][0] / 3), text
+    assert watch.seen[0][0] > 0, text
+    start = AtEachStep("on_train_begin", lambda: internals.set_loss_since_log(trainer, 100.0, -1))
+    trainer = line_trainer(tmp_path, callbacks=[start], logging_steps=3)
+    mean = trainer.train().training_loss
+    text = moved("Trainer._tr_loss", "set_loss_since_log", "the log does not go on from it")
+    assert trainer.state.log_history[0]["loss"] == pytest.approx((100 + watch.seen[2][0]) / 4), text
+    assert mean == pytest.approx((watch.seen[2][0] + watch.seen[3][0]) / 4, rel=1e-4), text
 
 
 @pytest.mark.parametrize("kind", ["list", "datasets"])

@@ -44,6 +44,7 @@ COMMANDS = {
     "compact-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "compact-retrain": [*RETRAIN, *TEACHER],
     "compress-minilm": COMPRESS,
+    "compress-quick": COMPRESS,
     "demo-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-pretrain-short": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-retrain": RETRAIN,

@@ -12,6 +12,17 @@ def test_rows_stand_under_their_titles():
     assert markdown_table(("a",), []) == "| a |\n| --- |"
 
 
-@pytest.mark.parametrize(("cell", "shown"), [("a|b", "a\\|b"), ("a\nb", "a b"), ("", "")])
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("a|b", "a\\|b"),
+        ("a\nb", "a b"),
+        ("a\r\u2028b", "a  b"),
+        ("", ""),
+        ("[1, 2] <= 3", "[1, 2] <= 3"),
+        ("<script>", "\\<script>"),
+        ("![x](http://y)", "!\\[x](http://y)"),
+    ],
+)
 def test_what_would_end_a_cell_is_escaped(cell, shown):
     assert markdown_table(("t|",), [(cell,)]) == f"| t\\| |\n| --- |\n| {shown} |"

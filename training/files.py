@@ -1,21 +1,32 @@
 """Files that are whole or not there, JSON read back as it was written, and the cache on disk.
 
 Everything is written under a temporary name beside its place, flushed to the disk and renamed: after a kill, a full
-disk or a power cut there is the old content or the new one.
+disk or a power cut there is the old content or the new one. What a killed process leaves under such a name is removed
+by the next one that writes there.
 """
 
 import csv
+import errno
 import io
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import IO, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+
+try:
+    import fcntl
+except ImportError:
+    # Windows has no such locks; there, nothing is taken for a leftover.
+    fcntl = None  # type: ignore[assignment]
 
 
 # ---- Writing ----
@@ -26,15 +37,16 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     path = Path(path)
     # Each of several processes that end at once has a file of its own.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with full_disk_named(path):
+        try:
+            with _own_file(temporary) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     _flush(path.parent)
 
 
@@ -70,29 +82,124 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
             was faster with the same content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        temporary = Path(folder) / path.name
+    remove_leftovers(path.parent, path.name)
+    with full_disk_named(path), _own_folder(path) as folder:
+        temporary = folder / path.name
         yield temporary
+        usual = _usual_modes(folder, path.name)
         for written in (temporary, *temporary.rglob("*")):
+            _open_to_readers(written, usual)
             _flush(written)
-        if replaces and path.is_dir():
-            # Whole in one place or the other at every moment.
-            path.rename(Path(folder) / "old")
         try:
+            if replaces and path.is_dir():
+                # Whole in one place or the other at every moment.
+                path.rename(folder / _OLD)
             temporary.replace(path)
         except OSError:
             # A folder does not replace a folder.
             if not path.is_dir():
                 raise
+        finally:
+            if (folder / _OLD).is_dir() and not path.exists():
+                (folder / _OLD).rename(path)
     _flush(path.parent)
+
+
+class _Modes(NamedTuple):
+    """The permissions that new files and new folders have by the process's umask."""
+
+    file: int
+    folder: int
+
+
+def _usual_modes(folder: Path, taken: str) -> _Modes:
+    """Returns the permissions of what is made in `folder`; to ask for the umask one would have to change it.
+
+    Args:
+        folder: goes away with what is made there.
+        taken: a name that is not free.
+    """
+    file, inside = folder / f"{taken}-file", folder / f"{taken}-folder"
+    file.touch()
+    inside.mkdir()
+    return _Modes(file.stat().st_mode & 0o777, inside.stat().st_mode & 0o777)
+
+
+def _open_to_readers(path: Path, usual: _Modes) -> None:
+    """Gives a file or a folder the permissions of a new one: safetensors and others write for their owner alone."""
+    if not path.is_symlink():
+        path.chmod(path.stat().st_mode | (usual.folder if path.is_dir() else usual.file))
+
+
+@contextmanager
+def _own_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder beside `path` that this process holds while the context lasts, and that then goes."""
+    with ExitStack() as stack:
+        while True:
+            made = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-")
+            folder = Path(stack.enter_context(made))
+            descriptor = _open(folder)
+            if descriptor is None:
+                break
+            stack.callback(os.close, descriptor)
+            _hold(descriptor, waits=True)
+            # Until it was held, another process could take it for a leftover.
+            if folder.is_dir():
+                break
+        yield folder
+
+
+@contextmanager
+def _own_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yields a new file that this process holds while the context lasts."""
+    while True:
+        with open(path, "wb") as file:
+            _hold(file.fileno(), waits=True)
+            if path.exists():
+                yield file
+                return
+
+
+# Texts of errors that other libraries raise, in place of an OSError with its number, where a disk is full: safetensors
+# and tokenizers (both in Rust), torch.save, pyarrow.
+_FULL = re.compile(
+    r"no space left|os error (28|122|27)\b|quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs",
+    re.I,
+)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turns whatever a library raises where the disk is full into an OSError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that a disk, a quota or the largest size of a file is reached."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL_DISK
+    return isinstance(error, Exception) and _FULL.search(str(error)) is not None
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError:
+        # Windows does not open folders.
+        return None
 
 
 def _flush(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk, where the system can tell."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        # Windows does not open folders.
+    descriptor = _open(path)
+    if descriptor is None:
         return
     try:
         os.fsync(descriptor)
@@ -101,6 +208,109 @@ def _flush(path: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+# ---- What killed processes left ----
+
+
+# Where `written_at_once` puts what it replaces.
+_OLD = "old"
+_TEMPORARY_FILE = re.compile(r".+\.\d+\.tmp")
+_TEMPORARY_FOLDER = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}")
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what processes that were killed left in `folder` under temporary names.
+
+    A name that a living process writes to stays: it holds a lock, which ends with the process.
+
+    Args:
+        folder: looked at itself, without the folders in it.
+        name: looks for what was to become this file or folder alone; left out, for all.
+    """
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        of_file = _TEMPORARY_FILE.fullmatch(path.name) is not None
+        of_folder = _TEMPORARY_FOLDER.fullmatch(path.name)
+        if path.is_symlink() or not (of_file if path.is_file() else of_folder and _is_temporary(path, of_folder[1])):
+            continue
+        if name is None or (path.name.startswith(f"{name}.") if of_file else of_folder and of_folder[1] == name):
+            _remove_unheld(path, folder / of_folder[1] if of_folder else None)
+
+
+def _is_temporary(folder: Path, name: str) -> bool:
+    """Whether a folder holds nothing but what `written_at_once` puts into one: others may have such names."""
+    return {path.name for path in folder.iterdir()} <= {name, _OLD}
+
+
+def _remove_unheld(path: Path, target: Path | None) -> None:
+    """Removes a temporary file or folder that no process holds."""
+    descriptor = _open(path)
+    if descriptor is None:
+        return
+    try:
+        if not _hold(descriptor):
+            return
+        if target is not None and (path / _OLD).exists() and not target.exists():
+            # Killed between two renames: the new content is whole by then.
+            (path / target.name).replace(target)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _hold(descriptor: int, waits: bool = False) -> bool:
+    """Locks an open file or folder for this process, and returns whether that could be done."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except OSError:
+        # Another process has it, or the file system has no locks.
+        return False
+    return True
+
+
+# ---- Folders whose files are on a list ----
+
+
+def write_listing(folder: Path, name: str) -> None:
+    """Writes a list of the files directly in `folder`, with sizes and hashes, after all of them are on the disk."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != name)
+    for path in files:
+        _flush(path)
+    write_json(folder / name, {path.name: {"size": path.stat().st_size, "blake2b": _hash(path)} for path in files})
+
+
+def listing_fault(folder: Path, name: str) -> str | None:
+    """Returns in what a folder differs from its list, `None` where all its files are as they were written.
+
+    Raises:
+        OSError: there is no list.
+    """
+    try:
+        listing = json.loads((folder / name).read_text(encoding="utf-8"))
+        if not listing:
+            return f"{name} is damaged"
+        for file, facts in listing.items():
+            path = folder / file
+            if not path.is_file():
+                return f"{file} is missing"
+            if (size := path.stat().st_size) != facts["size"]:
+                return f"{file} has {size:,} bytes in place of {facts['size']:,}"
+            if _hash(path) != facts["blake2b"]:
+                return f"{file} has another content than was written"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{name} is damaged"
+    return None
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
 
 # ---- Reading ----
@@ -118,7 +328,7 @@ def read_json(path: str | os.PathLike) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; restore it, or delete it to begin anew") from None
 
 

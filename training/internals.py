@@ -5,6 +5,7 @@ torch 2.13.0. tests/test_internals.py tells what has moved, and finds private na
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,12 @@ class TrainerHooks(Trainer):
     total_grad_norm: Any = None
     input_columns: Sequence[str] | None = None
 
-    def begin_checkpoint(self, output_dir: Path) -> None:
-        """Called in the processes that save, before anything of a checkpoint is written below `output_dir`."""
+    def writing_checkpoint(self, output_dir: Path) -> AbstractContextManager[None]:
+        """Returns the context in which all processes write a checkpoint below `output_dir`.
+
+        It ends before older checkpoints are deleted.
+        """
+        return nullcontext()
 
     def train_order(self) -> Sampler | None:
         """Returns the places of the rows in the order in which they are trained on, of all processes and steps.
@@ -49,11 +54,19 @@ class TrainerHooks(Trainer):
         return self.total_grad_norm
 
     def _save_checkpoint(self, model, trial):
-        # Trainer._save_checkpoint and _get_output_dir, trainer.py:3355 and 3336. on_save comes when the checkpoint is
-        # complete, and save_model is called for other folders as well.
+        # Trainer._save_checkpoint and _get_output_dir, trainer.py:3355 and 3336. on_save comes when older checkpoints
+        # are deleted, and save_model is called for other folders as well.
+        from transformers.trainer_utils import rotate_checkpoints
+
+        output_dir, limit = self._get_output_dir(trial), self.args.save_total_limit
+        with self.writing_checkpoint(Path(output_dir)):
+            self.args.save_total_limit = None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
         if self.args.should_save:
-            self.begin_checkpoint(Path(self._get_output_dir(trial)))
-        super()._save_checkpoint(model, trial)
+            rotate_checkpoints(output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _get_train_sampler(self, train_dataset=None):
         # Trainer._get_train_sampler, trainer.py:1071. The public get_train_dataloader would have to cut the batches,
@@ -86,6 +99,24 @@ def load_weights(trainer: Trainer, checkpoint: str) -> None:
     Trainer._load_from_checkpoint, trainer.py:3602. `train(resume_from_checkpoint=...)` trains one step more.
     """
     trainer._load_from_checkpoint(checkpoint)
+
+
+def loss_since_log(trainer: Trainer) -> tuple[float, int]:
+    """Returns the sum of this process's losses since the last log, and the step of that log.
+
+    Trainer._tr_loss and _globalstep_last_logged, trainer.py:1647, which no checkpoint holds.
+    """
+    return trainer._tr_loss.item(), trainer._globalstep_last_logged
+
+
+def set_loss_since_log(trainer: Trainer, loss: float, step: int) -> None:
+    """Restores what `loss_since_log` returned, once training has begun.
+
+    Trainer._total_loss_scalar, trainer.py:1648, is what `train` returns the mean of, over the steps of this call.
+    """
+    trainer._tr_loss.fill_(loss)
+    trainer._globalstep_last_logged = step
+    trainer._total_loss_scalar = -loss
 
 
 def num_micro_batches(trainer: Trainer) -> int:

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
+
+from .resuming import ResumableTrainer
 
 
-class AccumulatedLossTrainer(Trainer):
+class AccumulatedLossTrainer(ResumableTrainer):
     """A `Trainer` that counts the items of a step, weighs micro-batches by their share, and logs losses by name.
 
     The loss of a step is a mean over the items (tokens, sequences, labels) of all its micro-batches on all processes,
@@ -37,11 +37,6 @@ class AccumulatedLossTrainer(Trainer):
         """Takes what `Trainer` takes."""
         super().__init__(*args, **kwargs)
         self.forget_logged()
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as `Trainer.train` does."""
-        self.forget_logged()
-        return super().train(*args, **kwargs)
 
     # ---- One step ----
 
@@ -101,6 +96,20 @@ class AccumulatedLossTrainer(Trainer):
             logs |= self.figures_since_log()
             self.forget_logged()
         super().log(logs, start_time)
+
+    def log_window(self) -> dict[str, Any]:
+        """Returns what was added up since the last log, as JSON."""
+        sums = {name: [str(total.dtype).removeprefix("torch."), total.tolist()] for name, total in self._sums.items()}
+        return {**super().log_window(), "sums": sums, "num_steps": self.num_steps_since_log}
+
+    def load_log_window(self, window: dict[str, Any] | None) -> None:
+        """Restores what `log_window` returned; `None` begins all sums anew."""
+        super().load_log_window(window)
+        self.forget_logged()
+        if window is not None:
+            self.num_steps_since_log = window["num_steps"]
+            for name, (dtype, total) in window["sums"].items():
+                self._sums[name] = torch.tensor(total, dtype=getattr(torch, dtype))
 
     def forget_logged(self) -> None:
         """Begins all sums anew."""

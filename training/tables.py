@@ -1,7 +1,12 @@
 """Tables as Markdown."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+
+# A pipe ends a cell; the others begin HTML, a link or a picture. "<= 3" and "[1, 2]" stay as they are.
+_MARKUP = re.compile(r"\||<(?=[A-Za-z/!?])|\[(?=[^\]]*\]\()")
 
 
 def markdown_table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], align: str = "") -> str:
@@ -22,4 +27,5 @@ def _line(cells: Sequence[Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split("\n"))
+    text = " ".join(str(value).splitlines())
+    return _MARKUP.sub(r"\\\g<0>", text)

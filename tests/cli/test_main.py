@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM
 
 from modeling_magic import MagicModel
 from training.compression.settings import KINDS
+from training.hub.publish import check_export
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,14 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
     assert (tmp_path / "exported" / "onnx" / "model.onnx").is_file()
     code, out, err = run_main(monkeypatch, capsys, "export", child / "model", tmp_path / "onnx", "--onnx", "--int8")
     assert code == 0, err
-    names = ["config.json", "model.onnx", "model_int8.onnx"]
-    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == names
-    for name, line in zip(names[1:], out.splitlines()[-2:], strict=True):
+    names = ["model.onnx", "model_int8.onnx"]
+    beside = {"config.json", "configuration_magic.py", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {*names, *beside}
+    check_export(tmp_path / "exported")
+    code, _, err = run_main(monkeypatch, capsys, "export", child / "model", tmp_path / "again")
+    assert code == 0, err
+    check_export(tmp_path / "again")
+    for name, line in zip(names, out.splitlines()[-2:], strict=True):
         path = tmp_path / "onnx" / name
         assert line.split(": ")[1].strip() == f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
 

@@ -336,11 +336,21 @@ def test_search_begins_with_the_drops_and_the_children_of_one_width():
     budget = at_most(COST, COST(CHAIN) - 60)
     _, zero_shot, shared = chosen(SPACE, CHAIN, budget, num_evaluations=8)
     widths = {child for child in children_within(SPACE, budget) if child[:2] == child[2:] and "SKIP" not in child}
-    # Of drops of layers half as many were judged, beside the two of blocks.
-    assert len(zero_shot.asked) == len(set(zero_shot.asked)) + 2 == 2 + 2 + 4
-    assert set(shared.asked[: len(widths) + 6]) == widths | set(zero_shot.asked)
+    drops = {child for child in children_within(SPACE, budget) if set(child) <= {*CHAIN, "SKIP"}}
+    assert set(zero_shot.asked) == drops
+    assert set(shared.asked[: len(widths | drops)]) == widths | drops
     # And those of one width once more, for the control.
-    assert len(set(shared.asked)) == len(widths) + 6 + 8
+    assert len(set(shared.asked)) == len(widths | drops) + 8
+
+
+def test_a_short_search_does_not_leave_the_best_drop_unseen():
+    chain = CHAIN * 3
+    space = space_of(chain)
+    cost = toy_cost(space)
+    found, zero_shot, _ = chosen(space, chain, at_most(cost, cost(chain) * 0.4), num_evaluations=4)
+    drops = {child for child in zero_shot.asked if set(child) <= {*chain, "SKIP"}}
+    assert len(drops) >= 200
+    assert found.controls["sublayer_drop"] == min(drops, key=zero_shot.loss)
 
 
 def test_a_child_that_was_found_otherwise_is_taken_as_it_is():

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy
@@ -109,9 +110,11 @@ def test_the_folder_is_what_the_source_was(exports, class_name):
     assert loaded.config.id2label == source.model.config.id2label
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer(SENTENCES).data == AutoTokenizer.from_pretrained(source.folder)(SENTENCES).data
-    assert tokenizer.model_max_length == source.tokenizer.model_max_length
+    longest = source.model.config.max_sequence_length
+    assert tokenizer.model_max_length == min(source.tokenizer.model_max_length, longest)
     manifest = json.loads((folder / "search.json").read_text())
-    assert manifest["compressed_from"] == class_name
+    weights = (source.model_folder / "model.safetensors").read_bytes()
+    assert manifest["compressed_from"] == f"sha256:{sha256(weights).hexdigest()}"
     assert (manifest["kind"], manifest["budget"]) == (source.kind, BUDGET)
     assert manifest["num_parameters"] == loaded.num_parameters()
 

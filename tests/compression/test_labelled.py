@@ -1,5 +1,6 @@
 """Labels beside the text: rows, batches, and the loss against transformers' own."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -14,7 +15,8 @@ from toy_hub import SENTENCES
 from toy_sources import LABELS
 from transformers import AutoTokenizer, TrainingArguments
 
-from training.compression.compress_run import compress
+from training.compression import compress_run
+from training.compression.compress_run import compress, open_bench
 from training.compression.distill import distill
 from training.compression.labelled import read_labelled, with_labelled
 from training.compression.predictor import Predictor, forward_of
@@ -22,6 +24,7 @@ from training.compression.sentences import LABEL
 from training.compression.source import load_source
 from training.compression.teacher_objectives import TARGET, SequenceObjective
 from training.compression.teacher_trainers import ChildTrainer
+from training.compression.workbench import train_supernet
 from training.internals import forget_accelerator
 
 
@@ -105,6 +108,48 @@ def test_a_label_that_the_checkpoint_does_not_know_is_refused_before_any_work(tm
     settings = labelled_settings(tmp_path, [{"text": "one", "label": "no"}, {"text": "two", "label": "never"}])
     with pytest.raises(ValueError, match=r"labels\.jsonl.*never"):
         compress(settings, tmp_path / "out", progress=False)
+
+
+def test_a_run_and_a_task_of_a_cluster_have_the_labelled_rows(tmp_path, monkeypatch):
+    settings = labelled_settings(tmp_path, [{"text": "this one is new", "label": "yes"}])
+    with pytest.MonkeyPatch.context() as stopping:
+        stopping.setattr(compress_run, "_compress", lambda run, bench, *_: bench)
+        bench = compress(settings, tmp_path / "out", progress=False)
+    monkeypatch.setenv("MAGIC_CACHE", str(tmp_path / "cache"))
+    for each in (bench, open_bench(settings, tmp_path / "out")):
+        assert [row[LABEL] for row in each.train if row[LABEL]] == [[1.0]]
+        assert len(each.train) == len(each.sentences.train) + 1
+
+
+def test_the_super_net_is_trained_on_labelled_rows_without_their_labels(tmp_path):
+    bench = toy_bench(tmp_path, CLASSIFIER, num_sentences=100)
+    rows = [{"text": f"{text} twice", "text_pair": "no one", "label": "perhaps"} for text in SENTENCES]
+    bench.labelled = read_labelled(labelled_settings(tmp_path, rows), bench.source)
+    bench.run_teacher(progress=False)
+    assert train_supernet(bench, [], progress=False).config.num_labels == 3
+    visits = json.loads((tmp_path / "run" / "supernet" / "visits.json").read_text())
+    assert [sum(layer.values()) for layer in visits] == [bench.settings.supernet_steps] * 4
+
+
+def test_models_are_given_no_labels(tmp_path, monkeypatch):
+    bench = toy_bench(tmp_path, CLASSIFIER, num_sentences=100)
+    bench.labelled = read_labelled(
+        labelled_settings(tmp_path, [{"text": f"{text} twice", "label": "no"} for text in SENTENCES]), bench.source
+    )
+    bench.run_teacher(progress=False)
+    given: set[str] = set()
+    forward = type(bench.teacher).forward
+
+    @functools.wraps(forward)
+    def noted(self, *args, **kwargs):
+        given.update(kwargs)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(bench.teacher), "forward", noted)
+    distill(bench, bench.teacher.config.chain, 8, tmp_path / "child", progress=False)
+    assert "input_ids" in given
+    assert LABEL not in given
+    assert not any(LABEL in batch for batch in bench.text_batches(bench.train, len(bench.train)))
 
 
 # ---- The loss ----

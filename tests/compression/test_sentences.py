@@ -1,7 +1,9 @@
 """Sentences to distil on: how text is cut, drawn, held out and tokenised, and batches of like lengths."""
 
 import csv
+import gzip
 import json
+import lzma
 import random
 import textwrap
 import time
@@ -221,6 +223,10 @@ def write_source(kind, folder, sentences):
             writer.writerows(rows)
     elif kind == "tsv":
         path.write_text("n\ttext\n" + "".join(f"{row['n']}\t{row['text']}\r\n" for row in rows))
+    elif kind in ("txt.gz", "jsonl.xz"):
+        packer = {"gz": gzip, "xz": lzma}[kind.split(".")[1]]
+        lines = sentences if kind == "txt.gz" else [json.dumps(row) for row in rows]
+        path.write_bytes(packer.compress("\n".join(lines).encode()))
     elif kind == "parquet":
         Dataset.from_list(rows).to_parquet(path)
     elif kind == "shards":
@@ -234,7 +240,7 @@ def write_source(kind, folder, sentences):
     return path
 
 
-KINDS = "txt paragraphs documents folder json jsonl csv tsv parquet shards saved saved-dict".split()
+KINDS = "txt paragraphs documents folder json jsonl csv tsv txt.gz jsonl.xz parquet shards saved saved-dict".split()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -266,7 +272,27 @@ def test_another_column_is_read_by_its_name(tmp_path, tokenizer):
     assert everything(read, tokenizer) == sorted(as_decoded(sentences, tokenizer))
 
 
+@pytest.mark.parametrize("kind", ["txt.gz", "jsonl"])
+def test_a_huge_document_is_taken_apart_in_pieces(tmp_path, tokenizer, monkeypatch, kind):
+    sizes = []
+    split = sentences_module.split_sentences
+    monkeypatch.setattr(sentences_module, "split_sentences", lambda line: sizes.append(len(line)) or split(line))
+    sentences = make_sentences(6000)
+    read = read_sentences([write_source(kind, tmp_path, [" ".join(sentences)])], tokenizer, 64, num_sentences=None)
+    assert 2**15 < max(sizes) <= 2**16
+    # What a cut goes through may differ.
+    assert len(set(everything(read, tokenizer)) & set(as_decoded(sentences, tokenizer))) > 5980
+
+
 # ---- Rows ----
+
+
+def test_special_tokens_that_are_spelled_in_text_are_text(tmp_path, tokenizer):
+    lines = [f"{one} [MASK] [SEP] {one}" for one in make_sentences(120)]
+    read = read_sentences([write_source("txt", tmp_path, lines)], tokenizer, 64)
+    for row in [*read.train, *read.validation]:
+        inside = row["input_ids"][1:-1]
+        assert not {tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id} & set(inside)
 
 
 def test_rows_are_what_the_tokenizer_gives(tmp_path, tokenizer):
@@ -365,9 +391,9 @@ def test_little_text_is_warned_of(tmp_path, tokenizer):
     ("name", "content", "message"),
     [
         ("missing.txt", None, r"there is no file or folder '.*missing\.txt'; check the path"),
-        ("empty", "folder", r"folder .*empty holds no text; known suffixes: \.txt, \.json"),
+        ("empty", "folder", r"folder .*empty holds no text; known suffixes: \.txt, \.tsv"),
         ("blank.txt", " \n\n", r"there is no text in .*blank\.txt; name files or folders of text"),
-        ("paper.pdf", "text", r"paper\.pdf is not a kind of file that can be read; known suffixes: \.txt, \.json"),
+        ("paper.pdf", "text", r"paper\.pdf is not a kind of file that can be read; known suffixes: \.txt, \.tsv"),
         ("latin.txt", "caf\xe9 au lait".encode("latin1"), r"latin\.txt is not UTF-8 \(.*byte 3\); convert it"),
         ("wide.txt", "Three words here".encode("utf-16-le"), r"wide\.txt is not UTF-8 \(it has zero bytes.*\); conv"),
         ("rows.csv", "title,body\na,b\n", r"rows\.csv' has no column 'text'; choose one of: title, body"),

@@ -425,8 +425,11 @@ def test_nothing_is_unpickled(tmp_path):
         (["Transformer", "Pooling", "Dense"], "has the module sentence_transformers.models.Dense; of"),
         (["Transformer", "Pooling", "modeling_mine.Normalize"], "has the module modeling_mine.Normalize; of"),
         (["Transformer", "SpladePooling"], "has the module sentence_transformers.models.SpladePooling"),
-        (["Transformer"], "has the modules Transformer; what can be compressed is a Transformer, a Pooling and"),
-        (["Transformer", "Normalize", "Pooling"], "has the modules Transformer, Normalize, Pooling; what can be"),
+        (["Transformer"], "has the modules Transformer; what is supported is a Transformer, a Pooling and"),
+        (
+            ["Transformer", "Normalize", "Pooling"],
+            "has the modules Transformer, Normalize, Pooling; what is",
+        ),
     ],
 )
 def test_other_modules_are_refused(tmp_path, types, message):
@@ -443,6 +446,6 @@ def test_other_settings_of_modules_are_refused(tmp_path):
     edit_json(folder / "1_Pooling" / "config.json", word_embedding_dimension=64)
     assert f"the Pooling of {folder} takes states 64 wide, its encoder has 32" in refusal(folder)
     edit_json(folder / "sentence_bert_config.json", transformer_task="fill-mask")
-    assert "is for 'fill-mask'; only 'feature-extraction' can be compressed" in refusal(folder)
+    assert "is for 'fill-mask'; only 'feature-extraction' is supported" in refusal(folder)
     (folder / "modules.json").write_text('["Transformer"]')
     assert "modules.json is damaged: it is no list of modules; fetch it again" in refusal(folder)

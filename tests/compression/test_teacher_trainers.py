@@ -249,6 +249,13 @@ def test_freed_memory_is_given_back():
     assert len(kept) == 5000
 
 
+def test_a_training_gives_memory_back_now_and_then(sentences, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(teacher_trainers, "give_back_memory", lambda: asked.append(1))
+    child_trainer(sentences, tmp_path, max_steps=25).train()
+    assert len(asked) == 2
+
+
 class StopAt(TrainerCallback):
     """Stops the process after a step, as far as a test can be stopped."""
 

@@ -1,10 +1,11 @@
-"""The way from text to masked batches: sources, split, tokenizer, blocks, masks, and what is kept on disk."""
+"""The way from text to masked batches: tokenizer, blocks, masks, and what is kept on disk."""
 
-import csv
 import json
+import logging
 import math
 import pickle
 import random
+from collections import Counter
 from hashlib import sha256
 
 import numpy as np
@@ -13,21 +14,20 @@ import torch
 from datasets import Dataset, IterableDataset, disable_progress_bars
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import DataLoader
 from toy_packages import installer
 from transformers import AutoTokenizer, BertConfig, BertTokenizer, PreTrainedTokenizerFast
 
 from training.data import docstrings
 from training.data import text as data
+from training.data.documents import is_held_out, text_pieces
 from training.data.text import (
     MaskingCollator,
-    is_held_out,
-    load_documents,
+    encode_text,
     load_tokenizer,
     pack_blocks,
     prepare_data,
-    split_documents,
     train_tokenizer,
 )
 
@@ -66,157 +66,6 @@ def ids_of(blocks):
     return [block["input_ids"] for block in blocks]
 
 
-# ---- Sources ----
-
-
-def test_documents_of_a_text_file_are_blocks_between_blank_lines(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_bytes("\ufeff\r\nA first line,\r\nand a second.\r\n \t\r\n\r\n\r\nCafé.\r\n".encode())
-    expected = ["A first line,\nand a second.", "Café."]
-    assert load_documents(path)["text"][:] == expected
-    assert [row["text"] for row in load_documents(str(path), streaming=True)] == expected
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_folder_is_read_in_sorted_order_with_its_subfolders(tmp_path, streaming):
-    for name in ("b.txt", "a/z.txt", "a/b.txt", "c.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    documents = load_documents(tmp_path, streaming=streaming)
-    assert isinstance(documents, IterableDataset if streaming else Dataset)
-    assert [row["text"] for row in documents] == ["a/b.txt", "a/z.txt", "b.txt"]
-    assert [row["text"] for row in load_documents(tmp_path, streaming=streaming, max_documents=2)] == [
-        "a/b.txt",
-        "a/z.txt",
-    ]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
-def test_local_data_files_give_their_text_column(tmp_path, suffix, streaming):
-    rows = [{"n": 1, "body": "One."}, {"n": 2, "body": "  "}, {"n": 3, "body": None}, {"n": 4, "body": "Four."}]
-    path = tmp_path / f"rows.{suffix}"
-    if suffix == "parquet":
-        Dataset.from_list(rows).to_parquet(path)
-    elif suffix == "csv":
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    documents = load_documents(path, text_column="body", split="validation", streaming=streaming)
-    assert list(documents) == [{"text": "One."}, {"text": "Four."}]
-
-
-def test_docstrings_are_the_default(package, monkeypatch):
-    monkeypatch.setattr(docstrings, "DOCSTRING_PACKAGES", ("not-installed", "prosaic"))
-    package({"a.py": '"""This is the sentence that stands for all of the others."""'})
-    expected = [{"text": "This is the sentence that stands for all of the others.", "source": "prosaic"}]
-    assert list(load_documents()) == expected
-    assert list(load_documents("docstrings", streaming=True)) == expected
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("missing.txt", None, r"there is no file or folder '.*missing\.txt'; check the path"),
-        ("missing", None, r"there is no file or folder '.*missing'; check the path"),
-        ("empty", "folder", r"folder .*empty holds no \.txt file; name a folder of text files or a single file"),
-        ("blank.txt", " \n\n", r"there is no text in .*blank\.txt; documents are blocks of lines between blank lines"),
-        ("latin.txt", b"caf\xe9 ", r"latin\.txt is not UTF-8 \(.*\); convert it"),
-        ("paper.pdf", "text", r"paper\.pdf is not a kind of file that can be read; known suffixes: \.txt, \.json"),
-        ("rows.csv", "title,body\na,b\n", r"rows\.csv' has no column 'text'; choose one of: title, body"),
-        ("broken.parquet", "text", r"cannot read data set '.*broken\.parquet' \(.*\); check its name or the file"),
-    ],
-)
-def test_sources_that_cannot_be_read_are_named(tmp_path, name, content, message, streaming):
-    path = tmp_path / name
-    if content == "folder":
-        path.mkdir()
-    elif content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=message) as error:
-        list(load_documents(str(path), streaming=streaming))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["no-such-data-set", "owner/no-such-data-set"])
-def test_unknown_data_set_is_named(name):
-    with pytest.raises(ValueError, match=rf"cannot read data set '{name}' \(.*\); check its name or the file"):
-        load_documents(name)
-
-
-def test_column_without_text_is_an_error(tmp_path):
-    (tmp_path / "rows.csv").write_text("n,empty,text\n1,,Two.\n")
-    for column in ("n", "empty"):
-        message = rf"rows\.csv' has no text in column '{column}'; choose among: n, empty, text"
-        with pytest.raises(ValueError, match=message):
-            load_documents(tmp_path / "rows.csv", text_column=column)
-
-
-def test_number_of_documents_is_checked():
-    with pytest.raises(ValueError, match="max_documents is 0; it must be at least 1, or None for all"):
-        load_documents(max_documents=0)
-
-
-# ---- Held-out documents ----
-
-
-def test_split_never_changes():
-    # Pinned: another hash would move the documents of every corpus, and old validation losses would compare no more.
-    assert [n for n in range(12) if is_held_out(f"document {n}", 0.3, seed=0)] == [1, 2, 5]
-
-
-@given(st.text(), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**40))
-def test_what_is_held_out_stays_so_at_larger_fractions(text, one, other, seed):
-    assert is_held_out(text, min(one, other), seed) <= is_held_out(text, max(one, other), seed)
-    assert is_held_out(text, 1, seed)
-    assert not is_held_out(text, 0, seed)
-
-
-@pytest.mark.parametrize("fraction", [0.02, 0.3])
-def test_share_of_held_out_documents(fraction):
-    num, sides = (
-        20_000,
-        [{n for n in range(20_000) if is_held_out(f"document {n}", fraction, seed)} for seed in (0, 1)],
-    )
-    for side in sides:
-        assert abs(len(side) - num * fraction) < 5 * math.sqrt(num * fraction * (1 - fraction))
-    # Seeds are independent of one another.
-    both = num * fraction**2
-    assert abs(len(sides[0] & sides[1]) - both) < 5 * math.sqrt(both)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_split_is_a_partition_in_order(streaming):
-    texts = make_texts(300, num_words=5)
-    documents = Dataset.from_dict({"text": texts, "source": ["x"] * 300})
-    parts = split_documents(documents.to_iterable_dataset() if streaming else documents, 0.2, seed=3)
-    train, validation = ([row["text"] for row in part] for part in parts)
-    assert train == [text for text in texts if not is_held_out(text, 0.2, 3)]
-    assert validation == [text for text in texts if is_held_out(text, 0.2, 3)]
-    assert not set(train) & set(validation)
-    assert min(len(train), len(validation)) > 0
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
-def test_fraction_is_checked(fraction):
-    with pytest.raises(ValueError, match=f"validation_fraction is {fraction}; it must be between 0 and 1"):
-        split_documents(Dataset.from_dict({"text": ["a"]}), fraction)
-
-
-@pytest.mark.parametrize(("fraction", "name"), [(1e-9, "validation"), (1 - 1e-9, "training")])
-def test_empty_side_is_an_error(fraction, name):
-    documents = Dataset.from_dict({"text": make_texts(10)})
-    message = (
-        rf"none of 10 documents is left for the {name} set at validation_fraction {fraction}; give more documents"
-    )
-    with pytest.raises(ValueError, match=message):
-        split_documents(documents, fraction)
-
-
 # ---- Tokenizer ----
 
 
@@ -252,7 +101,8 @@ def test_tokenizer_is_the_same_after_reloading(tokenizer, tmp_path):
 
 def test_case_and_accents_are_kept_on_demand():
     texts = ["Élan ÉLAN élan elan"] * 5
-    lower, cased = (train_tokenizer(texts, 100, lowercase=lowercase) for lowercase in (True, False))
+    lower = train_tokenizer(texts, 100, strip_accents=True)
+    cased = train_tokenizer(texts, 100, lowercase=False)
     assert lower.tokenize("ÉLAN Elan") == ["elan", "elan"]
     assert cased.tokenize("ÉLAN élan") == ["ÉLAN", "élan"]
 
@@ -261,11 +111,50 @@ def test_rare_characters_give_way_to_frequent_ones():
     # 200 letters that come once, and before the letters of the frequent words in the order of Unicode.
     rare = "".join(map(chr, range(0x400, 0x400 + 200)))
     words = ["".join(chr(0xAC00 + ord(letter)) for letter in word) for word in WORDS]
-    trained = train_tokenizer([" ".join(words)] * 20 + [" ".join(rare)], vocab_size=400, lowercase=False)
+    texts = [" ".join(words)] * 20 + [" ".join(rare)]
+    trained = train_tokenizer(texts, vocab_size=400, lowercase=False, character_coverage=0.9)
     assert set(words) <= set(trained.get_vocab())
     # There is room for 128 characters.
     known = set(rare) & set(trained.get_vocab())
     assert len(known) == 128 - len(set("".join(words)))
+
+
+def test_the_alphabet_covers_a_share_of_the_characters():
+    rng = random.Random(0)
+    # 3,000 Chinese characters, with frequencies as in Zipf's law.
+    characters = [chr(0x4E00 + number) for number in range(3000)]
+    weights = [1 / (number + 10) for number in range(3000)]
+    texts = ["".join(rng.choices(characters, weights, k=500)) for _ in range(200)]
+    counts = Counter("".join(texts))
+    known = set(train_tokenizer(texts, vocab_size=8192).get_vocab()) & counts.keys()
+    assert len(known) > 2000
+    missing = sum(count for character, count in counts.items() if character not in known)
+    assert 0 < missing <= 0.0005 * counts.total()
+    # The next one fewer would not do.
+    assert missing + min(counts[character] for character in known) > 0.0005 * counts.total()
+    everything = train_tokenizer(texts, vocab_size=8192, character_coverage=1.0)
+    assert counts.keys() <= everything.get_vocab().keys()
+    with pytest.raises(ValueError, match=r"vocab_size is 1000 but .* or a character_coverage below 0\.9995"):
+        train_tokenizer(texts, vocab_size=1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Die Bäume grünen schön", "bäume grünen schön"),
+        ("हिन्दी में लिखी हुई बातें", "हिन्दी में लिखी हुई बातें"),
+        ("한국어 문장", "한국어 문장"),
+        (" ".join(["the naïve reader"] + ["the plain words of a longer English text"] * 20), "naive reader"),
+    ],
+)
+def test_marks_are_kept_where_they_are_many(text, kept, caplog, tmp_path):
+    with caplog.at_level(logging.INFO, "training"):
+        trained = train_tokenizer([text] * 5, 300)
+    assert {*kept.split()} <= {word for word in trained.get_vocab() if not word.startswith("##")}
+    assert ("the tokenizer keeps accents" in caplog.text) == (kept != "naive reader")
+    trained.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).tokenize(text) == trained.tokenize(text)
+    assert train_tokenizer([text] * 5, 300, strip_accents=False).tokenize("naïve") != ["naive"]
 
 
 def test_vocabulary_needs_room_for_the_characters():
@@ -395,6 +284,67 @@ def test_blocks_need_class_and_separator_tokens(monkeypatch):
     monkeypatch.setattr(data, "load_documents", None)
     with pytest.raises(ValueError, match=message):
         prepare_data(tokenizer=bare)
+
+
+def unigram_tokenizer():
+    """As XLM-R's, whose special tokens are pieces of the vocabulary too."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0), ("\u2581", -2.0)]
+    letters = [(letter, -5.0) for letter in "<>/abcdefghijklmnopqrstuvwxyz"]
+    backend = Tokenizer(models.Unigram([*pieces, *letters], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **ROBERTA)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "words", "unigram"])
+def test_special_tokens_that_are_spelled_in_text_are_text(tokenizer, kind):
+    made = {"wordpiece": tokenizer, "words": word_level_tokenizer(**ROBERTA), "unigram": unigram_tokenizer()}[kind]
+    spelled = " ".join(made.all_special_tokens)
+    encoded = encode_text(made, [f"the {spelled} model", "the text"], ["a", spelled])
+    assert "special_tokens_mask" not in encoded
+    plain = made(["the model", "the text"], ["a", "b"])["input_ids"]
+    special = set(made.all_special_ids) - {made.unk_token_id}
+    for ids, expected in zip(encoded["input_ids"], plain, strict=True):
+        assert [one for one in ids if one in special] == [one for one in expected if one in special]
+    rows = ids_of(pack_blocks(Dataset.from_dict({"text": [f"{spelled} the model"] * 9}), made, 8))
+    kept = [token for row in rows for token in row[1:-1]]
+    assert special & set(kept) == {made.sep_token_id}
+    assert kept.count(made.sep_token_id) <= 9
+
+
+def test_documents_are_tokenised_in_pieces(tokenizer, monkeypatch):
+    text = " ".join(make_texts(4000))
+    assert len(text) > 800_000
+    sizes = []
+
+    def recorded(made, pieces, **arguments):
+        sizes.append(sum(map(len, pieces)))
+        return encode_text(made, pieces, **arguments)
+
+    monkeypatch.setattr(data, "encode_text", recorded)
+    rows = ids_of(pack_blocks(Dataset.from_dict({"text": [text, "the end"]}), tokenizer, 128))
+    assert len(sizes) > 3
+    assert max(sizes) <= 2**18 + 2**16
+    kept = [token for row in rows for token in row[1:-1]]
+    assert kept == line_of([text, "the end"], tokenizer)[: len(kept)]
+
+
+def test_vocabulary_is_learnt_in_pieces(monkeypatch):
+    texts = make_texts(60)
+    whole = train_tokenizer([" ".join(texts)], vocab_size=90).get_vocab()
+    sizes = []
+
+    def recorded(text):
+        for piece in text_pieces(text):
+            sizes.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr("training.data.documents._PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(data, "text_pieces", recorded)
+    assert train_tokenizer([" ".join(texts)], vocab_size=90).get_vocab() == whole
+    assert 50 < max(sizes) <= 100
 
 
 # ---- Masking ----
@@ -594,7 +544,14 @@ def test_second_run_reads_what_the_first_has_written(text_file, tmp_path, monkey
 
 @pytest.mark.parametrize(
     "changes",
-    [{"block_size": 24}, {"vocab_size": 100}, {"validation_fraction": 0.3}, {"seed": 1}, {"max_documents": 90}],
+    [
+        {"block_size": 24},
+        {"vocab_size": 100},
+        {"validation_fraction": 0.3},
+        {"seed": 1},
+        {"max_documents": 90},
+        {"lowercase": False},
+    ],
 )
 def test_other_settings_are_prepared_anew(text_file, tmp_path, changes):
     first = prepare(text_file, tmp_path / "cache")
@@ -686,6 +643,31 @@ def test_default_corpus_is_fingerprinted_by_its_packages(package, monkeypatch, t
     assert prepared.fingerprint["versions"]["prosaic"] == "1.0"
     assert sum(prepared.fingerprint["documents"].values()) == 60
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()) == ["docstrings", "prepared"]
+
+
+def test_unknown_tokens_of_the_held_out_text_are_warned_of(text_file, tmp_path, tokenizer, caplog):
+    prepared = prepare(text_file, tmp_path / "cache", tokenizer=tokenizer)
+    assert prepared.fingerprint["unknown"] == 0
+    assert not caplog.records
+    text_file.write_text("\n\n".join(f"{text} \u0436" for text in make_texts(200)), encoding="utf-8")
+    # From the cache too.
+    for _ in range(2):
+        caplog.clear()
+        prepared = prepare(text_file, tmp_path / "cache", tokenizer=tokenizer)
+        held_out = [token for row in ids_of(prepared.validation) for token in row[1:-1]]
+        assert prepared.fingerprint["unknown"] == held_out.count(tokenizer.unk_token_id) / len(held_out) > 0.01
+        (record,) = caplog.records
+        assert f"does not know {prepared.fingerprint['unknown']:.1%} of the tokens of the held-out" in record.message
+        assert "take one that was made for this text" in record.message
+    assert prepare(text_file, tmp_path / "cache").fingerprint["unknown"] == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_document_a_line_is_prepared(tmp_path, streaming):
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(make_texts(200)), encoding="utf-8")
+    prepared = prepare(path, tmp_path / "cache", streaming=streaming)
+    assert prepared.fingerprint["documents"]["validation"] == sum(is_held_out(one, 0.2) for one in make_texts(200))
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,8 @@ def test_a_teacher_reads_neither_labels_nor_what_its_class_has_no_place_for():
     inputs = {**batch(), "labels": torch.zeros(3), "length": torch.zeros(3)}
     assert set(teacher_inputs(MASKED_LMS["bert"](), inputs)) == {"input_ids", "attention_mask", "token_type_ids"}
     assert set(teacher_inputs(MASKED_LMS["distilbert"](), inputs)) == {"input_ids", "attention_mask"}
+    one_type = BertForMaskedLM(BertConfig(**SIZES, type_vocab_size=1))
+    assert set(teacher_inputs(one_type, inputs)) == {"input_ids", "attention_mask"}
 
 
 @pytest.mark.parametrize("name", MASKED_LMS)
@@ -418,3 +420,11 @@ def test_two_processes_may_fill_one_cache(tmp_path):
     first.flush()
     second.flush()
     assert_holds(TeacherCache(tmp_path, {}), expected)
+
+
+def test_rows_are_kept_for_the_largest_id_of_a_vocabulary_with_gaps(tmp_path):
+    gapped = BertTokenizer(vocab={word: index + (index == 94) * 11 for index, word in enumerate(WORDS[:95])})
+    assert len(gapped) < 106
+    BertForMaskedLM(BertConfig(**{**SIZES, "vocab_size": 128})).save_pretrained(tmp_path)
+    gapped.save_pretrained(tmp_path)
+    assert load_teacher(tmp_path, gapped).config.vocab_size == 106

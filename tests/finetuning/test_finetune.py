@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toy_finetune import arguments, save_toy_model, toy_rows, toy_tokenizer, write_glue
@@ -21,10 +22,11 @@ from transformers import (
 from modeling_magic import MagicForMaskedLM, MagicForSequenceClassification
 from modeling_magic.conversion import convert_to_magic
 from modeling_magic.modeling_magic import MagicAttention
-from training.finetuning.finetune import FinetuneTrainer, finetune, load_for_task, predict
+from training.finetuning.finetune import FinetuneTrainer, finetune, load_for_task, predict, score_predictions
 from training.finetuning.metrics import compute_metrics
-from training.finetuning.tasks import glue_task, load_files, load_glue, tokenize
-from training.runs.checkpoints import last_complete_checkpoint
+from training.finetuning.own_files import load_files
+from training.finetuning.tasks import glue_task, load_glue, tokenize
+from training.resuming import last_complete_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -284,14 +286,36 @@ KINDS = {
 def test_own_files_of_every_kind_are_trained_on(problem_type, tmp_path, magic_folder):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in KINDS[problem_type] * 4), encoding="utf-8")
-    task, data = load_files(path, path, problem_type=problem_type)
+    task, data, _ = load_files(path, path, problem_type=problem_type)
     rows = tokenize(data, task, toy_tokenizer(), max_length=40)
     args = arguments(tmp_path / "run", task, num_train_epochs=8, learning_rate=1e-2, per_device_train_batch_size=2)
     result = finetune(load_for_task(magic_folder, task, 0), rows, task, args, toy_tokenizer())
     assert result.score > 0.8
+    assert result.score == result.metrics["validation"][task.metrics[0]]
 
 
 # ---- Predictions ----
+
+
+@pytest.mark.parametrize("problem_type", KINDS)
+def test_predictions_of_each_kind_are_scored_as_the_rows_they_are_of(tmp_path, magic_folder, problem_type):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in KINDS[problem_type] * 4), encoding="utf-8")
+    task, data, _ = load_files(path, path, problem_type=problem_type)
+    rows = tokenize(data, task, toy_tokenizer(), max_length=40)["validation"]
+    predicted = predict(load_for_task(magic_folder, task, 0), rows, task, toy_tokenizer(), 2)
+    assert len(predicted) == len(rows)
+    # Equal rows are predicted alike, wherever they stand.
+    period = len(KINDS[problem_type])
+    for number in range(len(rows)):
+        found, expected = predicted[number], predicted[number % period]
+        assert found == expected if task.problem_type == "token_classification" else np.allclose(found, expected)
+    right = rows["labels"][:]
+    if problem_type == "token_classification":
+        right = [[task.labels[label] for label in row if label != -100] for row in right]
+    else:
+        right = np.array(right, dtype=predicted.dtype)
+    assert score_predictions(task, rows, right)["score"] == pytest.approx(1)
 
 
 def test_predictions_are_in_the_order_of_the_rows(tmp_path, magic_folder, sst2_rows, monkeypatch):

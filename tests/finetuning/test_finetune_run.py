@@ -6,14 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from toy import toy_config
 from toy_finetune import SIZES, save_toy_model, toy_tokenizer, write_glue
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, pipeline
 
+from modeling_magic import MagicForMaskedLM
 from training.finetuning import finetune_run
 from training.finetuning.finetune import load_for_task
 from training.finetuning.finetune_run import run_finetuning
 from training.finetuning.settings import FinetuneSettings
 from training.finetuning.tasks import glue_task
+from training.hub.export import export_model
+from training.hub.model_folders import public_name
+from training.hub.publish import check_export
 
 
 # ---- Sweeps ----
@@ -146,6 +152,47 @@ def test_tasks_start_from_the_mnli_model_and_from_a_given_one(tmp_path, settings
     assert sources["rte"] == str(folders[0])
 
 
+def test_pairs_for_a_model_of_one_token_type_end_in_an_export(tmp_path):
+    """The folder is what every command takes: the card has the scores, the code and the tokenizer lie beside it."""
+    torch.manual_seed(0)
+    child = MagicForMaskedLM(toy_config(**SIZES, candidate_operators=[["MHA4"], ["FFN"]], type_vocab_size=1))
+    manifest = {"converted_from": "ada/roberta", "license": "mit"}
+    source = export_model(child, toy_tokenizer(), tmp_path / "source", manifest)
+    # A checkpoint whose tokenizer has types that the model does not know.
+    toy_tokenizer().save_pretrained(source)
+    path = tmp_path / "mine.tsv"
+    rows = [("fine a", "b", "yes"), ("dull b c", "d", "no"), ("great d", "e", "yes"), ("awful", "f", "no")] * 4
+    lines = ["\t".join(row) for row in [("first", "second", "label"), *rows]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = FinetuneSettings(
+        model=str(source),
+        train_file=str(path),
+        validation_file=str(path),
+        text_columns=("first", "second"),
+        learning_rates=(1e-3,),
+        batch_sizes=(8,),
+        seeds=(1,),
+        num_epochs=1,
+        max_length=40,
+        training_arguments={"disable_tqdm": True, "use_cpu": True},
+    )
+    result = run_finetuning(settings, tmp_path / "run")
+    folder = tmp_path / "run" / "mine" / "model"
+    check_export(folder)
+    assert str(tmp_path) not in "".join(file.read_text() for file in folder.glob("*.json"))
+    manifest = json.loads((folder / "search.json").read_text())
+    assert (manifest["converted_from"], manifest["license"]) == ("ada/roberta", "mit")
+    assert manifest["finetuning"]["start"] == public_name(source)
+    score, other = manifest["scores"]
+    assert other["metric"] == "macro_f1"
+    assert (score["data"], score["metric"], score["rows"]) == ("mine", "accuracy", len(rows))
+    assert score["value"] == result["tasks"][0]["metrics"]["validation"]["accuracy"]["median"]
+    card = (folder / "README.md").read_text()
+    assert f"| mine | validation | {len(rows)} | accuracy | {score['value']:.4f} |" in card
+    classify = pipeline("text-classification", model=str(folder))
+    assert classify({"text": "fine " * 60, "text_pair": "dull"}, truncation=True)["label"] in ("yes", "no")
+
+
 def test_own_files_and_a_teacher_from_another_run(tmp_path, settings, trained):
     path = tmp_path / "mine.tsv"
     rows = [("fine a", "yes"), ("dull b c", "no"), ("great d", "yes"), ("awful", "no")] * 4
@@ -153,12 +200,97 @@ def test_own_files_and_a_teacher_from_another_run(tmp_path, settings, trained):
     own = replace(settings, tasks=(), train_file=str(path), validation_file=str(path), learning_rates=(1e-3,))
     run_finetuning(own, tmp_path / "teacher")
     result = run_finetuning(replace(own, teacher=str(tmp_path / "teacher")), tmp_path / "student")
-    assert list(result["columns"]) == ["mine"]
+    assert list(result["columns"]) == ["mine: accuracy", "mine: macro_f1"]
     assert len(trained) == 2
     with pytest.raises(ValueError, match="outputs but STS-B has 1"):
         run_finetuning(
             replace(settings, tasks=("stsb",), teacher=str(tmp_path / "teacher/mine/model")), tmp_path / "wrong"
         )
+
+
+OWN_ROWS = [("fine a", "yes"), ("dull b c", "no"), ("great d", "yes"), ("awful e", "no")] * 4
+
+
+def write_own(path: Path, rows, header="text,label") -> str:
+    path.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_a_test_file_is_scored_with_labels_and_predicted_without(tmp_path, settings, trained, monkeypatch, caplog):
+    distinct = [(f"{text} {'abcdefgh'[number % 8]}", label) for number, (text, label) in enumerate(OWN_ROWS)]
+    own = replace(
+        settings,
+        tasks=(),
+        learning_rates=(1e-3,),
+        train_file=write_own(tmp_path / "mine.csv", distinct),
+        test_file=write_own(tmp_path / "test.csv", OWN_ROWS),
+        metric_for_best_model="macro_f1",
+        validation_fraction=0.4,
+    )
+    with caplog.at_level("INFO"):
+        result = run_finetuning(own, tmp_path / "run")
+    assert "split off by a hash" in caplog.text
+    assert "kind: single_label_classification, 2 classes: no, yes" in caplog.text
+    assert list(result["columns"]) == ["mine: macro_f1", "mine: accuracy"]
+    (row,) = result["tasks"]
+    assert row["shown"] == "macro_f1"
+    assert row["metrics"]["validation"]["score"] == row["metrics"]["validation"]["macro_f1"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / row["test"]["predictions"]).read_text().splitlines()]
+    assert [line["idx"] for line in lines] == list(range(len(OWN_ROWS)))
+    right = [line["prediction"] == label for line, (_, label) in zip(lines, OWN_ROWS, strict=True)]
+    assert row["test"]["metrics"]["accuracy"] == sum(right) / len(right)
+    assert row["test"]["num_rows"] == len(OWN_ROWS)
+    text = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+    assert "GLUE" not in text
+    assert "MNLI" not in text
+    assert "are the best by macro_f1" in text
+    assert "| macro_f1 | accuracy | test rows |" in text
+
+    # What was predicted once is not predicted again.
+    with monkeypatch.context() as patched:
+        patched.setattr(finetune_run, "predict", None)
+        assert run_finetuning(own, tmp_path / "run") == result
+    bare = write_own(tmp_path / "bare.csv", [(text,) for text, _ in OWN_ROWS], "text")
+    (row,) = run_finetuning(replace(own, test_file=bare), tmp_path / "bare")["tasks"]
+    assert row["test"]["metrics"] is None
+    assert len((tmp_path / "bare" / row["test"]["predictions"]).read_text().splitlines()) == len(OWN_ROWS)
+    assert "16 rows without labels; predictions in" in (tmp_path / "bare" / "table.md").read_text(encoding="utf-8")
+
+
+def test_the_tags_of_a_test_file_without_labels_are_predicted(tmp_path, settings):
+    train = tmp_path / "mine.conll"
+    train.write_text("fine B-X\na O\n\ndull O\n\n" * 4, encoding="utf-8")
+    test = tmp_path / "test.conll"
+    test.write_text("great\na\nb\n\nc\n", encoding="utf-8")
+    own = replace(settings, tasks=(), learning_rates=(1e-3,), train_file=str(train), validation_file=str(train))
+    (row,) = run_finetuning(replace(own, test_file=str(test)), tmp_path / "run")["tasks"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / row["test"]["predictions"]).read_text().splitlines()]
+    assert [len(line["prediction"]) for line in lines] == [3, 1]
+    assert {tag for line in lines for tag in line["prediction"]} <= {"B-X", "O"}
+
+
+def test_a_length_that_nobody_gave_follows_the_model(tmp_path, settings, trained, folders, caplog):
+    own = replace(
+        settings,
+        tasks=(),
+        learning_rates=(1e-3,),
+        train_file=write_own(tmp_path / "mine.csv", OWN_ROWS),
+        validation_file=write_own(tmp_path / "dev.csv", OWN_ROWS),
+        max_steps=1,
+        max_length=None,
+    )
+    with caplog.at_level("INFO"):
+        run_finetuning(own, tmp_path / "run")
+    assert "max_length: 40 tokens" in caplog.text
+    short = BertForSequenceClassification(
+        BertConfig(**{**SIZES, "max_position_embeddings": 20}, num_hidden_layers=1, num_attention_heads=4)
+    )
+    short.config.id2label = {0: "no", 1: "yes"}
+    short.save_pretrained(tmp_path / "short")
+    toy_tokenizer().save_pretrained(tmp_path / "short")
+    with caplog.at_level("INFO"):
+        run_finetuning(replace(own, teacher=str(tmp_path / "short")), tmp_path / "taught")
+    assert "max_length: 20 tokens" in caplog.text
 
 
 def test_of_a_lost_model_the_best_is_trained_again_until_one_stands(tmp_path, settings, trained, monkeypatch):
@@ -205,7 +337,9 @@ def test_a_teacher_that_does_not_fit_is_named_before_training(tmp_path, settings
 REFUSED = {
     "task": ({"tasks": ("ret",)}, "did you mean 'rte'"),
     "nothing": ({"tasks": ()}, "nothing to fine-tune on"),
-    "half": ({"tasks": (), "train_file": "a.csv"}, "both a train_file and a validation_file"),
+    "half": ({"tasks": (), "validation_file": "a.csv"}, "or a train_file"),
+    "test of GLUE": ({"test_file": "a.csv"}, "give either"),
+    "metric of GLUE": ({"metric_for_best_model": "f1"}, "'f1', which is for files of one's own"),
     "both": ({"train_file": "a.csv", "validation_file": "b.csv"}, "give either"),
     "model": ({"model": ""}, "no model is named"),
     "no model": ({"model": "nowhere"}, "nowhere"),

@@ -8,6 +8,7 @@ import pytest
 from training.finetuning.glue_table import (
     PAPER_COLUMNS,
     FinetuneRun,
+    ScoresOnTest,
     TaskRow,
     average,
     best_setting,
@@ -48,6 +49,24 @@ def test_avg_is_the_mean_of_the_eight_medians_and_spreads_over_seeds():
     assert mean == pytest.approx({"median": 0.8 + offset, "min": 0.7 + offset, "max": 0.9 + offset})
     assert average(rows[:7]) is None
     assert list(table_columns(rows)) == ["MNLI", "QQP", "QNLI", "COLA", "SST2", "STSB", "RTE", "MRPC", "AVG"]
+
+
+def test_own_data_have_a_column_for_each_metric_whatever_they_are_called(tmp_path):
+    run = made_run("rte", 0.5, accuracy=0.75, macro_f1=0.5)
+    scores = ScoresOnTest(10, {"accuracy": 0.25, "macro_f1": 0.125, "score": 0.125}, "rte/test_predictions.jsonl")
+    row = TaskRow("rte", "rte", (run,), 7, ("macro_f1", "accuracy"), scores)
+    assert {name: column["median"] for name, column in table_columns([row]).items()} == {
+        "rte: macro_f1": 50.0,
+        "rte: accuracy": 75.0,
+    }
+    assert average([*rows_of_the_paper()[:6], *rows_of_the_paper()[7:], row]) is None
+    write_table([row], "m", 1000, tmp_path)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| 12.5 | 25.0 | 10 |" in text
+    assert "Epoch, setting and model of rte are the best by macro_f1." in text
+    assert "Matthews" not in text
+    assert row.to_json()["shown"] == "macro_f1"
+    assert row.to_json()["test"]["metrics"]["accuracy"] == 0.25
 
 
 def test_the_files_hold_the_medians_and_the_range(tmp_path):

@@ -220,3 +220,13 @@ def test_every_metric_says_when_it_is_given_nothing_to_predict():
     for name in METRICS:
         with pytest.raises(ValueError, match="at least one"):
             compute_metrics([name], [], [])
+
+
+def test_macro_f1_is_of_classes_and_of_vectors():
+    classes = compute_metrics(("accuracy", "macro_f1"), np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2]))
+    # F1 of the three classes: 1, 2/3, 2/3.
+    assert classes == {"accuracy": 0.75, "macro_f1": pytest.approx(7 / 9)}
+    vectors = compute_metrics(("micro_f1", "macro_f1"), np.array([[1, 0], [1, 1]]), np.array([[1, 0], [0, 1]]))
+    assert vectors["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    with pytest.raises(ValueError, match="different kinds of rows"):
+        compute_metrics(("accuracy", "micro_f1"), np.array([0]), np.array([0]))

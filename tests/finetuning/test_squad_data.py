@@ -93,6 +93,33 @@ def test_a_byte_order_mark_is_no_content(tmp_path, small_file):
     assert len(load_squad(path).questions) == 3
 
 
+def as_annotated(number: int, name: Any) -> dict[str, Any]:
+    """An article as annotation tools write it: without a title."""
+    asked = [{**one, "id": name} for one in river_questions()[:1]]
+    return {"paragraphs": [{"context": RIVER, "qas": asked}], **({"title": None} if number % 2 else {})}
+
+
+def test_what_annotation_tools_write_is_read_and_split(tmp_path):
+    content = {"data": [as_annotated(number, 100 + number) for number in range(4)]}
+    path = write(tmp_path / "annotated.json", content)
+    data = load_squad(path)
+    assert data.questions["id"][:] == ["100", "101", "102", "103"]
+    assert data.questions["title"][:] == [f"untitled {number}" for number in range(1, 5)]
+    train, test = split_by_article(path, tmp_path / "parts", test_fraction=0.5)
+    ids = [load_squad(part).questions["id"][:] for part in (train, test)]
+    assert sorted(ids[0] + ids[1]) == data.questions["id"][:]
+    assert len(ids[0]) == len(ids[1]) == 2
+
+
+def test_half_a_character_is_named_with_its_line(tmp_path):
+    content = content_of(("River", f"{RIVER} \ud83d.", river_questions()))
+    path = tmp_path / "half.json"
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if "ud83d" in text)
+    with pytest.raises(ValueError, match=rf"half\.json, line {line}: \\ud83d after .* is half of a character"):
+        load_squad(path)
+
+
 def wrong_offset(text: str, start: int) -> dict[str, Any]:
     return content_of(
         ("River", RIVER, [{"id": "w", "question": "What?", "answers": [{"text": text, "answer_start": start}]}])
@@ -118,13 +145,13 @@ def test_an_answer_that_stands_elsewhere_is_realigned_where_it_occurs_once(tmp_p
         ([], "holds list at its top"),
         ({"data": {}}, "'data' is {}; it must be a list"),
         ({"data": []}, "holds no question"),
-        ({"data": [{"paragraphs": []}]}, "article 1 has no 'title'"),
+        ({"data": [{"title": 7, "paragraphs": []}]}, "article 1: 'title' is 7; it must be a text"),
         ({"data": ["x"]}, "article 1 is 'x', not an object"),
         ({"data": [{"title": "T"}]}, "article 'T' has no 'paragraphs'"),
         ({"data": [{"title": "T", "paragraphs": [{"qas": []}]}]}, "article 'T', paragraph 1 has no 'context'"),
         ({"data": [{"title": "T", "paragraphs": [{"context": "c"}]}]}, "article 'T', paragraph 1 has no 'qas'"),
         (content_of(("T", "c", [{"question": "q", "answers": []}])), "paragraph 1, a question has no 'id'"),
-        (content_of(("T", "c", [{"id": 7, "question": "q", "answers": []}])), "'id' is 7; it must be a text"),
+        (content_of(("T", "c", [{"id": 7.5, "question": "q", "answers": []}])), "'id' is 7.5; it must be a text"),
         (content_of(("T", "c", [{"id": "q7", "question": "q"}])), "article 'T', question 'q7' has no 'answers'"),
         (content_of(("T", "c", [{"id": "q7", "answers": []}])), "question 'q7' has no 'question'"),
         (

@@ -120,6 +120,16 @@ def finished(models, files, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     return folder, run_squad(run_settings(models["child"], files), folder)
 
 
+def test_lengths_that_nobody_gave_follow_the_model(models, files, tmp_path, caplog):
+    settings = run_settings(models["child"], files, max_seq_length=None, doc_stride=None)
+    short = replace(settings, training_arguments={"max_steps": 1, "disable_tqdm": True})
+    with caplog.at_level("INFO"):
+        run_squad(short, tmp_path / "run")
+    assert "max_seq_length: 64 tokens" in caplog.text
+    asked = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert asked["max_seq_length"] is None
+
+
 def test_a_run_ends_with_a_model_that_answers(finished, files):
     folder, result = finished
     references = load_squad(files["dev"]).references

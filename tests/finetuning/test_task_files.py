@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.finetuning.task_files import (
-    MULTI_LABEL,
-    REGRESSION,
-    SINGLE_LABEL,
-    TOKENS,
-    infer_problem_type,
-    label_names,
-    label_of,
-    read_table,
-)
+from training.finetuning.settings import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
+from training.finetuning.task_files import label_names, label_of, read_table
 
 
 def write(path, text, encoding="utf-8"):
@@ -99,7 +91,7 @@ def test_csv_and_json_lines_come_back_as_they_were_written(tmp_path_factory, row
         ("a.tsv", "x\ty\tx\n1\t2\t3\n", "line 1: column 'x' is named more than once"),
         ("a.csv", "x,x\n1,2\n", "line 1: column 'x' is named more than once"),
         ("a.tsv", "x\ty\na\t1\n\nb\t2\n", "line 3: empty row"),
-        ("a.tsv", "x\ty\na\t1\n \t \n", "line 3: empty row"),
+        ("a.tsv", "x\ty\na\t1\n \t \nb\t2\n", "line 3: empty row"),
         ("a.csv", "x,y\na,1\n\nb,2\n", "line 3: empty row"),
         ("a.jsonl", '{"x": 1}\n\n{"x": 2}\n', "line 2: empty row"),
         ("a.tsv", "x\ty\na\t1\nb\n", r"line 3: 1 columns, but the header has 2 \(x, y\)"),
@@ -128,11 +120,8 @@ def test_latin1_is_named_with_its_line_and_a_remedy(tmp_path, suffix):
 def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*none\.tsv"):
         read_table(tmp_path / "none.tsv")
-    with pytest.raises(ValueError, match=r"known suffixes: \.csv, \.tsv, \.json, \.jsonl"):
+    with pytest.raises(ValueError, match=r"known suffixes: \.csv, \.tsv, \.json, \.jsonl, \.conll, \.bio"):
         read_table(write(tmp_path / "a.xlsx", "x"))
-
-
-# ---- Kinds ----
 
 
 def table_of(tmp_path, rows):
@@ -140,35 +129,68 @@ def table_of(tmp_path, rows):
 
 
 @pytest.mark.parametrize(
-    ("labels", "expected"),
+    ("name", "text"),
     [
-        (["yes", "no"], SINGLE_LABEL),
-        ([0, 1], SINGLE_LABEL),
-        (["0", "1"], SINGLE_LABEL),
-        ([True, False], SINGLE_LABEL),
-        (["nan", "inf"], SINGLE_LABEL),
-        (["1.5", "none", "some"], SINGLE_LABEL),
-        ([0.5, 1], REGRESSION),
-        (["0.5", "1", "x"], REGRESSION),
-        (["-1e-3", "2"], REGRESSION),
-        ([["a"], []], MULTI_LABEL),
-        (["a|b", "a"], MULTI_LABEL),
-        (["O B-X", "O O"], TOKENS),
-        (["O B-X", "O O", "O"], TOKENS),
+        ("a.csv", "x,y\na,1\n\n"),
+        ("a.csv", "x,y\na,1\n,\n ,\n"),
+        ("a.tsv", "x\ty\na\t1\n\n \t \n"),
+        ("a.jsonl", '{"x": "a", "y": "1"}\n\n \n'),
     ],
 )
-def test_the_kind_is_inferred_from_the_labels(tmp_path, labels, expected):
-    table = table_of(tmp_path, [{"text": "two words", "label": label} for label in labels])
-    assert infer_problem_type(table, ["text"], "label") == expected
+def test_empty_rows_at_the_end_are_no_rows(tmp_path, name, text):
+    assert cells(read_table(write(tmp_path / name, text))) == [{"x": "a", "y": "1"}]
 
 
-def test_lists_of_words_are_tokens_and_pairs_are_not(tmp_path):
-    table = table_of(tmp_path, [{"text": ["a", "b"], "label": ["O", "O"]}])
-    assert infer_problem_type(table, ["text"], "label") == TOKENS
-    table = table_of(
-        tmp_path, [{"a": "x y", "b": "x", "label": "not same"}, {"a": "x y", "b": "x", "label": "the same"}]
-    )
-    assert infer_problem_type(table, ["a", "b"], "label") == SINGLE_LABEL
+def test_a_cell_may_be_longer_than_the_limit_of_the_csv_module(tmp_path):
+    long = "word " * 30_000
+    path = write(tmp_path / "a.csv", f"x,y\n{long},1\n")
+    csv.field_size_limit(131_072)
+    assert cells(read_table(path)) == [{"x": long, "y": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ("\\ud83d", True),
+        ("\\uDE00 a", True),
+        ("\\ud83d\\ud83d\\ude00", True),
+        ("\\ud83d\\ude00", False),
+        ("\\\\ud83d", False),
+    ],
+)
+def test_half_a_character_is_named_with_its_line(tmp_path, cell, found):
+    path = write(tmp_path / "a.jsonl", f'{{"x": "a"}}\n{{"x": "{cell}"}}\n')
+    if not found:
+        assert len(read_table(path).rows) == 2
+        return
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: \\u\w{4} is half of a character"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_quoted"),
+    [
+        ('x\ty\n"he said ""no"""\t1\nplain\t2\n', True),
+        ('"x"\t"y"\n"a"\t"1"\n', True),
+        ('x\ty\n"he said ""no"""\t1\na "plain" one\t2\n', False),
+        ('x\ty\n"a quoted title"\t1\n', False),
+        ('x\ty\n"open\t1\n', False),
+    ],
+)
+def test_a_tsv_is_quoted_where_all_of_it_is(tmp_path, text, is_quoted):
+    table = read_table(write(tmp_path / "a.tsv", text))
+    assert table.is_quoted == is_quoted
+    first = cells(table)[0]["x"]
+    assert first in (('he said "no"', "a") if is_quoted else ('"he said ""no"""', '"a quoted title"', '"open'))
+
+
+def test_a_broken_conll_file_is_named_with_its_line(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.conll, line 4: 1 columns, .* the first word has 2"):
+        read_table(write(tmp_path / "a.conll", "a O\nb O\n\nc\n"))
+    with pytest.raises(ValueError, match="holds no rows"):
+        read_table(write(tmp_path / "b.conll", "\n\n"))
+    spaced = read_table(write(tmp_path / "c.bio", "New York\tB-X\nis\tO\n"))
+    assert cells(spaced) == [{"tokens": ["New York", "is"], "label": ["B-X", "O"]}]
 
 
 # ---- Labels ----

@@ -1,4 +1,4 @@
-"""The tasks of fine-tuning: GLUE from files and from the Hub's layout, users' files, tokens, submissions."""
+"""The tasks of fine-tuning: GLUE from files and from the Hub's layout, tokens, submissions."""
 
 import importlib.util
 import json
@@ -10,7 +10,13 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, DataCollatorForTokenClassification, DataCollatorWithPadding, RobertaTokenizer
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+)
 
 from training.data.text import train_tokenizer
 from training.finetuning.metrics import METRICS, TaskMetric, compute_metrics
@@ -18,11 +24,12 @@ from training.finetuning.tasks import (
     GLUE,
     Task,
     glue_task,
-    load_files,
     load_glue,
     measured_title,
+    predicted_names,
     predictions_and_references,
     tokenize,
+    with_word_spaces,
     write_submission,
 )
 
@@ -251,106 +258,10 @@ def test_a_hub_out_of_reach_is_named_with_the_remedy(tmp_path, monkeypatch):
         load_glue(GLUE["cola"])
 
 
-# ---- A user's own files ----
-
-
-def test_pairs_in_csv(tmp_path):
-    rows = "id,question,answer,verdict\n{0}1,how,so,yes\n{0}2,why,because,no\n"
-    paths = [write(tmp_path / f"{name}.csv", rows.format(name[0])) for name in ("faq", "dev", "test")]
-    task, data = load_files(*paths, label_column="verdict")
-    assert task == Task(
-        "faq", "faq", "single_label_classification", ("question", "answer"), ("no", "yes"), ("accuracy",)
-    )
-    assert data["train"][:] == {
-        "question": ["how", "why"],
-        "answer": ["so", "because"],
-        "label": [1, 0],
-        "idx": [0, 1],
-    }
-    assert set(data) == {"train", "validation", "test"}
-
-
-def test_regression_in_tsv(tmp_path):
-    paths = [write(tmp_path / f"{name}.tsv", "text\tlabel\na\t1.5\nb\t2\n") for name in ("train", "dev")]
-    task, data = load_files(*paths)
-    assert (task.problem_type, task.labels, task.metrics) == ("regression", (), ("pearson", "spearmanr"))
-    assert data["validation"]["label"][:] == [1.5, 2.0]
-    whole = [write(tmp_path / f"whole_{name}.tsv", "text\tlabel\na\t1\nb\t2\n") for name in ("train", "dev")]
-    assert load_files(*whole)[0].labels == ("1", "2")
-    assert load_files(*whole, problem_type="regression")[1]["train"]["label"][:] == [1.0, 2.0]
-
-
-def test_several_labels_in_json_lines(tmp_path):
-    lines = [{"text": "a", "label": ["spam", "rude"]}, {"text": "b", "label": []}, {"text": "c", "label": ["rude"]}]
-    paths = [write(tmp_path / f"{name}.jsonl", "\n".join(map(json.dumps, lines))) for name in ("train", "dev")]
-    task, data = load_files(*paths)
-    assert (task.problem_type, task.labels) == ("multi_label_classification", ("rude", "spam"))
-    assert task.metrics == ("micro_f1", "macro_f1")
-    assert data["train"]["label"][:] == [[1, 1], [0, 0], [1, 0]]
-
-
-def test_tags_in_json_lines_and_in_csv(tmp_path):
-    lines = [
-        {"words": ["Ann", "left"], "tags": ["B-PER", "O"]},
-        {"words": ["so", "did", "I"], "tags": ["O", "O", "O"]},
-    ]
-    json_paths = [write(tmp_path / f"{name}.jsonl", "\n".join(map(json.dumps, lines))) for name in ("train", "dev")]
-    text = "words,tags\nAnn left,B-PER O\nso did I,O O O\n"
-    csv_paths = [write(tmp_path / f"{name}.csv", text) for name in ("train", "dev")]
-    task, data = load_files(*json_paths, label_column="tags")
-    assert (task.problem_type, task.labels, task.metrics) == ("token_classification", ("B-PER", "O"), ("entity_f1",))
-    assert data["train"]["label"][:] == [[0, 1], [1, 1, 1]]
-    of_csv, csv_data = load_files(*csv_paths, label_column="tags")
-    assert of_csv == task
-    assert csv_data["validation"][:] == data["validation"][:]
-    parts_of_speech = [write(tmp_path / f"pos_{name}.csv", "w,label\na dog,DET NOUN\n") for name in ("train", "dev")]
-    assert load_files(*parts_of_speech)[0].metrics == ("token_accuracy",)
-
-
-def test_a_test_file_without_labels_has_none(tmp_path):
-    paths = [write(tmp_path / f"{name}.tsv", "text\tlabel\na\tx\nb\ty\n") for name in ("train", "dev")]
-    _, data = load_files(*paths, write(tmp_path / "test.tsv", "text\nc\n"))
-    assert data["test"][:] == {"text": ["c"], "idx": [0]}
-
-
-@pytest.mark.parametrize(
-    ("train", "dev", "options", "message"),
-    [
-        ("t,label\na,x\nb,y\n", "t,label\na,z\n", {}, "dev.csv, line 2: unknown label 'z'; known labels: x, y"),
-        (
-            "t,label\na,0.5\nb,1\nc,low\n",
-            "t,label\na,1\n",
-            {},
-            "train.csv, line 4: .*regression needs a finite number",
-        ),
-        ("t,label\na,0.5\n", "t,label\na,1\nb,inf\n", {}, "dev.csv, line 3: .*regression needs a finite number"),
-        ("t,label\na b,O O\nc d,O X\n", "t,label\na b,O\n", {}, "dev.csv, line 2: 2 words but 1 tags"),
-        (
-            "t,label\na b,O X\nc d,O\n",
-            "t,label\na b,O O\n",
-            {"problem_type": "token_classification"},
-            "train.csv, line 3",
-        ),
-        ("t,label\na,x\n,y\n", "t,label\na,x\n", {}, "train.csv, line 3: column 't' is empty"),
-        ("t,label\na,x\nb,\n", "t,label\na,x\n", {}, "train.csv, line 3: column 'label' is empty"),
-        ("t,label\na,x\nb,y\n", "text,label\na,x\n", {}, "dev.csv, line 1: no column 't' among text, label"),
-        ("t,label\na,x\nb,y\n", "t\na\n", {}, "dev.csv, line 1: no column 'label'"),
-        ("t,lebel\na,x\n", "t,lebel\na,x\n", {}, "train.csv, line 1: no column 'label' .*did you mean 'lebel'"),
-        ("t,u,v,label\na,b,c,x\n", "t,label\na,x\n", {}, "train.csv: name with text_columns one or two of .*t, u, v"),
-        ("t,label\na,x\nb,x\n", "t,label\na,x\n", {}, "no label but 'x'; there is nothing to learn"),
-        ("t,label\na,x\n", "t,label\na,x\n", {"text_columns": ["label"]}, "may not be the label"),
-        ("t,label\na,x\n", "t,label\na,x\n", {"text_columns": ["tt"]}, "no column 'tt' .*did you mean 't'"),
-        ("t,label\na,x\n", "t,label\na,x\n", {"problem_type": "regresion"}, "did you mean 'regression'"),
-        ("t,u,label\na,b,x\n", "t,u,label\na,b,x\n", {"problem_type": "token_classification"}, "one column of words"),
-    ],
-)
-def test_what_is_wrong_with_a_file_is_named(tmp_path, train, dev, options, message):
-    paths = write(tmp_path / "train.csv", train), write(tmp_path / "dev.csv", dev)
-    with pytest.raises(ValueError, match=message):
-        load_files(*paths, **options)
-
-
 # ---- Tokens ----
+
+
+KINDS = ("single_label_classification", "multi_label_classification", "regression", "token_classification")
 
 
 def one_split(task_type, columns, labels, text_columns=("text",)):
@@ -430,14 +341,41 @@ def byte_level(**options):
     return RobertaTokenizer(vocab=vocab, merges=[("Ġ", "a")], model_max_length=64, **options)
 
 
-def test_a_tokenizer_that_would_cut_words_as_if_without_spaces_is_refused(tmp_path):
+def saved(tokenizer, folder):
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["RoBERTa", "a class without a name"])
+def test_byte_level_tokenizers_read_words_as_they_read_texts(tmp_path, kind):
     task, data = one_split("token_classification", {"text": [["a", "a"]], "label": [[0, 1]]}, ("a", "b"))
-    with pytest.raises(ValueError, match="load it with add_prefix_space=True"):
-        tokenize(data, task, byte_level(), 64, tmp_path)
-    row = tokenize(data, task, byte_level(add_prefix_space=True), 64, tmp_path)["validation"][0]
-    assert row["input_ids"] == [0, 6, 6, 2]
-    assert row["labels"] == [-100, 0, 1, -100]
-    assert "token_type_ids" not in row
+    plain = byte_level()
+    if kind != "RoBERTa":
+        marks = {"pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>"}
+        plain = PreTrainedTokenizerFast(tokenizer_object=plain.backend_tokenizer, **marks, model_max_length=64)
+    with pytest.raises(ValueError, match="as if no spaces stood between"):
+        tokenize(data, task, plain, 64, tmp_path)
+    spaced = with_word_spaces(plain)
+    # As a fine-tuned model's folder has it.
+    for tokenizer in (spaced, saved(spaced, tmp_path / "model"), byte_level(add_prefix_space=True)):
+        row = tokenize(data, task, tokenizer, 64, tmp_path / "cache")["validation"][0]
+        assert row["input_ids"] == [0, 6, 6, 2]
+        assert row["labels"] == [-100, 0, 1, -100]
+    # The one that was given is another's as well.
+    assert plain(["a", "a"], is_split_into_words=True)["input_ids"] == [0, 5, 5, 2]
+
+
+def test_a_space_that_is_a_token_of_its_own_does_not_hide_words_without_spaces():
+    vocab = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "Ġ"])}
+    spaced = with_word_spaces(RobertaTokenizer(vocab=vocab, merges=[]))
+    assert spaced(["a", "a"], is_split_into_words=True)["input_ids"] == [0, 6, 5, 6, 5, 2]
+
+
+def test_tokens_without_labels_tell_where_words_begin(tokenizer, tmp_path):
+    task, data = one_split("token_classification", {"text": [["unbelievable", "end"]]}, ("a", "b"))
+    row = tokenize(data, task, tokenizer, 64, tmp_path)["validation"][0]
+    assert row["labels"].count(0) == 2
+    assert row["labels"].count(-100) == row["length"] - 2
 
 
 def test_a_length_out_of_bounds_is_named(tokenizer, tmp_path):
@@ -496,6 +434,15 @@ def test_a_stopped_tokenisation_leaves_nothing_half_done(tokenizer, tmp_path, mo
 
 
 # ---- What was predicted ----
+
+
+def test_predictions_are_named_for_users():
+    tasks = {kind: one_split(kind, {"text": ["x"]}, ("no", "yes"))[0] for kind in KINDS}
+    assert predicted_names(tasks["single_label_classification"], np.array([1, 0])) == ["yes", "no"]
+    of_vectors = predicted_names(tasks["multi_label_classification"], np.array([[1, 1], [0, 0]]))
+    assert of_vectors == [["no", "yes"], []]
+    assert predicted_names(tasks["regression"], np.array([0.5])) == [0.5]
+    assert predicted_names(tasks["token_classification"], [["no"], ["yes", "no"]]) == [["no"], ["yes", "no"]]
 
 
 def test_predictions_of_each_kind():

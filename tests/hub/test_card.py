@@ -1,6 +1,9 @@
 """The model card: what was measured, and nothing of other weights or of this machine."""
 
+import ast
+import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +179,25 @@ def test_a_folder_of_text_beside_the_run_is_no_data_set(child, tokenizer, tmp_pa
     folder = export_model(child, tokenizer, tmp_path / "model", {"training": {**TRAINING, "corpus": corpus}})
     assert ModelCard.load(folder / "README.md").data.datasets is None
     assert "corpora" not in (folder / "search.json").read_text()
+
+
+def test_no_name_breaks_the_card(child, tokenizer, tmp_path):
+    """Names of text, of objectives and of folders, and a mask token, are others' words."""
+    corpus = {**CORPUS, "source": "x|y\n<script>alert(1)</script>![a](http://b)", "source_kind": "local"}
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"mask_token": '"); import os; ("'})
+    name = 'm"<b>`\n# title'
+    folder = export_model(child, tokenizer, tmp_path / name, {"training": {**TRAINING, "corpus": corpus}})
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    body = text.split("\n---\n")[1]
+    assert "| text | x\\|y \\<script>alert(1)\\</script>!\\[a](http://b) |" in body
+    assert body.startswith("\n# m--b---# title\n")
+    blocks = re.findall(r"```python\n(.*?)```", body, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import)]
+        assert [alias.name for node in calls for alias in node.names] in ([], ["modeling_magic"])
+    assert ModelCard(text).data.mask_token == tokenizer.mask_token
 
 
 def test_tables():

@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from transformers.dynamic_module_utils import get_relative_imports
 
 import modeling_magic
+from modeling_magic.modeling_magic import AUTO_MAP
 from training.hub.card import HEADS
-from training.hub.export import AUTO_MAP, CODE_FILES, export_model
+from training.hub.export import CODE_FILES, export_model
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,13 @@ def test_export_is_a_model_folder(child, tokenizer, tmp_path):
     assert torch.equal(loaded(ids).logits, child(ids).logits)
     assert AutoTokenizer.from_pretrained(folder)("the fox").input_ids == tokenizer("the fox").input_ids
     assert isinstance(AutoModel.from_pretrained(folder), type(child.magic))
+
+
+def test_the_tokenizer_cuts_at_the_models_positions(child, tokenizer, tmp_path):
+    assert tokenizer.model_max_length > child.config.max_position_embeddings
+    folder = export_model(child, tokenizer, tmp_path / "model", {})
+    fill = pipeline("fill-mask", model=str(folder), tokenizer_kwargs={"truncation": True})
+    assert len(fill("the [MASK] " + "fox " * 200, top_k=3)) == 3
 
 
 def test_fill_mask_pipeline_answers(child, tokenizer, tmp_path):
@@ -124,6 +132,15 @@ def test_every_class_is_exported(exports, kind):
     assert ("mask_token" in card.data) == (kind == "MagicForMaskedLM")
 
 
+@pytest.mark.parametrize("auto_class", [name for name in AUTO_MAP if name != "AutoConfig"])
+def test_with_the_package_no_class_asks_for_code_of_the_folder(exports, monkeypatch, auto_class):
+    """Nor runs it: what is installed is taken, whatever the folder holds."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    folder = exports["MagicForMaskedLM"][1]
+    model = getattr(transformers, auto_class).from_pretrained(folder)
+    assert type(model).__module__ == "modeling_magic.modeling_magic"
+
+
 def test_every_class_loads_without_the_package(exports, tmp_path):
     """In a clean process, offline: the same bits, every other head on the same encoder, and the card's example."""
     work = exports["MagicModel"][1].parent
@@ -153,6 +170,11 @@ with torch.no_grad():
         model = getattr(transformers, auto_class).from_pretrained(folder, num_labels=3, trust_remote_code=True)
         found["encoder of " + kind] = [model.base_model(ids).last_hidden_state]
         assert getattr(model.config, "num_labels") == 3
+        # The folder of what was fine-tuned from the folder's code is as whole as that.
+        model.save_pretrained("tuned")
+        again = getattr(transformers, auto_class).from_pretrained("tuned", trust_remote_code=True)
+        assert type(again).__name__ == kind, type(again)
+        assert again.config.auto_map == {AUTO_MAP!r}
 assert transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True).hidden_size == 32
 torch.save(found, "found.pt")
 assert "training" not in sys.modules and "modeling_magic" not in sys.modules
@@ -170,14 +192,10 @@ assert "training" not in sys.modules and "modeling_magic" not in sys.modules
 
 def test_export_leaves_no_trace(child, tokenizer, tmp_path):
     generator, tokens = torch.random.get_rng_state(), tokenizer.init_kwargs.copy()
-    classes = [getattr(modeling_magic, kind) for kind in HEADS]
     export_model(child, tokenizer, tmp_path / "model", {})
     assert torch.equal(torch.random.get_rng_state(), generator)
     assert tokenizer.init_kwargs == tokens
-    assert all(kind._auto_class is None for kind in (*classes, modeling_magic.MagicConfig))
-    child.save_pretrained(tmp_path / "plain")
-    assert "auto_map" not in json.loads((tmp_path / "plain" / "config.json").read_text())
-    assert not list((tmp_path / "plain").glob("*.py"))
+    assert "auto_map" not in child.config.to_dict()
 
 
 # ---- Folders ----

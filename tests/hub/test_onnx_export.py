@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from hub_server import run_client
 from toy import toy_config
-from transformers import AutoTokenizer
+from toy_sources import save_checkpoint
+from transformers import AutoTokenizer, RobertaForSequenceClassification
 
 from modeling_magic import MagicForMaskedLM, MagicForSequenceClassification, MagicModel
 from modeling_magic.conversion import convert_to_magic
+from training.hub.convert import convert_checkpoint
 from training.hub.onnx_export import OnnxModel, check_packages, export_onnx, quantize_onnx
 
 
 CHAIN = [["MHA4"], ["CONV3"]]
+BESIDE = ["config.json", "configuration_magic.py", "model.onnx"]
 
 
 def saved(kind, folder, **changes) -> str:
@@ -46,7 +50,7 @@ def test_the_class_that_was_saved_is_exported(tmp_path):
     folder = saved(MagicForSequenceClassification, tmp_path / "model", num_labels=3, unpad_inputs=True)
     path = export_onnx(folder, tmp_path / "out" / "onnx")
     assert path == tmp_path / "out" / "onnx" / "model.onnx"
-    assert sorted(item.name for item in path.parent.iterdir()) == ["config.json", "model.onnx"]
+    assert sorted(item.name for item in path.parent.iterdir()) == BESIDE
     assert len(json.loads((path.parent / "config.json").read_text())["id2label"]) == 3
     session = onnxruntime.InferenceSession(str(path))
     assert [one.name for one in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
@@ -55,6 +59,38 @@ def test_the_class_that_was_saved_is_exported(tmp_path):
     (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
     expected = MagicForSequenceClassification.from_pretrained(folder)(**inputs).logits.detach()
     numpy.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_a_converted_roberta_runs_from_its_folder_alone(tmp_path):
+    """One token type, positions that leave out padding; in a clean process without this package."""
+    pytest.importorskip("onnxruntime")
+    save_checkpoint(tmp_path / "roberta", "RobertaForSequenceClassification")
+    magic, _ = convert_checkpoint(str(tmp_path / "roberta"), tmp_path / "magic")
+    assert "the longest input 62." in (magic / "README.md").read_text()
+    path = export_onnx(magic, tmp_path / "onnx")
+    code = f"""
+import numpy, onnxruntime
+from transformers import AutoConfig, AutoTokenizer
+folder = {str(path.parent)!r}
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+assert type(config).__module__.startswith("transformers_modules."), type(config)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+assert tokenizer.model_max_length == config.max_sequence_length == 62
+inputs = tokenizer(["A man.", "No."], ["Interest rates rose.", "No."], padding=True, return_tensors="np")
+session = onnxruntime.InferenceSession(folder + "/model.onnx")
+assert [one.name for one in session.get_inputs()] == list(inputs) == ["input_ids", "attention_mask"]
+(logits,) = session.run(None, dict(inputs))
+numpy.save("logits.npy", logits)
+"""
+    run_client(code, tmp_path, packages=False)
+    texts = (["A man.", "No."], ["Interest rates rose.", "No."])
+    inputs = dict(AutoTokenizer.from_pretrained(tmp_path / "roberta")(*texts, padding=True, return_tensors="pt"))
+    expected = RobertaForSequenceClassification.from_pretrained(tmp_path / "roberta")(**inputs).logits.detach()
+    numpy.testing.assert_allclose(numpy.load(tmp_path / "logits.npy"), expected, rtol=0, atol=1e-4)
+    session, types = OnnxModel(path), torch.zeros_like(inputs["input_ids"])
+    torch.testing.assert_close(session(**inputs, token_type_ids=types)["logits"], expected, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="takes input_ids, attention_mask; got token_type_ids"):
+        session(**inputs, token_type_ids=types + 1)
 
 
 def test_a_super_net_is_not_exported(tmp_path):
@@ -92,7 +128,7 @@ def test_int8_stands_beside_the_float_file_and_agrees_with_it(masked_lm):
     before = path.read_bytes()
     written = quantize_onnx(path)
     assert written == path.with_name("model_int8.onnx")
-    assert sorted(item.name for item in path.parent.iterdir()) == ["config.json", "model.onnx", "model_int8.onnx"]
+    assert sorted(item.name for item in path.parent.iterdir()) == [*BESIDE, "model_int8.onnx"]
     assert path.read_bytes() == before
     inputs = toy_inputs()
     real = inputs["attention_mask"].bool()

@@ -13,6 +13,7 @@ import torch
 from hub_server import READER, STRANGER, WRITER, hub_server, run_client
 from huggingface_hub import ModelCard
 from toy import toy_config
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from modeling_magic import MagicForMaskedLM
 from training.data.text import train_tokenizer
@@ -102,6 +103,20 @@ def test_files_that_no_export_holds_are_refused(folder, name):
         push_model(folder, "ada/encoder", dry_run=True)
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "onnx", "README.md"])
+def test_links_are_refused(folder, tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.mkdir() if name == "onnx" else secret.write_text("a key")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(ValueError, match=f"holds links, .*on this machine: {name}; push a copy .* `cp -rL`"):
+        push_model(folder, "ada/encoder", dry_run=True)
+    (folder / name).unlink()
+    (folder / ".venv").symlink_to(secret)
+    if name != "README.md":
+        assert check_export(folder)
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -115,7 +130,6 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("search.json", Path.unlink, "is no exported model: it has no search.json; make one with `magic-nas export`"),
         ("search.json", cut_short, "search.json cannot be read"),
         ("config.json", Path.unlink, "give a JSON file or a folder with a config.json"),
         ("config.json", lambda path: edit(path, '"MHA4"', '"MHA5"'), "5 heads, which do not divide"),
@@ -143,6 +157,34 @@ def edit(path: Path, old: str, new: str) -> None:
 def test_a_damaged_folder_is_refused(folder, name, damage, message):
     damage(folder / name)
     with pytest.raises(ValueError, match=message):
+        push_model(folder, "ada/encoder", dry_run=True)
+
+
+def test_what_trainer_saves_is_sent_as_a_whole_export(exported, tokenizer, tmp_path):
+    folder = tmp_path / "tuned"
+    model = AutoModelForSequenceClassification.from_pretrained(exported, num_labels=3)
+    args = TrainingArguments(str(tmp_path / "run"), report_to="none", disable_tqdm=True, use_cpu=True)
+    Trainer(model, args, processing_class=tokenizer).save_model(str(folder))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="is no exported model"):
+        check_export(folder)
+    sent = push_model(folder, "ada/encoder", dry_run=True).files
+    assert sent.keys() == push_model(exported, "ada/encoder", dry_run=True).files.keys()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    # Nothing of the Trainer's, such as its pickled arguments, goes along.
+    assert "training_args.bin" in before
+    with pytest.raises(ValueError, match=r"it has no search\.json; make one with `magic-nas export`"):
+        push_model(tmp_path, "ada/encoder", dry_run=True)
+
+
+def test_ids_beyond_the_rows_are_refused_though_the_tokens_are_fewer(folder, tokenizer):
+    vocab = dict(tokenizer.get_vocab())
+    last = max(vocab, key=lambda token: vocab[token])
+    vocab[last] = 100
+    gapped = type(tokenizer)(vocab=vocab)
+    assert len(gapped) < 100
+    gapped.save_pretrained(folder)
+    with pytest.raises(ValueError, match="has ids up to 100 but the model rows for 100 tokens"):
         push_model(folder, "ada/encoder", dry_run=True)
 
 

@@ -1,6 +1,7 @@
 """The model against transformers' BertModel, against its own extracted children, and under padding."""
 
 import io
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +11,15 @@ from accelerate import cpu_offload
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel, OperatorSpec, operator_inner_size, parse_operator
-from modeling_magic.modeling_magic import DepthwiseConv1d, Packing, dropout
+from modeling_magic.modeling_magic import AUTO_MAP, DepthwiseConv1d, Packing, dropout
 
 
 MIXED = ("MHA4", "CONV3", "FFN", "CONV5")
@@ -448,6 +454,22 @@ def test_save_and_load(supernet, tmp_path):
     assert MagicModel.from_pretrained(tmp_path).config.candidate_operators == supernet.config.candidate_operators
 
 
+def test_what_save_pretrained_writes_holds_the_code(supernet, tmp_path):
+    """So does what `Trainer.save_model` and `push_to_hub` write, whatever the model was loaded from."""
+    child = supernet.extract_child(("MHA4", "CONV3", "FFN", "CONV5"))
+    child.save_pretrained(tmp_path / "child")
+    assert "auto_map" not in child.config.to_dict()
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "child", num_labels=3)
+    assert type(classifier).__module__ == "modeling_magic.modeling_magic"
+    classifier.save_pretrained(tmp_path / "classifier")
+    for name in ("child", "classifier"):
+        assert {path.name for path in (tmp_path / name).glob("*.py")} == {
+            "configuration_magic.py",
+            "modeling_magic.py",
+        }
+        assert json.loads((tmp_path / name / "config.json").read_text())["auto_map"] == AUTO_MAP
+
+
 def test_compiled_child_equals_eager(supernet):
     child = supernet.extract_child(MIXED).eval()
     ids = padded_batch()["input_ids"]
@@ -473,6 +495,7 @@ def test_weights_are_plain_tensors(supernet):
         ({"candidate_operators": [["FFN", "FFN"]]}, "layer 0 names an operator twice"),
         ({"candidate_operators": []}, "candidate_operators is empty"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3 but candidate_operators has 4 layers"),
+        ({"num_attention_heads": 12}, "num_attention_heads is 12 but the operators have 4; leave num_attention_heads"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; a probability is at least 0 and below 1"),
         ({"config_version": 2}, "configuration is of version 2, this code knows up to 1; take a newer release"),
         ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
@@ -483,6 +506,22 @@ def test_weights_are_plain_tensors(supernet):
 def test_bad_configurations_name_value_and_remedy(tiny_config, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
+
+
+def test_heads_are_the_most_of_any_operator_and_not_saved(tiny_config, tmp_path):
+    config = tiny_config(candidate_operators=[["MHA2"], ["FFN", "MHA8"], ["CONV3"]], num_attention_heads=8)
+    assert config.num_attention_heads == 8
+    assert "num_attention_heads" not in config.to_dict()
+    assert config.child_config(["MHA2", "FFN", "CONV3"]).num_attention_heads == 2
+    # What divides by it gets the whole width.
+    assert tiny_config(candidate_operators=[["CONV3"], ["FFN", "SKIP"]]).num_attention_heads == 1
+    with pytest.raises(ValueError, match="num_attention_heads is 4 but the operators have 8"):
+        config.num_attention_heads = 4
+    config.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    # As another library may have written it beside the operators.
+    (tmp_path / "config.json").write_text(json.dumps({**values, "num_attention_heads": 8}))
+    assert MagicConfig.from_pretrained(tmp_path).num_attention_heads == 8
 
 
 def test_what_was_saved_loads(tiny_config, tmp_path):

@@ -257,8 +257,6 @@ def _case(common: tuple[Any, Any], operators: list[list[str]]) -> type[unittest.
             configuration.ConfigTester(
                 self,
                 config_class=MagicConfig,
-                # Heads are a matter of each operator: there is no num_attention_heads.
-                common_properties=["hidden_size", "num_hidden_layers"],
                 candidate_operators=operators,
                 hidden_size=32,
             ).run_common_tests()

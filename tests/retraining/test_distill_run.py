@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from modeling_magic import MagicForMaskedLM
+from training.data.fitting import max_sequence_length
 from training.data.text import MaskingCollator, load_data
-from training.distillation.teacher import max_sequence_length, weights_hash
+from training.distillation.teacher import weights_hash
 from training.hub.presets import load_preset
 from training.retraining.distill_run import retrain_distilled, score_teacher
 from training.retraining.retrain import retrain

@@ -41,9 +41,9 @@ from transformers import (
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicForPreTraining
 from training.data.text import train_tokenizer
 from training.hub.presets import load_preset
+from training.resuming import last_complete_checkpoint
 from training.retraining.rtd import ReplacedTokenTrainer, export_pair, rtd_training_flops
 from training.retraining.rtd_model import ReplacedTokenConfig, ReplacedTokenModel, detection_metrics, generator_config
-from training.runs.checkpoints import last_complete_checkpoint
 from training.space.costs import training_flops
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, which one is the end, and the search state that they hold."""
+"""Which checkpoint is the end of a run, and the search state that checkpoints hold."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from training.runs.checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished, read_nas_state
+from training.runs.checkpoints import NAS_STATE_NAME, load_finished, read_nas_state
 
 
 class Line(torch.nn.Module):
@@ -23,39 +23,6 @@ def trainer_of(folder, **arguments) -> Trainer:
     given = {"max_steps": 6, "save_steps": 2, "learning_rate": 0.1, **arguments}
     args = TrainingArguments(str(folder), report_to="none", disable_tqdm=True, use_cpu=True, **given)
     return Trainer(Line(), args, train_dataset=rows)
-
-
-def write_checkpoint(folder, step: int, state: str | None = "{}"):
-    checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir()
-    if state is not None:
-        (checkpoint / "trainer_state.json").write_text(state)
-    return str(checkpoint)
-
-
-def test_the_newest_whole_checkpoint_is_found_by_number(tmp_path):
-    expected = write_checkpoint(tmp_path, 10)
-    write_checkpoint(tmp_path, 9)
-    # Cut short, or killed before its last file.
-    write_checkpoint(tmp_path, 11, '{"global_step": 1')
-    write_checkpoint(tmp_path, 100, None)
-    write_checkpoint(tmp_path, 12, "")
-    (tmp_path / "checkpoint-best").mkdir()
-    (tmp_path / "checkpoint-best" / "trainer_state.json").write_text("{}")
-    assert last_complete_checkpoint(tmp_path) == expected
-    assert last_complete_checkpoint(str(tmp_path)) == expected
-
-
-def test_a_folder_without_a_whole_checkpoint_has_none(tmp_path):
-    write_checkpoint(tmp_path, 3, None)
-    assert last_complete_checkpoint(tmp_path) is None
-    assert last_complete_checkpoint(tmp_path / "nowhere") is None
-
-
-def test_bytes_that_are_no_text_are_no_whole_checkpoint(tmp_path):
-    write_checkpoint(tmp_path, 3)
-    (tmp_path / "checkpoint-3" / "trainer_state.json").write_bytes(b"\xff\xfe\x00")
-    assert last_complete_checkpoint(tmp_path) is None
 
 
 def test_the_end_is_loaded_and_what_comes_before_is_not(tmp_path):

@@ -59,6 +59,32 @@ def test_a_run_ends_once_and_a_later_call_finds_its_result(tmp_path):
     assert read_settings(tmp_path / "run") == {"size": 1, "seeds": [], "inner": {}}
 
 
+def test_a_run_removes_what_a_killed_one_left_and_no_other_runs(tmp_path):
+    left = [".model-abcdefgh/model", "inner/.supernet-12345678/supernet", "other/.model-abcdefgh/model"]
+    for name in left:
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "journal.json.123.tmp").write_text("half")
+    write_json(tmp_path / "run.json", {"command": "toy"})
+    write_json(tmp_path / "other" / "run.json", {"command": "toy"})
+    with open_run(tmp_path, Toy()):
+        found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == [".lock", "inner", "other", "run.json"]
+    assert list((tmp_path / "inner").iterdir()) == []
+    assert (tmp_path / "other" / ".model-abcdefgh").is_dir()
+
+
+@pytest.mark.parametrize("name", ["files.json", "trainer_state.json"])
+def test_a_damaged_checkpoint_keeps_its_folder(tmp_path, name):
+    """Its weights may be all that is left of days; another run must not write over them."""
+    with open_run(tmp_path, Toy()):
+        pass
+    (tmp_path / "checkpoint-8").mkdir()
+    check_run_folder(tmp_path, Other())
+    (tmp_path / "checkpoint-8" / name).write_text("half")
+    with pytest.raises(ValueError, match=r"holds another run \(of toy, not other\)"):
+        check_run_folder(tmp_path, Other())
+
+
 def test_a_result_is_written_after_all_that_it_speaks_of(tmp_path):
     def export(result):
         assert read_result(tmp_path) is None

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from modeling_magic import MagicConfig
 
+from ..data.fitting import num_rows
 from ..data.text import PreparedData, load_data
 from ..drawing import write_figure
 from ..hub.presets import load_preset
@@ -146,7 +147,7 @@ def _open_in_turn(settings: SweepSettings, output_dir: Path) -> Iterator[Run]:
 
 
 def _with_vocabulary(config: MagicConfig, data: PreparedData) -> MagicConfig:
-    config.vocab_size = len(data.tokenizer)
+    config.vocab_size = num_rows(data.tokenizer)
     return config
 
 

@@ -112,10 +112,17 @@ def _train_all(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(retrain, *job): key for key, job in jobs.items()}
         bar = tqdm(as_completed(futures), total=len(futures), desc="children trained")
-        for future in bar:
-            results[futures[future]] = future.result()
-            best = min(results, key=lambda key: results[key]["val_loss"])
-            bar.set_postfix_str(f"best so far: {best[0]}, loss {results[best]['val_loss']:.3f}")
+        try:
+            for future in bar:
+                results[futures[future]] = future.result()
+                best = min(results, key=lambda key: results[key]["val_loss"])
+                bar.set_postfix_str(f"best so far: {best[0]}, loss {results[best]['val_loss']:.3f}")
+        except BaseException:
+            # They go on from their last checkpoints; the pool would wait for all of them, those not begun included.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
     return {name: [results[name, seed] for seed in seeds] for name in children}
 
 

@@ -14,8 +14,10 @@ from ..options import Settings, read_value
 from ..retraining.settings import DistillSettings, RetrainSettings, RtdSettings
 from ..search.settings import SearchSettings
 from ..space.settings import BudgetSettings, LatencySettings
+from ..stopping import Stopped, signals_handled
 from ..supernet.settings import BlockwiseSettings, PretrainSettings
 from .analyze import app as analyze_app
+from .failures import failure, goes_on
 from .options import Child, Given, OutputDir, start, takes
 
 
@@ -343,7 +345,7 @@ def squad_split(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A finished super-net run; with --onnx a model folder as well.")],
+    source: Annotated[Path, typer.Argument(help="A finished super-net run, or a model folder.")],
     output_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
     architecture: Child = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: of a model folder, or beside the child.")] = False,
@@ -351,10 +353,11 @@ def export(
         bool, typer.Option("--int8", help="With --onnx: write it with weights of 8 bits as well, model_int8.onnx.")
     ] = False,
 ) -> None:
-    """Write a child of a super-net, with the weights it has there, as a model folder; or a model folder as ONNX."""
+    """Write a child of a super-net as a model folder; or a model folder as a whole export or as ONNX."""
     if int8 and not onnx:
         raise ValueError("--int8 quantises the ONNX file; add --onnx")
     start()
+    from ..hub.model_folders import export_folder
     from ..hub.onnx_export import check_packages, export_onnx, quantize_onnx
     from ..supernet.loading import export_child
 
@@ -362,8 +365,11 @@ def export(
     if onnx:
         # Before a child is written.
         check_packages(int8)
-    if not (onnx and (source / "config.json").is_file()):
-        model = export_child(source, output_dir, architecture)
+    is_model = (source / "config.json").is_file()
+    if is_model and architecture is not None:
+        raise ValueError(f"{source} holds one model, not a super-net's run; leave --architecture out")
+    if not (onnx and is_model):
+        model = export_folder(source, output_dir) if is_model else export_child(source, output_dir, architecture)
         onnx_folder = model / "onnx"
         print(f"model: {model}")
     if onnx:
@@ -429,11 +435,25 @@ def _sized(path: Path) -> str:
 
 
 def main() -> None:
-    """Runs the command line; errors that the user can fix are printed as one line, with exit code 2."""
+    """Runs the command line, and ends with one line where it does not succeed.
+
+    The exit code is 2 for errors that the user can fix, 1 where the machine lacks something, and 128 and the signal's
+    number where it was stopped: 130 for Ctrl-C, 143 for SIGTERM.
+    """
     try:
-        app()
-    except (ValueError, OSError) as error:
-        if os.environ.get("MAGIC_TRACEBACK"):
+        with signals_handled():
+            app()
+    except Stopped as stop:
+        _end(128 + stop.number, f"{stop}{goes_on()}")
+    except Exception as error:
+        line = failure(error)
+        if os.environ.get("MAGIC_TRACEBACK") or (line is None and not isinstance(error, ValueError | OSError)):
             raise
-        print(f"magic-nas: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(2 if line is None else 1, f"error: {line or error}")
+
+
+def _end(code: int, line: str) -> None:
+    # All processes of a run are told, the first one says it; errors may be of one alone.
+    if code < 128 or os.environ.get("RANK", "0") == "0":
+        print(f"magic-nas: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -24,9 +24,15 @@ from ..options import (
     sections_of,
     shown_value,
 )
+from .failures import remember_folder
 
 
-OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of the run; a stopped run goes on there.")]
+OutputDir = Annotated[
+    Path,
+    typer.Option(
+        "--output-dir", "-o", callback=remember_folder, help="Folder of the run; a stopped run goes on there."
+    ),
+]
 Recipe = Annotated[
     str | None, typer.Option("--config", "-c", help="A recipe: a name or a YAML file. Flags win over it.")
 ]

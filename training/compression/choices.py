@@ -33,6 +33,8 @@ Order = Callable[[RankedChild], tuple[bool, float, Architecture]]
 _MAX_BLOCK_DROPS = 200
 # Of each control that the search begins with, the most children.
 _MAX_FIRST = 20
+# Drops of layers that are judged at least: of twelve layers they hold the best one or the next, of 50 they seldom do.
+_FEWEST_DROPS = 200
 # The layers of the random control cost from this share of what the budget leaves them.
 _RANDOM_SHARE = 0.9
 
@@ -277,7 +279,7 @@ def choose(
         budget: what a child may cost, of one limit with a largest value.
         zero_shot: judges by the weights before the super-net was trained: drops of layers are the checkpoint's own.
         shared: judges by the trained super-net's weights.
-        num_evaluations: of each search beside the controls; that of drops of layers takes half as many.
+        num_evaluations: of each search beside the controls; that of drops of layers takes 200 at least.
         seed: of all that is drawn.
         order: puts the best child first.
         found: a child that was found otherwise, in place of a search.
@@ -290,7 +292,7 @@ def choose(
     passes = Counter[str]()
     zero_shot, shared = _Counted(zero_shot, passes), _Counted(shared, passes)
     blocks = [child.architecture for child in dropped_blocks(source, budget, zero_shot)]
-    ranked = dropped_layers(space, source, budget, zero_shot, blocks, num_evaluations // 2, seed)
+    ranked = dropped_layers(space, source, budget, zero_shot, blocks, max(num_evaluations, _FEWEST_DROPS), seed)
     layers = [child.architecture for child in ranked]
     widths = _uniform_within(within)
     if found is None:

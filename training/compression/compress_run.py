@@ -12,7 +12,7 @@ import torch
 
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
-from ..data.text import DOCSTRINGS
+from ..data.documents import DOCSTRINGS
 from ..drawing import write_figure
 from ..files import read_json, short_hash, write_json, write_text
 from ..internals import forget_accelerator

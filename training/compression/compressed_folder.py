@@ -1,29 +1,29 @@
 """The model that a compression ends with, as a folder that is used like its source's."""
 
 import copy
-import json
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
-from ..files import read_json
-from ..hub.card import CARD_NAME, HEADS, card_metadata, example_call
+from ..hub.card import HEADS, card_metadata, example_call, linked_name, shown_name
 from ..hub.export import export_model
+from ..hub.model_folders import card_facts, public_name
+from ..hub.sentence_folders import (
+    CROSS_ENCODER_FIELDS,
+    cross_encoder_files,
+    embedding_files,
+    is_cross_encoder,
+    json_of,
+)
 from ..space.search_space import format_architecture
 from ..tables import markdown_table
 from .source import (
-    MODULES_NAME,
-    SENTENCE_CONFIG_NAME,
-    Pooling,
     Source,
-    json_of,
     read_tokenizer,
-    sentence_config,
-    transformer_settings,
 )
 
 
@@ -40,12 +40,6 @@ _SAME_FIELDS = (
     "layer_norm_eps",
     "padding_aware_positions",
 )
-# What CrossEncoder reads of a configuration, by the names of newer and older releases.
-_CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
-_TRANSFORMER_FIELDS = ("do_lower_case", "query_length", "document_length")
-# By these names every release of sentence-transformers finds them.
-_MODULE_TYPE = "sentence_transformers.models"
-_POOLING_FOLDER, _NORMALIZE_FOLDER = "1_Pooling", "2_Normalize"
 
 
 def export_compressed(
@@ -76,9 +70,9 @@ def export_compressed(
             else.
     """
     _check_model(source, model)
-    license_and_language = _card_facts(source.folder)
+    license_and_language = card_facts(str(source.folder))
     facts = {"compressed_from": _public_name(source), "kind": source.kind, "budget": budget, **license_and_language}
-    name = Path(output_dir).resolve().name
+    name = shown_name(Path(output_dir).resolve().name)
     return export_model(
         _with_source_config(source, model),
         # Calls leave their truncation and padding behind in a tokenizer.
@@ -107,22 +101,12 @@ def _with_source_config(source: Source, model: MagicPreTrainedModel) -> MagicPre
     config: MagicConfig = source.model.config.child_config(model.config.chain)
     config.dtype = model.dtype
     values = json_of(source.model_folder / "config.json")
-    for field in _CROSS_ENCODER_FIELDS:
+    for field in CROSS_ENCODER_FIELDS:
         if source.kind == "sequence" and field in values:
             setattr(config, field, values[field])
     published = copy.copy(model)
     published.config = config
     return published
-
-
-def _card_facts(folder: Path) -> dict[str, Any]:
-    """Returns the license and the language that the source's model card states.
-
-    The Hub has a word for a license that is not known; a language is left out then.
-    """
-    path = folder / CARD_NAME
-    data = ModelCard.load(path, ignore_metadata_errors=True).data if path.is_file() else ModelCardData()
-    return {"license": data.license or "unknown", "language": data.language}
 
 
 def _hub_name(source: Source) -> str | None:
@@ -131,58 +115,17 @@ def _hub_name(source: Source) -> str | None:
 
 
 def _public_name(source: Source) -> str:
-    """Returns a name that says nothing of this machine's folders."""
-    return _hub_name(source) or Path(source.name).expanduser().resolve().name
-
-
-# ---- sentence-transformers ----
+    """Returns its name on the Hub, or a hash of its weights: nothing of this machine's folders."""
+    return _hub_name(source) or public_name(source.model_folder)
 
 
 def _sentence_files(source: Source) -> dict[str, str]:
     """Returns the text of each file that sentence-transformers reads beside the model."""
     if source.pooling is not None:
-        values = _embedding_files(source, source.pooling)
-    elif source.kind == "sequence" and (source.folder / MODULES_NAME).is_file():
-        # A CrossEncoder, whose one module is the model.
-        names = (MODULES_NAME, SENTENCE_CONFIG_NAME, "sentence_bert_config.json")
-        values = {name: read_json(source.folder / name) for name in names if (source.folder / name).is_file()}
-    else:
-        values = {}
-    return {name: json.dumps(value, indent=2) + "\n" for name, value in values.items()}
-
-
-def _embedding_files(source: Source, pooling: Pooling) -> dict[str, Any]:
-    settings = transformer_settings(source.model_folder)
-    kept = {name: settings[name] for name in _TRANSFORMER_FIELDS if name in settings}
-    paths = ["", _POOLING_FOLDER, *([_NORMALIZE_FOLDER] if pooling.normalize else [])]
-    types = ("Transformer", "Pooling", "Normalize")[: len(paths)]
-    files: dict[str, Any] = {
-        MODULES_NAME: [
-            {"idx": index, "name": str(index), "path": path, "type": f"{_MODULE_TYPE}.{kind}"}
-            for index, (path, kind) in enumerate(zip(paths, types, strict=True))
-        ],
-        "sentence_bert_config.json": {"max_seq_length": source.max_length, "do_lower_case": False, **kept},
-        SENTENCE_CONFIG_NAME: sentence_config(source.folder)
-        or {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
-        f"{_POOLING_FOLDER}/config.json": _pooling_config(source),
-    }
-    if pooling.normalize:
-        # An empty folder would not come through the Hub.
-        files[f"{_NORMALIZE_FOLDER}/config.json"] = {}
-    return files
-
-
-def _pooling_config(source: Source) -> dict[str, Any]:
-    if source.modules is not None:
-        return json_of(source.folder / source.modules.pooling / "config.json")
-    # What is read from a folder that says nothing of it.
-    return {
-        "word_embedding_dimension": source.model.config.hidden_size,
-        "pooling_mode_cls_token": False,
-        "pooling_mode_mean_tokens": True,
-        "pooling_mode_max_tokens": False,
-        "pooling_mode_mean_sqrt_len_tokens": False,
-    }
+        return embedding_files(source.folder, source.modules, source.model.config.hidden_size, source.max_length)
+    if source.kind == "sequence" and is_cross_encoder(source.folder):
+        return cross_encoder_files(source.folder)
+    return {}
 
 
 # ---- The card ----
@@ -302,13 +245,11 @@ def _render_card(
         width = source.pooling.width(config.hidden_size)
         origin.append(("embedding", f"{width} numbers, {source.pooling.mode} of the last states{normed}"))
     kind = "An encoder for sentence embeddings" if source.pooling is not None else HEADS[type(model).__name__].kind
-    hub_name = _hub_name(source)
-    shown = f"`{_public_name(source)}`" if hub_name is None else f"[{hub_name}](https://huggingface.co/{hub_name})"
     return _CARD.substitute(
         metadata=_card_metadata(source, model, name, facts).to_yaml(),
         model_name=name,
         kind=kind,
-        source=shown,
+        source=linked_name(_public_name(source)),
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         intermediate_size=before.intermediate_size,

@@ -32,7 +32,10 @@ def read_labelled(settings: CompressSettings, source: Source) -> Dataset | None:
         "labels", settings.labels, source.kind, id2label=config.id2label, problem_type=config.problem_type
     )
     encoded = source.tokenizer(*task.texts, truncation=True, max_length=source.max_length)
-    columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+    columns = {"input_ids": encoded["input_ids"]}
+    # As rows of text have them: where one is not 0.
+    if any(map(any, encoded.get("token_type_ids", ()))):
+        columns["token_type_ids"] = encoded["token_type_ids"]
     columns["length"] = list(map(len, encoded["input_ids"]))
     columns[LABEL] = np.asarray(task.truth, dtype=float).reshape(len(task.truth), -1).tolist()
     order = np.random.default_rng(settings.seed).permutation(len(task.truth))

@@ -13,19 +13,34 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain, groupby, pairwise
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetsError
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..data.text import DOCSTRINGS, load_documents, tokenizer_sha256
+from ..data.documents import (
+    DOCSTRINGS,
+    are_wrapped,
+    files_of,
+    first_line,
+    is_packed,
+    is_saved,
+    load_documents,
+    load_saved,
+    not_utf8,
+    opened_text,
+    suffix_of,
+    text_pieces,
+    tsv_texts,
+)
+from ..data.text import encode_text, share_unknown, tokenizer_sha256
 from ..files import short_hash
 
 
@@ -41,8 +56,7 @@ ENOUGH_SENTENCES = 1000
 MOST_UNKNOWN = 1 / 3
 
 # Part of the fingerprint: raise it when the same text gives other rows.
-_VERSION = 1
-_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+_VERSION = 2
 # What is read at a time: small enough that some hundred pieces, from all over a large text, make the default number.
 _PIECE_BYTES = 2**16
 # Sentences that are read for each that is kept, so that they come from several times as many documents.
@@ -54,8 +68,6 @@ _SORTED_TOGETHER = 50
 
 _SHORT = 256
 _LONG = 1000
-# The widest line of text that an editor has broken.
-_WRAPPED_AT = 100
 # After . ! ? and a closing quote or bracket, before all but a lower-case letter; not after a title or an initial.
 _SENTENCE_END = re.compile(
     r"(?:(?<=[.!?\u2026])|(?<=[.!?\u2026][\"'\u201d\u2019)\]]))(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)"
@@ -92,20 +104,16 @@ def _cut(sentence: str) -> Iterator[str]:
 
 def _lines(text: str) -> Iterator[str]:
     """Yields the lines of a text that hold something, those of a paragraph as one where an editor has broken it."""
+    # In pieces, since a line is taken apart word by word.
+    for piece in text_pieces(text):
+        yield from _lines_of_piece(piece)
+
+
+def _lines_of_piece(text: str) -> Iterator[str]:
     for is_text, block in groupby((line.strip() for line in text.splitlines()), key=bool):
         if is_text:
             lines = list(block)
-            yield from [" ".join(lines)] if _is_wrapped(lines) else lines
-
-
-def _is_wrapped(lines: Sequence[str]) -> bool:
-    """Whether every line is as full as it can be: the first word of the next would make it the widest of all."""
-    if len(lines) < 3:
-        return False
-    width = max(map(len, lines))
-    return width <= _WRAPPED_AT and all(
-        len(line) + 1 + len(following.split(maxsplit=1)[0]) > width for line, following in pairwise(lines)
-    )
+            yield from [" ".join(lines)] if are_wrapped(lines) else lines
 
 
 # ---- Sources ----
@@ -132,51 +140,27 @@ def _sources(
         if given == DOCSTRINGS:
             documents = load_documents(given, streaming=True, cache_dir=cache_dir)
             yield _Source(0, _document_lines(documents, DOCSTRINGS))
-        elif path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        elif is_saved(path):
             yield _saved_source(path, text_column, seed)
         elif path.exists():
-            for file in _files_of(path):
-                lines = _text_lines(file, seed) if file.suffix == ".txt" else _data_lines(file, text_column)
+            for file in files_of(path):
+                lines = _text_lines(file, seed) if suffix_of(file) == ".txt" else _data_lines(file, text_column)
                 yield _Source(file.stat().st_size, lines)
         else:
             documents = load_documents(given, text_column=text_column, streaming=True)
             yield _Source(0, _document_lines(documents, str(given)))
 
 
-def _files_of(path: Path) -> list[Path]:
-    """Returns a file, or the files of a folder: its .txt files, or where it has none its data files."""
-    suffixes = (".txt", *_DATA_SUFFIXES)
-    if path.is_file():
-        if path.suffix not in suffixes:
-            raise ValueError(
-                f"{path} is not a kind of file that can be read; known suffixes: {', '.join(suffixes)}; rename "
-                f"plain text to .txt"
-            )
-        return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
-    texts = [file for file in files if file.suffix == ".txt"]
-    if not files:
-        raise ValueError(f"folder {path} holds no text; known suffixes: {', '.join(suffixes)}")
-    return texts or files
-
-
 def _saved_source(path: Path, text_column: str, seed: int) -> _Source:
-    """Returns what `Dataset.save_to_disk` wrote, of a DatasetDict the split "train"."""
-    saved = load_from_disk(path)
-    if isinstance(saved, DatasetDict):
-        if "train" not in saved:
-            raise ValueError(f"{path} has no split 'train'; name the folder of one: {', '.join(map(str, saved))}")
-        saved = saved["train"]
-    if text_column not in saved.column_names:
-        raise ValueError(f"{path} has no column {text_column!r}; choose one of: {', '.join(saved.column_names)}")
+    saved = load_saved(path, text_column)
     rows = saved.select_columns([text_column]).shuffle(seed=seed, keep_in_memory=True)
     texts = (row[text_column] for row in rows if isinstance(row[text_column], str))
     return _Source(saved.data.nbytes, chain.from_iterable(map(_lines, texts)))
 
 
 def _data_lines(path: Path, text_column: str) -> Iterator[str]:
-    if path.suffix == ".tsv":
-        yield from chain.from_iterable(map(_lines, _tsv_texts(path, text_column)))
+    if suffix_of(path) == ".tsv":
+        yield from chain.from_iterable(map(_lines, tsv_texts(path, text_column)))
     else:
         yield from _document_lines(load_documents(path, text_column=text_column, streaming=True), str(path))
 
@@ -187,38 +171,34 @@ def _document_lines(documents: Iterable[Mapping[str, Any]], name: str) -> Iterat
             yield from _lines(document["text"])
     except (DatasetsError, OSError, ValueError) as error:
         # What is wrong beyond the head of a stream.
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f"cannot read {name} ({reason}); mend it or leave it out") from error
-
-
-def _tsv_texts(path: Path, text_column: str) -> Iterator[str]:
-    """Yields a column; a quotation mark is a character as any other, as in GLUE's files."""
-    with path.open(encoding="utf-8-sig", newline="\n") as lines:
-        try:
-            header = next(lines, "").rstrip("\r\n").split("\t")
-            if text_column not in header:
-                raise ValueError(f"{path} has no column {text_column!r}; choose one of: {', '.join(header)}")
-            place = header.index(text_column)
-            for line in lines:
-                cells = line.rstrip("\r\n").split("\t")
-                if place < len(cells):
-                    yield cells[place]
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error.reason) from None
-
-
-def _not_utf8(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path} is not UTF-8 ({reason}); convert it, for example with iconv, or leave it out")
 
 
 # ---- Pieces of text files ----
 
 
 def _text_lines(path: Path, seed: int) -> Iterator[str]:
+    if is_packed(path):
+        yield from _packed_lines(path)
+        return
     starts = list(range(0, path.stat().st_size, _PIECE_BYTES))
     random.Random(seed).shuffle(starts)
     for start in starts:
         yield from _lines(_read_piece(path, start))
+
+
+def _packed_lines(path: Path) -> Iterator[str]:
+    with opened_text(path) as file:
+        while lines := file.readlines(_PIECE_BYTES):
+            text = "".join(lines)
+            _refuse_zero_bytes("\0" in text, path)
+            yield from _lines(text)
+
+
+def _refuse_zero_bytes(has_zero_bytes: bool, path: Path) -> None:
+    if has_zero_bytes:
+        raise not_utf8(path, "it has zero bytes, as binary files and UTF-16 have")
 
 
 def _read_piece(path: Path, start: int) -> str:
@@ -227,12 +207,11 @@ def _read_piece(path: Path, start: int) -> str:
         begin, end = _boundary(file, start), _boundary(file, start + _PIECE_BYTES)
         file.seek(begin)
         content = file.read(end - begin)
-    if b"\0" in content:
-        raise _not_utf8(path, "it has zero bytes, as binary files and UTF-16 have")
+    _refuse_zero_bytes(b"\0" in content, path)
     try:
         return content.decode("utf-8" if begin else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, f"{error.reason}, byte {begin + error.start}") from None
+        raise not_utf8(path, f"{error.reason}, byte {begin + error.start}") from None
 
 
 def _boundary(file: BinaryIO, offset: int) -> int:
@@ -348,7 +327,7 @@ def read_sentences(
     """Returns sentences of a text as a tokenizer cuts them, those of the validation set drawn first.
 
     Every text is read in pieces of 64 KiB in random order, files in turns by their size, until it has given four times
-    the different sentences that are asked for; of data files the rows come in the order of the file, from its
+    the different sentences that are asked for; data files and packed ones are read in their order, from the
     beginning. So a huge text is not read to its end, and each file stands for its share. Sentences are cut by
     `split_sentences`; one of fewer than three words is left out, and so is one whose text or whose tokens came before.
 
@@ -356,8 +335,8 @@ def read_sentences(
         paths: files, folders or what else `load_documents` takes; none stands for the docstrings of the installed
             packages. Plain text (.txt, UTF-8) has a sentence, a paragraph or a document a line, with or without blank
             lines between; a paragraph that an editor has broken into lines is put together again. Other files have
-            their text in a column: .json, .jsonl, .csv, .tsv, .parquet, and folders of `Dataset.save_to_disk`. Of a
-            folder the .txt files are read, with its subfolders, or where it has none its data files.
+            their text in a column: .json, .jsonl, .csv, .tsv, .parquet, and folders of `Dataset.save_to_disk`.
+            `documents.files_of` says which files of a folder are read.
         tokenizer: of the model.
         max_length: tokens of a row, special ones included; the rest of a longer sentence is cut off.
         num_sentences: to train on at most; `None` takes all there are, which reads everything into memory.
@@ -381,10 +360,10 @@ def read_sentences(
     random.Random(seed).shuffle(reading.sentences)
     texts, columns = _tokenise(reading.sentences, tokenizer, max_length, drawn, progress)
     # Before the number: sentences of unknown words are soon all the same to the tokenizer.
-    share_unknown = _share_unknown(columns["input_ids"], tokenizer)
-    if share_unknown >= MOST_UNKNOWN:
+    unknown = share_unknown(columns["input_ids"], tokenizer)
+    if unknown >= MOST_UNKNOWN:
         raise ValueError(
-            f"{share_unknown:.0%} of the tokens of {names} are unknown to the tokenizer; below {MOST_UNKNOWN:.0%} is "
+            f"{unknown:.0%} of the tokens of {names} are unknown to the tokenizer; below {MOST_UNKNOWN:.0%} is "
             f"wanted: give text in the language of the model"
         )
     if len(texts) < FEWEST_SENTENCES:
@@ -407,7 +386,7 @@ def read_sentences(
             f"{num_rows - num_held_out:,} sentences to train on and {num_held_out:,} held out; "
             f"{reading.counts['duplicates']:,} read twice and {reading.counts['short']:,} of fewer than three words "
             f"are left out",
-            _note_on_tokens(columns["length"], max_length, share_unknown),
+            _note_on_tokens(columns["length"], max_length, unknown),
         ),
         warnings=_warnings(names, num_available),
     )
@@ -443,7 +422,8 @@ def _tokenise(
     with tqdm(total=total, desc="tokenising", unit="sentence", delay=1, leave=False, disable=not progress) as bar:
         for start in range(0, len(sentences), _TOKENISED_TOGETHER):
             batch = sentences[start : start + _TOKENISED_TOGETHER]
-            encoded = tokenizer(
+            encoded = encode_text(
+                tokenizer,
                 list(batch),
                 truncation=True,
                 max_length=max_length,
@@ -471,15 +451,6 @@ def _features(columns: Mapping[str, Any]) -> Features:
     return Features({"input_ids": List(Value("int32")), **types, "length": Value("int32")})
 
 
-def _share_unknown(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> float:
-    """Returns the share of unknown tokens among those that are not special; 0 where the tokenizer knows everything."""
-    if tokenizer.unk_token_id is None:
-        return 0.0
-    num_special = tokenizer.num_special_tokens_to_add(pair=False)
-    num_unknown = sum(row.count(tokenizer.unk_token_id) for row in rows)
-    return num_unknown / max(1, sum(len(row) - num_special for row in rows))
-
-
 def _note_on_reading(names: str, sources: Sequence[_Source], reading: _Reading) -> str:
     num_bytes = sum(source.num_bytes for source in sources)
     size = f" of {num_bytes / 1e6:,.1f} MB" if num_bytes else ""
@@ -491,11 +462,11 @@ def _note_on_reading(names: str, sources: Sequence[_Source], reading: _Reading) 
     )
 
 
-def _note_on_tokens(lengths: Sequence[int], max_length: int, share_unknown: float) -> str:
+def _note_on_tokens(lengths: Sequence[int], max_length: int, unknown: float) -> str:
     share_cut = sum(length == max_length for length in lengths) / len(lengths)
     return (
         f"{sum(lengths) / len(lengths):.1f} tokens a sentence on average, special ones included; {share_cut:.1%} of "
-        f"the sentences reach the limit of {max_length}; the tokenizer does not know {share_unknown:.2%} of the tokens"
+        f"the sentences reach the limit of {max_length}; the tokenizer does not know {unknown:.2%} of the tokens"
     )
 
 

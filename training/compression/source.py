@@ -1,18 +1,16 @@
 """The checkpoint that a compression begins with: what it is for, read from its folder, and its model as a chain.
 
-Folders of sentence-transformers are read without that package: modules.json names a Transformer, a Pooling and
-perhaps a Normalize. Weights are never unpickled into anything but tensors, and no code of a folder is run.
+Weights are never unpickled into anything but tensors, and no code of a folder is run.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 from torch import Tensor, nn
@@ -21,14 +19,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from modeling_magic import MagicConfig, MagicModel, MagicPreTrainedModel, parse_operator
 from modeling_magic.conversion import chain_config, load_chain
 
-from ..files import read_json
+from ..data.fitting import num_rows
+from ..hub.model_folders import fetch_folder
+from ..hub.sentence_folders import (
+    MODULES_NAME,
+    SentenceModules,
+    json_of,
+    read_modules,
+    sentence_config,
+    transformer_settings,
+)
 from ..runs.folders import MODEL_FOLDER
 from ..space.search_space import compact_architecture
 from .settings import KINDS
 
-
-MODULES_NAME = "modules.json"
-SENTENCE_CONFIG_NAME = "config_sentence_transformers.json"
 
 _KIND_OF_HEAD = {
     "Model": "sentence",
@@ -47,8 +51,6 @@ _POOLING_FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 POOLING_MODES = tuple(_POOLING_FLAGS.values())
-_WANTED_FILES = ["*.json", "*.txt", "*.model", "README.md", "*.safetensors"]
-_OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
 
 
 # ---- Sentence embeddings ----
@@ -102,86 +104,6 @@ def _pool(mode: str, states: Tensor, mask: Tensor) -> Tensor:
     total = mask.sum(dim=1, keepdim=True).clamp(min=1e-9)
     summed = (states * mask.unsqueeze(-1)).sum(dim=1)
     return summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)
-
-
-class SentenceModules(NamedTuple):
-    """Where a folder of sentence-transformers keeps its modules, as paths inside it.
-
-    Attributes:
-        transformer: the encoder's; "" for the folder itself.
-        pooling: the Pooling's.
-        normalize: the Normalize's, `None` where there is none.
-    """
-
-    transformer: str
-    pooling: str
-    normalize: str | None
-
-
-def read_modules(folder: Path, name: str) -> SentenceModules | None:
-    """Returns the modules of a folder of sentence-transformers that makes sentence embeddings, `None` for any other.
-
-    Args:
-        folder: the checkpoint's.
-        name: the checkpoint's, for the errors.
-
-    Raises:
-        ValueError: it has a module that is none of Transformer, Pooling and Normalize, or has them in another order.
-    """
-    if not (folder / MODULES_NAME).is_file() or sentence_config(folder).get("model_type") == "CrossEncoder":
-        return None
-    try:
-        modules = [(str(entry["type"]), str(entry["path"])) for entry in read_json(folder / MODULES_NAME)]
-    except (KeyError, TypeError):
-        raise ValueError(f"{folder / MODULES_NAME} is damaged: it is no list of modules; fetch it again") from None
-    for kind, path in modules:
-        ours = kind.startswith("sentence_transformers.") and _last(kind) in ("Transformer", "Pooling", "Normalize")
-        if not ours or (_last(kind) == "Normalize" and _normalizes_tokens(folder / path)):
-            raise ValueError(
-                f"{name} has the module {kind}; of sentence-transformers' modules Transformer, Pooling and a "
-                f"Normalize of embeddings can be compressed"
-            )
-    found = [_last(kind) for kind, _ in modules]
-    if found[:2] != ["Transformer", "Pooling"] or found[2:] not in ([], ["Normalize"]):
-        raise ValueError(
-            f"{name} has the modules {', '.join(found) or 'none'}; what can be compressed is a Transformer, a Pooling "
-            f"and perhaps a Normalize, in this order"
-        )
-    paths = [path for _, path in modules]
-    task = transformer_settings(folder / paths[0]).get("transformer_task", "feature-extraction")
-    if task != "feature-extraction":
-        raise ValueError(f"the Transformer of {name} is for {task!r}; only 'feature-extraction' can be compressed")
-    return SentenceModules(paths[0], paths[1], paths[2] if len(paths) > 2 else None)
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _normalizes_tokens(folder: Path) -> bool:
-    values, embedding = json_of(folder / "config.json"), "sentence_embedding"
-    names = [values.get(name) or embedding for name in ("module_input_name", "module_output_name")]
-    return names != [embedding, embedding]
-
-
-def json_of(path: Path) -> dict[str, Any]:
-    """Returns the mapping that a JSON file holds, an empty one where there is no such file."""
-    values = read_json(path) if path.is_file() else {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it is no JSON mapping; fetch it again")
-    return values
-
-
-def sentence_config(folder: Path) -> dict[str, Any]:
-    """Returns what sentence-transformers keeps of a whole model: prompts, its kind, the similarity."""
-    return json_of(folder / SENTENCE_CONFIG_NAME)
-
-
-def transformer_settings(folder: Path) -> dict[str, Any]:
-    """Returns what sentence-transformers keeps of a Transformer, such as max_seq_length; empty for other folders."""
-    # Named after the family in folders of its first releases.
-    paths = [folder / "sentence_bert_config.json", *sorted(folder.glob("sentence_*_config.json"))]
-    return json_of(next((path for path in paths if path.is_file()), paths[0]))
 
 
 def _read_pooling(folder: Path, modules: SentenceModules, hidden_size: int, name: str) -> Pooling:
@@ -285,17 +207,7 @@ def _find_folder(name: str) -> Path:
     if folder.is_dir():
         inside = folder / MODEL_FOLDER
         return inside if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else folder
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=_WANTED_FILES, ignore_patterns=_OTHER_RUNTIMES))
-        if not any(folder.rglob("*.safetensors")):
-            # Read as tensors alone, whatever else they hold.
-            weights = [*_WANTED_FILES, "*pytorch_model*.bin"]
-            folder = Path(snapshot_download(name, allow_patterns=weights, ignore_patterns=_OTHER_RUNTIMES))
-    except (OSError, HTTPError, HFValidationError) as error:
-        raise ValueError(
-            f"no model {name}; give a model's folder or its name on the Hub ({_first_line(error)})"
-        ) from None
-    return folder
+    return fetch_folder(name)
 
 
 def _first_line(error: BaseException) -> str:
@@ -384,10 +296,10 @@ def read_tokenizer(folder: Path, name: str, config: MagicConfig, kind: str) -> P
     remedy = "save the one that the model was trained with into its folder"
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(f"{name} has no tokenizer; {remedy}")
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= config.vocab_size:
+    if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {name} has ids up to {largest} but the model has rows for {config.vocab_size} tokens; "
+            f"the tokenizer of {name} has ids up to {num_rows(tokenizer) - 1} but the model has rows for "
+            f"{config.vocab_size} tokens; "
             f"{remedy}"
         )
     needed = ("pad_token", "mask_token") if kind == "masked_lm" else ("pad_token",)

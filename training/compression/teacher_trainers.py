@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..distillation.teacher import teacher_inputs
-from ..internals import TrainerHooks
 from ..losses import AccumulatedLossTrainer
 from ..space.budgets import BudgetedSpace, WideBudgetError
 from ..space.samplers import UniformSampler
@@ -62,7 +61,7 @@ class _GivesBackMemory(TrainerCallback):
             give_back_memory()
 
 
-class _TeacherLoss(TrainerHooks, AccumulatedLossTrainer):
+class _TeacherLoss(AccumulatedLossTrainer):
     """The loss of a step: that of the objective, a mean over the items of the whole accumulated batch."""
 
     objective: Objective

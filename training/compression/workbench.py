@@ -26,7 +26,7 @@ from modeling_magic.warm_start import initialize_from
 from ..files import cache_folder, read_json, write_json, written_at_once
 from ..internals import attention_implementation, forget_accelerator
 from ..progress import show_progress
-from ..runs.checkpoints import last_complete_checkpoint
+from ..resuming import last_complete_checkpoint
 from ..runs.folders import FACTS_NAME, MODEL_FOLDER
 from ..space.budgets import BudgetedSpace
 from ..space.search_space import SearchSpace
@@ -440,5 +440,5 @@ def _train_supernet(bench: Workbench, folder: Path, within: Sequence[BudgetedSpa
         data_collator=bench.train_outputs.collate,
     )
     show_progress(trainer, ["loss_pred", "loss_align"])
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, tells=True))
     keep_trained(bench, trainer, VISITS_NAME, trainer.visits)

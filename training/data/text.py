@@ -1,7 +1,8 @@
 """From text to packed, masked batches.
 
-1. `load_documents`: docstrings of the installed packages, files of text, or any data set of the `datasets` library.
-2. `split_documents`: whole documents are held out, by a hash of their text.
+1. `documents.load_documents`: docstrings of the installed packages, files of text, or any data set of the `datasets`
+   library.
+2. `documents.split_documents`: whole documents are held out, by a hash of their text.
 3. `train_tokenizer`, or any tokenizer that has a mask token.
 4. `pack_blocks`: documents end to end, cut into blocks of equal length, so that no position is padding.
 5. `MaskingCollator`: dynamic 80/10/10 masking that is a function of the seed and the batch.
@@ -11,36 +12,44 @@
 """
 
 import json
+import logging
 import platform
+import re
+import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b, sha256
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import Dataset, Features, List, Value, load_from_disk
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, BertTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BatchEncoding,
+    BertTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerBase,
+)
 
-from ..files import cache_folder, short_hash, written_at_once
-from .docstrings import docstring_documents, docstring_versions
+from ..files import cache_folder, remove_leftovers, short_hash, written_at_once
+from .docstrings import docstring_versions
+from .documents import DOCSTRINGS, Documents, check_fraction, load_documents, split_documents, text_pieces
 from .settings import DataSettings
 
 
-Documents: TypeAlias = Dataset | IterableDataset
+logger = logging.getLogger(__name__)
 
-DOCSTRINGS = "docstrings"
 # Part of the key of what is cached: raise it when the same text gives other blocks.
-_PREPARED_VERSION = 1
+_PREPARED_VERSION = 2
 
-_LOCAL_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Documents packed together; the tokens after their last full block are dropped.
 _PACKED_TOGETHER = 1000
@@ -48,185 +57,62 @@ _PACKED_TOGETHER = 1000
 _TOKENIZER_DOCUMENTS = 100_000
 # What is read of a stream beforehand: its held-out documents are the validation set, the others train the tokenizer.
 _STREAM_HEAD = 10_000
-
-
-# ---- Sources ----
-
-
-def load_documents(
-    source: str | Path | None = None,
-    *,
-    dataset_config: str | None = None,
-    split: str = "train",
-    text_column: str = "text",
-    streaming: bool = False,
-    max_documents: int | None = None,
-    cache_dir: str | Path | None = None,
-) -> Documents:
-    """Returns the documents of a source, in a fixed order, in the column "text".
-
-    Args:
-        source: one of
-
-            - `None` or "docstrings": `docstring_documents`, with the package in the column "source";
-            - a .txt file, or a folder of them, read in sorted order with its subfolders; a document is a block between
-              blank lines;
-            - a .json, .jsonl, .csv or .parquet file;
-            - the name of a data set that `datasets.load_dataset` finds, locally or on the Hub.
-        dataset_config: the configuration of a data set by name.
-        split: the split of a data set by name.
-        text_column: the column of a data set that holds the text; rows without text are left out.
-        streaming: returns an IterableDataset that reads as it goes; otherwise text files are held in memory.
-        max_documents: the first documents only.
-        cache_dir: see `docstring_documents`.
-
-    Raises:
-        ValueError: there is no such source, no text in it, or no such column.
-    """
-    if max_documents is not None and max_documents < 1:
-        raise ValueError(f"max_documents is {max_documents}; it must be at least 1, or None for all")
-    path = Path(source or DOCSTRINGS).expanduser()
-    documents: Documents
-    if source is None or source == DOCSTRINGS:
-        documents = Dataset.from_list(docstring_documents(cache_dir=cache_dir))
-        documents = documents.to_iterable_dataset() if streaming else documents
-    elif path.is_dir() or (path.suffix == ".txt" and path.is_file()):
-        documents = _load_text_files(path, streaming)
-    else:
-        if path.is_file() and path.suffix in _LOCAL_BUILDERS:
-            arguments: dict[str, Any] = {"path": _LOCAL_BUILDERS[path.suffix], "data_files": {split: str(path)}}
-        else:
-            _refuse_paths(source, path)
-            arguments = {"path": str(source), "name": dataset_config}
-        documents = _load_data_set(source, text_column, {**arguments, "split": split, "streaming": streaming})
-    return documents if max_documents is None else documents.take(max_documents)
-
-
-def _load_text_files(path: Path, streaming: bool) -> Documents:
-    paths = sorted(file for file in path.rglob("*.txt") if file.is_file()) if path.is_dir() else [path]
-    if not paths:
-        raise ValueError(f"folder {path} holds no .txt file; name a folder of text files or a single file")
-    if next(_text_blocks(paths), None) is None:
-        raise ValueError(f"there is no text in {path}; documents are blocks of lines between blank lines")
-    if streaming:
-        return IterableDataset.from_generator(_text_blocks, gen_kwargs={"paths": paths})
-    return Dataset.from_list(list(_text_blocks(paths)))
-
-
-def _text_blocks(paths: list[Path]) -> Iterator[dict[str, str]]:
-    for path in paths:
-        with path.open(encoding="utf-8-sig") as lines:
-            try:
-                for is_text, block in groupby(lines, key=lambda line: not line.isspace()):
-                    if is_text:
-                        yield {"text": "".join(block).strip()}
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 ({error.reason}); convert it, for example with iconv") from None
-
-
-def _refuse_paths(source: str | Path, path: Path) -> None:
-    """Raises where the source can only be meant as a file: names of data sets are "name" or "owner/name"."""
-    suffixes = (".txt", *_LOCAL_BUILDERS)
-    if path.exists():
-        raise ValueError(f"{path} is not a kind of file that can be read; known suffixes: {', '.join(suffixes)}")
-    looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_like_path or path.suffix in suffixes:
-        raise ValueError(f"there is no file or folder {str(path)!r}; check the path")
-
-
-def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, Any]) -> Documents:
-    try:
-        documents = load_dataset(**arguments)
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"cannot read data set {str(source)!r} ({reason}); check its name or the file") from error
-    columns = documents.column_names or list(next(iter(documents), {}))
-    if text_column not in columns:
-        raise ValueError(f"{str(source)!r} has no column {text_column!r}; choose one of: {', '.join(columns)}")
-    documents = documents.select_columns([text_column])
-    if text_column != "text":
-        documents = documents.rename_column(text_column, "text")
-    documents = documents.filter(_has_text, input_columns="text")
-    if isinstance(documents, Dataset) and not len(documents):
-        raise ValueError(f"{str(source)!r} has no text in column {text_column!r}; choose among: {', '.join(columns)}")
-    return documents
-
-
-def _has_text(text: Any) -> bool:
-    return isinstance(text, str) and bool(text.strip())
-
-
-# ---- Held-out documents ----
-
-
-def is_held_out(text: str, fraction: float, seed: int = 0) -> bool:
-    """Whether a document is of the validation set: by a hash of its text alone, so wherever and however it is read.
-
-    What is held out at a fraction is held out at every larger one.
-    """
-    digest = blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
-
-
-def split_documents(
-    documents: Documents, validation_fraction: float = 0.02, seed: int = 0
-) -> tuple[Documents, Documents]:
-    """Returns the documents of the training and of the validation set (see `is_held_out`), each in the given order.
-
-    Raises:
-        ValueError: the fraction is not between 0 and 1, or a side is empty; of a stream, that is not known.
-    """
-    _check_fraction(validation_fraction)
-    sides = []
-    for name, held_out in (("training", False), ("validation", True)):
-        arguments = {"fraction": validation_fraction, "seed": seed, "held_out": held_out}
-        side = documents.filter(_is_on_side, input_columns="text", fn_kwargs=arguments)
-        if isinstance(side, Dataset) and not len(side):
-            raise ValueError(
-                f"none of {len(documents)} documents is left for the {name} set at validation_fraction "
-                f"{validation_fraction}; give more documents or another fraction"
-            )
-        sides.append(side)
-    return sides[0], sides[1]
-
-
-def _check_fraction(validation_fraction: float) -> None:
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}; it must be between 0 and 1")
-
-
-def _is_on_side(text: str, fraction: float, seed: int, held_out: bool) -> bool:
-    return is_held_out(text, fraction, seed) == held_out
+# Characters that are tokenised together.
+_TOKENISED_TOGETHER = 2**18
+# Letters that stripping would change: in English a few of ten thousand, in German one of sixty.
+_MOST_STRIPPED = 0.005
+# Of the tokens of held-out text; more are warned of.
+_MOST_UNKNOWN = 0.01
+_WORD = re.compile(r"\S+")
 
 
 # ---- Tokenizer ----
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 8192, lowercase: bool = True, model_max_length: int = 512
+    texts: Iterable[str],
+    vocab_size: int = 8192,
+    lowercase: bool = True,
+    model_max_length: int = 512,
+    *,
+    strip_accents: bool | None = None,
+    character_coverage: float = 0.9995,
 ) -> BertTokenizer:
     """Returns a WordPiece tokenizer as BERT's, trained on the texts; the same texts give the same vocabulary.
 
     Args:
         texts: what to learn from.
         vocab_size: an upper bound; little text gives fewer pieces. [PAD], [UNK], [CLS], [SEP], [MASK] are 0 to 4.
-        lowercase: whether case and accents are dropped.
+        lowercase: whether capital letters become small ones.
         model_max_length: the longest input that the model will take.
+        strip_accents: whether letters lose their marks: accents, and the vowel signs of such scripts as Devanagari.
+            `None` strips them with `lowercase` where that changes at most 0.5% of the letters.
+        character_coverage: share of the text's characters that the alphabet has. These are the commonest ones, and at
+            least a sixteenth of `vocab_size` of them, between 128 and 1,000. A word with another character is [UNK].
 
     Raises:
         ValueError: `vocab_size` has no room for the single characters.
     """
     texts = list(texts)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    if strip_accents is None:
+        strip_accents = lowercase and _are_accents_rare(counts)
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    # As BERT's own tokenizers say it where both are alike.
+    as_bert = None if strip_accents == lowercase else strip_accents
+    trained.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=as_bert)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    num_characters = min(1000, max(128, vocab_size // 16))
-    alphabet, continuations = _alphabet(texts, trained.normalizer, trained.pre_tokenizer, num_characters)
+    at_least = min(1000, max(128, vocab_size // 16))
+    alphabet, continuations = _alphabet(
+        counts, trained.normalizer, trained.pre_tokenizer, at_least, character_coverage
+    )
     reserved = [*_SPECIAL_TOKENS, *continuations]
     if len(reserved) + len(alphabet) > vocab_size:
         raise ValueError(
             f"vocab_size is {vocab_size} but the text needs {len(reserved) + len(alphabet)} pieces for its single "
-            f"characters; take a larger vocab_size"
+            f"characters; take a larger vocab_size, or a character_coverage below {character_coverage}"
         )
     # Left to itself, the trainer numbers the pieces ##x in the order of a hash table, another one in each process, and
     # breaks ties by these numbers: the vocabulary differs from run to run. Named beforehand they have fixed numbers.
@@ -238,22 +124,49 @@ def train_tokenizer(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    trained.train_from_iterator(texts, trainer, length=len(texts))
-    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=lowercase, model_max_length=model_max_length)
+    trained.train_from_iterator((piece for text in texts for piece in text_pieces(text)), trainer)
+    return BertTokenizer(
+        vocab=trained.get_vocab(), do_lower_case=lowercase, strip_accents=as_bert, model_max_length=model_max_length
+    )
+
+
+def _are_accents_rare(counts: Mapping[str, int]) -> bool:
+    """Whether stripping the marks of letters changes next to nothing; says so where it does not."""
+    num_letters = num_changed = 0
+    for character, count in counts.items():
+        if unicodedata.category(character)[0] in "LM":
+            num_letters += count
+            num_changed += count * (_without_marks(character) != character)
+    share = num_changed / max(1, num_letters)
+    if share > _MOST_STRIPPED:
+        logger.info(
+            f"the tokenizer keeps accents and other marks, since {share:.1%} of the letters of the text would change "
+            f"without them; strip_accents sets it"
+        )
+    return share <= _MOST_STRIPPED
+
+
+def _without_marks(character: str) -> str:
+    parts = unicodedata.normalize("NFD", character)
+    return "".join(part for part in parts if unicodedata.category(part) != "Mn")
 
 
 def _alphabet(
-    texts: list[str], normalizer: normalizers.Normalizer, pre_tokenizer: pre_tokenizers.PreTokenizer, limit: int
+    counts: Mapping[str, int],
+    normalizer: normalizers.Normalizer,
+    pre_tokenizer: pre_tokenizers.PreTokenizer,
+    at_least: int,
+    coverage: float,
 ) -> tuple[list[str], list[str]]:
-    """The `limit` commonest characters, and as ##x those of them that can stand inside a word."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
+    """The commonest characters that make up a share of the text, and as ##x those that can stand inside a word."""
     normal: Counter[str] = Counter()
     for character, count in counts.items():
         for part in normalizer.normalize_str(character).strip():
             normal[part] += count
-    alphabet = sorted(sorted(normal, key=lambda part: (-normal[part], part))[:limit])
+    by_count = sorted(normal, key=lambda part: (-normal[part], part))
+    # As many as are needed for all that has been counted before the rest is small enough.
+    num_covering = np.searchsorted(np.cumsum([normal[part] for part in by_count]), coverage * normal.total()) + 1
+    alphabet = sorted(by_count[: max(at_least, int(num_covering))])
     # Punctuation and Chinese characters are words of their own.
     pieces = {part: pre_tokenizer.pre_tokenize_str(normalizer.normalize_str("a" + part)) for part in alphabet}
     return alphabet, [f"##{part}" for part in alphabet if len(pieces[part]) == 1]
@@ -283,6 +196,49 @@ def _require_tokens(tokenizer: PreTrainedTokenizerBase, *names: str) -> None:
             f"{type(tokenizer).__name__} has no {' and no '.join(missing)}; set it, or take the tokenizer of an "
             f"encoder such as BERT or RoBERTa"
         )
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, *texts: Sequence[str], **arguments: Any) -> BatchEncoding:
+    """Returns what a tokenizer makes of texts, or of pairs, as of text alone: "[MASK]" in it is no mask token.
+
+    What spells a special token is cut into pieces as other text is. Some vocabularies have the spelling as a piece, as
+    those of SentencePiece have "<s>": there it becomes the unknown token.
+
+    Args:
+        tokenizer: of any kind.
+        texts: first texts, and perhaps second ones.
+        arguments: of the tokenizer's call.
+    """
+    spelled = _spelled_ids(tokenizer)
+    encoding = tokenizer(*texts, split_special_tokens=True, return_special_tokens_mask=bool(spelled), **arguments)
+    if spelled:
+        for ids, added in zip(encoding["input_ids"], encoding.pop("special_tokens_mask"), strict=True):
+            for place, token_id in enumerate(ids):
+                if token_id in spelled and not added[place]:
+                    ids[place] = tokenizer.unk_token_id
+    return encoding
+
+
+def _spelled_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special tokens, less the unknown one, that come out of their spelling in text."""
+    encoding = tokenizer(tokenizer.all_special_tokens, add_special_tokens=False, split_special_tokens=True)
+    found = {token_id for ids in encoding["input_ids"] for token_id in ids}
+    return found & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+def share_unknown(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Returns the share of unknown tokens in rows of ids, less those that frame a row; 0 if there is no such token.
+
+    Args:
+        rows: each framed as a single text.
+        tokenizer: of the rows.
+    """
+    num_added = tokenizer.num_special_tokens_to_add(pair=False)
+    num_tokens = num_unknown = 0
+    for row in rows:
+        num_tokens += len(row) - num_added
+        num_unknown += 0 if tokenizer.unk_token_id is None else row.count(tokenizer.unk_token_id)
+    return num_unknown / max(1, num_tokens)
 
 
 # ---- Blocks ----
@@ -318,7 +274,9 @@ def pack_blocks(
         features=Features({"input_ids": List(Value("int32"))}),
         fn_kwargs={"tokenizer": tokenizer, "block_size": block_size},
     )
-    if isinstance(blocks, Dataset) and not len(blocks):
+    if not isinstance(blocks, Dataset):
+        return blocks.map(_as_list, input_columns="input_ids")
+    if not len(blocks):
         num_tokens = sum(map(len, _tokenize(documents["text"][:], tokenizer)))
         raise ValueError(
             f"{len(documents)} documents hold {num_tokens} tokens, no full block of {block_size}; give more text, a "
@@ -334,22 +292,57 @@ def _check_block_size(block_size: int, max_positions: int | None) -> None:
         raise ValueError(f"block_size is {block_size} but the model takes {max_positions} tokens; take a smaller one")
 
 
-def _pack(texts: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> dict[str, list[list[int]]]:
-    line = []
+def _pack(texts: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> dict[str, np.ndarray]:
+    # In four bytes a token: of a long document, lists would take ten times as much.
+    line = array("i")
     for ids in _tokenize(texts, tokenizer):
         if ids:
-            line += [*ids, tokenizer.sep_token_id]
+            line.extend(ids)
+            line.append(tokenizer.sep_token_id)
     width = block_size - 2
-    cuts = (line[start : start + width] for start in range(0, len(line) - width + 1, width))
-    return {"input_ids": [[tokenizer.cls_token_id, *cut, tokenizer.sep_token_id] for cut in cuts]}
+    num_blocks = len(line) // width
+    blocks = np.empty((num_blocks, block_size), dtype=np.int32)
+    blocks[:, 0], blocks[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
+    blocks[:, 1:-1] = np.frombuffer(line, dtype=np.intc, count=num_blocks * width).reshape(num_blocks, width)
+    return {"input_ids": blocks}
 
 
-def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    # Not verbose: documents are longer than the model's positions, which the tokenizer would warn of.
-    encoding = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    return encoding["input_ids"]
+def _as_list(block: np.ndarray) -> dict[str, list[int]]:
+    return {"input_ids": block.tolist()}
+
+
+def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[array]:
+    """Returns the ids of each text, which is cut in pieces, since a tokenizer takes much memory for its output."""
+    of_texts = [array("i") for _ in texts]
+    for numbers, pieces in _groups_of_pieces(texts):
+        # Not verbose: documents are longer than the model's positions, which the tokenizer would warn of.
+        encoding = encode_text(
+            tokenizer,
+            pieces,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        for number, ids in zip(numbers, encoding["input_ids"], strict=True):
+            of_texts[number].extend(ids)
+    return of_texts
+
+
+def _groups_of_pieces(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
+    numbers: list[int] = []
+    pieces: list[str] = []
+    num_characters = 0
+    for number, text in enumerate(texts):
+        for piece in text_pieces(text):
+            numbers.append(number)
+            pieces.append(piece)
+            num_characters += len(piece)
+            if num_characters >= _TOKENISED_TOGETHER:
+                yield numbers, pieces
+                numbers, pieces, num_characters = [], [], 0
+    if pieces:
+        yield numbers, pieces
 
 
 # ---- Masking ----
@@ -410,7 +403,8 @@ class PreparedData:
         validation: blocks of the held-out documents.
         fingerprint: JSON: what was asked for, the versions of what the text depends on, and for either set the SHA-256
             of its texts in order and the numbers of documents, words, tokens (without those that frame a block) and
-            blocks. Of a streamed training set these are not known.
+            blocks. Of a streamed training set these are not known. "unknown" is the share of the validation set's
+            tokens that the tokenizer does not know.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -424,6 +418,9 @@ def prepare_data(
     *,
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     vocab_size: int = 8192,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    character_coverage: float = 0.9995,
     block_size: int = 128,
     validation_fraction: float = 0.02,
     seed: int = 0,
@@ -433,6 +430,7 @@ def prepare_data(
     dataset_config: str | None = None,
     split: str = "train",
     text_column: str = "text",
+    document: str | None = None,
 ) -> PreparedData:
     """Returns the tokenizer and the blocks of a source, from disk if the same text was prepared before.
 
@@ -442,7 +440,10 @@ def prepare_data(
     Args:
         source: see `load_documents`, as for the arguments from `max_documents` on.
         tokenizer: a tokenizer, or what `load_tokenizer` takes; `None` trains one on the training set.
-        vocab_size: of the tokenizer to be trained.
+        vocab_size: of the tokenizer to be trained, as the next three (see `train_tokenizer`).
+        lowercase: whether capital letters become small ones.
+        strip_accents: whether letters lose their marks.
+        character_coverage: share of the text's characters that the alphabet has.
         block_size: see `pack_blocks`.
         validation_fraction: see `split_documents`.
         seed: of the split.
@@ -451,7 +452,7 @@ def prepare_data(
     Raises:
         ValueError: see the functions named above.
     """
-    _check_fraction(validation_fraction)
+    check_fraction(validation_fraction)
     if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(tokenizer)
     if tokenizer is not None:
@@ -463,6 +464,13 @@ def prepare_data(
         "dataset_config": dataset_config,
         "split": split,
         "text_column": text_column,
+        "document": document,
+    }
+    training = {
+        "vocab_size": vocab_size,
+        "lowercase": lowercase,
+        "strip_accents": strip_accents,
+        "character_coverage": character_coverage,
     }
     documents = load_documents(source, **reading, cache_dir=cache_dir)
     head = Dataset.from_list(list(documents.take(_STREAM_HEAD))) if streaming else documents
@@ -477,15 +485,27 @@ def prepare_data(
         "versions": _versions(source),
         **_by_side(_describe_texts, train, validation),
     }
-    build = partial(_build, texts, train, validation, tokenizer, vocab_size, fingerprint)
+    build = partial(_build, texts, train, validation, tokenizer, training, fingerprint)
     if streaming:
-        return build()
-    tokenizer_key = vocab_size if tokenizer is None else tokenizer_sha256(tokenizer)
-    folder = cache_folder(cache_dir) / f"prepared-{short_hash(_PREPARED_VERSION, fingerprint, tokenizer_key)}"
-    if not folder.is_dir():
-        with written_at_once(folder) as temporary:
-            _save(build(), temporary)
-    return _load(folder, tokenizer)
+        data = build()
+    else:
+        tokenizer_key = training if tokenizer is None else tokenizer_sha256(tokenizer)
+        folder = cache_folder(cache_dir) / f"prepared-{short_hash(_PREPARED_VERSION, fingerprint, tokenizer_key)}"
+        # Of other texts too: whether a text will ever be asked for again is not known.
+        remove_leftovers(folder.parent)
+        if not folder.is_dir():
+            with written_at_once(folder) as temporary:
+                _save(build(), temporary)
+        data = _load(folder, tokenizer)
+    if (share := data.fingerprint["unknown"]) > _MOST_UNKNOWN:
+        remedy = (
+            "take one that was made for this text" if tokenizer else "take a larger character_coverage or more text"
+        )
+        logger.warning(
+            f"the tokenizer does not know {share:.1%} of the tokens of the held-out text, where at most "
+            f"{_MOST_UNKNOWN:.0%} is common; {remedy}"
+        )
+    return data
 
 
 def load_data(settings: DataSettings) -> PreparedData:
@@ -512,7 +532,8 @@ def _describe_texts(documents: Documents) -> dict[str, Any]:
     digest, num_words = sha256(), 0
     for batch in documents.select_columns(["text"]).iter(1000):
         digest.update("".join(f"{text}\0" for text in batch["text"]).encode())
-        num_words += sum(len(text.split()) for text in batch["text"])
+        # Counted one by one: a list of the words takes ten times the memory of the text.
+        num_words += sum(1 for text in batch["text"] for _ in _WORD.finditer(text))
     return {"sha256": digest.hexdigest(), "documents": len(documents), "words": num_words}
 
 
@@ -527,18 +548,19 @@ def _build(
     train: Documents,
     validation: Dataset,
     tokenizer: PreTrainedTokenizerBase | None,
-    vocab_size: int,
+    training: dict[str, Any],
     fingerprint: dict[str, Any],
 ) -> PreparedData:
     block_size = fingerprint["block_size"]
     if tokenizer is None:
         known = texts.take(_TOKENIZER_DOCUMENTS)["text"]
-        tokenizer = train_tokenizer(known, vocab_size, model_max_length=max(512, block_size))
+        tokenizer = train_tokenizer(known, **training, model_max_length=max(512, block_size))
     train, validation = (
         pack_blocks(documents, tokenizer, block_size, tokenizer.model_max_length) for documents in (train, validation)
     )
     facts = _by_side(partial(_describe_blocks, block_size=block_size), train, validation)
     facts |= {"tokenizer": tokenizer_sha256(tokenizer), "vocab_size": len(tokenizer)}
+    facts["unknown"] = share_unknown((block["input_ids"] for block in validation), tokenizer)
     return PreparedData(tokenizer, train, validation, {**fingerprint, **facts})
 
 

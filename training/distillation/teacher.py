@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicConfig
 
+from ..data.fitting import knows_token_types, max_sequence_length, num_rows
 from ..data.text import load_tokenizer
 from ..files import short_hash, write_json, written_at_once
 from ..runs.folders import MODEL_FOLDER
@@ -92,8 +93,8 @@ def load_teacher(
     if isinstance(model.config, MagicConfig) and model.config.is_supernet:
         raise ValueError(f"the teacher {name!r} is a super-net; export one of its children and name that")
     is_masked_lm = type(model).__name__.endswith("ForMaskedLM")
-    if tokenizer is not None and is_masked_lm and model.config.vocab_size > len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer))
+    if tokenizer is not None and is_masked_lm and model.config.vocab_size > num_rows(tokenizer):
+        model.resize_token_embeddings(num_rows(tokenizer))
     return model.eval().requires_grad_(False)
 
 
@@ -201,15 +202,6 @@ def _label_names(config: Any) -> list[str | None]:
     return [None if name == f"LABEL_{index}" else name for index, name in enumerate(names)]
 
 
-def max_sequence_length(config: PreTrainedConfig) -> int | None:
-    """Returns how many tokens a model takes, `None` for any; RoBERTa's positions begin after its pad token's."""
-    if isinstance(config, MagicConfig):
-        return config.max_sequence_length
-    positions = config.to_dict().get("max_position_embeddings")
-    unused = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return None if positions is None else positions - unused
-
-
 def check_length(config: PreTrainedConfig, name: str, setting: str, length: int) -> None:
     """Raises a ValueError where a model takes fewer tokens than it is to be given.
 
@@ -230,8 +222,10 @@ def check_length(config: PreTrainedConfig, name: str, setting: str, length: int)
 
 
 def teacher_inputs(teacher: nn.Module, inputs: Mapping[str, Any]) -> Inputs:
-    """Returns what of a batch the teacher reads: never the labels, token types only where its class takes them."""
-    taken = inspect.signature(teacher.forward).parameters
+    """Returns what of a batch the teacher reads: never the labels, token types only where it knows several."""
+    taken = set(inspect.signature(teacher.forward).parameters)
+    if isinstance(teacher, PreTrainedModel) and not knows_token_types(teacher.config):
+        taken.discard("token_type_ids")
     return {name: inputs[name] for name in _INPUTS if name in taken and inputs.get(name) is not None}
 
 

@@ -1,7 +1,7 @@
 """Fine-tuning of one model on one task, on `Trainer`: a new head, dynamic padding, the best epoch on dev (5.1)."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,8 @@ from ..distillation.trainers import DistillationTrainer
 from ..internals import load_weights
 from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
-from ..runs.checkpoints import last_complete_checkpoint, load_finished
+from ..resuming import last_complete_checkpoint
+from ..runs.checkpoints import load_finished
 from .metrics import compute_metrics, task_score
 from .settings import TOKENS
 from .tasks import IGNORED, Task, predictions_and_references
@@ -248,12 +249,12 @@ def _metrics(task: Task, prediction: EvalPrediction) -> dict[str, float]:
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
     metrics = compute_metrics(task.metrics, *predictions_and_references(task, logits, labels))
-    return {**metrics, SCORE: task_score(task.metrics, metrics)}
+    return {**metrics, SCORE: task_score(task.score_metrics, metrics)}
 
 
 def _train(trainer: Trainer) -> None:
     """Trains from the start or from the last checkpoint to the end; the model then has the best weights."""
-    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir))
+    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir), tells=True)
     if checkpoint is None or not load_finished(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
         return
@@ -290,13 +291,13 @@ def _result(trainer: Trainer, task: Task, seconds: float) -> FinetuneResult:
 
 def predict(
     model: PreTrainedModel, rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32
-) -> np.ndarray:
-    """Returns the model's outputs for tokenised rows, in their order: class ids, or numbers for regression.
+) -> Any:
+    """Returns what the model says of tokenised rows, in their order, in the form of `predictions_and_references`.
 
     Args:
         model: fine-tuned on the task.
         rows: of `tasks.tokenize`, with or without labels.
-        task: of one class or a number for each row.
+        task: what the rows are of.
         tokenizer: pads.
         batch_size: rows of a batch; rows of like length share one.
     """
@@ -316,7 +317,27 @@ def predict(
             outputs = trainer.predict(rows.select_columns(kept).select(order)).predictions
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     assert isinstance(logits, np.ndarray)
-    predicted, _ = predictions_and_references(task, logits, np.zeros(len(logits), dtype=np.int64))
-    in_order = np.empty_like(predicted)
-    in_order[order] = predicted
-    return in_order
+    places = np.argsort(order)
+    labels = np.zeros(len(logits), dtype=np.int64)
+    if task.problem_type == TOKENS:
+        labels = _padded(rows["labels"][:], logits.shape[1])
+    predicted, _ = predictions_and_references(task, logits[places], labels)
+    return predicted
+
+
+def score_predictions(task: Task, rows: Dataset, predicted: Any) -> dict[str, float]:
+    """Returns the metrics and the score of what `predict` gave for rows with labels."""
+    labels = rows["labels"][:]
+    if task.problem_type == TOKENS:
+        true: Any = [[task.labels[label] for label in row if label != IGNORED] for row in labels]
+    else:
+        true = np.asarray(labels, dtype=predicted.dtype)
+    metrics = compute_metrics(task.metrics, predicted, true)
+    return {**metrics, SCORE: task_score(task.score_metrics, metrics)}
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    padded = np.full((len(rows), width), IGNORED, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded

@@ -1,8 +1,10 @@
 """The run of fine-tuning: tasks x learning rates x batch sizes x seeds, one after the other, and their table (5.1)."""
 
 import json
+import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import product
@@ -17,25 +19,55 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
 )
 
+from modeling_magic import MagicPreTrainedModel
+
+from ..data.fitting import fit_tokenizer, max_sequence_length, num_rows
 from ..data.text import tokenizer_sha256
 from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
-from ..files import read_json, short_hash, write_json, written_at_once
-from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run
+from ..files import read_json, short_hash, write_json, write_text, written_at_once
+from ..hub.export import FINETUNING_NAME, MANIFEST_NAME, export_model
+from ..hub.model_folders import provenance, public_name
+from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run, versions
 from ..runs.training import training_arguments
-from .finetune import auto_class, best_epoch_arguments, finetune, load_for_task, predict, set_task
-from .glue_table import FinetuneRun, TaskRow, best_setting, table_columns, write_table
-from .settings import FinetuneSettings
-from .tasks import GLUE, Task, glue_task, load_files, load_glue, measured_title, tokenize, write_submission
+from .finetune import (
+    auto_class,
+    best_epoch_arguments,
+    finetune,
+    load_for_task,
+    predict,
+    score_predictions,
+    set_task,
+)
+from .glue_table import FinetuneRun, ScoresOnTest, TaskRow, best_setting, table_columns, write_table
+from .own_files import load_files
+from .settings import TOKENS, FinetuneSettings
+from .tasks import (
+    GLUE,
+    Task,
+    glue_task,
+    load_glue,
+    measured_title,
+    predicted_names,
+    tokenize,
+    with_word_spaces,
+    write_submission,
+)
 
+
+logger = logging.getLogger(__name__)
 
 ALL_TASKS = "all"
-FACTS_NAME = "finetune.json"
+TEST_NAME = "test.json"
+PREDICTIONS_NAME = "test_predictions.jsonl"
+# Of a row, where the model takes as many.
+USUAL_LENGTH = 128
 SUBMISSION_FOLDER = "submission"
 # RoBERTa's, whose published commands for GLUE do not clip.
 _OPTIMIZER = {"adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "lr_scheduler_type": "linear"}
@@ -54,13 +86,16 @@ def check_finetuning(settings: FinetuneSettings) -> list[Task]:
         raise ValueError("no model is named; give a folder or a name on the Hub")
     names = list(GLUE) if ALL_TASKS in settings.tasks else settings.tasks
     tasks = list(dict.fromkeys(glue_task(name) for name in names))
-    files = (settings.train_file, settings.validation_file)
-    if tasks and any(files):
+    if tasks and any((settings.train_file, settings.validation_file, settings.test_file)):
         raise ValueError("tasks of GLUE and files of one's own are two sweeps; give either")
-    if not tasks and None in files:
+    if tasks and settings.metric_for_best_model is not None:
         raise ValueError(
-            f"there is nothing to fine-tune on; name tasks ({', '.join(GLUE)} or {ALL_TASKS}), or both a train_file "
-            f"and a validation_file"
+            f"metric_for_best_model is {settings.metric_for_best_model!r}, which is for files of one's own; a task of "
+            f"GLUE is scored by the mean of its metrics"
+        )
+    if not tasks and settings.train_file is None:
+        raise ValueError(
+            f"there is nothing to fine-tune on; name tasks ({', '.join(GLUE)} or {ALL_TASKS}), or a train_file"
         )
     _arguments(settings, Path(), None, *next(_settings_and_seeds(settings)))
     return sorted(tasks, key=lambda task: task.starts_from is not None)
@@ -102,13 +137,17 @@ def _arguments(
 
 @dataclass(frozen=True)
 class _Work:
-    """A task with its tokenised rows, the checkpoint it starts from, and a hash of these and of all settings."""
+    """A task with its tokenised rows, the checkpoint it starts from, and a hash of these and of all settings.
+
+    `has_test_labels` tells whether the test rows can be scored: tokenised ones may hold labels that stand for none.
+    """
 
     task: Task
     title: str
     data: DatasetDict
     source: str
     key: str
+    has_test_labels: bool
 
 
 def _load_data(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[tuple[Task, DatasetDict]]:
@@ -116,15 +155,19 @@ def _load_data(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[tuple[
     if tasks:
         return [(task, _subset(load_glue(task, settings.glue_folder), settings)) for task in tasks]
     assert settings.train_file is not None
-    assert settings.validation_file is not None
-    task, data = load_files(
+    task, data, notes = load_files(
         settings.train_file,
         settings.validation_file,
         settings.test_file,
         text_columns=settings.text_columns,
         label_column=settings.label_column,
         problem_type=settings.problem_type,
+        class_names=settings.class_names,
+        validation_fraction=settings.validation_fraction,
+        metric_for_best_model=settings.metric_for_best_model,
     )
+    for note in notes:
+        logger.info(note)
     return [(task, _subset(data, settings))]
 
 
@@ -166,12 +209,34 @@ def _load_tokenizer(settings: FinetuneSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _load_config(name: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the length that is asked for, or else the usual one, as far as the tokenizer and all models take it."""
+    if settings.max_length is not None:
+        return settings.max_length
+    limits = [tokenizer.model_max_length]
+    for source in sources:
+        # What cannot be loaded is named where it is.
+        with suppress(OSError, ValueError):
+            limits.append(max_sequence_length(AutoConfig.from_pretrained(source)) or USUAL_LENGTH)
+    length = min(USUAL_LENGTH, *limits)
+    if length < USUAL_LENGTH:
+        logger.info(f"max_length: {length} tokens, the most that the model takes")
+    return length
+
+
 def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     config = model.config
-    if len(tokenizer) > config.vocab_size:
+    if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model's embeddings {config.vocab_size}; name the "
-            f"tokenizer that the model was trained with"
+            f"the tokenizer has ids up to {num_rows(tokenizer) - 1} but the model's embeddings {config.vocab_size} "
+            f"rows; name the tokenizer that the model was trained with"
         )
     check_length(config, "the model", "max_length", max_length)
 
@@ -220,24 +285,33 @@ class _Sweep:
         """Reads all data and loads all models once, so that nothing is found wrong after hours of training."""
         self._settings, self._output_dir = settings, output_dir
         loaded = _load_data(settings, tasks)
-        self._tokenizer = _load_tokenizer(settings)
+        tokenizer = _load_tokenizer(settings)
+        if any(task.problem_type == TOKENS for task, _ in loaded):
+            tokenizer = with_word_spaces(tokenizer)
+        self._tokenizer = fit_tokenizer(tokenizer, _load_config(settings.model))
+        tasks = [task for task, _ in loaded]
+        sources = {task.name: self._start_of(task, tasks) for task in tasks}
+        taught = [] if settings.teacher is None else [_model_of(settings.teacher, task) for task in tasks]
+        known = (source for source in sources.values() if source != str(self._model_folder("mnli")))
+        self._max_length = _max_length(settings, {settings.model, *known, *taught}, self._tokenizer)
         source_hash, self._num_parameters = "", 0
         self._work: list[_Work] = []
         for task, data in loaded:
-            source = self._start_of(task, [other for other, _ in loaded])
+            source = sources[task.name]
             if source == settings.model and source_hash:
                 start = source_hash
             elif source == str(self._model_folder("mnli")):
                 # Known when it is trained.
                 start = ""
             else:
-                _check_fit(load_for_task(source, task, seed=0), self._tokenizer, settings.max_length)
+                _check_fit(load_for_task(source, task, seed=0), self._tokenizer, self._max_length)
                 start, num_parameters = _encoder_hash(source)
                 if source == settings.model:
                     source_hash, self._num_parameters = start, num_parameters
             key = short_hash(start, self._key_of(task, data))
-            tokenized = tokenize(data, task, self._tokenizer, settings.max_length)
-            self._work.append(_Work(task, measured_title(task, data), tokenized, source, key))
+            tokenized = tokenize(data, task, self._tokenizer, self._max_length)
+            has_test_labels = "test" in data and "label" in data["test"].column_names
+            self._work.append(_Work(task, measured_title(task, data), tokenized, source, key, has_test_labels))
         if not self._num_parameters:
             self._num_parameters = _encoder_hash(settings.model)[1]
         # Those on record, by their keys; read once the folder is this process's alone.
@@ -266,7 +340,7 @@ class _Sweep:
                 f"{name} has {teacher.config.num_labels} outputs but {task.title} has {task.num_labels}; name a model "
                 f"that was fine-tuned on {task.title}, or a fine-tuning run"
             )
-        check_length(teacher.config, name, "max_length", self._settings.max_length)
+        check_length(teacher.config, name, "max_length", self._max_length)
         student = set_task(AutoConfig.from_pretrained(self._settings.model), task)
         try:
             check_configs(teacher.config, student, head_of(teacher))
@@ -279,11 +353,14 @@ class _Sweep:
         settings = self._settings
         # Loaded to be checked; kept only while its task is trained.
         teacher = self._load_teacher(task)
-        names = ("num_epochs", "warmup_fraction", "weight_decay", "max_length", "max_steps", "group_by_length")
+        names = ("num_epochs", "warmup_fraction", "weight_decay", "max_steps", "group_by_length")
         distilled = ("distillation_weight", "temperature") if teacher is not None else ()
         trained = {split: rows for split, rows in data.items() if split in ("train", *task.validation_splits)}
         return {
-            "task": asdict(task),
+            "task": {
+                name: value for name, value in asdict(task).items() if name != "best_metric" or value is not None
+            },
+            "max_length": self._max_length,
             "data": _rows_hash(DatasetDict(trained)),
             "tokenizer": tokenizer_sha256(self._tokenizer),
             "teacher": None if teacher is None else weights_hash(teacher),
@@ -312,7 +389,7 @@ class _Sweep:
         start = ""
         if work.source == str(self._model_folder("mnli")):
             # As trained in this very sweep: the key of the fine-tuning that the model is of.
-            start = read_json(Path(work.source) / FACTS_NAME)["key"]
+            start = read_json(Path(work.source) / FINETUNING_NAME)["key"]
         group, teacher = short_hash(work.key, start), None
         runs: list[FinetuneRun] = []
         for learning_rate, batch_size, seed in _settings_and_seeds(self._settings):
@@ -329,7 +406,10 @@ class _Sweep:
         if self._settings.submission:
             self._submit(work)
         num_scored = len(work.data[work.task.validation_splits[0]])
-        return TaskRow(work.task.name, work.title, best_setting(runs), num_scored)
+        metrics = [name for name in work.task.metrics if name != work.task.best_metric]
+        own = () if work.task.best_metric is None else (work.task.best_metric, *metrics)
+        test = self._test(work) if own and "test" in work.data else None
+        return TaskRow(work.task.name, work.title, best_setting(runs), num_scored, own, test)
 
     def _best_of(self, group: str) -> FinetuneRun | None:
         """Returns the best of the fine-tunings on record that differ in learning rate, batch size and seed only."""
@@ -340,7 +420,7 @@ class _Sweep:
 
         On a device that does not repeat its bits, it may then be no longer the best, and another's turn comes.
         """
-        facts = self._model_folder(work.task.name) / FACTS_NAME
+        facts = self._model_folder(work.task.name) / FINETUNING_NAME
         while True:
             best = self._best_of(group)
             assert best is not None
@@ -395,18 +475,47 @@ class _Sweep:
         )
         best_before = self._best_of(group)
         if best_before is None or _rank(run) > _rank(best_before):
-            self._keep_model(model, run)
+            self._keep_model(work, model, run)
         self._runs[key] = run
         write_json(self._output_dir / RECORDS_NAME, [asdict(other) for other in self._runs.values()])
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _keep_model(self, model: PreTrainedModel, run: FinetuneRun) -> None:
+    def _keep_model(self, work: _Work, model: PreTrainedModel, run: FinetuneRun) -> None:
         folder = self._model_folder(run.task)
+        facts = {name: value for name, value in asdict(run).items() if name != "epochs"}
+        facts["model"] = public_name(self._settings.model)
+        if isinstance(model, MagicPreTrainedModel):
+            if not (folder / MANIFEST_NAME).is_file():
+                # Of a run of an earlier release, whose models were no exports.
+                shutil.rmtree(folder, ignore_errors=True)
+            files = {FINETUNING_NAME: json.dumps(facts, indent=2) + "\n"}
+            export_model(model, self._tokenizer, folder, self._manifest(work, run), files=files)
+            return
         with written_at_once(folder, replaces=True) as temporary:
             model.save_pretrained(temporary)
-            self._tokenizer.save_pretrained(temporary)
-            facts = {name: value for name, value in asdict(run).items() if name != "epochs"}
-            write_json(temporary / FACTS_NAME, {**facts, "model": self._settings.model})
+            fit_tokenizer(self._tokenizer, model.config).save_pretrained(temporary)
+            write_json(temporary / FINETUNING_NAME, facts)
+
+    def _manifest(self, work: _Work, run: FinetuneRun) -> dict[str, Any]:
+        """Returns what is published of a fine-tuned model: where it is from, how it was trained, what it scored."""
+        teacher = self._settings.teacher
+        taught = {} if teacher is None else {"teacher": public_name(_model_of(teacher, work.task))}
+        return {
+            **provenance(self._settings.model),
+            "finetuning": {
+                "data": work.title,
+                "start": public_name(work.source),
+                **taught,
+                **{name: getattr(run, name) for name in ("learning_rate", "batch_size", "seed", "steps", "best_step")},
+                "versions": versions(),
+            },
+            "scores": [
+                {"data": work.title, "split": split, "rows": len(work.data[split]), "metric": name, "value": value}
+                for split, metrics in run.metrics.items()
+                for name, value in metrics.items()
+                if name in work.task.metrics
+            ],
+        }
 
     def _clean(self, task: Task) -> None:
         """Removes what trainings that were stopped have left behind."""
@@ -420,7 +529,7 @@ class _Sweep:
         if GLUE.get(work.task.name) != work.task or not splits:
             return
         folder = self._output_dir / SUBMISSION_FOLDER
-        facts = read_json(self._model_folder(work.task.name) / FACTS_NAME)
+        facts = read_json(self._model_folder(work.task.name) / FINETUNING_NAME)
         stamp = self._output_dir / work.task.name / "submitted.json"
         wanted = [facts["key"], *splits]
         if stamp.is_file() and read_json(stamp) == wanted:
@@ -432,6 +541,25 @@ class _Sweep:
         }
         write_submission(work.task, predictions, folder)
         write_json(stamp, wanted)
+
+    def _test(self, work: _Work) -> ScoresOnTest:
+        """Predicts a user's test file with the best model on dev, and scores it where it has labels."""
+        task, rows = work.task, work.data["test"]
+        folder = self._output_dir / task.name
+        key = short_hash(read_json(folder / MODEL_FOLDER / FINETUNING_NAME)["key"], _rows_hash(DatasetDict(test=rows)))
+        stamp, predictions = folder / TEST_NAME, folder / PREDICTIONS_NAME
+        if predictions.is_file() and stamp.is_file() and (known := read_json(stamp))["key"] == key:
+            return ScoresOnTest(**known["scores"])
+        model = auto_class(task).from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
+        size = self._settings.training_arguments.get("per_device_eval_batch_size", 32)
+        predicted = predict(model, rows, task, self._tokenizer, size)
+        names = predicted_names(task, predicted)
+        lines = [json.dumps({"idx": number, "prediction": name}) + "\n" for number, name in enumerate(names)]
+        write_text(predictions, "".join(lines))
+        metrics = score_predictions(task, rows, predicted) if work.has_test_labels else None
+        scores = ScoresOnTest(len(rows), metrics, str(predictions.relative_to(self._output_dir)))
+        write_json(stamp, {"key": key, "scores": asdict(scores)})
+        return scores
 
     def _table(self, rows: Sequence[TaskRow], complete: bool) -> dict[str, Any]:
         """Writes the table with the rows so far, and returns it as JSON."""

@@ -1,8 +1,11 @@
-"""The table of a fine-tuning sweep in the layout of the paper's Tables 2 and 4: medians over seeds, best settings."""
+"""The table of a fine-tuning sweep: medians over seeds of the best setting.
+
+GLUE's is in the layout of the paper's Tables 2 and 4; that of a user's own data has a column for each metric.
+"""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,10 @@ PAPER_COLUMNS = ("mnli", "qqp", "qnli", "cola", "sst2", "stsb", "rte", "mrpc")
 # Paper silent: what it shows of a task that has two metrics. These are the ones whose test results for BERT-base are
 # those of the leaderboard.
 _SHOWN = {"qqp": "accuracy", "mrpc": "accuracy", "stsb": "spearmanr"}
+_GLUE_CAPTION = (
+    " MNLI, QQP, QNLI, SST-2, RTE, MRPC, WNLI: accuracy; CoLA: Matthews' correlation; STS-B: Spearman's. AVG is over "
+    "the eight tasks of the paper's Table 2, MNLI matched."
+)
 _SPLIT_SUFFIX = {"validation_matched": "-m", "validation_mismatched": "-mm"}
 _STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {"median": statistics.median, "min": min, "max": max}
 
@@ -47,6 +54,21 @@ class FinetuneRun:
 
 
 @dataclass(frozen=True)
+class ScoresOnTest:
+    """What the best model came to on a test file.
+
+    Attributes:
+        num_rows: of the file.
+        metrics: metrics and score; `None` where the file has no labels.
+        predictions: the file of the predictions, within the run's folder.
+    """
+
+    num_rows: int
+    metrics: dict[str, float] | None
+    predictions: str
+
+
+@dataclass(frozen=True)
 class TaskRow:
     """What the sweep of one task came to.
 
@@ -55,16 +77,25 @@ class TaskRow:
         title: as it is reported, with the number of rows where that is a part of the task.
         runs: those of the best setting, one for each seed.
         num_scored: rows of the first validation split, which may be a part of it; left out, not known.
+        own_metrics: of a user's own data the metrics, the one that is the score first; none for GLUE.
+        test: on a user's own test file.
     """
 
     task: str
     title: str
     runs: tuple[FinetuneRun, ...]
     num_scored: int | None = None
+    own_metrics: tuple[str, ...] = ()
+    test: ScoresOnTest | None = None
 
-    def values(self, split: str) -> list[float]:
-        """Returns, for each seed, what the table shows of a split, from 0 to 1."""
-        return [run.metrics[split][_SHOWN.get(self.task, "score")] for run in self.runs]
+    @property
+    def shown(self) -> str:
+        """The metric that stands for the task where there is room for one."""
+        return self.own_metrics[0] if self.own_metrics else _SHOWN.get(self.task, "score")
+
+    def values(self, split: str, metric: str | None = None) -> list[float]:
+        """Returns, for each seed, a metric of a split, from 0 to 1; by default the one that is shown."""
+        return [run.metrics[split][metric or self.shown] for run in self.runs]
 
     @property
     def splits(self) -> list[str]:
@@ -81,7 +112,8 @@ class TaskRow:
             "batch_size": first.batch_size,
             "seeds": [run.seed for run in self.runs],
             "num_scored": self.num_scored,
-            "shown": _SHOWN.get(self.task, "score"),
+            "shown": self.shown,
+            **({} if self.test is None else {"test": asdict(self.test)}),
             "metrics": {
                 split: {
                     name: _summary([run.metrics[split][name] for run in self.runs]) for name in first.metrics[split]
@@ -122,7 +154,7 @@ def average(rows: Sequence[TaskRow]) -> dict[str, float] | None:
     The median is the mean of the columns' medians, as in the paper; min and max are over the seeds' means. MNLI counts
     once, matched.
     """
-    found = {row.task: row.values(row.splits[0]) for row in rows}
+    found = {row.task: row.values(row.splits[0]) for row in rows if not row.own_metrics}
     return _average([found[task] for task in PAPER_COLUMNS]) if found.keys() >= set(PAPER_COLUMNS) else None
 
 
@@ -138,9 +170,10 @@ def _average(columns: Sequence[Sequence[float]]) -> dict[str, float]:
 def table_columns(rows: Sequence[TaskRow]) -> dict[str, dict[str, float | None]]:
     """Returns the columns of the table by their titles: median, min and max in percent, `None` where there is none.
 
-    Those of Table 2 come first where any of them is there, then AVG, then all others.
+    Those of Table 2 come first where any of them is there, then AVG, then all others. Own data have a column for each
+    metric.
     """
-    found = {row.task: row for row in rows}
+    found = {row.task: row for row in rows if not row.own_metrics}
     columns: dict[str, dict[str, float | None]] = {}
     paper = [found[task] for task in PAPER_COLUMNS if task in found]
     for row in paper:
@@ -149,17 +182,18 @@ def table_columns(rows: Sequence[TaskRow]) -> dict[str, dict[str, float | None]]
         mean = average(rows)
         columns["AVG"] = {name: None if mean is None else 100 * mean[name] for name in _STATISTICS}
     for row in rows:
-        if row.task not in PAPER_COLUMNS:
+        if row.own_metrics or row.task not in PAPER_COLUMNS:
             columns |= _columns_of(row)
     return columns
 
 
 def _columns_of(row: TaskRow) -> dict[str, dict[str, float | None]]:
+    shown = [(f"{row.title}: {metric}", row.splits[0], metric) for metric in row.own_metrics] or [
+        (row.title + _SPLIT_SUFFIX.get(split, ""), split, row.shown) for split in row.splits
+    ]
     return {
-        row.title + _SPLIT_SUFFIX.get(split, ""): {
-            name: 100 * function(row.values(split)) for name, function in _STATISTICS.items()
-        }
-        for split in row.splits
+        title: {name: 100 * function(row.values(split, metric)) for name, function in _STATISTICS.items()}
+        for title, split, metric in shown
     }
 
 
@@ -199,11 +233,15 @@ def _markdown(
         markdown_table(["Model", "Params", *columns], scores),
         "",
         "Dev set, in percent: medians over seeds of the setting with the best median, and below them the range over "
-        "seeds; each fine-tuning counts with its best epoch. MNLI, QQP, QNLI, SST-2, RTE, MRPC: accuracy; CoLA: "
-        "Matthews' correlation; STS-B: Spearman's; other tasks: the mean of their metrics. AVG is over the eight "
-        "tasks of the paper's Table 2, MNLI matched.",
+        "seeds; each fine-tuning counts with its best epoch.",
     ]
-    paper = [row for row in rows if row.task in PAPER_COLUMNS]
+    if any(not row.own_metrics for row in rows):
+        lines[-1] += _GLUE_CAPTION
+    for row in rows:
+        if row.own_metrics:
+            lines[-1] += f" Epoch, setting and model of {row.title} are the best by {row.shown}."
+        lines += _test_lines(row)
+    paper = [row for row in rows if not row.own_metrics and row.task in PAPER_COLUMNS]
     if 1 < len(paper) < len(PAPER_COLUMNS):
         mean = _average([row.values(row.splits[0]) for row in paper])
         spread = f"{100 * mean['min']:.1f} to {100 * mean['max']:.1f}"
@@ -220,6 +258,18 @@ def _markdown(
     ]
     lines += ["", markdown_table(["Task", "learning rate", "batch size", "seeds", "dev rows"], settings)]
     return "\n".join(lines) + "\n"
+
+
+def _test_lines(row: TaskRow) -> list[str]:
+    if row.test is None:
+        return []
+    predictions = f"predictions in {row.test.predictions}"
+    if row.test.metrics is None:
+        return ["", f"Test file of {row.title}: {row.test.num_rows:,} rows without labels; {predictions}."]
+    values = [f"{100 * row.test.metrics[name]:.1f}" for name in row.own_metrics]
+    caption = f"Test file of {row.title}, in percent: the model that is best on dev; {predictions}."
+    table = markdown_table([*row.own_metrics, "test rows"], [[*values, f"{row.test.num_rows:,}"]])
+    return ["", table, "", caption]
 
 
 def _millions(num_parameters: int) -> str:

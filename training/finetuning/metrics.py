@@ -32,9 +32,9 @@ def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> flo
 
 
 def f1(predictions: np.ndarray, references: np.ndarray, average: str = "binary") -> float:
-    """Returns F1 of class 1, or over the columns of 0/1 matrices by `average`, as scikit-learn names the averages.
+    """Returns F1 of class 1, or of all classes or columns of 0/1 matrices by `average`, as scikit-learn names them.
 
-    A class that is neither predicted nor there counts 0.
+    A column that is neither predicted nor there counts 0; such a class does not count.
     """
     if np.ndim(references) == 2 and np.shape(references)[1] == 1:
         # scikit-learn takes one column for a sequence of two classes and would average over both.
@@ -99,23 +99,30 @@ def token_accuracy(predictions: Sequence[Sequence[str]], references: Sequence[Se
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a metric compares: the type of one row, and what it computes from all."""
+    """What a metric compares: the types that one row may have, and what it computes from all."""
 
-    row: Any
+    rows: tuple[Any, ...]
     function: Callable[..., float]
 
 
+_CLASS, _NUMBER, _VECTOR, _TAGS = Value("int64"), Value("float64"), List(Value("int64")), List(Value("string"))
 METRICS = {
-    "accuracy": _Kind(Value("int64"), accuracy),
-    "matthews_correlation": _Kind(Value("int64"), matthews_correlation),
-    "f1": _Kind(Value("int64"), f1),
-    "pearson": _Kind(Value("float64"), pearson_correlation),
-    "spearmanr": _Kind(Value("float64"), spearman_correlation),
-    "micro_f1": _Kind(List(Value("int64")), partial(f1, average="micro")),
-    "macro_f1": _Kind(List(Value("int64")), partial(f1, average="macro")),
-    "entity_f1": _Kind(List(Value("string")), entity_f1),
-    "token_accuracy": _Kind(List(Value("string")), token_accuracy),
+    "accuracy": _Kind((_CLASS,), accuracy),
+    "matthews_correlation": _Kind((_CLASS,), matthews_correlation),
+    "f1": _Kind((_CLASS,), f1),
+    "pearson": _Kind((_NUMBER,), pearson_correlation),
+    "spearmanr": _Kind((_NUMBER,), spearman_correlation),
+    "micro_f1": _Kind((_VECTOR,), partial(f1, average="micro")),
+    "macro_f1": _Kind((_VECTOR, _CLASS), partial(f1, average="macro")),
+    "entity_f1": _Kind((_TAGS,), entity_f1),
+    "token_accuracy": _Kind((_TAGS,), token_accuracy),
 }
+
+
+def _rows_of(names: Sequence[str]) -> list[Any]:
+    """Returns the types of rows that all of the metrics compare."""
+    first, *others = names
+    return [row for row in METRICS[first].rows if all(row in METRICS[name].rows for name in others)]
 
 
 class TaskMetric(evaluate.Metric):
@@ -134,13 +141,13 @@ class TaskMetric(evaluate.Metric):
             raise ValueError(
                 f"no metric {', '.join(map(repr, unknown)) or 'given'}; choose among {', '.join(METRICS)}"
             )
-        if len({str(METRICS[name].row) for name in names}) > 1:
+        if not _rows_of(names):
             raise ValueError(f"metrics {', '.join(names)} compare different kinds of rows; ask for them one by one")
         self.names = tuple(names)
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        row = METRICS[self.names[0]].row
+        row = _rows_of(self.names)[0]
         return evaluate.MetricInfo(
             description=f"Metrics of a fine-tuning task: {', '.join(self.names)}",
             citation="",
@@ -149,7 +156,7 @@ class TaskMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        if isinstance(METRICS[self.names[0]].row, Value):
+        if isinstance(_rows_of(self.names)[0], Value):
             predictions, references = np.asarray(predictions), np.asarray(references)
         return {name: METRICS[name].function(predictions, references) for name in self.names}
 
@@ -172,7 +179,7 @@ def compute_metrics(names: Sequence[str], predictions: Any, references: Any) -> 
             f"{len(predictions)} predictions stand against {len(references)} references; give as many, at least one"
         )
     for side, values in (("predictions", predictions), ("references", references)):
-        if METRICS[names[0]].row == Value("float64"):
+        if METRICS[names[0]].rows == (_NUMBER,):
             num_bad = int((~np.isfinite(np.asarray(values, dtype=np.float64))).sum())
             if num_bad:
                 raise ValueError(f"{num_bad} of {len(values)} {side} are not finite; a smaller learning rate may help")

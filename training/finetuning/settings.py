@@ -59,19 +59,39 @@ class FinetuneSettings(Settings):
     glue_folder: str | None = option(
         None, flag="--glue-folder", help="GLUE as a folder of TSV files. Default: nyu-mll/glue on the Hub."
     )
-    train_file: str | None = option(None, flag="--train-file", help="Your own data: CSV, TSV or JSON lines.")
+    train_file: str | None = option(None, flag="--train-file", help="Your own data: CSV, TSV, JSON lines or CoNLL.")
     validation_file: str | None = option(
-        None, flag="--validation-file", help="Your own validation data, with the same columns."
+        None,
+        flag="--validation-file",
+        help="Your own validation data, with the same columns. Default: a part of `train_file`, by a hash.",
+    )
+    validation_fraction: float = option(
+        0.1, above=0, below=1, help="Share of `train_file` that validates where there is no `validation_file`."
     )
     test_file: str | None = option(
-        None, flag="--test-file", help="Optional: your own test data, with the same columns."
+        None,
+        flag="--test-file",
+        help="Your own test data, which the best model predicts, and is scored on where they have labels.",
     )
     text_columns: tuple[str, ...] | None = option(
-        None, help="One or two columns of the files that hold text. Default: all but the label."
+        None, help="One or two columns of the files that hold text. Default: those whose values are text."
     )
-    label_column: str = option("label", help="The column of the files that holds the label.")
+    label_column: str | None = option(
+        None, help="The column of the files that holds the label. Default: label, else labels, score or tags."
+    )
+    class_names: tuple[str, ...] | None = option(
+        None,
+        is_filled=True,
+        help="Names of the classes, in the order of their numbers where the labels are numbers. Default: the labels "
+        "of `train_file`.",
+    )
     problem_type: str | None = option(
         None, choices=PROBLEM_TYPES, help="The kind of task in the files. Default: it follows from the labels."
+    )
+    metric_for_best_model: str | None = option(
+        None,
+        help="The metric of your own data by which the best epoch, setting and model are chosen. Default: accuracy, "
+        "pearson, micro_f1, entity_f1 or token_accuracy, by the kind of task. GLUE has the mean of its metrics.",
     )
     mnli_model: str | None = option(
         None,
@@ -109,7 +129,12 @@ class FinetuneSettings(Settings):
     )
     warmup_fraction: float = option(0.06, at_least=0, below=1, help="Share of the steps that warm up.")
     weight_decay: float = option(0.1, help="Decay of the weights, but not of biases and norms.")
-    max_length: int = option(128, at_least=1, unit="tokens", help="Longer rows are truncated.")
+    max_length: int | None = option(
+        None,
+        at_least=1,
+        unit="tokens",
+        help="Longer rows are truncated. Default: 128, or what the model takes.",
+    )
     max_train_samples: int | None = option(
         None,
         flag="--max-train-samples",
@@ -148,11 +173,8 @@ class FinetuneSettings(Settings):
         super().__post_init__()
         for name in (*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS):
             if name in self.training_arguments:
-                by = (
-                    f"set {SWEPT_ARGUMENTS[name]}"
-                    if name in SWEPT_ARGUMENTS
-                    else "the best epoch on dev is always kept"
-                )
+                own = {**SWEPT_ARGUMENTS, "metric_for_best_model": "metric_for_best_model itself"}
+                by = f"set {own[name]}" if name in own else "the best epoch on dev is always kept"
                 raise ValueError(f"training_arguments has {name}, which a fine-tuning sweep sets itself; {by}")
         accumulation = self.training_arguments.get("gradient_accumulation_steps", 1)
         for size in self.batch_sizes:
@@ -186,9 +208,14 @@ class SquadSettings(Settings):
         help="The same for validation. Default: the validation split of the data set that `train_file` names.",
     )
     version_2: bool = option(False, flag="--version-2", help="SQuAD 2.0: questions may have no answer.")
-    max_seq_length: int = option(384, at_least=1, unit="tokens", help="Length of a window.")
-    doc_stride: int = option(
-        128, at_least=0, unit="tokens", help="Tokens that neighbouring windows of a context have in common."
+    max_seq_length: int | None = option(
+        None, at_least=1, unit="tokens", help="Length of a window. Default: 384, or what the model takes."
+    )
+    doc_stride: int | None = option(
+        None,
+        at_least=0,
+        unit="tokens",
+        help="Tokens that neighbouring windows of a context share. Default: 128, or a third of a shorter window.",
     )
     max_query_length: int = option(64, at_least=1, unit="tokens", help="Longer questions are truncated.")
     n_best: int = option(20, at_least=1, help="Number of best answers saved for each question.")

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.text import tokenizer_sha256
 from ..files import cache_folder, short_hash, write_json, written_at_once
+from .task_files import lone_surrogate
 
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,9 @@ _ROW = Features(
 def load_squad(source: str | Path, split: str = "validation", version_2: bool = False) -> SquadData:
     """Returns the questions of a file in the official layout, or of a data set such as rajpurkar/squad on the Hub.
 
-    An answer that does not stand where `answer_start` says is moved to where it does, if it occurs exactly once in the
-    context; how many were moved is logged and in the fingerprint.
+    An article without a title is called by its number, an id that is a number by its figures, as annotation tools
+    write them. An answer that does not stand where `answer_start` says is moved to where it does, if it occurs exactly
+    once in the context; how many were moved is logged and in the fingerprint.
 
     Args:
         source: a JSON file or the name of a data set.
@@ -86,9 +88,9 @@ def load_squad(source: str | Path, split: str = "validation", version_2: bool = 
         version_2: whether questions without an answer are allowed, as in SQuAD 2.0.
 
     Raises:
-        ValueError: there is no such source; the file is no UTF-8, no JSON or laid out otherwise; an id comes twice, an
-            answer is not in its context, or a question has none and `version_2` is not set. The message names file,
-            article and question.
+        ValueError: there is no such source; the file is no UTF-8, no JSON, has half of a character or is laid out
+            otherwise; an id comes twice, an answer is not in its context, or a question has none and `version_2` is
+            not set. The message names file, article and question.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -122,7 +124,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not raw.strip():
         raise ValueError(f"{path} is empty; {LAYOUT}")
     try:
-        content = json.loads(raw.decode("utf-8-sig"))
+        text = raw.decode("utf-8-sig")
+        content = json.loads(text)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(
@@ -131,6 +134,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+    if (found := lone_surrogate(text)) is not None:
+        line = text.count("\n", 0, found) + 1
+        raise ValueError(
+            f"{path}, line {line}: {text[found : found + 6]} after {text[max(0, found - 30) : found]!r} is half of a "
+            f"character; mend or delete it"
+        )
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__} at its top, not an object; {LAYOUT}")
     return content
@@ -150,14 +159,26 @@ def _field(value: Any, key: str, kind: type, where: str) -> Any:
 def _questions_of_file(path: Path, content: dict[str, Any]) -> Iterator[_Question]:
     for number, article in enumerate(_field(content, "data", list, str(path)), 1):
         place = f"{path}: article {number}"
-        title = _field(article, "title", str, place)
+        title = _title_of(article, number, place)
         place = f"{path}: article {title!r}"
         for position, paragraph in enumerate(_field(article, "paragraphs", list, place), 1):
             there = f"{place}, paragraph {position}"
             context = _field(paragraph, "context", str, there)
             for item in _field(paragraph, "qas", list, there):
-                name = _field(item, "id", str, f"{there}, a question")
-                yield _question_of_file(item, title, context, f"{place}, question {name!r}")
+                name = _id_of(item, f"{there}, a question")
+                yield _question_of_file({**item, "id": name}, title, context, f"{place}, question {name!r}")
+
+
+def _title_of(article: Any, number: int, where: str) -> str:
+    if isinstance(article, dict) and article.get("title") is None:
+        return f"untitled {number}"
+    return _field(article, "title", str, where)
+
+
+def _id_of(item: Any, where: str) -> str:
+    if isinstance(item, dict) and type(item.get("id")) is int:
+        return str(item["id"])
+    return _field(item, "id", str, where)
 
 
 def _question_of_file(item: dict[str, Any], title: str, context: str, where: str) -> _Question:
@@ -245,7 +266,8 @@ def split_by_article(
         raise ValueError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
     whole = load_squad(source, version_2=True)
     content = _read_json(source)
-    titles = list(dict.fromkeys(article["title"] for article in content["data"]))
+    title_of = [_title_of(article, number, str(source)) for number, article in enumerate(content["data"], 1)]
+    titles = list(dict.fromkeys(title_of))
     if len(titles) < 2:
         raise ValueError(f"{source} holds one article; there must be two at least to have one on either side")
     num_test = min(max(1, round(test_fraction * len(titles))), len(titles) - 1)
@@ -256,7 +278,9 @@ def split_by_article(
             raise ValueError(f"{path} exists; take another folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     for path, part in zip(paths, ("train", "test"), strict=True):
-        articles = [article for article in content["data"] if (article["title"] in held_out) == (part == "test")]
+        chosen = [number for number, title in enumerate(title_of) if (title in held_out) == (part == "test")]
+        # The titles of both files are those of the one that was cut.
+        articles = [{**content["data"][number], "title": title_of[number]} for number in chosen]
         facts = {
             "part": part,
             "source": source.name,

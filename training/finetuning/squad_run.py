@@ -1,8 +1,9 @@
 """The run of SQuAD (Table 3): a model fine-tuned and scored on questions, or scored alone, in a folder of its own."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +27,13 @@ from transformers import (
 
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
+from ..data.fitting import fit_tokenizer, knows_token_types, max_sequence_length, num_rows
 from ..data.text import load_tokenizer
 from ..distillation.teacher import check_length, load_teacher, quiet_loading
 from ..distillation.trainers import DistillationTrainer
-from ..files import read_json, written_at_once
-from ..hub.convert import file_of_model
-from ..hub.export import MANIFEST_NAME, describe_model, export_model, training_manifest
+from ..files import written_at_once
+from ..hub.export import describe_model, export_model, training_manifest
+from ..hub.model_folders import provenance
 from ..losses import AccumulatedLossTrainer
 from ..progress import show_progress
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
@@ -42,6 +44,8 @@ from .squad_answers import SquadAnswers, find_answers, span_loss
 from .squad_data import SquadData, SquadWindows, check_lengths, load_squad, make_windows
 from .squad_metrics import squad_v1_metrics, squad_v2_metrics
 
+
+logger = logging.getLogger(__name__)
 
 # Paper silent: RoBERTa's recipe for SQuAD, as for GLUE, but for the learning rate, which is BERT's for models of base
 # size. Its other values are for 48 windows a step, however they are spread over devices and accumulation.
@@ -107,6 +111,18 @@ class SquadDistillationTrainer(_InOrder, DistillationTrainer):
 # ---- The run ----
 
 
+class _Lengths(NamedTuple):
+    """What `squad_data.make_windows` takes, in tokens."""
+
+    max_seq_length: int
+    doc_stride: int
+    max_query_length: int
+
+
+# BERT's for SQuAD, where the model takes as many.
+_USUAL = _Lengths(384, 128, 64)
+
+
 class _Side(NamedTuple):
     data: SquadData
     windows: SquadWindows
@@ -131,19 +147,24 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     config, tokenizer = _load_config(settings.model), load_tokenizer(settings.model)
-    _check_model(config, tokenizer, settings)
+    lengths = _lengths_of(settings, config, tokenizer)
+    _check_model(config, tokenizer, settings.model, lengths)
     with args.main_process_first():
-        train = None if settings.train_file is None else _read(settings.train_file, "train", tokenizer, settings)
+        train = (
+            None
+            if settings.train_file is None
+            else _read(settings.train_file, "train", tokenizer, settings.version_2, lengths)
+        )
         source = settings.validation_file or settings.train_file
         assert source is not None
-        validation = _read(source, "validation", tokenizer, settings)
+        validation = _read(source, "validation", tokenizer, settings.version_2, lengths)
     set_seed(args.seed)
     model = load_span_model(settings.model, trained=train is None)
     teacher = None
     if settings.teacher is not None:
         teacher = load_teacher(settings.teacher, tokenizer, AutoModelForQuestionAnswering)
         name = f"the teacher {settings.teacher!r}"
-        check_length(teacher.config, name, "max_seq_length", settings.max_seq_length)
+        check_length(teacher.config, name, "max_seq_length", lengths.max_seq_length)
     with open_run(output_dir, settings, args.should_save) as run:
         if run.result is not None:
             return run.result
@@ -171,22 +192,37 @@ def _load_config(name: str) -> PreTrainedConfig:
         raise ValueError(f"no model {name!r} ({str(error).splitlines()[0]}); check its name or folder") from None
 
 
-def _check_model(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, settings: SquadSettings) -> None:
-    name = settings.model
+def _lengths_of(settings: SquadSettings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> _Lengths:
+    """Returns the lengths of windows: the usual ones where none were given, as far as all models take them."""
+    length, stride = settings.max_seq_length, settings.doc_stride
+    if length is None:
+        limits = [tokenizer.model_max_length, max_sequence_length(config)]
+        if settings.teacher is not None:
+            # One that cannot be loaded is named where it is.
+            with suppress(OSError, ValueError):
+                limits.append(max_sequence_length(AutoConfig.from_pretrained(settings.teacher)))
+        length = min(_USUAL.max_seq_length, *(limit for limit in limits if limit is not None))
+        if length < _USUAL.max_seq_length:
+            logger.info(f"max_seq_length: {length} tokens, the most that the model takes")
+    stride = min(_USUAL.doc_stride, length // 3) if stride is None else stride
+    return _Lengths(length, stride, settings.max_query_length)
+
+
+def _check_model(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str, lengths: _Lengths) -> None:
     if isinstance(config, MagicConfig) and config.is_supernet:
         raise ValueError(f"{name} is a super-net; export one of its children and name that")
-    check_length(config, name, "max_seq_length", settings.max_seq_length)
-    if settings.max_seq_length > tokenizer.model_max_length:
+    check_length(config, name, "max_seq_length", lengths.max_seq_length)
+    if lengths.max_seq_length > tokenizer.model_max_length:
         raise ValueError(
-            f"max_seq_length is {settings.max_seq_length} but the tokenizer of {name} is for up to "
+            f"max_seq_length is {lengths.max_seq_length} but the tokenizer of {name} is for up to "
             f"{tokenizer.model_max_length} tokens; take a smaller one"
         )
-    if len(tokenizer) > config.vocab_size:
+    if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"{name} has embeddings for {config.vocab_size} tokens but its tokenizer has {len(tokenizer)}; it is "
-            f"another model's"
+            f"{name} has embeddings for {config.vocab_size} tokens but its tokenizer has ids up to "
+            f"{num_rows(tokenizer) - 1}; it is another model's"
         )
-    check_lengths(tokenizer, settings.max_seq_length, settings.doc_stride, settings.max_query_length)
+    check_lengths(tokenizer, *lengths)
 
 
 def load_span_model(name: str, trained: bool = False) -> PreTrainedModel:
@@ -216,16 +252,9 @@ def load_span_model(name: str, trained: bool = False) -> PreTrainedModel:
     return model
 
 
-def _read(source: str, split: str, tokenizer: PreTrainedTokenizerBase, settings: SquadSettings) -> _Side:
-    data = load_squad(source, split, settings.version_2)
-    windows = make_windows(
-        data,
-        tokenizer,
-        max_seq_length=settings.max_seq_length,
-        doc_stride=settings.doc_stride,
-        max_query_length=settings.max_query_length,
-    )
-    return _Side(data, windows)
+def _read(source: str, split: str, tokenizer: PreTrainedTokenizerBase, version_2: bool, lengths: _Lengths) -> _Side:
+    data = load_squad(source, split, version_2)
+    return _Side(data, make_windows(data, tokenizer, **lengths._asdict()))
 
 
 def _make_trainer(
@@ -265,7 +294,7 @@ def _make_trainer(
 def _model_columns(windows: SquadWindows, model: PreTrainedModel) -> Dataset:
     columns = ["input_ids", "token_type_ids", "start_positions", "end_positions", "length"]
     # A model without token types, such as a converted RoBERTa, cannot look up the context's.
-    if model.config.to_dict().get("type_vocab_size", 2) < 2:
+    if not knows_token_types(model.config):
         columns.remove("token_type_ids")
     return windows.rows.select_columns([name for name in columns if name in windows.rows.column_names])
 
@@ -397,13 +426,12 @@ def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
         return
     with written_at_once(folder, replaces=True) as temporary:
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        fit_tokenizer(tokenizer, model.config).save_pretrained(temporary)
 
 
 def _manifest(model: MagicPreTrainedModel, result: dict[str, Any]) -> dict[str, Any]:
     """Returns the manifest of a fine-tuned child: where its architecture is from, its training and its measures."""
-    path = file_of_model(result["model"], MANIFEST_NAME)
-    source = {} if path is None else read_json(path)
+    inherited = provenance(result["model"])
     row = {
         **result,
         **describe_model(model.config, "none"),
@@ -411,9 +439,9 @@ def _manifest(model: MagicPreTrainedModel, result: dict[str, Any]) -> dict[str, 
         # The nearest that a table of any model has to it.
         "val_accuracy": result["exact_match"] / 100,
     }
-    manifest = training_manifest(row, source.get("search"))
+    manifest = training_manifest(row, inherited.get("search"))
     manifest["results"][0]["name"] = "this model (accuracy: exact match)"
-    return {**manifest, "squad": result["metrics"]}
+    return {**inherited, **manifest, "squad": result["metrics"]}
 
 
 def squad_table(results: dict[str, dict[str, Any]]) -> str:

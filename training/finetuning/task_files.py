@@ -1,4 +1,4 @@
-"""Rows and labels of the files that a task is read from: CSV, TSV, JSON lines.
+"""Rows and labels of the files that a task is read from: CSV, TSV, JSON lines, CoNLL.
 
 Whatever is wrong is named with its file and line, before anything is trained on it.
 """
@@ -13,18 +13,22 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeAlias
 
-from .settings import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
+from .settings import MULTI_LABEL, REGRESSION, TOKENS
 
 
-# What a cell of JSON lines may hold; a cell of CSV and TSV is a string.
+# What a cell of JSON lines may hold; a cell of CSV and TSV is a string, one of CoNLL a list of strings.
 Cell: TypeAlias = str | int | float | bool | list | None
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+CONLL_SUFFIXES = (".conll", ".bio")
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", *CONLL_SUFFIXES)
 # Between the labels of one row of a multi-label CSV or TSV.
 LABEL_SEPARATOR = "|"
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"[+-]?\d+")
+# One cell of TSV that is quoted as CSV is, or has no quotation mark.
+_QUOTED_CELL = re.compile(r'"((?:[^"]|"")*)"|[^"\t\r\n]*')
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 _SHOWN_LABELS = 10
 
 
@@ -44,25 +48,30 @@ class Table:
         path: the file.
         columns: in the order of the file; of JSON lines, the keys of the first line.
         rows: at least one.
+        is_quoted: whether a TSV was found to be quoted as CSV is.
     """
 
     path: Path
     columns: tuple[str, ...]
     rows: list[Row]
+    is_quoted: bool = False
 
 
 # ---- Reading ----
 
 
 def read_table(path: str | Path) -> Table:
-    """Returns the rows of a .csv, .tsv, .json or .jsonl file in UTF-8.
+    """Returns the rows of a .csv, .tsv, .json, .jsonl, .conll or .bio file in UTF-8.
 
     CSV is quoted as spreadsheets quote it and may hold line breaks in quotes. In TSV a quotation mark is a character
-    as any other, as in GLUE's files. JSON lines hold one object a line, all with the keys of the first.
+    as any other, as in GLUE's files, unless the whole file is quoted as CSV is (see `_is_quoted`). JSON lines hold one
+    object a line, all with the keys of the first. CoNLL holds a word and its tag a line and an empty line between
+    sentences: the words are the column "tokens", the tags, which stand last, the column "label". Empty rows at the
+    end of a file are no rows.
 
     Raises:
         ValueError: there is no such file, it has another suffix, is not UTF-8 or empty, names a column twice, has an
-            empty row or one with another number of columns; with file and line.
+            empty row or one with another number of columns, or half of a character; with file and line.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -70,13 +79,16 @@ def read_table(path: str | Path) -> Table:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is not a kind of file that can be read; known suffixes: {', '.join(SUFFIXES)}")
     _check_utf8(path)
-    if path.suffix in (".json", ".jsonl"):
+    is_quoted = path.suffix == ".tsv" and _is_quoted(path)
+    if path.suffix in CONLL_SUFFIXES:
+        columns, rows = _conll_rows(path)
+    elif path.suffix in (".json", ".jsonl"):
         columns, rows = _json_rows(path)
     else:
-        columns, rows = _separated_rows(path)
+        columns, rows = _separated_rows(path, is_quoted)
     if not rows:
         raise ValueError(f"{path} holds no rows; give at least one")
-    return Table(path, columns, rows)
+    return Table(path, columns, rows, is_quoted)
 
 
 def _check_utf8(path: Path) -> None:
@@ -91,17 +103,43 @@ def _check_utf8(path: Path) -> None:
                 ) from None
 
 
-def _separated_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    with path.open(encoding="utf-8-sig", newline="\n" if path.suffix == ".tsv" else "") as file:
-        records = _tsv_records(file) if path.suffix == ".tsv" else _csv_records(file, path)
+def _is_quoted(path: Path) -> bool:
+    """Whether a TSV is quoted as CSV is, as pandas writes it.
+
+    So it is where each quotation mark is part of such quoting, and some cell had to be quoted: it holds a doubled
+    mark, a tab or a line break, or is a name of a column.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    if '"' not in text:
+        return False
+    place, has_reason, in_header = 0, False, True
+    while place < len(text):
+        cell = _QUOTED_CELL.match(text, place)
+        assert cell is not None
+        place = cell.end()
+        if place < len(text) and text[place] not in "\t\r\n":
+            return False
+        if cell[1] is not None:
+            has_reason = has_reason or in_header or any(mark in cell[1] for mark in ('""', "\t", "\n"))
+        in_header = in_header and text[place : place + 1] == "\t"
+        place += 1
+    return has_reason
+
+
+def _separated_rows(path: Path, is_quoted: bool) -> tuple[tuple[str, ...], list[Row]]:
+    is_plain = path.suffix == ".tsv" and not is_quoted
+    with path.open(encoding="utf-8-sig", newline="\n" if is_plain else "") as file:
+        records = _tsv_records(file) if is_plain else _csv_records(file, path)
         _, header = next(records, (1, []))
         columns = tuple(name.strip() for name in header)
         _check_header(path, columns)
-        rows = []
+        rows, empty = [], ""
         for number, record in records:
             where = f"{path}, line {number}"
             if not any(cell.strip() for cell in record):
-                raise ValueError(f"{where}: empty row; delete it")
+                empty = empty or where
+                continue
+            _check_no_gap(empty)
             if len(record) != len(columns):
                 raise ValueError(
                     f"{where}: {len(record)} columns, but the header has {len(columns)} ({', '.join(columns)})"
@@ -110,13 +148,21 @@ def _separated_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     return columns, rows
 
 
+def _check_no_gap(empty: str) -> None:
+    """Raises a ValueError where an empty row, which may stand at the end, has a row behind it."""
+    if empty:
+        raise ValueError(f"{empty}: empty row; delete it")
+
+
 def _tsv_records(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(lines, 1):
         yield number, line.rstrip("\r\n").split("\t")
 
 
 def _csv_records(lines: Iterator[str], path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(lines, strict=True)
+    # A limit of the whole process, by default 131,072 characters a cell; none is longer than its file.
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
+    reader = csv.reader(lines, strict=True, delimiter="\t" if path.suffix == ".tsv" else ",")
     while True:
         # A quoted cell may run over several lines: a record is named by its first.
         number = reader.line_num + 1
@@ -139,18 +185,24 @@ def _check_header(path: Path, columns: tuple[str, ...]) -> None:
 
 def _json_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     columns: tuple[str, ...] = ()
-    rows = []
+    rows, empty = [], ""
     with path.open(encoding="utf-8-sig", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
             if not line.strip():
-                raise ValueError(f"{where}: empty row; delete it")
+                empty = empty or where
+                continue
+            _check_no_gap(empty)
             try:
                 cells = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: not JSON ({error.msg}); each line must be one object") from None
+            except RecursionError:
+                raise ValueError(f"{where}: lists in lists without end; each line must be one flat object") from None
             if not isinstance(cells, dict):
                 raise ValueError(f"{where}: {type(cells).__name__} where an object is wanted; each line must be one")
+            if (found := lone_surrogate(line)) is not None:
+                raise ValueError(f"{where}: {line[found : found + 6]} is half of a character; mend or delete it")
             columns = columns or tuple(cells)
             if set(cells) != set(columns):
                 odd = sorted(set(cells) ^ set(columns))
@@ -159,11 +211,65 @@ def _json_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     return columns, rows
 
 
+def lone_surrogate(text: str) -> int | None:
+    """Returns where JSON escapes one half of a character without the other, which no file can hold; else `None`."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return None
+    high: re.Match[str] | None = None
+    for escape in _ESCAPE.finditer(text):
+        code = int(escape[1], 16) if escape[1] else 0
+        is_low = 0xDC00 <= code < 0xE000
+        if high is not None and not (is_low and escape.start() == high.end()):
+            return high.start()
+        if is_low and high is None:
+            return escape.start()
+        high = escape if 0xD800 <= code < 0xDC00 else None
+    return None if high is None else high.start()
+
+
+def _conll_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    sentences: list[tuple[str, list[list[str]]]] = []
+    is_open = False
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            line = line.strip()
+            if not line or line.startswith("-DOCSTART-"):
+                is_open = False
+                continue
+            # A word with a tab behind it may hold spaces.
+            cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
+            where = f"{path}, line {number}"
+            width = len(sentences[0][1][0]) if sentences else len(cells)
+            if len(cells) != width or "" in cells:
+                raise ValueError(
+                    f"{where}: {len(cells)} columns, of which none may be empty, but the first word has {width}; give "
+                    f"a word and its tag on each line"
+                )
+            if not is_open:
+                sentences.append((where, []))
+                is_open = True
+            sentences[-1][1].append(cells)
+    if not sentences:
+        return (), []
+    width = len(sentences[0][1][0])
+    columns = ("tokens", *(f"column_{number}" for number in range(2, width)), *(["label"] if width > 1 else []))
+    rows = [
+        Row(where, {name: list(column) for name, column in zip(columns, zip(*words, strict=True), strict=True)})
+        for where, words in sentences
+    ]
+    return columns, rows
+
+
 # ---- Columns and texts ----
 
 
-def require_columns(table: Table, names: Sequence[str]) -> None:
+def require_columns(table: Table, names: Sequence[str], option: str = "") -> None:
     """Checks that a table has the named columns.
+
+    Args:
+        table: what was read.
+        names: of the columns.
+        option: by which another column can be named, for the message.
 
     Raises:
         ValueError: it lacks one; the message names those that it has, and the nearest.
@@ -172,7 +278,10 @@ def require_columns(table: Table, names: Sequence[str]) -> None:
         if name not in table.columns:
             near = get_close_matches(name, table.columns, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{table.path}, line 1: no column {name!r} among {', '.join(table.columns)}{hint}")
+            remedy = f"; name another with {option}" if option else ""
+            raise ValueError(
+                f"{table.path}, line 1: no column {name!r} among {', '.join(table.columns)}{hint}{remedy}"
+            )
 
 
 def text_of(row: Row, column: str) -> str:
@@ -205,35 +314,8 @@ def words_of(row: Row, column: str) -> list[str]:
 # ---- Labels ----
 
 
-def infer_problem_type(table: Table, text_columns: Sequence[str], label_column: str) -> str:
-    """Returns the kind of task that a table's labels ask for.
-
-    - lists of words, or for most rows as many tags as words, and more than one somewhere: token classification;
-    - lists of labels, or labels joined by "|": several labels a row;
-    - for most rows a number, somewhere with a decimal point: regression;
-    - all else, whole numbers too: one class a row.
-
-    The odd row of a kind that most rows are of is then an error of that row, not another kind of task.
-    """
-    cells = [row.cells[label_column] for row in table.rows]
-    if len(text_columns) == 1 and _are_token_tags([row.cells[text_columns[0]] for row in table.rows], cells):
-        return TOKENS
-    if any(isinstance(cell, list) or (isinstance(cell, str) and LABEL_SEPARATOR in cell) for cell in cells):
-        return MULTI_LABEL
-    numbers = [cell for cell in cells if _is_number(cell)]
-    has_fractions = any(not _INTEGER.fullmatch(str(cell).strip()) for cell in numbers)
-    return REGRESSION if has_fractions and 2 * len(numbers) > len(cells) else SINGLE_LABEL
-
-
-def _are_token_tags(texts: Sequence[Cell], cells: Sequence[Cell]) -> bool:
-    if any(isinstance(text, list) for text in texts):
-        return True
-    num_words, num_tags = ([len(str(cell).split()) for cell in column] for column in (texts, cells))
-    aligned = [tags for words, tags in zip(num_words, num_tags, strict=True) if words == tags]
-    return 2 * len(aligned) > len(cells) and max(aligned) > 1
-
-
-def _is_number(cell: Cell) -> bool:
+def is_number(cell: Cell) -> bool:
+    """Whether a cell holds a number, in figures or as text; "nan" and "inf" are none, and neither is true."""
     return not isinstance(cell, bool | list) and _NUMBER.fullmatch(str(cell).strip()) is not None
 
 
@@ -263,7 +345,7 @@ def label_of(row: Row, label_column: str, problem_type: str, ids: Mapping[str, i
     Args:
         row: what was read.
         label_column: where its label stands.
-        problem_type: see `infer_problem_type`.
+        problem_type: see `own_kinds.infer_problem_type`.
         ids: of the labels by name; several names may stand for one.
 
     Raises:
@@ -283,7 +365,7 @@ def label_of(row: Row, label_column: str, problem_type: str, ids: Mapping[str, i
 
 def _number_of(row: Row, label_column: str) -> float:
     cell = row.cells[label_column]
-    if not _is_number(cell) or not math.isfinite(float(str(cell))):
+    if not is_number(cell) or not math.isfinite(float(str(cell))):
         raise ValueError(f"{row.where}: column {label_column!r} holds {cell!r}; regression needs a finite number")
     return float(str(cell))
 

@@ -1,6 +1,6 @@
 """The tasks of fine-tuning: GLUE's nine and a user's own, from text to tokenised rows and the leaderboard's files.
 
-1. `glue_task` and `load_glue`, or `load_files` for CSV, TSV and JSON lines: the task and its data, checked.
+1. `glue_task` and `load_glue`, or `own_files.load_files` for files of one's own: the task and its data, checked.
 2. `tokenize`: rows as the model reads them, kept on disk.
 3. `predictions_and_references`: from a model's logits to what `metrics.compute_metrics` compares.
 4. `write_submission`: the files that the GLUE leaderboard takes.
@@ -9,6 +9,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
@@ -18,35 +19,20 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ..data.text import tokenizer_sha256
 from ..files import cache_folder, short_hash, written_at_once
-from .settings import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, TOKENS
-from .task_files import (
-    Table,
-    infer_problem_type,
-    label_names,
-    label_of,
-    read_table,
-    require_columns,
-    text_of,
-    words_of,
-)
+from .settings import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
+from .task_files import Table, label_of, read_table, require_columns, text_of, words_of
 
 
 HUB_GLUE = "nyu-mll/glue"
 # The label of a position that is neither trained nor scored.
 IGNORED = -100
 # Part of the key of what is cached: raise it when the same rows give other tokens.
-_TOKENIZED_VERSION = 1
-# Names of row numbers, which are no text.
-_ROW_NUMBERS = ("idx", "index", "id")
-_METRICS: dict[str, tuple[str, ...]] = {
-    SINGLE_LABEL: ("accuracy",),
-    REGRESSION: ("pearson", "spearmanr"),
-    MULTI_LABEL: ("micro_f1", "macro_f1"),
-}
+_TOKENIZED_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -60,11 +46,12 @@ class Task:
             "token_classification"; all but the last are transformers' names.
         text_columns: one or two; of token classification the column of the words.
         labels: in the order of their ids; none for regression.
-        metrics: names of `metrics.METRICS`; the task's score is their mean.
+        metrics: names of `metrics.METRICS`.
         starts_from: the task whose fine-tuned encoder this one begins with (5.1).
         validation_splits: those that are scored.
         test_splits: those that are predicted for the leaderboard.
         num_train: rows of the whole training set, where it is known; see `measured_title`.
+        best_metric: the metric that is the task's score; `None` takes the mean of all, as GLUE does.
     """
 
     name: str
@@ -77,6 +64,12 @@ class Task:
     validation_splits: tuple[str, ...] = ("validation",)
     test_splits: tuple[str, ...] = ("test",)
     num_train: int | None = None
+    best_metric: str | None = None
+
+    @property
+    def score_metrics(self) -> tuple[str, ...]:
+        """The metrics whose mean is the task's score, by which the best epoch is chosen."""
+        return self.metrics if self.best_metric is None else (self.best_metric,)
 
     @property
     def num_labels(self) -> int:
@@ -218,7 +211,7 @@ def _glue_rows(task: Task, table: Table, split: str) -> Dataset:
     label_column = "score" if "score" in table.columns and task.problem_type == REGRESSION else "label"
     by_id = {str(number): number for number in range(len(task.labels))}
     ids = {**{name: number for number, name in enumerate(task.labels)}, **by_id}
-    return _rows(task, table, label_column, ids, is_test=split in task.test_splits)
+    return rows_of(task, table, label_column, ids, is_test=split in task.test_splits)
 
 
 def _load_hub(task: Task, asked: Sequence[str], optional: Sequence[str]) -> DatasetDict:
@@ -262,73 +255,6 @@ def measured_title(task: Task, data: DatasetDict) -> str:
     return f"{task.title}-{num_rows / 1000:.0f}k" if num_rows >= 1000 else f"{task.title}-{num_rows}"
 
 
-# ---- A user's own files ----
-
-
-def load_files(
-    train_file: str | Path,
-    validation_file: str | Path,
-    test_file: str | Path | None = None,
-    *,
-    text_columns: Sequence[str] | None = None,
-    label_column: str = "label",
-    problem_type: str | None = None,
-) -> tuple[Task, DatasetDict]:
-    """Returns the task that CSV, TSV or JSON lines files describe, and their rows as `load_glue` gives them.
-
-    Args:
-        train_file: .csv, .tsv, .json or .jsonl, see `task_files.read_table`.
-        validation_file: the same columns.
-        test_file: the same columns; the labels may be left out.
-        text_columns: one or two; `None` takes all columns beside the label and a row number (idx, index, id). Tokens
-            are lists of words in JSON, words between spaces elsewhere.
-        label_column: a class, a number, several labels (a list in JSON, joined by "|" elsewhere), or a tag for each
-            word.
-        problem_type: see `Task`; `None` infers it from the training file, see `task_files.infer_problem_type`.
-
-    Raises:
-        ValueError: whatever is wrong with a file, with its name and line.
-    """
-    if problem_type not in (None, *PROBLEM_TYPES):
-        near = get_close_matches(str(problem_type), PROBLEM_TYPES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no problem_type {problem_type!r}; {hint}choose among {', '.join(PROBLEM_TYPES)}")
-    files = {"train": train_file, "validation": validation_file, "test": test_file}
-    tables = {split: read_table(path) for split, path in files.items() if path is not None}
-    train = tables["train"]
-    texts = _text_columns(train, text_columns, label_column)
-    for split, table in tables.items():
-        require_columns(table, texts if split == "test" else (*texts, label_column))
-    problem_type = problem_type or infer_problem_type(train, texts, label_column)
-    if problem_type == TOKENS and len(texts) > 1:
-        raise ValueError(f"token_classification takes one column of words, not {', '.join(texts)}; choose one")
-    labels = label_names(train, label_column, problem_type)
-    metrics = _token_metrics(labels) if problem_type == TOKENS else _METRICS[problem_type]
-    name = train.path.stem
-    task = Task(name, name, problem_type, texts, labels, metrics)
-    ids = {label: number for number, label in enumerate(labels)}
-    data = {split: _rows(task, table, label_column, ids, split == "test") for split, table in tables.items()}
-    return task, DatasetDict(data)
-
-
-def _text_columns(table: Table, given: Sequence[str] | None, label_column: str) -> tuple[str, ...]:
-    require_columns(table, (label_column,))
-    names = tuple(name for name in table.columns if name not in (label_column, *_ROW_NUMBERS))
-    texts = names if given is None else tuple(given)
-    require_columns(table, texts)
-    if len(texts) not in (1, 2) or len(set(texts)) != len(texts):
-        chosen = "text_columns must name" if given is not None else "name with text_columns"
-        raise ValueError(f"{table.path}: {chosen} one or two of the columns {', '.join(table.columns)}")
-    if {"label", "idx"} & set(texts) or label_column in texts:
-        raise ValueError(f"{table.path}: a text column may not be the label or be called label or idx; rename it")
-    return texts
-
-
-def _token_metrics(labels: Sequence[str]) -> tuple[str, ...]:
-    are_bio = all(label == "O" or label.startswith(("B-", "I-")) for label in labels)
-    return ("entity_f1",) if are_bio else ("token_accuracy",)
-
-
 # ---- Rows ----
 
 
@@ -339,7 +265,19 @@ def _features(task: Task, with_labels: bool) -> Features:
     return Features({**dict.fromkeys(task.text_columns, text), **label, "idx": Value("int32")})
 
 
-def _rows(task: Task, table: Table, label_column: str, ids: Mapping[str, int], is_test: bool) -> Dataset:
+def rows_of(task: Task, table: Table, label_column: str, ids: Mapping[str, int], is_test: bool) -> Dataset:
+    """Returns the text columns of a table, its labels as "label" and its row numbers as "idx".
+
+    Args:
+        task: names the text columns and the kind of label.
+        table: what was read.
+        label_column: where the labels stand; a test table may have none.
+        ids: of the labels by name.
+        is_test: whether the table is of a test split.
+
+    Raises:
+        ValueError: a column is not there, or a row is wrong, named by file and line.
+    """
     with_labels = label_column in table.columns or not is_test
     require_columns(table, (*task.text_columns, label_column) if with_labels else task.text_columns)
     read = words_of if task.problem_type == TOKENS else text_of
@@ -367,8 +305,9 @@ def tokenize(
     """Returns the rows as the model reads them, unpadded: what the tokenizer gives, "labels" and "length" in tokens.
 
     Pairs are cut at the longer text first. Of token classification the first piece of a word bears its label, the
-    others -100; words beyond `max_length` are neither trained nor scored. Multi-label rows hold a float for each
-    label. The result is kept on disk, by the content of the rows, the tokenizer and the task.
+    others -100; words beyond `max_length` are neither trained nor scored. Without labels the first piece of a word has
+    0, so that it is known where words begin. Multi-label rows hold a float for each label. The result is kept on disk,
+    by the content of the rows, the tokenizer and the task.
 
     Args:
         data: of `load_glue` or `load_files`.
@@ -407,12 +346,40 @@ def _check_words(tokenizer: PreTrainedTokenizerBase) -> None:
     name = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise ValueError(f"{name} cannot tell which tokens are of which word; take a fast tokenizer")
-    words, text = tokenizer(["a", "a"], is_split_into_words=True), tokenizer("a a")
-    # A byte-level tokenizer has other tokens for a word after a space than for the same letters within a word.
-    if words["input_ids"][-2:] != text["input_ids"][-2:]:
+    if not _keeps_words_apart(tokenizer):
         raise ValueError(
-            f"{name} cuts a list of words as if no spaces stood between; load it with add_prefix_space=True"
+            f"{name} cuts a list of words as if no spaces stood between; take what with_word_spaces makes of it"
         )
+
+
+def _keeps_words_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
+    words, text = tokenizer(["a", "a"], is_split_into_words=True)["input_ids"], tokenizer("a a")["input_ids"]
+    # A byte-level tokenizer has other tokens for a word after a space than for the same letters within a word, and
+    # perhaps one of the space alone.
+    return len(words) == len(text) and words[-2:] == text[-2:]
+
+
+def with_word_spaces(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer that cuts a list of words as it cuts a text, for token classification.
+
+    Byte-level ones, such as RoBERTa's and ModernBERT's, do not by themselves: a space before each word makes it so.
+    The tokenizer is then a changed copy, which also reads texts with a space before them, and is saved as such.
+
+    Raises:
+        ValueError: the tokenizer is a slow one, or no space helps.
+    """
+    if tokenizer.is_fast and not _keeps_words_apart(tokenizer):
+        tokenizer = deepcopy(tokenizer)
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        first = backend["pre_tokenizer"] or {}
+        for step in first.get("pretokenizers", [first]):
+            if "add_prefix_space" in step:
+                step["add_prefix_space"] = True
+        tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(backend)).pre_tokenizer
+        # Classes such as RoBERTa's build theirs anew from this when they are loaded again.
+        tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
+    _check_words(tokenizer)
+    return tokenizer
 
 
 def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -455,7 +422,8 @@ def _token_features(task: Task, tokenizer: PreTrainedTokenizerBase, with_labels:
     types = {"input_ids": "int32", "token_type_ids": "int8", "attention_mask": "int8"}
     inputs = {name: List(Value(types[name])) for name in tokenizer.model_input_names if name in types}
     by_type = {SINGLE_LABEL: Value("int64"), REGRESSION: Value("float32"), MULTI_LABEL: List(Value("float32"))}
-    labels = {"labels": by_type.get(task.problem_type, List(Value("int64")))} if with_labels else {}
+    has_labels = with_labels or task.problem_type == TOKENS
+    labels = {"labels": by_type.get(task.problem_type, List(Value("int64")))} if has_labels else {}
     return Features({**inputs, **labels, "length": Value("int32")})
 
 
@@ -473,11 +441,9 @@ def _encode_words(
 ) -> dict[str, list[Any]]:
     words = batch[task.text_columns[0]]
     encoding = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
-    labels = {}
-    if "label" in batch:
-        tags = batch["label"]
-        labels["labels"] = [_first_piece_labels(encoding.word_ids(row), tags[row]) for row in range(len(words))]
-    return {**_inputs(encoding, tokenizer), **labels}
+    tags = batch["label"] if "label" in batch else [[0] * len(row) for row in words]
+    labels = [_first_piece_labels(encoding.word_ids(row), tags[row]) for row in range(len(words))]
+    return {**_inputs(encoding, tokenizer), "labels": labels}
 
 
 def _inputs(encoding: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
@@ -525,6 +491,15 @@ def predictions_and_references(task: Task, logits: np.ndarray, labels: np.ndarra
     if task.problem_type == SINGLE_LABEL:
         return classes, labels
     return _tags(task, classes, labels), _tags(task, labels, labels)
+
+
+def predicted_names(task: Task, predictions: Any) -> list[Any]:
+    """Returns predictions as users read them: names of classes, lists of these, tags of the words, or numbers."""
+    if task.problem_type == MULTI_LABEL:
+        return [[name for name, is_there in zip(task.labels, row, strict=True) if is_there] for row in predictions]
+    if task.problem_type == SINGLE_LABEL:
+        return [task.labels[number] for number in predictions]
+    return list(predictions) if task.problem_type == TOKENS else predictions.tolist()
 
 
 def _tags(task: Task, ids: np.ndarray, labels: np.ndarray) -> list[list[str]]:

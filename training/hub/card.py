@@ -1,6 +1,8 @@
 """The model card of an export: its metadata, its tables and its example."""
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -59,13 +61,18 @@ HEADS = {
     ),
 }
 
+_SENTENCE_TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity"]
+_HASH = "sha256:"
+# What would end a title, a string of Python or the text around it, or begin HTML, a link or a formula.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029<>\"\\`\[\]$|]")
+
 _SENTENCE = "This function returns the {} of the input."
 _QUESTION = "What does it return?"
 
 
 def card_length(config: MagicConfig) -> int:
     """Returns the sequence length that a card counts FLOPs for."""
-    return min(128, config.max_position_embeddings)
+    return min(128, config.max_sequence_length)
 
 
 # ---- The model card ----
@@ -83,6 +90,7 @@ def render_model_card(
         mask_token: the tokenizer's, for the examples of a masked LM.
         kind: name of the model's class, a key of `HEADS`.
     """
+    name = shown_name(name)
     head, call = HEADS[kind], example_call(kind, mask_token)
     imports = [head.auto_class, "AutoTokenizer", *(["pipeline"] if "pipeline(" in call else [])]
     return card_template().substitute(
@@ -96,34 +104,45 @@ def render_model_card(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         vocab_size=f"{config.vocab_size:,}",
-        max_position_embeddings=config.max_position_embeddings,
+        max_sequence_length=config.max_sequence_length,
         num_parameters=f"{manifest['num_parameters']:,}",
         flops=f"{manifest['flops']:.3g}",
         flops_of="the encoder alone" if head.flops == "none" else f"{head.name} over every position included",
         sequence_length=card_length(config),
-        origin=_origin(manifest.get("search")),
+        made=_made(manifest),
+        origin=_origin(manifest),
         training=_training(manifest),
-        results=results_table(manifest.get("results", [])),
+        results=_results(manifest),
     )
+
+
+def shown_name(name: str) -> str:
+    """Returns a model's name as titles and examples may hold it, with "-" for what would break out of them."""
+    return _UNSAFE.sub("-", name)
 
 
 def example_call(kind: str, mask_token: str | None) -> str:
     """Returns the last lines of the usage example of a class, with `encoder` and `tokenizer` loaded before."""
-    sentence = _sentence(kind, mask_token)
+    sentence = _quoted(_sentence(kind, mask_token))
     if kind == "MagicForPreTraining":
-        return f'encoder(**tokenizer("{sentence}", return_tensors="pt")).logits'
+        return f'encoder(**tokenizer({sentence}, return_tensors="pt")).logits'
     if kind == "MagicForMultipleChoice":
         return (
-            f'choices = tokenizer(["{sentence}", "{sentence.upper()}"], return_tensors="pt", padding=True)\n'
+            f'choices = tokenizer([{sentence}, {sentence.upper()}], return_tensors="pt", padding=True)\n'
             "encoder(**{name: values.unsqueeze(0) for name, values in choices.items()}).logits"
         )
     if kind == "MagicForQuestionAnswering":
         return (
-            f'inputs = tokenizer("{_QUESTION}", "{sentence}", return_tensors="pt")\n'
+            f'inputs = tokenizer("{_QUESTION}", {sentence}, return_tensors="pt")\n'
             "outputs = encoder(**inputs)\n"
             "tokenizer.decode(inputs.input_ids[0, outputs.start_logits.argmax() : outputs.end_logits.argmax() + 1])"
         )
-    return f'pipeline("{HEADS[kind].task}", model=encoder, tokenizer=tokenizer)("{sentence}")'
+    return f'pipeline("{HEADS[kind].task}", model=encoder, tokenizer=tokenizer)({sentence})'
+
+
+def _quoted(text: str) -> str:
+    """Returns a text as a string of Python: a mask token may hold quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _sentence(kind: str, mask_token: str | None) -> str:
@@ -139,21 +158,25 @@ def card_metadata(
     manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
 ) -> ModelCardData:
     """Returns the front matter of the card: nothing but what the manifest holds; arguments as `render_model_card`."""
-    head, corpus, evaluations = HEADS[kind], _corpus(manifest), _evaluations(manifest, kind)
-    fills_masks = kind == "MagicForMaskedLM" and mask_token is not None
+    head, corpus = HEADS[kind], _corpus(manifest)
+    evaluations = _evaluations(manifest, kind) + _task_evaluations(manifest, kind)
+    sentences = manifest.get("sentence_embeddings") is not None
     example = {"text": _sentence(kind, mask_token)}
+    fills_masks = kind == "MagicForMaskedLM" and mask_token is not None
     if kind == "MagicForQuestionAnswering":
         example = {"text": _QUESTION, "context": example["text"]}
+    tags = ["magic", *([] if _converted_from(manifest) else ["neural-architecture-search"]), "encoder"]
     return ModelCardData(
         language=manifest.get("language") or ("en" if corpus.get("source_kind") == "docstrings" else None),
         license=manifest.get("license", "apache-2.0"),
-        library_name="transformers",
-        pipeline_tag=head.task,
-        tags=["magic", "neural-architecture-search", "encoder"],
+        library_name="sentence-transformers" if sentences else "transformers",
+        pipeline_tag="sentence-similarity" if sentences else head.task,
+        tags=[*tags, *(_SENTENCE_TAGS if sentences else [])],
+        base_model=_base_model(manifest),
         datasets=[corpus["source"]] if corpus.get("source_kind") == "hub" else None,
-        metrics=["accuracy"] if evaluations else None,
+        metrics=sorted({evaluation.metric_type for evaluation in evaluations} - {"loss"}) or None,
         mask_token=mask_token if fills_masks else None,
-        widget=[example] if head.task else None,
+        widget=[example] if head.task and not sentences else None,
         model_name=name if evaluations else None,
         eval_results=evaluations or None,
     )
@@ -223,7 +246,42 @@ def write_benchmark_results(manifest: dict[str, Any], kind: str, folder: Path) -
     path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
 
 
-def _origin(search: dict[str, Any] | None) -> str:
+def _converted_from(manifest: dict[str, Any]) -> str | None:
+    """The model that the layers were converted from; `None` where they were searched for, or given."""
+    return None if manifest.get("search") else manifest.get("converted_from")
+
+
+def _base_model(manifest: dict[str, Any]) -> str | None:
+    """The name on the Hub of what the weights began with; `None` where it was a folder, which has a hash."""
+    base = (manifest.get("finetuning") or {}).get("start") or _converted_from(manifest)
+    return None if base is None or base.startswith(_HASH) else base
+
+
+def linked_name(model: str) -> str:
+    """Returns how a card names a model: a link to the Hub, or what `public_name` gives for a folder."""
+    if not model.startswith(_HASH):
+        return f"[{model}](https://huggingface.co/{model})"
+    return f"the model whose weights have the SHA-256 `{model.removeprefix(_HASH)}`"
+
+
+def _made(manifest: dict[str, Any]) -> str:
+    if source := _converted_from(manifest):
+        return f"It was converted with magic-nas from\n{linked_name(source)}."
+    return (
+        "It was made with magic-nas, which searches the order of operators by weight\n"
+        "sharing ([the paper](#citation))."
+    )
+
+
+def _origin(manifest: dict[str, Any]) -> str:
+    search = manifest.get("search")
+    if source := _converted_from(manifest):
+        return (
+            f"The layers are those of {linked_name(source)}, block by block an attention and a feed-forward network, with "
+            f"its weights and, before any further training, its outputs."
+        )
+    if source := manifest.get("compressed_from"):
+        return f"The layers were found in a compression of {linked_name(source)}, within {manifest.get('budget', 'a budget')}."
     if search is None:
         return "The architecture was given, not searched."
     layers = search["candidate_operators"]
@@ -246,7 +304,13 @@ def _origin(search: dict[str, Any] | None) -> str:
 
 
 def _training(manifest: dict[str, Any]) -> str:
-    training = manifest.get("training")
+    training, finetuning = manifest.get("training"), manifest.get("finetuning")
+    if finetuning is not None:
+        versions = ", ".join(f"{name} {version}" for name, version in finetuning["versions"].items())
+        facts = [(name.replace("_", " "), value) for name, value in finetuning.items() if name != "versions"]
+        return markdown_table(("what", "value"), [*facts, ("versions", versions)])
+    if training is None and _converted_from(manifest):
+        return "The weights are those of the model that it was converted from, not trained on."
     if training is None and "search" in manifest:
         return "The weights are those of the super-net, not trained on after the search."
     if training is None:
@@ -265,6 +329,30 @@ def _training(manifest: dict[str, Any]) -> str:
             ("versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())),
         ],
     )
+
+
+def _results(manifest: dict[str, Any]) -> str:
+    results, scores = manifest.get("results", []), manifest.get("scores", [])
+    columns = ("data", "split", "rows", "metric", "value")
+    rows = [(*(score[name] for name in columns[:4]), f"{score['value']:.4f}") for score in scores]
+    tables = [results_table(results)] if results or not rows else []
+    return "\n\n".join([*tables, *([markdown_table(columns, rows)] if rows else [])])
+
+
+def _task_evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
+    """The scores of a fine-tuning in the form of a card's model-index."""
+    return [
+        EvalResult(
+            task_type=HEADS[kind].task or "other",
+            # As in `_evaluations`: no data set of this name on the Hub is meant.
+            dataset_type="text",
+            dataset_name=score["data"],
+            dataset_split=score["split"],
+            metric_type=score["metric"],
+            metric_value=round(score["value"], 4),
+        )
+        for score in manifest.get("scores", [])
+    ]
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> str:

@@ -1,23 +1,33 @@
 """Checkpoints of BERT, RoBERTa and ELECTRA as MAGIC model folders, and the other way round."""
 
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import Any, NamedTuple
 
 from modeling_magic import MagicConfig
 from modeling_magic.conversion import chain_config, convert_from_magic, convert_to_magic, load_magic
 
+from ..data.fitting import fit_tokenizer
 from ..files import written_at_once
-from .export import check_export_folder, export_model
+from .export import check_export_folder, export_model, write_files
+from .model_folders import card_facts, fetch_folder, file_of_model, public_name, tokenizer_of
+from .sentence_folders import (
+    CROSS_ENCODER_FIELDS,
+    MODULES_NAME,
+    cross_encoder_files,
+    embedding_files,
+    is_cross_encoder,
+    json_of,
+    read_modules,
+    transformer_settings,
+)
 
 
 def convert_checkpoint(
     source: str, output_dir: str | Path, to: str = "magic", tokenizer: str | None = None
 ) -> tuple[Path, tuple[str, ...]]:
-    """Writes a checkpoint as a model folder of another type; returns it and the names of the weights left out.
+    """Writes a checkpoint as a model folder of another type; returns it and what was left out, such as weights.
+
+    A folder of sentence-transformers stays one: its pooling, normalisation, longest input and prompts are kept.
 
     Args:
         source: a folder or a name on the Hub: a BERT, RoBERTa or ELECTRA to become `"magic"`, or a MAGIC child to
@@ -32,60 +42,88 @@ def convert_checkpoint(
     """
     output_dir = Path(output_dir)
     check_export_folder(output_dir)
-    chain_config(source)
-    found = _tokenizer_of(tokenizer or source)
+    sentences = _read_sentences(source)
+    chain_config(sentences.encoder)
+    found = tokenizer_of(tokenizer or sentences.encoder)
     if to == MagicConfig.model_type and found is not None:
-        magic, dropped = convert_to_magic(source)
-        manifest = {"converted_from": source, "dropped_weights": list(dropped), **_card_facts(source)}
-        return export_model(magic, found, output_dir, manifest), dropped
+        magic, dropped = convert_to_magic(sentences.encoder)
+        for name, value in sentences.settings.items():
+            setattr(magic.config, name, value)
+        manifest = {
+            "converted_from": public_name(sentences.encoder if Path(source).expanduser().is_dir() else source),
+            "dropped_weights": list(dropped),
+            "sentence_embeddings": sentences.facts,
+            **card_facts(source),
+        }
+        return export_model(magic, found, output_dir, manifest, files=sentences.files), (*dropped, *sentences.left_out)
     if found is None and (to == MagicConfig.model_type or tokenizer is not None):
         raise ValueError(f"{tokenizer or source} holds no tokenizer; name one with --tokenizer")
     if output_dir.is_dir() and any(output_dir.iterdir()):
         # It may be the source.
         raise ValueError(f"{output_dir} holds a MAGIC model; take another folder")
-    model, dropped = convert_from_magic(load_magic(source), to)
+    model, dropped = convert_from_magic(load_magic(sentences.encoder), to)
+    for name, value in sentences.settings.items():
+        setattr(model.config, name, value)
     # An empty folder may be there.
     with written_at_once(output_dir, replaces=True) as temporary:
         model.save_pretrained(temporary)
         if found is not None:
-            found.save_pretrained(temporary)
-    return output_dir, dropped
+            fit_tokenizer(found, model.config).save_pretrained(temporary)
+        write_files(temporary, sentences.files)
+    return output_dir, (*dropped, *sentences.left_out)
 
 
-def file_of_model(name_or_path: str, filename: str) -> Path | None:
-    """Returns a file beside a model's weights, from its folder, the Hub or the cache; `None` where it is not there.
+class _Sentences(NamedTuple):
+    """What a source has of sentence-transformers.
 
-    A Hub that does not answer has no file either, unless the cache has it.
-
-    Args:
-        name_or_path: a folder or a name on the Hub.
-        filename: as it is called in the folder.
-
-    Raises:
-        OSError: the Hub has no such model, or does not let this user read it.
-        ValueError: it is neither a folder nor a name that the Hub could have.
+    Attributes:
+        encoder: what holds the encoder's weights: a folder, or the source's name.
+        files: text of the files to be written beside the result, by their paths.
+        settings: of the configuration that a CrossEncoder reads.
+        facts: of embeddings, for search.json; `None` where the result makes none.
+        left_out: what has no place in the result, in words.
     """
-    if (folder := Path(name_or_path)).is_dir():
-        return folder / filename if (folder / filename).is_file() else None
-    try:
-        return Path(hf_hub_download(name_or_path, filename))
-    except RepositoryNotFoundError:
-        raise
-    except (EntryNotFoundError, HfHubHTTPError):
-        return None
+
+    encoder: str
+    files: dict[str, str]
+    settings: dict[str, Any]
+    facts: dict[str, Any] | None
+    left_out: tuple[str, ...]
 
 
-def _tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
+def _read_sentences(source: str) -> _Sentences:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if _file_or_none(source, MODULES_NAME) is None:
+            return _Sentences(source, {}, {}, None, ())
+        folder = fetch_folder(source)
+    if is_cross_encoder(folder):
+        values = json_of(folder / "config.json")
+        settings = {name: values[name] for name in CROSS_ENCODER_FIELDS if name in values}
+        return _Sentences(str(folder), cross_encoder_files(folder), settings, None, ())
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        modules = read_modules(folder, source)
+    except ValueError as error:
+        return _Sentences(str(folder), {}, {}, None, (f"what makes sentence embeddings of its states ({error})",))
+    if modules is None:
+        return _Sentences(source, {}, {}, None, ())
+    encoder = folder / modules.transformer
+    config = chain_config(encoder)
+    max_length = transformer_settings(encoder).get("max_seq_length")
+    if max_length is None:
+        tokenizer = tokenizer_of(encoder)
+        max_length = config.max_sequence_length if tokenizer is None else tokenizer.model_max_length
+    max_length = min(int(max_length), config.max_sequence_length)
+    facts = {"pooling": json_of(folder / modules.pooling / "config.json"), "max_length": max_length}
+    facts["normalize"] = modules.normalize is not None
+    left_out = tuple(sorted(path.name for path in folder.iterdir() if path.name in ("onnx", "openvino")))
+    files = embedding_files(folder, modules, config.hidden_size, max_length)
+    return _Sentences(str(encoder), files, {}, facts, left_out)
+
+
+def _file_or_none(source: str, name: str) -> Path | None:
+    try:
+        return file_of_model(source, name)
     except (OSError, ValueError):
+        # That there is no such model is told where its configuration is read.
         return None
-    # A folder without a vocabulary gives a tokenizer that knows its special tokens only.
-    return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
-
-
-def _card_facts(source: str) -> dict[str, Any]:
-    """Returns the license and the language that the source's own model card states, `None` where it states none."""
-    path = file_of_model(source, "README.md")
-    data = ModelCard.load(path, ignore_metadata_errors=True).data if path is not None else ModelCardData()
-    return {"license": data.license, "language": data.language}

@@ -1,7 +1,6 @@
 """Presets, and the export of a model as a folder that the Hub and `from_pretrained` take."""
 
 import re
-import shutil
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
+from ..data.fitting import fit_tokenizer
 from ..files import write_json, write_text, written_at_once
 from ..space.costs import count_flops, count_parameters
 from .card import CARD_NAME, HEADS, card_length, render_model_card, write_benchmark_results
 from .figures import draw_architecture
+from .sentence_folders import MODULES_NAME, SENTENCE_CONFIG_NAME, TRANSFORMER_CONFIG_NAME
 
 
 def training_manifest(result: dict[str, Any], search: dict[str, Any] | None) -> dict[str, Any]:
@@ -49,26 +49,13 @@ def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
 MANIFEST_NAME = "search.json"
 
 FIGURE_NAME = "architecture.png"
-# Where the exported code has what each Auto class loads.
-AUTO_MAP = {
-    "AutoConfig": "configuration_magic.MagicConfig",
-    "AutoModel": "modeling_magic.MagicModel",
-    "AutoModelForMaskedLM": "modeling_magic.MagicForMaskedLM",
-    "AutoModelForMultipleChoice": "modeling_magic.MagicForMultipleChoice",
-    "AutoModelForPreTraining": "modeling_magic.MagicForPreTraining",
-    "AutoModelForQuestionAnswering": "modeling_magic.MagicForQuestionAnswering",
-    "AutoModelForSequenceClassification": "modeling_magic.MagicForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_magic.MagicForTokenClassification",
-}
-
-CODE_FILES = ("configuration_magic.py", "modeling_magic.py")
+# Of a fine-tuning, which finds its own model by it.
+FINETUNING_NAME = "finetune.json"
+CONFIG_CODE = "configuration_magic.py"
+CODE_FILES = (CONFIG_CODE, "modeling_magic.py")
 _TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 
-# What an export may hold. Those that belong to the weights are removed from the Hub where a new export lacks them.
-WEIGHT_FILES = (
-    SAFE_WEIGHTS_NAME,
-    "model-*-of-*.safetensors",
-    SAFE_WEIGHTS_INDEX_NAME,
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -76,22 +63,36 @@ WEIGHT_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+)
+# Those of sentence-transformers.
+SENTENCE_FILES = (
+    MODULES_NAME,
+    TRANSFORMER_CONFIG_NAME,
+    SENTENCE_CONFIG_NAME,
+    "1_Pooling/config.json",
+    "2_Normalize/config.json",
+)
+# What an export may hold. Those that belong to the weights are removed from the Hub where a new export lacks them.
+WEIGHT_FILES = (
+    SAFE_WEIGHTS_NAME,
+    "model-*-of-*.safetensors",
+    SAFE_WEIGHTS_INDEX_NAME,
+    *_TOKENIZER_FILES,
     "onnx/model.onnx",
     "onnx/model_int8.onnx",
     "onnx/model.onnx.data",
     "onnx/config.json",
-    # Those of sentence-transformers: left behind, they would speak of another model.
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "2_Normalize/config.json",
+    f"onnx/{CONFIG_CODE}",
+    *(f"onnx/{name}" for name in _TOKENIZER_FILES),
+    # Left behind, they would speak of another model.
+    *SENTENCE_FILES,
 )
 
 OTHER_FILES = (
     "config.json",
     CARD_NAME,
     MANIFEST_NAME,
+    FINETUNING_NAME,
     FIGURE_NAME,
     *CODE_FILES,
     ".eval_results/*.yaml",
@@ -128,7 +129,7 @@ def export_model(
 
     Args:
         model: a child of any class; a super-net has to be given one with `extract_child` first.
-        tokenizer: the one it was trained with.
+        tokenizer: the one it was trained with; the folder's cuts at the model's positions (see `fit_tokenizer`).
         output_dir: where to write.
         manifest: where the model comes from, for search.json and the card; `describe_model` has what is added to it.
             Of paths on this machine only the last part is written. "language" and "license" go to the card.
@@ -147,19 +148,22 @@ def export_model(
     manifest = {**facts, "num_parameters": model.num_parameters(), **_without_paths(manifest)}
     with written_at_once(output_dir, replaces=True) as temporary:
         _save_model(model, temporary)
-        tokenizer.save_pretrained(temporary)
-        for name in CODE_FILES:
-            shutil.copyfile(Path(modeling_magic.__file__).with_name(name), temporary / name)
+        fit_tokenizer(tokenizer, model.config).save_pretrained(temporary)
         write_json(temporary / MANIFEST_NAME, manifest)
         draw_architecture(manifest["architecture"], temporary / FIGURE_NAME, HEADS[kind].name)
         if card is None:
             card = render_model_card(model.config, manifest, output_dir.resolve().name, tokenizer.mask_token, kind)
             write_benchmark_results(manifest, kind, temporary)
         write_text(temporary / CARD_NAME, card)
-        for name, text in (files or {}).items():
-            (temporary / name).parent.mkdir(exist_ok=True)
-            write_text(temporary / name, text)
+        write_files(temporary, files or {})
     return output_dir
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes text files by their paths in a folder."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_text(folder / name, text)
 
 
 def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:
@@ -167,7 +171,6 @@ def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:
     config = model.config
     published = config.child_config(config.chain)
     published.sparse_prediction = False
-    published.auto_map = AUTO_MAP
     try:
         model.config = published
         model.save_pretrained(folder)

@@ -6,14 +6,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import transformers
 from torch import Tensor
 
 import modeling_magic
+from modeling_magic import MagicConfig
+from modeling_magic.modeling_magic import AUTO_MAP
 
-from ..files import write_json, written_at_once
+from ..data.fitting import fit_tokenizer, knows_token_types
+from ..files import write_bytes, write_json, written_at_once
+from .export import CONFIG_CODE
+from .model_folders import tokenizer_of
 
 
 INT8_NAME = "model_int8.onnx"
@@ -30,12 +36,14 @@ def check_packages(int8: bool = False) -> None:
 def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
     """Writes the model of a folder as ONNX, batch and length free, and returns the file's path.
 
-    Inputs are input_ids, attention_mask and token_type_ids, each (batch, length); the outputs are named as those of
-    the model, such as logits or last_hidden_state. The class is the one that the folder was saved from.
+    Inputs are input_ids, attention_mask and, unless the model knows one token type only, token_type_ids, each (batch,
+    length); the outputs are named as those of the model, such as logits or last_hidden_state. The class is the one
+    that the folder was saved from. Beside the model lies what a program needs to run it: config.json with the code
+    that reads it, and the tokenizer where the folder has one.
 
     Args:
         folder: a model folder.
-        output_dir: where to write model.onnx and config.json; it is made where it is not there.
+        output_dir: where to write; it is made where it is not there.
 
     Raises:
         ValueError: the packages of the extra are missing, or the model is a super-net.
@@ -52,8 +60,22 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
     path = output_dir / "model.onnx"
     with written_at_once(path) as temporary, _quiet():
         _trace(model, temporary)
-    write_json(output_dir / "config.json", config.to_dict())
+    _write_beside(output_dir, config, folder)
     return path
+
+
+def _write_beside(output_dir: Path, config: MagicConfig, folder: str | Path) -> None:
+    """Writes the configuration, its code and the tokenizer."""
+    write_bytes(output_dir / CONFIG_CODE, Path(modeling_magic.__file__).with_name(CONFIG_CODE).read_bytes())
+    # The folder holds the code of no model.
+    write_json(output_dir / "config.json", {**config.to_dict(), "auto_map": {"AutoConfig": AUTO_MAP["AutoConfig"]}})
+    tokenizer = tokenizer_of(folder)
+    if tokenizer is None:
+        return
+    with TemporaryDirectory() as temporary:
+        fit_tokenizer(tokenizer, config).save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            write_bytes(output_dir / file.name, file.read_bytes())
 
 
 def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:
@@ -135,7 +157,7 @@ class OnnxModel:
 
         Args:
             **inputs: input_ids (batch, length), and attention_mask and token_type_ids of its shape: all 1 and all 0
-                where left out.
+                where left out. Of a model with one token type, token_type_ids may be given where they are 0.
 
         Returns:
             The outputs by name, such as last_hidden_state (batch, length, hidden), on the CPU.
@@ -143,6 +165,9 @@ class OnnxModel:
         Raises:
             ValueError: input_ids are missing, or an input is none of the model's.
         """
+        types = inputs.get("token_type_ids")
+        if types is not None and "token_type_ids" not in self.input_names and not types.any():
+            del inputs["token_type_ids"]
         if unknown := inputs.keys() - set(self.input_names):
             raise ValueError(f"{self.path} takes {', '.join(self.input_names)}; got {', '.join(sorted(unknown))}")
         if "input_ids" not in inputs:
@@ -159,10 +184,12 @@ class OnnxModel:
 
 def _trace(model: transformers.PreTrainedModel, path: Path) -> None:
     # Sizes that occur once only: the exporter would take equal ones for one size.
-    example = {name: torch.ones(2, 9, dtype=torch.long) for name in _INPUTS}
+    inputs = _INPUTS if knows_token_types(model.config) else _INPUTS[:2]
+    example = {name: torch.ones(2, 9, dtype=torch.long) for name in inputs}
     example["attention_mask"][1, 5:] = 0
-    # The one type that every model knows.
-    example["token_type_ids"].zero_()
+    if "token_type_ids" in example:
+        # The one type that every model knows.
+        example["token_type_ids"].zero_()
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=model.config.max_sequence_length)}
     with torch.no_grad():
         output_names = list(model(**example).keys())
@@ -172,9 +199,9 @@ def _trace(model: transformers.PreTrainedModel, path: Path) -> None:
         f=path,
         dynamo=True,
         external_data=False,
-        input_names=list(_INPUTS),
+        input_names=list(inputs),
         output_names=output_names,
-        dynamic_shapes=dict.fromkeys(_INPUTS, sizes),
+        dynamic_shapes=dict.fromkeys(inputs, sizes),
         verbose=False,
     )
 

@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,10 +31,14 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
+from ..data.fitting import num_rows
 from .card import CARD_NAME, HEADS, card_template
 from .export import MANIFEST_NAME, OTHER_FILES, WEIGHT_FILES
+from .model_folders import export_folder
 from .presets import load_preset
 
+
+logger = logging.getLogger(__name__)
 
 _AGAIN = "export the model again"
 
@@ -65,10 +72,11 @@ def push_model(
 
     The folder is checked before anything is sent. All files go in one commit, so that a branch never holds half of a
     model; weights and tokenizer files of an older push that the folder does not hold are removed in the same commit.
-    The card on the Hub is the folder's, with the repository's name in place of the folder's.
+    The card on the Hub is the folder's, with the repository's name in place of the folder's. A model folder that is no
+    export, such as `Trainer.save_model` writes, is sent as `export_folder` makes it one; it stays as it is.
 
     Args:
-        folder: as `export_model` writes it.
+        folder: as `export_model` writes it, or of a MAGIC child with its tokenizer.
         repo_id: "owner/name", or "name" for one of your own; made where it does not exist.
         private: whether a new repository is private.
         revision: a branch; made where it does not exist. Left out, main.
@@ -84,6 +92,18 @@ def push_model(
     """
     folder = Path(folder)
     validate_repo_id(repo_id)
+    send = partial(
+        _push, repo_id=repo_id, private=private, revision=revision, dry_run=dry_run, token=token, title=commit_message
+    )
+    if (folder / MANIFEST_NAME).is_file() or not (folder / "config.json").is_file():
+        return send(folder)
+    with TemporaryDirectory() as temporary:
+        return send(export_folder(folder, Path(temporary) / folder.resolve().name))
+
+
+def _push(
+    folder: Path, repo_id: str, private: bool, revision: str | None, dry_run: bool, token: str | None, title: str
+) -> PushReport:
     names = check_export(folder)
     branch = revision or constants.DEFAULT_REVISION
     if dry_run:
@@ -111,8 +131,9 @@ def push_model(
             CommitOperationAdd(name, item if isinstance(item, bytes) else str(item)) for name, item in contents.items()
         ]
         operations += [CommitOperationDelete(name) for name in stale if _matches(name, WEIGHT_FILES)]
+        logger.info(f"sending to {repo_id}, branch {branch}: {', '.join(contents)}")
         commit = api.create_commit(
-            repo_id, operations, commit_message=commit_message, revision=branch, parent_commit=before.sha
+            repo_id, operations, commit_message=title, revision=branch, parent_commit=before.sha
         )
     return _report(repo_id, branch, commit.oid, contents)
 
@@ -141,12 +162,19 @@ def check_export(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not (folder / MANIFEST_NAME).is_file():
         raise ValueError(f"{folder} is no exported model: it has no {MANIFEST_NAME}; make one with `magic-nas export`")
+    links = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink())
+    if links := [name for name in links if not _is_litter(name)]:
+        raise ValueError(
+            f"{folder} holds links, and what they point to may be anything on this machine: {_shown(links)}; push a "
+            f"copy that has files in their place, such as one by `cp -rL`"
+        )
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if not _is_litter(name)]
     strays = [name for name in names if not _matches(name, WEIGHT_FILES + OTHER_FILES)]
     if strays:
-        shown = ", ".join(strays[:5]) + (f" and {len(strays) - 5} more" if len(strays) > 5 else "")
-        raise ValueError(f"{folder} holds files that are no part of an exported model: {shown}; move them away")
+        raise ValueError(
+            f"{folder} holds files that are no part of an exported model: {_shown(strays)}; move them away"
+        )
     _read_json(folder / MANIFEST_NAME)
     model = _empty_model(folder)
     _check_weights_of(model, folder)
@@ -176,6 +204,10 @@ def check_weights(folder: str | Path) -> dict[str, tuple[int, ...]]:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); {_AGAIN}") from None
     return shapes
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -238,9 +270,10 @@ def _check_tokenizer(config: MagicConfig, folder: Path) -> None:
     # tokenizers raises Exception itself for a file that it cannot read.
     except Exception as error:
         raise ValueError(f"the tokenizer in {folder} does not load ({error}); {_AGAIN}") from None
-    if len(tokenizer) > config.vocab_size:
+    if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens but the model only {config.vocab_size}; {_AGAIN}"
+            f"the tokenizer in {folder} has ids up to {num_rows(tokenizer) - 1} but the model rows for "
+            f"{config.vocab_size} tokens; {_AGAIN}"
         )
 
 

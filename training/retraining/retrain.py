@@ -16,6 +16,7 @@ from ..data.text import MaskingCollator, PreparedData, load_data
 from ..hub.export import describe_model, export_model, training_manifest
 from ..hub.presets import load_preset
 from ..progress import show_progress
+from ..resuming import ResumableTrainer
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run, read_settings
 from ..runs.recipes import mapping_of
 from ..runs.training import finish_training, tokens_per_step, training_arguments
@@ -121,7 +122,7 @@ def _train(run: Run, start: ChildStart, settings: RetrainSettings, search: dict[
     batches = judging_batches(
         data, settings.mlm_probability, args.per_device_eval_batch_size, settings.num_validation_sequences
     )
-    trainer = Trainer(
+    trainer = ResumableTrainer(
         model=model,
         args=args,
         train_dataset=data.train,

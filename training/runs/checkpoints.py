@@ -1,6 +1,5 @@
-"""Checkpoints of a run: the search state beside `Trainer`'s own files, and which of them are whole."""
+"""Checkpoints of a run: the search state beside `Trainer`'s own files, and the one that is the end of the run."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import read_json
 from ..internals import load_weights
@@ -40,20 +38,3 @@ def load_finished(trainer: Trainer, checkpoint: str) -> bool:
     load_weights(trainer, checkpoint)
     trainer.state = state
     return True
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """Returns the newest checkpoint under `output_dir` that was written to its end, or `None`.
-
-    A run killed while it saves leaves a folder whose last file, trainer_state.json, is missing or cut short.
-    """
-    folders = [
-        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
-    ]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        try:
-            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return str(folder)
-    return None

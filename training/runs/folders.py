@@ -15,9 +15,9 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from transformers.utils import logging as hf_logging
 
-from ..files import read_json, write_json
+from ..files import read_json, remove_leftovers, write_json
 from ..options import Settings
-from .checkpoints import last_complete_checkpoint
+from ..resuming import has_checkpoints
 
 
 RUN_NAME = "run.json"
@@ -87,6 +87,7 @@ def open_run(output_dir: str | Path, settings: Settings, writes: bool = True) ->
         result = None
         if writes:
             check_run_folder(folder, settings)
+            _tidy(folder)
             result = read_result(folder)
             if result is None:
                 write_json(folder / RUN_NAME, _describe(settings))
@@ -104,6 +105,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what killed processes left in a run's folder; runs within it have owners of their own."""
+    remove_leftovers(folder)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and not (path / RUN_NAME).is_file():
+            _tidy(path)
 
 
 def _same_for_all_ranks(result: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -147,7 +156,7 @@ def finished_result(output_dir: str | Path, settings: Settings) -> dict[str, Any
 
 def _has_begun(run: Path) -> bool:
     written = any((run / name).is_file() for name in (RESULT_NAME, RECORDS_NAME, FACTS_NAME))
-    if written or last_complete_checkpoint(run) is not None:
+    if written or has_checkpoints(run):
         return True
     return any(_has_begun(path.parent) for path in run.glob(f"*/*/{RUN_NAME}"))
 

@@ -14,7 +14,7 @@ from modeling_magic.warm_start import check_initialization, initialize_from
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..distillation.teacher import follow_teacher, load_fitting_teacher, weights_hash
 from ..hub.presets import load_preset
-from ..runs.checkpoints import last_complete_checkpoint
+from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
 from ..runs.training import training_arguments
 from ..space.costs import count_parameters
@@ -108,7 +108,7 @@ def _train(
         processing_class=data.tokenizer,
     )
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(run.folder) is not None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(run.folder, tells=True))
     ranking = trainer.ranking()
     best = ranking.best_children(trainer.budget, settings.num_ranked)
     result = {

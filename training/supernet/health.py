@@ -330,6 +330,15 @@ class SupernetHealth:
 
     # ---- Checkpoints and results ----
 
+    def norms_since_log(self) -> dict[str, tuple[float, int]]:
+        """Returns by kind of operator the sum of the norms since the last call of `scalars`, and their number."""
+        self._settle()
+        return dict(self._logged_norms)
+
+    def load_norms_since_log(self, norms: Mapping[str, Sequence[float]]) -> None:
+        """Restores what `norms_since_log` returned."""
+        self._logged_norms = {kind: (total, int(number)) for kind, (total, number) in norms.items()}
+
     def to_json(self) -> dict[str, Any]:
         """Returns all of it as JSON: what a checkpoint restores, and what `supernet.figures.draw_health` draws."""
         self._settle()

@@ -12,11 +12,12 @@ from transformers import set_seed
 from modeling_magic import MagicConfig, MagicForMaskedLM
 from modeling_magic.warm_start import check_initialization, initialize_from
 
+from ..data.fitting import fit_tokenizer
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..files import written_at_once
 from ..hub.card import card_length
 from ..hub.presets import load_preset
-from ..runs.checkpoints import last_complete_checkpoint
+from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
 from ..runs.training import training_arguments
 from ..space.costs import count_flops, count_parameters
@@ -78,7 +79,7 @@ def _train_supernet(
         processing_class=data.tokenizer,
     )
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(run.folder) is not None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(run.folder, tells=True))
     found = trainer.best_child()
     result = {
         **_search_record(trainer, found),
@@ -108,7 +109,7 @@ def save_supernet(run: Run, model: MagicForMaskedLM, data: PreparedData, result:
     def export(_: dict[str, Any]) -> None:
         with written_at_once(run.folder / SUPERNET_FOLDER, replaces=True) as temporary:
             model.save_pretrained(temporary)
-            data.tokenizer.save_pretrained(temporary)
+            fit_tokenizer(data.tokenizer, model.config).save_pretrained(temporary)
 
     return run.finish(result, export)
 

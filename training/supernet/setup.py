@@ -2,6 +2,7 @@
 
 from modeling_magic import MagicConfig
 
+from ..data.fitting import num_rows
 from ..data.text import PreparedData
 from ..space.budgets import BudgetedSpace
 from ..space.costs import operator_parameters
@@ -66,6 +67,6 @@ def fit_to_tokenizer(config: MagicConfig, data: PreparedData, block_size: int) -
             f"block_size is {block_size} but the model has {config.max_sequence_length} positions; take a smaller "
             f"block_size or a preset with more positions"
         )
-    config.vocab_size = len(data.tokenizer)
+    config.vocab_size = num_rows(data.tokenizer)
     config.pad_token_id = data.tokenizer.pad_token_id
     return config

@@ -13,19 +13,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from modeling_magic import MagicModel
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..files import write_json
-from ..internals import TrainerHooks, model_collator, num_micro_batches
+from ..internals import model_collator, num_micro_batches
 from ..losses import AccumulatedLossTrainer
 from ..objectives import alignment_loss, average_states
 from ..progress import PostfixProgressCallback
-from ..runs.checkpoints import NAS_STATE_NAME, last_complete_checkpoint, load_finished, read_nas_state
+from ..runs.checkpoints import NAS_STATE_NAME, load_finished, read_nas_state
 from ..space.budgets import BudgetedSpace, is_feasible
 from ..space.costs import training_flops
 from ..space.latency import LatencyTable
@@ -64,7 +63,7 @@ class _SearchCallback(TrainerCallback):
         self._trainer._after_step(state.global_step)
 
 
-class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
+class MagicTrainer(AccumulatedLossTrainer):
     """Trains a super-net, one child a step, with the paper's ways to mitigate interference.
 
     Everything random about the search comes from generators of its own, seeded by `args.seed` alone: all ranks draw
@@ -178,7 +177,6 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
             self._begin_search()
         else:
             self.load_nas_state(self._resumed)
-        self.forget_logged()
         try:
             self._epoch_steps = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
         except TypeError:
@@ -478,6 +476,17 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
         super().forget_logged()
         self._num_changes = 0
 
+    def log_window(self) -> dict[str, Any]:
+        """Returns what was added up since the last log, as JSON."""
+        return {**super().log_window(), "num_changes": self._num_changes, "norms": self.health.norms_since_log()}
+
+    def load_log_window(self, window: dict[str, Any] | None) -> None:
+        """Restores what `log_window` returned; `None` begins all sums anew."""
+        super().load_log_window(window)
+        if window is not None:
+            self._num_changes = window["num_changes"]
+            self.health.load_norms_since_log(window["norms"])
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns the FLOPs of this step's child alone, not those of all operators of the super-net."""
         batch_size, seq_len = inputs["input_ids"].shape
@@ -543,31 +552,20 @@ class MagicTrainer(TrainerHooks, AccumulatedLossTrainer):
         Raises:
             ValueError: there is no complete checkpoint to resume from, or it belongs to another search.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise ValueError(f"no complete checkpoint in {self.args.output_dir}; train without resuming")
-        self._resumed = read_nas_state(resume_from_checkpoint) if resume_from_checkpoint else None
-        if self._resumed is not None:
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        self._resumed = None if checkpoint is None else read_nas_state(checkpoint)
+        if checkpoint is not None and self._resumed is not None:
             self.load_nas_state(self._resumed)
-            if load_finished(self, str(resume_from_checkpoint)):
+            if load_finished(self, checkpoint):
                 return TrainOutput(self.state.global_step, 0.0, {})
         config, sparse_prediction = self.model.config, self.model.config.sparse_prediction
         # No step looks at the logits of tokens that are not masked.
         config.sparse_prediction = True
         try:
-            return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             config.sparse_prediction = sparse_prediction
 
-    def begin_checkpoint(self, output_dir: Path) -> None:
-        """Writes the state of the search to the next checkpoint, before `Trainer` writes all else.
-
-        trainer_state.json is what it writes last, so that a folder which holds a readable one is complete, and older
-        checkpoints are deleted after that only.
-        """
-        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        # One that an earlier run left must not pass for this one's.
-        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    def begin_checkpoint(self, folder: Path) -> None:
+        """Writes the state of the search to the next checkpoint, before `Trainer` writes all else."""
         write_json(folder / NAS_STATE_NAME, self.nas_state())

@@ -1,0 +1,429 @@
+"""Documents: where they are read from, what is one of them, and which are held out.
+
+`load_documents` takes docstrings of the installed packages, files and folders, or any data set of the `datasets`
+library. `split_documents` holds whole documents out, by a hash of their text. Compression reads the same kinds of
+files by `files_of`, `opened_text`, `load_saved` and `tsv_texts`.
+"""
+
+import bz2
+import glob
+import gzip
+import logging
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import chain, groupby, islice, pairwise
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
+
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetsError
+
+from .docstrings import docstring_documents
+
+
+Documents: TypeAlias = Dataset | IterableDataset
+
+logger = logging.getLogger(__name__)
+
+DOCSTRINGS = "docstrings"
+
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_SUFFIXES = (".txt", ".tsv", *_BUILDERS)
+_PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+KNOWN_SUFFIXES = f"{', '.join(_SUFFIXES)}, each also packed as {', '.join(_PACKED)}"
+# What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write beside the rows.
+_SAVED = ("state.json", "dataset_dict.json")
+
+# What is tokenised at a time. A tokenizer takes more than a hundred times the memory of its text.
+_PIECE_CHARACTERS = 2**16
+# The widest line of text that an editor has broken.
+_WRAPPED_AT = 100
+# By which it is told whether an editor has broken the lines of a file.
+_LOOKED_AT = 1000
+# Files of more lines than this, none of them blank, hold a document a line: hardly any document is so long.
+_LONGEST_DOCUMENT = 1000
+_KINDS = {
+    "block": "documents are blocks of lines between blank lines",
+    "line": "documents are lines, since no line between them is blank",
+    "file": "documents are files, since no line in them is blank",
+}
+
+
+# ---- Sources ----
+
+
+def load_documents(
+    source: str | Path | None = None,
+    *,
+    dataset_config: str | None = None,
+    split: str = "train",
+    text_column: str = "text",
+    streaming: bool = False,
+    max_documents: int | None = None,
+    document: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Documents:
+    """Returns the documents of a source, in a fixed order, in the column "text".
+
+    Args:
+        source: one of
+
+            - `None` or "docstrings": `docstring_documents`, with the package in the column "source";
+            - a file: .txt, or with a text column .json, .jsonl, .csv, .tsv or .parquet; all but the last also packed
+              as .gz, .bz2 or .xz;
+            - a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote;
+            - a folder of such files, read in sorted order with its subfolders (see `files_of`);
+            - the name of a data set that `datasets.load_dataset` finds, locally or on the Hub.
+        dataset_config: the configuration of a data set by name.
+        split: the split of a data set or of a saved `DatasetDict`; see also `files_of`.
+        text_column: the column that holds the text; rows without text are left out.
+        streaming: returns an IterableDataset that reads as it goes; otherwise text files are held in memory.
+        max_documents: the first documents only.
+        document: what a document is in .txt files: a "block" of lines between blank lines, a "line" or a "file".
+            `None` takes blocks. Where no line between the text is blank it takes lines; or files, where there are
+            several of fewer than 1,000 lines on average, or where an editor has broken the lines.
+        cache_dir: see `docstring_documents`.
+
+    Raises:
+        ValueError: there is no such source, no text in it, or no such column or split; it cannot be read.
+    """
+    if max_documents is not None and max_documents < 1:
+        raise ValueError(f"max_documents is {max_documents}; it must be at least 1, or None for all")
+    path = Path(source or DOCSTRINGS).expanduser()
+    documents: Documents
+    if source is None or source == DOCSTRINGS:
+        documents = Dataset.from_list(docstring_documents(cache_dir=cache_dir))
+        documents = documents.to_iterable_dataset() if streaming else documents
+    elif is_saved(path):
+        # Not `load_from_disk`, which leaves what is computed from the rows in the folder itself.
+        parts = [glob.escape(part["filename"]) for part in load_saved(path, text_column, split).cache_files]
+        arguments = {"path": "arrow", "data_files": {split: parts}, "split": split, "streaming": streaming}
+        documents = _load_data_set(source, text_column, arguments)
+    elif path.exists():
+        files = files_of(path, split)
+        if suffix_of(files[0]) == ".txt":
+            documents = _load_text_files(path, files, streaming, document)
+        else:
+            documents = _load_data_files(path, files, text_column, split, streaming)
+    else:
+        _refuse_paths(source, path)
+        arguments = {"path": str(source), "name": dataset_config, "split": split, "streaming": streaming}
+        documents = _load_data_set(source, text_column, arguments)
+    return documents if max_documents is None else documents.take(max_documents)
+
+
+def files_of(path: Path, split: str = "train") -> list[Path]:
+    """Returns a file, or the files of a folder and its subfolders in sorted order: one rule for all that reads text.
+
+    Of a folder these are its .txt files, or where it has none its data files. Where the names of some data files, or
+    of the folders they are in, have the split as a word, such as train-00000.parquet, these alone are taken. Hidden
+    files are left out.
+
+    Raises:
+        ValueError: no file is of a kind that can be read.
+    """
+    if path.is_file():
+        if not suffix_of(path):
+            raise ValueError(
+                f"{path} is not a kind of file that can be read; known suffixes: {KNOWN_SUFFIXES}; rename plain text "
+                f"to .txt"
+            )
+        return [path]
+    files = {file.relative_to(path): file for file in sorted(path.rglob("*")) if suffix_of(file) and file.is_file()}
+    files = {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.parts)}
+    if not files:
+        raise ValueError(f"folder {path} holds no text; known suffixes: {KNOWN_SUFFIXES}")
+    if texts := [file for file in files.values() if suffix_of(file) == ".txt"]:
+        return texts
+    of_the_split = [file for name, file in files.items() if split in re.split(r"[^a-z]+", name.as_posix().lower())]
+    if of_the_split and len(of_the_split) < len(files):
+        logger.info(f"{path}: {len(of_the_split)} of {len(files)} data files are named for the split {split!r}")
+    return of_the_split or list(files.values())
+
+
+def suffix_of(path: Path) -> str:
+    """Returns what tells how a file is read, such as ".txt" of text.txt and of text.TXT.gz; "" if it cannot be."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _PACKED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in _SUFFIXES else ""
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file has to be unpacked from its beginning."""
+    return path.suffix.lower() in _PACKED
+
+
+@contextmanager
+def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """Yields the lines of a text file in UTF-8, packed or not.
+
+    Raises:
+        ValueError: it is not UTF-8, or cannot be unpacked.
+    """
+    try:
+        with _PACKED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline=newline) as lines:
+            yield lines
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error.reason) from None
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"cannot read {path} ({first_line(error)}); mend it or leave it out") from error
+
+
+def not_utf8(path: Path, reason: str) -> ValueError:
+    """Returns the error for a text file in another encoding."""
+    return ValueError(f"{path} is not UTF-8 ({reason}); convert it, for example with iconv, or leave it out")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _refuse_paths(source: str | Path, path: Path) -> None:
+    """Raises where the source can only be meant as a file: names of data sets are "name" or "owner/name"."""
+    looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_like_path or suffix_of(path):
+        raise ValueError(f"there is no file or folder {str(path)!r}; check the path")
+
+
+# ---- Text files ----
+
+
+def _load_text_files(path: Path, files: list[Path], streaming: bool, document: str | None) -> Documents:
+    kind = document or _kind_of_documents(path, files)
+    if next(_text_documents(files, kind), None) is None:
+        raise ValueError(f"there is no text in {path}; name files or folders of text")
+    if streaming:
+        return IterableDataset.from_generator(_text_documents, gen_kwargs={"paths": files, "kind": kind})
+    return Dataset.from_list(list(_text_documents(files, kind)))
+
+
+def _text_documents(paths: Iterable[Path], kind: str) -> Iterator[dict[str, str]]:
+    for path in paths:
+        with opened_text(path) as lines:
+            checked = _checked(lines, path)
+            if kind == "line":
+                texts: Iterable[str] = checked
+            elif kind == "file":
+                texts = ["".join(checked)]
+            else:
+                texts = ("".join(block) for is_text, block in groupby(checked, key=_is_text) if is_text)
+            yield from ({"text": text.strip()} for text in texts if _is_text(text))
+
+
+def _is_text(text: str) -> bool:
+    return bool(text) and not text.isspace()
+
+
+def _checked(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for line in lines:
+        if "\0" in line:
+            raise not_utf8(path, "it has zero bytes, as binary files and UTF-16 have")
+        yield line
+
+
+def _kind_of_documents(path: Path, files: Sequence[Path]) -> str:
+    num_lines, is_wrapped = 0, True
+    for file in files:
+        with opened_text(file) as lines:
+            head = list(islice(lines, _LOOKED_AT))
+            num_blocks = 0
+            for is_text, block in groupby(chain(head, lines), key=_is_text):
+                num_blocks += is_text
+                if num_blocks > 1:
+                    logger.info(f"{path}: {_KINDS['block']}; `document` sets it")
+                    return "block"
+                num_lines += sum(1 for _ in block) if is_text else 0
+        is_wrapped = is_wrapped and are_wrapped([line.strip() for line in head if _is_text(line)])
+    are_short = len(files) > 1 and num_lines / len(files) < _LONGEST_DOCUMENT
+    kind = "file" if are_short or is_wrapped else "line"
+    logger.info(f"{path}: {_KINDS[kind]}; {num_lines:,} lines in {len(files):,} files; `document` sets it")
+    return kind
+
+
+def are_wrapped(lines: Sequence[str]) -> bool:
+    """Whether an editor has broken a paragraph into these lines, none of which is blank.
+
+    Every line is as full as it can be: the first word of the next would make it the widest of all.
+    """
+    if len(lines) < 3:
+        return False
+    width = max(map(len, lines))
+    return width <= _WRAPPED_AT and all(
+        len(line) + 1 + len(following.split(maxsplit=1)[0]) > width for line, following in pairwise(lines)
+    )
+
+
+def text_pieces(text: str) -> Iterator[str]:
+    """Yields the pieces of a text, each of at most 65,536 characters, which make the text when put together again.
+
+    A piece ends before the white space between two lines, where there is none between two words, and in a text without
+    white space between two characters: tokenizers that cut text at white space give the same tokens piece by piece.
+    """
+    start = 0
+    while len(text) - start > _PIECE_CHARACTERS:
+        piece = text[start : start + _PIECE_CHARACTERS]
+        place = piece.rfind("\n")
+        place = piece.rfind(" ") if place < _PIECE_CHARACTERS // 2 else place
+        end = len(piece[:place].rstrip()) if place > 0 else 0
+        yield piece[: end or _PIECE_CHARACTERS]
+        start += end or _PIECE_CHARACTERS
+    yield text[start:]
+
+
+# ---- Data files and data sets ----
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` of the `datasets` library wrote a folder."""
+    return any((path / name).is_file() for name in _SAVED)
+
+
+def load_saved(path: Path, text_column: str, split: str = "train") -> Dataset:
+    """Returns what `save_to_disk` wrote, of a DatasetDict one split.
+
+    Raises:
+        ValueError: it cannot be read, or has no such split or column.
+    """
+    try:
+        saved = load_from_disk(path)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({first_line(error)}); save it again") from error
+    if isinstance(saved, DatasetDict):
+        if split not in saved:
+            raise ValueError(f"{path} has no split {split!r}; name the folder of one: {', '.join(map(str, saved))}")
+        saved = saved[split]
+    if text_column not in saved.column_names:
+        raise ValueError(f"{path} has no column {text_column!r}; choose one of: {', '.join(saved.column_names)}")
+    return saved
+
+
+def _load_data_files(path: Path, files: list[Path], text_column: str, split: str, streaming: bool) -> Documents:
+    parts = []
+    for builder, group in groupby(sorted(files, key=_builder_of), key=_builder_of):
+        paths = list(group)
+        if builder:
+            # What a name has of *, ? and [ is no pattern.
+            patterns = [glob.escape(str(file)) for file in paths]
+            arguments = {"path": builder, "data_files": {split: patterns}, "split": split, "streaming": streaming}
+            parts.append(_load_data_set(path, text_column, arguments))
+        else:
+            parts.append(_load_tsv_files(path, paths, text_column, streaming))
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def _builder_of(path: Path) -> str:
+    return _BUILDERS.get(suffix_of(path), "")
+
+
+def _load_tsv_files(path: Path, files: list[Path], text_column: str, streaming: bool) -> Documents:
+    if next(_tsv_documents(files, text_column), None) is None:
+        raise ValueError(f"{str(path)!r} has no text in column {text_column!r}; choose another")
+    if streaming:
+        return IterableDataset.from_generator(_tsv_documents, gen_kwargs={"paths": files, "text_column": text_column})
+    return Dataset.from_list(list(_tsv_documents(files, text_column)))
+
+
+def _tsv_documents(paths: Iterable[Path], text_column: str) -> Iterator[dict[str, str]]:
+    for path in paths:
+        yield from ({"text": text} for text in tsv_texts(path, text_column) if _has_text(text))
+
+
+def tsv_texts(path: Path, text_column: str) -> Iterator[str]:
+    """Yields a column; a quotation mark is a character as any other, as in GLUE's files.
+
+    Raises:
+        ValueError: there is no such column, or the file cannot be read.
+    """
+    with opened_text(path, newline="\n") as lines:
+        header = next(lines, "").rstrip("\r\n").split("\t")
+        if text_column not in header:
+            raise ValueError(f"{path} has no column {text_column!r}; choose one of: {', '.join(header)}")
+        place = header.index(text_column)
+        for line in lines:
+            cells = line.rstrip("\r\n").split("\t")
+            if place < len(cells):
+                yield cells[place]
+
+
+def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, Any]) -> Documents:
+    try:
+        documents = load_dataset(**arguments)
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = first_line(error.__cause__ or error)
+        raise ValueError(f"cannot read data set {str(source)!r} ({reason}); check its name or the file") from error
+    return _text_alone(documents, source, text_column)
+
+
+def _text_alone(documents: Documents, source: str | Path, text_column: str) -> Documents:
+    columns = documents.column_names or list(next(iter(documents), {}))
+    if text_column not in columns:
+        raise ValueError(f"{str(source)!r} has no column {text_column!r}; choose one of: {', '.join(columns)}")
+    documents = documents.select_columns([text_column])
+    if text_column != "text":
+        documents = documents.rename_column(text_column, "text")
+    documents = documents.filter(_has_text, input_columns="text")
+    if isinstance(documents, Dataset) and not len(documents):
+        raise ValueError(f"{str(source)!r} has no text in column {text_column!r}; choose among: {', '.join(columns)}")
+    return documents
+
+
+def _has_text(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())
+
+
+# ---- Held-out documents ----
+
+
+def is_held_out(text: str, fraction: float, seed: int = 0) -> bool:
+    """Whether a document is of the validation set: by a hash of its text alone, so wherever and however it is read.
+
+    What is held out at a fraction is held out at every larger one.
+    """
+    digest = blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def split_documents(
+    documents: Documents, validation_fraction: float = 0.02, seed: int = 0
+) -> tuple[Documents, Documents]:
+    """Returns the documents of the training and of the validation set (see `is_held_out`), each in the given order.
+
+    Raises:
+        ValueError: the fraction is not between 0 and 1, or a side is empty; of a stream, that is not known.
+    """
+    check_fraction(validation_fraction)
+    sides = []
+    for name, held_out in (("training", False), ("validation", True)):
+        arguments = {"fraction": validation_fraction, "seed": seed, "held_out": held_out}
+        side = documents.filter(_is_on_side, input_columns="text", fn_kwargs=arguments)
+        if isinstance(side, Dataset) and not len(side):
+            raise ValueError(
+                f"none of {len(documents)} documents is left for the {name} set at validation_fraction "
+                f"{validation_fraction}; give more documents, another fraction or, for text files, another `document` "
+                f"(block, line or file)"
+            )
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def check_fraction(validation_fraction: float) -> None:
+    """Raises a ValueError where a share is not between 0 and 1."""
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction is {validation_fraction}; it must be between 0 and 1")
+
+
+def _is_on_side(text: str, fraction: float, seed: int, held_out: bool) -> bool:
+    return is_held_out(text, fraction, seed) == held_out

@@ -1,0 +1,165 @@
+"""What lies in the folder of a model, or in its repository on the Hub, beside its weights; a folder made whole."""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_magic.conversion import load_magic
+
+from ..files import read_json
+from .card import CARD_NAME
+from .export import MANIFEST_NAME, SENTENCE_FILES, export_model
+from .sentence_folders import json_of
+
+
+_WANTED_FILES = ["*.json", "*.txt", "*.model", CARD_NAME, "*.safetensors"]
+_OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
+# What stays true of a model whose weights are trained on.
+_INHERITED = ("search", "converted_from", "compressed_from", "budget")
+# What `Trainer` measures of itself.
+_NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "samples")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def file_of_model(name_or_path: str, filename: str) -> Path | None:
+    """Returns a file beside a model's weights, from its folder, the Hub or the cache; `None` where it is not there.
+
+    A Hub that does not answer has no file either, unless the cache has it.
+
+    Args:
+        name_or_path: a folder or a name on the Hub.
+        filename: as it is called in the folder.
+
+    Raises:
+        OSError: the Hub has no such model, or does not let this user read it.
+        ValueError: it is neither a folder nor a name that the Hub could have.
+    """
+    if (folder := Path(name_or_path)).is_dir():
+        return folder / filename if (folder / filename).is_file() else None
+    try:
+        return Path(hf_hub_download(name_or_path, filename))
+    except RepositoryNotFoundError:
+        raise
+    except (EntryNotFoundError, HfHubHTTPError):
+        return None
+
+
+def fetch_folder(name: str) -> Path:
+    """Returns a local folder with the files of a model on the Hub, weights included.
+
+    Raises:
+        ValueError: the Hub has no such model, or cannot be reached.
+    """
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_WANTED_FILES, ignore_patterns=_OTHER_RUNTIMES))
+        if not any(folder.rglob("*.safetensors")):
+            # Read as tensors alone, whatever else they hold.
+            weights = [*_WANTED_FILES, "*pytorch_model*.bin"]
+            folder = Path(snapshot_download(name, allow_patterns=weights, ignore_patterns=_OTHER_RUNTIMES))
+    except (OSError, HTTPError, HFValidationError) as error:
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        raise ValueError(f"no model {name}; give a model's folder or its name on the Hub ({reason})") from None
+    return folder
+
+
+def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
+    """Returns the tokenizer of a folder or of a model on the Hub, `None` where there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
+    except (OSError, ValueError):
+        return None
+    # A folder without a vocabulary gives a tokenizer that knows its special tokens only.
+    return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
+
+
+def card_facts(name_or_path: str) -> dict[str, Any]:
+    """Returns the license and the language that a model's own card states.
+
+    The Hub has a word for a license that is not known; a language is `None` then.
+    """
+    path = file_of_model(name_or_path, CARD_NAME)
+    data = ModelCard.load(path, ignore_metadata_errors=True).data if path is not None else ModelCardData()
+    return {"license": data.license or "unknown", "language": data.language}
+
+
+def provenance(name_or_path: str) -> dict[str, Any]:
+    """Returns what a manifest tells of a model that began with another one: that one's search, license and so on.
+
+    Args:
+        name_or_path: what it began with, a folder or a name on the Hub.
+    """
+    path = file_of_model(name_or_path, MANIFEST_NAME)
+    source = {} if path is None else read_json(path)
+    return {**{key: source[key] for key in _INHERITED if key in source}, **card_facts(name_or_path)}
+
+
+def public_name(name_or_path: str | Path) -> str:
+    """Returns what tells a model from all others and nothing of this machine: its name on the Hub, or a hash.
+
+    The hash is that of the files of weights in a folder, as `sha256sum` gives it for a single one.
+    """
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        return str(name_or_path)
+    digest = sha256()
+    for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+# ---- Folders of others ----
+
+
+def export_folder(source: str | Path, output_dir: str | Path) -> Path:
+    """Writes the MAGIC model of a folder as a whole export and returns its path; for what `Trainer.save_model` wrote.
+
+    The manifest of the source is kept; where it has none, the card tells what the `Trainer` has measured, which is
+    read from its eval_results.json or trainer_state.json.
+
+    Args:
+        source: a model folder, with its tokenizer.
+        output_dir: where to write (see `export_model`).
+
+    Raises:
+        ValueError: the folder holds no MAGIC child or no tokenizer, or `output_dir` holds something else.
+    """
+    folder = Path(source)
+    model, tokenizer = load_magic(folder), tokenizer_of(folder)
+    if tokenizer is None:
+        raise ValueError(f"{folder} holds no tokenizer; save the one that the model was trained with into it")
+    manifest = json_of(folder / MANIFEST_NAME) or {**card_facts(str(folder)), "scores": _trainer_scores(folder)}
+    kept = [name for name in SENTENCE_FILES if (folder / name).is_file()]
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in kept}
+    return export_model(model, tokenizer, output_dir, manifest, files=files)
+
+
+def _trainer_scores(folder: Path) -> list[dict[str, Any]]:
+    metrics = json_of(folder / "eval_results.json")
+    if not metrics:
+        state = json_of(folder / "trainer_state.json")
+        entries = [entry for entry in state.get("log_history", []) if any(key.startswith("eval_") for key in entry)]
+        best = [entry for entry in entries if entry.get("step") == state.get("best_global_step")]
+        metrics = (best or entries or [{}])[-1]
+    scores = {
+        name.removeprefix("eval_"): value
+        for name, value in metrics.items()
+        if name.startswith("eval_") and isinstance(value, int | float)
+    }
+    rows = scores.get("samples", "not recorded")
+    return [
+        {"data": "the Trainer's evaluation set", "split": "eval", "rows": rows, "metric": name, "value": value}
+        for name, value in scores.items()
+        if name not in _NO_SCORES
+    ]

@@ -1,6 +1,7 @@
 """MAGIC configuration: the operator grammar and the encoder or super-net that it spells."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,28 @@ OPERATOR_GRAMMAR = (
     "MHA<heads>, FFN or CONV<odd kernel>, each with an optional x<inner size>, as in MHA12 or FFNx3200, or SKIP"
 )
 _OPERATOR_PATTERN = re.compile(r"(?P<kind>MHA|FFN|CONV)(?P<size>[1-9][0-9]*)?(?:x(?P<inner_size>[1-9][0-9]*))?")
+
+# A configuration may come from anywhere. What is above these is a mistake, or made to take all memory.
+MAX_WIDTH = 2**16
+MAX_LAYERS = 1_000
+MAX_CANDIDATES = 1_000
+MAX_LABELS = 2**20
+_LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": MAX_WIDTH,
+    "intermediate_size": MAX_WIDTH,
+    "max_position_embeddings": 2**20,
+    "type_vocab_size": MAX_WIDTH,
+    "embedding_size": MAX_WIDTH,
+}
+_LONGEST_NAME = 40
+
+
+def _check_num_layers(candidate_operators) -> None:
+    if isinstance(candidate_operators, list) and len(candidate_operators) > MAX_LAYERS:
+        raise ValueError(
+            f"candidate_operators has {len(candidate_operators):,} layers; it may have at most {MAX_LAYERS:,}"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,15 +62,24 @@ def parse_operator(name: str) -> OperatorSpec:
     """Reads an operator name such as `MHA12`, `FFNx3200`, `CONV3` or `SKIP`.
 
     Raises:
-        ValueError: the name does not follow the grammar, or a kernel is even (it would have no middle token).
+        ValueError: the name does not follow the grammar, a number of it is above `MAX_WIDTH`, or a kernel is even (it
+            would have no middle token).
     """
     if name == SKIP:
         return OperatorSpec(SKIP, 0, None)
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"operator {name[:_LONGEST_NAME]!r}... has {len(name):,} characters; an operator is {OPERATOR_GRAMMAR}, "
+            f"its numbers at most {MAX_WIDTH:,}"
+        )
     match = _OPERATOR_PATTERN.fullmatch(name)
     kind = match["kind"] if match else None
     if match is None or (match["size"] is None) != (kind == "FFN"):
         raise ValueError(f"unknown operator {name!r}; an operator is {OPERATOR_GRAMMAR}")
     size = int(match["size"] or 0)
+    for number in (size, int(match["inner_size"] or 0)):
+        if number > MAX_WIDTH:
+            raise ValueError(f"operator {name!r} has the number {number:,}; it must be at most {MAX_WIDTH:,}")
     if kind == "CONV" and size % 2 == 0:
         raise ValueError(f"operator {name!r} has an even kernel {size}; take an odd one, such as {size + 1}")
     return OperatorSpec(match["kind"], size, int(match["inner_size"]) if match["inner_size"] else None)
@@ -106,8 +138,9 @@ class MagicConfig(PreTrainedConfig):
 
     Raises:
         ValueError: an operator that the grammar does not know, heads that do not divide the inner size, an empty
-            layer, an operator twice in a layer, a `num_hidden_layers` that contradicts the operators, or a key that
-            looks like a misspelt field.
+            layer, an operator twice in a layer, a `num_hidden_layers` that contradicts the operators, a key that
+            looks like a misspelt field, or a number that is out of range, such as more than 1,000 layers, a width
+            above 65,536 or a pad token that the vocabulary has not.
 
     Example:
     ```python
@@ -146,6 +179,16 @@ class MagicConfig(PreTrainedConfig):
     unpad_inputs: bool = False
     config_version: int = CONFIG_VERSION
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As `PreTrainedConfig.from_dict`; far too many layers are refused before each is looked at.
+
+        Raises:
+            ValueError: as for the class.
+        """
+        _check_num_layers(config_dict.get("candidate_operators"))
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs):
         if self.num_hidden_layers is None:
             self.num_hidden_layers = len(self.candidate_operators)
@@ -159,6 +202,10 @@ class MagicConfig(PreTrainedConfig):
             )
         self.validate_sizes()
         self.validate_candidate_operators()
+        num_labels = kwargs.get("num_labels")
+        # transformers makes a name for each of them.
+        if isinstance(num_labels, int) and not 0 <= num_labels <= MAX_LABELS:
+            raise ValueError(f"num_labels is {num_labels}; it must be from 0 to {MAX_LABELS:,}")
         super().__post_init__(**kwargs)
 
     @property
@@ -223,25 +270,47 @@ class MagicConfig(PreTrainedConfig):
         return child
 
     def validate_sizes(self):
-        """Part of `@strict`-powered validation: sizes are positive, probabilities below one, the activation known."""
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.embedding_size is not None and self.embedding_size < 1:
-            raise ValueError(f"embedding_size is {self.embedding_size}; it must be at least 1")
+        """Part of `@strict`-powered validation: sizes and tokens are in range, the activation known."""
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= largest:
+                bound = "at least 1" if value < 1 else f"at most {largest:,}"
+                raise ValueError(f"{name} is {value}; it must be {bound}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; a probability is at least 0 and below 1")
         for name in ("hidden_act", "lm_head_activation", "classifier_activation"):
             if (value := getattr(self, name)) is not None and value not in ACT2FN:
                 raise ValueError(f"{name} is {value!r}; transformers knows {', '.join(sorted(ACT2FN))}")
+        for name, allowed in (("initializer_range", "from 0"), ("layer_norm_eps", "above 0")):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (value == 0 and name == "layer_norm_eps"):
+                raise ValueError(f"{name} is {value}; it must be a number {allowed}")
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id is {self.pad_token_id}; it must be one of the vocabulary, 0 to {self.vocab_size - 1}"
+            )
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and token < 0:
+                    raise ValueError(f"{name} is {value}; a token is at least 0")
         if self.padding_aware_positions and self.pad_token_id is None:
             raise ValueError("padding_aware_positions needs a pad_token_id; set it, or leave positions as they are")
+        if self.max_sequence_length < 1:
+            raise ValueError(
+                f"max_position_embeddings is {self.max_position_embeddings}, all of it below the position of the first "
+                f"token, {self.first_position}; padding_aware_positions needs at least {self.first_position + 1}"
+            )
 
     def validate_candidate_operators(self):
         """Part of `@strict`-powered validation: every layer offers operators that fit the sizes."""
         if not self.candidate_operators:
             raise ValueError("candidate_operators is empty; give at least one layer, such as [['MHA12', 'FFN']]")
+        _check_num_layers(self.candidate_operators)
         if self.num_hidden_layers != len(self.candidate_operators):
             raise ValueError(
                 f"num_hidden_layers is {self.num_hidden_layers} but candidate_operators has "
@@ -250,6 +319,8 @@ class MagicConfig(PreTrainedConfig):
         for index, layer in enumerate(self.candidate_operators):
             if not layer:
                 raise ValueError(f"layer {index} has no candidate operator; give it at least one")
+            if len(layer) > MAX_CANDIDATES:
+                raise ValueError(f"layer {index} has {len(layer):,} operators; it may have at most {MAX_CANDIDATES:,}")
             if len(set(layer)) != len(layer):
                 raise ValueError(f"layer {index} names an operator twice: {', '.join(layer)}; name each once")
             for name in layer:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -506,6 +508,48 @@ def test_weights_are_plain_tensors(supernet):
 def test_bad_configurations_name_value_and_remedy(tiny_config, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000 but candidate_operators has 4 layers"),
+        ({"candidate_operators": [["FFN"]] * 5_000}, "has 5,000 layers; it may have at most 1,000"),
+        ({"candidate_operators": [["FFN"] * 5_000]}, "layer 0 has 5,000 operators; it may have at most 1,000"),
+        ({"candidate_operators": [["MHA999999999"]]}, "layer 0: .* has the number 999,999,999; .* at most 65,536"),
+        ({"candidate_operators": [["FFNx" + "9" * 5_000]]}, "layer 0: operator 'FFNx9.* has 5,004 characters"),
+        ({"hidden_size": 10**9}, "hidden_size is 1000000000; it must be at most 65,536"),
+        ({"embedding_size": 10**9}, "embedding_size is 1000000000; it must be at most 65,536"),
+        ({"intermediate_size": 10**9}, "intermediate_size is 1000000000; it must be at most 65,536"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000; it must be at most 16,777,216"),
+        ({"type_vocab_size": 10**9}, "type_vocab_size is 1000000000; it must be at most 65,536"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000; it must be at most"),
+        ({"pad_token_id": -1}, "pad_token_id is -1; it must be one of the vocabulary, 0 to "),
+        ({"pad_token_id": 10**6}, "pad_token_id is 1000000; it must be one of the vocabulary, 0 to "),
+        ({"bos_token_id": -5}, "bos_token_id is -5; a token is at least 0"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000; it must be from 0 to 1,048,576"),
+        ({"num_labels": -1}, "num_labels is -1; it must be from 0 to 1,048,576"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps is nan; it must be a number above 0"),
+        ({"initializer_range": -1.0}, "initializer_range is -1.0; it must be a number from 0"),
+        ({"padding_aware_positions": True, "pad_token_id": 64}, "all of it below the position of the first token, 65"),
+    ],
+)
+def test_configurations_out_of_range_are_refused_at_once(tiny_config, tmp_path, changes, message):
+    """A configuration may be a stranger's: what is refused has taken neither the time nor the memory that it names."""
+    values = {**tiny_config(vocab_size=100, max_position_embeddings=64).to_dict(), **changes}
+    if "candidate_operators" in changes:
+        values.pop("num_hidden_layers")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    start = time.process_time()
+    with pytest.raises(ValueError, match=message):
+        MagicConfig.from_pretrained(tmp_path)
+    assert time.process_time() - start < 1
+
+
+def test_far_too_many_layers_are_refused_before_each_is_looked_at():
+    with pytest.raises(ValueError, match="candidate_operators has 1,000,000 layers; it may have at most 1,000"):
+        # Wrong layers too: none was looked at.
+        MagicConfig.from_dict({"candidate_operators": [3] * 10**6})
 
 
 def test_heads_are_the_most_of_any_operator_and_not_saved(tiny_config, tmp_path):

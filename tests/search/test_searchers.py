@@ -12,7 +12,7 @@ from planted import budget_below, planted_cost, planted_space
 from scipy.stats import chisquare
 
 from training.search.searchers import EvolutionSearcher, ParetoSearcher, RandomSearcher, rank_key
-from training.space.budgets import Budget, BudgetedSpace, InfeasibleBudgetError, Limit
+from training.space.budgets import AdditiveCost, Budget, BudgetedSpace, InfeasibleBudgetError, Limit
 from training.space.search_space import SearchSpace
 from training.supernet.journal import RankedChild
 
@@ -126,6 +126,22 @@ def test_a_huge_space_takes_no_longer(make):
     asked = run(make(budgeted, 0), 30)
     assert len(set(asked)) == len(asked) >= 30
     assert all(architecture in budgeted for architecture in asked)
+
+
+@each_searcher
+def test_a_space_with_too_many_sums_to_walk_over(make):
+    names = ["MHA12", "MHA8", "FFN", "CONV3", "CONV5", "SKIP"]
+    cost = AdditiveCost("num_parameters", 0, {name: random.Random(name).randrange(10**9) for name in names})
+    limit = Limit(cost, maximum=40 * sum(cost.operators.values()) // 7)
+    within = BudgetedSpace(SearchSpace((names,) * 40), Budget((limit,)), max_transitions=1_000)
+    assert not within.is_exact
+    if make is SEARCHERS["pareto"]:
+        searcher = ParetoSearcher(within, 0, [cost], population_size=12, generation_size=6)
+    else:
+        searcher = make(within, 0)
+    asked = run(searcher, 30)
+    assert len(set(asked)) == len(asked)
+    assert all(architecture in within for architecture in asked)
 
 
 @pytest.mark.parametrize("name", ["evolution", "spos", "pareto"])

@@ -2,11 +2,12 @@
 
 import math
 import random
+import time
 from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -17,8 +18,10 @@ from training.space.budgets import (
     InfeasibleBudgetError,
     Limit,
     NearestValues,
+    WideBudgetError,
     format_value,
     is_feasible,
+    short_text,
     summarize_cost,
 )
 from training.space.search_space import SearchSpace
@@ -309,6 +312,118 @@ def test_summary_of_the_papers_space(cost: AdditiveCost):
             break
     summary = summarize_cost(LARGE, cost)
     assert (summary.smallest, summary.median, summary.largest) == (min(counted), median, max(counted))
+
+
+# Spaces with too many sums to walk over
+
+
+@settings(max_examples=20)
+@given(budgeted())
+def test_without_a_walk_children_are_drawn_within_the_budget_and_their_number_is_near(case):
+    space, budget = case
+    expected = within(space, budget.limits)
+    try:
+        estimated = BudgetedSpace(space, budget, max_transitions=0)
+    except WideBudgetError:
+        # A window between two values that children have: no draw is kept, and none can be.
+        assert not expected
+        return
+    assert abs(estimated.size - len(expected)) <= 6 * estimated.size_error * len(expected) + 0.5
+    if expected:
+        rng = random.Random(0)
+        assert {estimated.sample(rng) for _ in range(20)} <= expected
+    assert set(estimated.children()) == expected
+
+
+def test_drawing_without_a_walk_is_uniform():
+    space = SearchSpace((("MHA4", "FFN", "CONV3"), ("FFN", "CONV3"), ("MHA4", "CONV5"), ("MHA4", "FFN", "CONV3")))
+    costs = [
+        AdditiveCost("num_parameters", 7, {"MHA4": 4, "FFN": 8, "CONV3": 3, "CONV5": 3}),
+        AdditiveCost("flops", 0, {"MHA4": 5, "FFN": 1, "CONV3": 4, "CONV5": 2}),
+    ]
+    budget = Budget((Limit(costs[0], 20, 27), Limit(costs[1], maximum=12)))
+    estimated = BudgetedSpace(space, budget, max_transitions=0)
+    rng = random.Random(3)
+    drawn = Counter(estimated.sample(rng) for _ in range(5_000))
+    assert not estimated.is_exact
+    assert set(drawn) == within(space, budget.limits)
+    assert chisquare(list(drawn.values())).pvalue > 0.001
+
+
+def test_estimates_of_the_papers_space_are_as_near_as_they_say():
+    medians = [summarize_cost(LARGE, cost).median for cost in LARGE_COSTS]
+    for share in (0.7, 0.85, 1.0):
+        limits = [Limit(cost, maximum=median * share) for cost, median in zip(LARGE_COSTS, medians, strict=True)]
+        budget = Budget((*limits[:2], Limit(LARGE_COSTS[2], medians[2] * 0.4, medians[2] * share)))
+        exact, estimated = BudgetedSpace(LARGE, budget), BudgetedSpace(LARGE, budget, max_transitions=100)
+        assert exact.is_exact
+        assert exact.size_text == f"{exact.size:,}"
+        assert 0 < estimated.size_error < 0.02
+        assert abs(estimated.size / exact.size - 1) < 5 * estimated.size_error
+
+
+WIDE_NAMES = ("MHA12", "MHA8", "FFN", "FFNx512", "CONV3", "CONV5", "CONV7", "SKIP")
+WIDE = SearchSpace((WIDE_NAMES,) * 64)
+# Numbers that have no unit in common.
+WIDE_COSTS = [
+    AdditiveCost(name, 10**6, {name: seeded.randrange(10**5, 10**7) for name in WIDE_NAMES}, unit)
+    for seeded, name, unit in ((random.Random(1), "num_parameters", 1), (random.Random(2), "flops", 1))
+] + [AdditiveCost("latency_ms", 0, {n: random.Random(n).randrange(10**5, 10**7) for n in WIDE_NAMES}, 1e-6)]
+
+
+@pytest.mark.parametrize("num_limits", [1, 3])
+def test_a_space_with_too_many_sums_is_counted_and_drawn_from_at_once(num_limits):
+    rng = random.Random(0)
+    children = [WIDE.sample(rng) for _ in range(4_000)]
+    limits = [Limit(cost, maximum=sorted(map(cost, children))[1000]) for cost in WIDE_COSTS[:num_limits]]
+    start = time.process_time()
+    estimated = BudgetedSpace(WIDE, Budget(tuple(limits)))
+    drawn = [estimated.sample(rng) for _ in range(1000)]
+    assert time.process_time() - start < 10
+    assert all(child in WIDE and meets(limit, child) for child in drawn for limit in limits)
+    assert len(set(drawn)) == 1000
+    share = sum(all(meets(limit, child) for limit in limits) for child in children) / len(children)
+    error = math.sqrt(share * (1 - share) / len(children))
+    assert estimated.size / WIDE.size == pytest.approx(share, abs=5 * (error + estimated.size_error * share))
+    assert estimated.size_text.startswith(f"about {short_text(estimated.size)} (estimated, standard error ")
+    assert is_feasible(WIDE, estimated.budget)
+
+
+def test_feasibility_of_a_space_with_too_many_sums():
+    cost, other = WIDE_COSTS[0], WIDE_COSTS[1]
+    summary = summarize_cost(WIDE, cost)
+    assert not summary.median_is_exact
+    at_most = BudgetedSpace(WIDE, Budget((Limit(cost, maximum=summary.smallest),)))
+    assert at_most.is_exact
+    assert at_most.size == 1
+    below = Budget((Limit(cost, maximum=summary.smallest - 1), Limit(other, minimum=1)))
+    assert not is_feasible(WIDE, below)
+    with pytest.raises(InfeasibleBudgetError, match=f"nearest reachable num_parameters is {summary.smallest:,} above"):
+        BudgetedSpace(WIDE, below).check()
+    # The child of the fewest parameters has few FLOPs: together the windows are out of reach, each alone is not.
+    apart = Budget(
+        (Limit(cost, maximum=summary.smallest * 1.2), Limit(other, minimum=summarize_cost(WIDE, other).largest * 0.97))
+    )
+    assert all(is_feasible(WIDE, Budget((limit,))) for limit in apart.limits)
+    assert not is_feasible(WIDE, apart)
+    with pytest.raises(InfeasibleBudgetError, match="move a limit to a reachable value"):
+        BudgetedSpace(WIDE, apart).check()
+
+
+def test_windows_too_narrow_for_a_space_with_too_many_sums():
+    limits = []
+    for cost in WIDE_COSTS:
+        median = summarize_cost(WIDE, cost).median
+        limits.append(Limit(cost, median * (1 - 1e-7), median * (1 + 1e-7)))
+    with pytest.raises(WideBudgetError, match="widen the narrowest window, give fewer limits, or take a space with"):
+        BudgetedSpace(WIDE, Budget(tuple(limits)), max_transitions=1_000)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999_999, "999,999"), (8**400, "1.72e+361"), (9_999_999, "1.00e+7")]
+)
+def test_numbers_of_any_size_with_three_digits(number, text):
+    assert short_text(number) == text
 
 
 # What is said and what is refused

@@ -1,5 +1,6 @@
 """The text about a space says what counting every child one by one gives."""
 
+import copy
 import re
 from statistics import median_low
 
@@ -90,6 +91,17 @@ def test_children_within_a_budget():
     assert 0 < len(within) < 24
     assert "budget: num_parameters <= 23,000 and 0.5 <= latency_ms <= 3" in text
     assert f"within it: {len(within)} of 24 children ({100 * len(within) / 24:.4g}%)" in text
+
+
+def test_what_is_estimated_of_a_wide_space_says_so():
+    operators = ["MHA4", "MHA2", "FFN", "FFNx7", "CONV3", "CONV5x9", "CONV7x11", "SKIP"]
+    config = copy.deepcopy(CONFIG)
+    config.candidate_operators, config.num_hidden_layers = [operators] * 40, 40
+    cost = additive_cost(config, "num_parameters", head="mlm")
+    text = describe_space(config, 12, budget=Budget((Limit(cost, maximum=cost(operators[:1] * 40) // 2),)))
+    assert re.search(
+        r"within it: about \d\.\d\de\+\d+ \(estimated, standard error [\d.e-]+%\) of [\d,]+ children", text
+    )
 
 
 def test_a_budget_that_cannot_be_met():

@@ -4,12 +4,14 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +94,41 @@ def test_reading_needs_no_key_no_model_and_no_torch(tmp_path):
     assert done.stdout == "('CONV3', 'CONV3', 'CONV3')\n"
 
 
+def test_a_large_journal_opens_in_little_time_and_memory(tmp_path):
+    """What is kept of a line is its place: a fiftieth of what it was in memory."""
+    num_children = 20_000
+    path, names = written(tmp_path / "journal.jsonl", ()), ("MHA12", "FFN", "CONV3", "CONV5")
+    rng = random.Random(0)
+    children = [
+        RankedChild(tuple(rng.choices(names, k=26)), 5.0, 0.25, tuple(rng.random() for _ in range(16)))
+        for _ in range(num_children)
+    ]
+    with open(path, "ab") as file:
+        file.writelines(map(journal_module._line_of, map(journal_module._record_of, children)))
+    tracemalloc.start()
+    start = time.process_time()
+    journal = Journal(path)
+    seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(journal) == num_children
+    assert peak < 500 * num_children
+    # Tracing makes it several times slower.
+    assert seconds < 10
+    assert all(map(same, journal, children))
+    assert same(journal.get(children[-1].architecture), children[-1])
+
+
+def test_a_journal_that_is_replaced_under_a_reader_is_no_answer(tmp_path):
+    # Lines of one length: each place holds a whole line, of another child.
+    children = [RankedChild((name, "FFN"), 1.5, 0.25) for name in ("CONV3", "CONV5", "CONV7")]
+    path = written(tmp_path / "journal.jsonl", children)
+    journal = Journal(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], *lines[:0:-1]]))
+    with pytest.raises(ValueError, match="was cut or replaced while it was in use; begin the search again"):
+        journal.get(children[0].architecture)
+
+
 def test_reading_changes_nothing(tmp_path, caplog):
     path = written(tmp_path / "journal.jsonl")
     content = path.read_bytes()[:-7]
@@ -127,7 +164,7 @@ def test_a_child_on_record_stays_as_it_is(tmp_path):
     journal.append(RankedChild(CHILDREN[0].architecture, 9.0, 0.9))
     assert holds(journal, CHILDREN[:1])
     assert holds(Journal(journal.path), CHILDREN[:1])
-    assert journal.get(list(CHILDREN[0].architecture)) is CHILDREN[0]
+    assert same(journal.get(list(CHILDREN[0].architecture)), CHILDREN[0])
     assert journal.get(CHILDREN[1].architecture) is None
 
 

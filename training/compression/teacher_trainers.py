@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..distillation.teacher import teacher_inputs
 from ..losses import AccumulatedLossTrainer
-from ..space.budgets import BudgetedSpace
+from ..space.budgets import BudgetedSpace, WideBudgetError
 from ..space.samplers import UniformSampler
 from ..space.search_space import Architecture, SearchSpace
 from ..supernet.trainer import MagicTrainer
@@ -187,8 +188,11 @@ class BudgetSampler(UniformSampler):
 
 
 def _within(space: SearchSpace, within: Sequence[BudgetedSpace]) -> list[BudgetedSpace]:
-    """Returns what budgets leave of a space, those left out that leave nothing."""
-    inside = [one if one.space == space else one.restricted(space) for one in within]
+    """Returns what budgets leave of a space, those left out that leave nothing, or nothing that draws find."""
+    inside = []
+    for one in within:
+        with suppress(WideBudgetError):
+            inside.append(one if one.space == space else one.restricted(space))
     return [one for one in inside if one.size]
 
 

@@ -33,6 +33,8 @@ _CHILDREN_LEVEL = 0.01
 _MIN_NUM_BEST = 8
 # Children of the random control that are evaluated at a time; the evaluator shares bottoms among them.
 _CONTROL_BATCH_SIZE = 200
+# Distinct costs of the BERT patterns of some first layers that are kept apart.
+_MAX_PATTERN_SUMS = 20_000
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,8 @@ def nearest_bert_child(space: SearchSpace, cost: AdditiveCost, architecture: Arc
     """Returns the child of attention and feed-forward layers in turn nearest in cost to another child.
 
     The first layer is attention, as in BERT. Of two equally near the cheaper one is taken; of equal costs the one
-    whose operators come first among the candidates. `None` where a layer has no such operator.
+    whose operators come first among the candidates. `None` where a layer has no such operator. Of a space with very
+    many sums a fine grid of them is looked at.
 
     Args:
         space: where to look.
@@ -315,10 +318,19 @@ def nearest_bert_child(space: SearchSpace, cost: AdditiveCost, architecture: Arc
         for total, child in reached.items():
             for name, count in zip(names, cost.layer_counts(names), strict=True):
                 longer.setdefault(total + count, (*child, name))
-        reached = longer
+        reached = _thinned(longer)
     goal = cost.count(architecture)
     nearest = min(reached, key=lambda total: (abs(total - goal), total), default=None)
     return None if nearest is None else reached[nearest]
+
+
+def _thinned(reached: dict[int, Architecture]) -> dict[int, Architecture]:
+    """One child for each cell of a grid of sums, where there are more sums than cells."""
+    if len(reached) <= _MAX_PATTERN_SUMS:
+        return reached
+    width = (max(reached) - min(reached)) // _MAX_PATTERN_SUMS + 1
+    kept = {total // width: total for total in sorted(reached, reverse=True)}
+    return {total: reached[total] for total in kept.values()}
 
 
 def compare_with_random(searched: Sequence[RankedChild], drawn: Sequence[RankedChild]) -> Comparison:

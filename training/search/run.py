@@ -1,8 +1,9 @@
 """The run of a search: a trained super-net, a budget, and the folder that holds the winner and the proof."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ..space.latency import LatencyTable
 from ..space.limits import BudgetSettings, budget_of, costs_of
 from ..space.search_space import Architecture, SearchSpace, compact_architecture
 from ..supernet.evaluation import Evaluator, judging_batches
-from ..supernet.journal import Journal
+from ..supernet.journal import Journal, RankedChild
 from ..supernet.loading import check_vocabulary, load_supernet, supernet_folder
 from ..tables import markdown_table
 from .compare import SearchResult, search_children
@@ -279,8 +280,17 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
     settings = settings_from(SearchSettings, found)
     config = load_preset(str(supernet_folder(settings.supernet)))
     budget, costs = budget_of(config, limits), costs_of(config, limits)
-    evaluated = list(Journal(settings.journal or Path(search_run) / JOURNAL_NAME))
-    within = sorted((child for child in evaluated if budget.allows(child.architecture)), key=rank_key)[:top]
+    evaluated = Journal(settings.journal or Path(search_run) / JOURNAL_NAME)
+    num_within = 0
+
+    def allowed() -> Iterator[RankedChild]:
+        nonlocal num_within
+        for child in evaluated:
+            if budget.allows(child.architecture):
+                num_within += 1
+                yield child
+
+    within = nsmallest(top, allowed(), key=rank_key)
     if not within:
         BudgetedSpace(searched_space(settings, config), budget).check()
         raise ValueError(
@@ -297,7 +307,6 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
         for child in within
     ]
     lines = [markdown_table(["architecture", "validation loss", *names], rows)]
-    num_within = sum(budget.allows(child.architecture) for child in evaluated)
     lines += ["", f"{num_within:,} of {len(evaluated):,} evaluated children are within {budget}."]
     if limits.latency_table is not None:
         lines.append(LatencyTable.load(limits.latency_table).summary())

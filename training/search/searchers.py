@@ -23,7 +23,7 @@ from pymoo.core.sampling import Sampling
 from pymoo.core.termination import NoTermination
 from pymoo.operators.selection.tournament import TournamentSelection
 
-from ..space.budgets import AdditiveCost, BudgetedSpace
+from ..space.budgets import AdditiveCost, BudgetedSpace, WideBudgetError
 from ..space.search_space import Architecture, SearchSpace
 from ..supernet.journal import RankedChild
 
@@ -142,7 +142,8 @@ class EvolutionSearcher:
         self._population.extend(self._new.learn(ranked))
 
     def _cross(self, parents: Sequence[Architecture]) -> Architecture | None:
-        return self._new.draw_from(self._new.between(*self._rng.sample(parents, 2)))
+        between = self._new.between(*self._rng.sample(parents, 2))
+        return between and self._new.draw_from(between)
 
     def _mutate(self, parents: Sequence[Architecture]) -> Architecture | None:
         return self._new.mutate(self._rng.choice(parents), self.mutation_probability)
@@ -247,8 +248,9 @@ class _PymooCrossover(Crossover):
         return np.array([[self._cross(first, second) for first, second in zip(*parents, strict=True)]])
 
     def _cross(self, first: np.ndarray, second: np.ndarray) -> list[int]:
-        between = self._new.between(self._codes.decode(first), self._codes.decode(second))
-        return self._codes.encode(between.sample(self._new.rng))
+        parents = self._codes.decode(first), self._codes.decode(second)
+        between = self._new.between(*parents)
+        return self._codes.encode(between.sample(self._new.rng) if between else parents[0])
 
 
 class _PymooMutation(Mutation):
@@ -311,10 +313,12 @@ class _NewChildren:
                 return child
         return None
 
-    def between(self, first: Architecture, second: Architecture) -> BudgetedSpace:
-        """Returns the children within the budget that take each layer from one of two parents."""
-        layers = tuple((a,) if a == b else (a, b) for a, b in zip(first, second, strict=True))
-        return self.space.restricted(SearchSpace(layers))
+    def between(self, first: Architecture, second: Architecture) -> BudgetedSpace | None:
+        """Returns the children within the budget that take each layer from one of two parents.
+
+        `None` where only the parents themselves are known to be within it.
+        """
+        return self._part(tuple((a,) if a == b else (a, b) for a, b in zip(first, second, strict=True)))
 
     def mutate(self, parent: Architecture, probability: float) -> Architecture | None:
         """Returns a child in which each layer was free with a probability, `None` where some tries find no new one."""
@@ -323,9 +327,16 @@ class _NewChildren:
         for _ in range(_DRAWS_PER_PARENTS if choices else 0):
             free = {layer for layer in choices if self.rng.random() < probability} or {self.rng.choice(choices)}
             layers = tuple(candidates[layer] if layer in free else (name,) for layer, name in enumerate(parent))
-            if child := self.draw_from(self.space.restricted(SearchSpace(layers)), 1):
+            part = self._part(layers)
+            if part and (child := self.draw_from(part, 1)):
                 return child
         return None
+
+    def _part(self, layers: tuple[tuple[str, ...], ...]) -> BudgetedSpace | None:
+        try:
+            return self.space.restricted(SearchSpace(layers))
+        except WideBudgetError:
+            return None
 
     def _take(self, child: Architecture) -> bool:
         is_new = child not in self._taken

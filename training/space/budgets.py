@@ -1,23 +1,32 @@
-"""Costs, budgets, and the children of a search space that are within a budget: counted, summarised and drawn exactly.
+"""Costs, budgets, and the children of a search space that are within a budget: counted, summarised and drawn.
 
 A cost is a sum over layers, and operators come again in many layers, so that few sums are distinct although the
 children are many: 26 layers of 4 operators have 4.5e15 children and 3,654 sums. This module walks over sums, layer by
-layer, with whole numbers only. This module needs the standard library only.
+layer, with whole numbers only, and is exact. Many operators in many layers have too many sums for that: 64 layers of 8
+have up to 1.3e9. Children are then drawn by `tilting`, as uniformly, and their number is an estimate that says so.
 """
 
 import math
 import random
-from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from itertools import accumulate
-from operator import add
-from typing import NamedTuple
+from statistics import median_low
+
+import numpy as np
 
 from .search_space import Architecture, SearchSpace
+from .tilting import TiltedDraws
+from .walks import MAX_TRANSITIONS, Class, TooManySumsError, Walk, Window, median_sum
+
+
+# Lengths of walks that are tried before a child is drawn, and for what is only told beside an error.
+_SHORT_WALK, _MIDDLE_WALK = 20_000, 60_000
+# Random children whose median stands for that of a space with too many sums: half a percent of all off in rank.
+_NUM_MEDIAN_CHILDREN = 10_001
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,11 @@ def format_value(value: float) -> str:
     return f"{value:,}".removesuffix(".0")
 
 
+def short_text(number: int) -> str:
+    """A whole number with three digits, such as 4.50e+15, though no float may hold it; all digits below a million."""
+    return f"{number:,}" if number < 10**6 else f"{Decimal(number):.2e}"
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a child may cost: inside every one of the limits; without limits every child is allowed."""
@@ -176,15 +190,19 @@ class NearestValues:
         above: the smallest such value over the window; `None` for none.
         others_met: whether some child is within all the other limits. Where none is, `below` and `above` are those of
             all children, and both are `None` if this limit alone can be met.
+        is_known: whether `below` and `above` could be told; a space may have too many sums for that.
     """
 
     limit: Limit
     below: float | None
     above: float | None
     others_met: bool
+    is_known: bool = True
 
     def __str__(self) -> str:
         name = self.limit.cost.name
+        if not self.is_known:
+            return f"the nearest reachable {name} is not known, since the space has too many distinct sums of it"
         values = [f"{format_value(self.below)} below the window"] if self.below is not None else []
         values += [f"{format_value(self.above)} above the window"] if self.above is not None else []
         reachable = f"the nearest reachable {name} is {' and '.join(values)}"
@@ -193,168 +211,130 @@ class NearestValues:
         return f"the limits other than {name} cannot be met" + (f", and without them {reachable}" if values else "")
 
 
-class _Window(NamedTuple):
-    """The whole numbers that the sum of `cost` over the layers and its constant may be."""
-
-    cost: AdditiveCost
-    smallest: float
-    largest: float
-
-    @classmethod
-    def of(cls, limit: Limit) -> "_Window":
-        return cls(limit.cost, *limit.counts)
+class WideBudgetError(ValueError):
+    """The space has too many sums to walk over, and draws have found no child within the budget."""
 
 
-# The class of partial sums with which no completion leaves the window; sums themselves are never negative.
-_SETTLED = -1
+def _layers_of(space: SearchSpace, costs: Sequence[AdditiveCost]) -> list[list[tuple[int, ...]]]:
+    """For each layer and each of its operators the whole number of each cost."""
+    return [
+        [tuple(counts) for counts in zip(*(cost.layer_counts(layer) for cost in costs), strict=True)]
+        if costs
+        else [()] * len(layer)
+        for layer in space.candidates
+    ]
 
 
-class _Axis:
-    """One window over one space: what a partial sum means for the layers that are still to come."""
-
-    def __init__(self, space: SearchSpace, window: _Window) -> None:
-        self.layers = [window.cost.layer_counts(layer) for layer in space.candidates]
-        self._smallest, self._largest = window.smallest - window.cost.fixed, window.largest - window.cost.fixed
-        self._half = space.num_layers // 2
-        self._rest = self._sums_of_rest()
-
-    def _sums_of_rest(self) -> list[list[int]]:
-        """For each layer the sorted sums that it and the layers above it can have; in the first half their ends."""
-        rest = [[0]]
-        for layer in range(len(self.layers) - 1, -1, -1):
-            counts, later = set(self.layers[layer]), rest[-1]
-            if layer >= self._half:
-                rest.append(sorted({count + other for count in counts for other in later}))
-            else:
-                rest.append([min(counts) + later[0], max(counts) + later[-1]])
-        return rest[::-1]
-
-    def class_of(self, layer: int, total: int) -> int | tuple[int, int] | None:
-        """What partial sums before `layer` with the same possible completions share; `None` where there are none.
-
-        In the second half these are the positions of the completions in the sorted sums of the layers to come. That
-        many partial sums share them keeps the walk as short as one to the middle of the space from both ends. In the
-        first half, whose own sums are few, only those are put together with which no completion leaves the window.
-        """
-        rest = self._rest[layer]
-        smallest, largest = self._smallest - total, self._largest - total
-        if rest[0] > largest or rest[-1] < smallest:
-            return None
-        if smallest <= rest[0] and rest[-1] <= largest:
-            return _SETTLED
-        if layer < self._half:
-            return total
-        first, end = bisect_left(rest, smallest), bisect_right(rest, largest)
-        return (first, end) if first < end else None
-
-
-_Class = tuple[int | tuple[int, int], ...]
-_Sums = tuple[int, ...]
-
-
-class _Walk:
-    """Partial sums of several windows over one space, layer by layer, put together where their completions agree."""
-
-    def __init__(self, space: SearchSpace, windows: Sequence[_Window]) -> None:
-        self._axes = [_Axis(space, window) for window in windows]
-        self.layers: list[list[_Sums]] = [
-            [tuple(axis.layers[layer][option] for axis in self._axes) for option in range(len(candidates))]
-            for layer, candidates in enumerate(space.candidates)
-        ]
-        self.start: _Sums = (0,) * len(self._axes)
-        self.end: _Class = (_SETTLED,) * len(self._axes)
-
-    def class_of(self, layer: int, sums: _Sums) -> _Class | None:
-        """The class of partial sums before `layer`, `None` where a window can no longer be met."""
-        shared = []
-        for axis, total in zip(self._axes, sums, strict=True):
-            one = axis.class_of(layer, total)
-            if one is None:
-                return None
-            shared.append(one)
-        return tuple(shared)
-
-    def steps(self, layer: int, sums: _Sums) -> Iterator[tuple[_Sums, _Class | None]]:
-        """The partial sums after each candidate of `layer`, and their class."""
-        for counts in self.layers[layer]:
-            after = tuple(map(add, sums, counts))
-            yield after, self.class_of(layer + 1, after)
-
-    def arrows(self) -> list[dict[_Class, list[_Class | None]]]:
-        """For each layer where the candidates lead from every class that is reached; `None` leads out of a window."""
-        first = self.class_of(0, self.start)
-        level = {} if first is None else {first: self.start}
-        arrows = []
-        for layer in range(len(self.layers)):
-            targets: dict[_Class, list[_Class | None]] = {shared: [] for shared in level}
-            reached: dict[_Class, _Sums] = {}
-            for shared, sums in level.items():
-                for after, target in self.steps(layer, sums):
-                    targets[shared].append(target)
-                    if target is not None:
-                        reached[target] = after
-            arrows.append(targets)
-            level = reached
-        return arrows
-
-    def is_feasible(self) -> bool:
-        """Whether some child is inside all windows: depth first, no class twice."""
-        seen: set[tuple[int, _Class]] = set()
-        waiting = [] if self.class_of(0, self.start) is None else [(0, self.start)]
-        while waiting:
-            layer, sums = waiting.pop()
-            if layer == len(self.layers):
-                return True
-            for after, shared in self.steps(layer, sums):
-                if shared is not None and (layer + 1, shared) not in seen:
-                    seen.add((layer + 1, shared))
-                    waiting.append((layer + 1, after))
-        return False
-
-    def best_sum(self, axis: int, sign: int) -> int | None:
-        """The smallest (`sign` 1) or largest (-1) sum of an axis among children inside all windows; `None` for none.
-
-        Of partial sums with the same completions only the best can lead to the best.
-        """
-        first = self.class_of(0, self.start)
-        level = {} if first is None else {first: self.start}
-        for layer in range(len(self.layers)):
-            reached: dict[_Class, _Sums] = {}
-            for sums in level.values():
-                for after, shared in self.steps(layer, sums):
-                    if shared is None:
-                        continue
-                    best = reached.get(shared)
-                    if best is None or sign * after[axis] < sign * best[axis]:
-                        reached[shared] = after
-            level = reached
-        return sign * min(sign * sums[axis] for sums in level.values()) if level else None
+def _window_of(limit: Limit) -> Window:
+    """What the sum over the layers may be."""
+    smallest, largest = limit.counts
+    return smallest - limit.cost.fixed, largest - limit.cost.fixed
 
 
 def is_feasible(space: SearchSpace, budget: Budget) -> bool:
-    """Whether some child of the space is within the budget; cheaper than to count them."""
-    return _Walk(space, [_Window.of(limit) for limit in budget.limits]).is_feasible()
+    """Whether some child of the space is within the budget; cheaper than to count them.
+
+    Exact but for spaces with too many sums: there children that a walk and many draws do not find count as none.
+    """
+    layers, windows = _layers_of(space, [limit.cost for limit in budget.limits]), [*map(_window_of, budget.limits)]
+    with suppress(TooManySumsError):
+        return Walk(layers, windows, _SHORT_WALK).is_feasible()
+    draws = TiltedDraws(layers, windows)
+    if draws.is_surely_empty:
+        return False
+    return draws.draw(np.random.default_rng(0), _SHORT_WALK) is not None
 
 
 class BudgetedSpace:
-    """The children of a space that are within a budget, counted and drawn exactly.
+    """The children of a space that are within a budget, counted and drawn.
+
+    They are drawn uniformly, and each is within the budget exactly. Counted exactly are they where the space has few
+    enough distinct sums of costs; else their number is an estimate, see `is_exact`.
 
     Args:
         space: the children to choose from.
         budget: what they may cost.
+        max_transitions: length of the walk over sums of costs after which children are drawn without one.
 
     Attributes:
-        size: number of children within the budget, exact.
+        size: number of children within the budget; 0 only where there is surely none.
+        is_exact: whether `size` is exact.
+        size_error: relative standard error of `size`, 0 where it is exact.
+
+    Raises:
+        WideBudgetError: the children can neither be counted nor drawn.
     """
 
-    def __init__(self, space: SearchSpace, budget: Budget) -> None:
+    def __init__(self, space: SearchSpace, budget: Budget, max_transitions: int = MAX_TRANSITIONS) -> None:
         self.space = space
         self.budget = budget
-        walk = _Walk(space, [_Window.of(limit) for limit in budget.limits])
+        self._max_transitions = max_transitions
+        layers, windows = _layers_of(space, [limit.cost for limit in budget.limits]), [*map(_window_of, budget.limits)]
+        self._way: _Counted | _Drawn
+        try:
+            self._way = _Counted(space, Walk(layers, windows, max_transitions))
+        except TooManySumsError:
+            self._way = _Drawn(space, budget, TiltedDraws(layers, windows))
+        self.size = self._way.size
+        self.size_error = self._way.size_error
+        self.is_exact = isinstance(self._way, _Counted)
+
+    def __contains__(self, architecture: object) -> bool:
+        return architecture in self.space and self.budget.allows(architecture)  # type: ignore[arg-type]
+
+    @property
+    def size_text(self) -> str:
+        """The size in words: all digits where it is exact, else how far off it may be."""
+        if self.is_exact:
+            return f"{self.size:,}"
+        return f"about {short_text(self.size)} (estimated, standard error {100 * self.size_error:.1g}%)"
+
+    def check(self) -> None:
+        """Raise an InfeasibleBudgetError where no child is within the budget."""
+        if self.size == 0:
+            hints = "; ".join(map(str, self.nearest()))
+            raise InfeasibleBudgetError(
+                f"no child of the space is within the budget {self.budget}: {hints}; move a limit to a reachable value"
+            )
+
+    def sample(self, rng: random.Random) -> Architecture:
+        """A child drawn uniformly from those within the budget.
+
+        Raises:
+            InfeasibleBudgetError: there is none.
+        """
+        self.check()
+        return self._way.sample(rng)
+
+    def children(self) -> Iterator[Architecture]:
+        """Every child within the budget once, the last layer changing fastest; look at `size` before walking them."""
+        return self._way.children()
+
+    def nearest(self) -> tuple[NearestValues, ...]:
+        """For each limit the values next to its window that can be reached while the other limits are met."""
+        limits = self.budget.limits
+        return tuple(_nearest(self.space, limit, (*limits[:i], *limits[i + 1 :])) for i, limit in enumerate(limits))
+
+    def restricted(self, space: SearchSpace) -> "BudgetedSpace":
+        """The same budget over another space, such as what two parents leave open.
+
+        Raises:
+            WideBudgetError: its children can neither be counted nor drawn.
+        """
+        # Parts of a space that is too wide to walk over are often so as well, and a search asks for many of them.
+        return BudgetedSpace(space, self.budget, self._max_transitions if self.is_exact else _SHORT_WALK)
+
+
+class _Counted:
+    """The children within a budget by number, from the sums of their costs."""
+
+    size_error = 0.0
+
+    def __init__(self, space: SearchSpace, walk: Walk) -> None:
         # Empty where the space as a whole is out of reach; no choices are kept for it then.
         self._first = walk.class_of(0, walk.start) or ()
         # For each layer and class of partial sums: operators, number of children through each, and where they lead.
-        self._choices: list[dict[_Class, list[tuple[str, int, _Class]]]] = []
+        self._choices: list[dict[Class, list[tuple[str, int, Class]]]] = []
         completions = {walk.end: 1}
         for candidates, arrows in zip(reversed(space.candidates), reversed(walk.arrows()), strict=True):
             choices = {
@@ -372,28 +352,10 @@ class BudgetedSpace:
         self._choices.reverse()
         self.size = completions.get(self._first, 0)
 
-    def __contains__(self, architecture: object) -> bool:
-        return architecture in self.space and self.budget.allows(architecture)  # type: ignore[arg-type]
-
-    def check(self) -> None:
-        """Raise an InfeasibleBudgetError where no child is within the budget."""
-        if self.size == 0:
-            hints = "; ".join(map(str, self.nearest()))
-            raise InfeasibleBudgetError(
-                f"no child of the space is within the budget {self.budget}: {hints}; move a limit to a reachable value"
-            )
-
     def sample(self, rng: random.Random) -> Architecture:
-        """A child drawn uniformly from those within the budget.
-
-        Raises:
-            InfeasibleBudgetError: there is none.
-        """
-        self.check()
         return self._child(rng.randrange(self.size))
 
     def children(self) -> Iterator[Architecture]:
-        """Every child within the budget once, the last layer changing fastest; look at `size` before walking them."""
         return map(self._child, range(self.size))
 
     def _child(self, number: int) -> Architecture:
@@ -408,28 +370,54 @@ class BudgetedSpace:
                 number -= through
         return tuple(child)
 
-    def nearest(self) -> tuple[NearestValues, ...]:
-        """For each limit the values next to its window that can be reached while the other limits are met."""
-        limits = self.budget.limits
-        return tuple(_nearest(self.space, limit, (*limits[:i], *limits[i + 1 :])) for i, limit in enumerate(limits))
 
-    def restricted(self, space: SearchSpace) -> "BudgetedSpace":
-        """The same budget over another space, such as what two parents leave open."""
-        return BudgetedSpace(space, self.budget)
+class _Drawn:
+    """The children within a budget as draws find them."""
+
+    def __init__(self, space: SearchSpace, budget: Budget, draws: TiltedDraws) -> None:
+        self._space, self._budget, self._draws = space, budget, draws
+        self.size, self.size_error = 0, 0.0
+        if not draws.is_surely_empty:
+            estimate = draws.estimate(np.random.default_rng(0))
+            if estimate is None:
+                raise WideBudgetError(
+                    f"the children within the budget {budget} can neither be counted nor drawn: the space of "
+                    f"{space.num_layers} layers has too many distinct sums of costs to walk over, and draws have "
+                    f"found no child within all limits; widen the narrowest window, give fewer limits, or take a "
+                    f"space with fewer operators"
+                )
+            # A child was kept, whatever the estimate is.
+            self.size, self.size_error = max(1, estimate.count), estimate.error
+
+    def sample(self, rng: random.Random) -> Architecture:
+        generator = np.random.default_rng(rng.getrandbits(128))
+        while True:
+            options = self._draws.draw(generator)
+            if options is None:
+                continue
+            child = tuple(layer[option] for layer, option in zip(self._space.candidates, options, strict=True))
+            # Sums beyond the precision of floats are held to the limits once more.
+            if self._budget.allows(child):
+                return child
+
+    def children(self) -> Iterator[Architecture]:
+        return (child for child in self._space.children() if self._budget.allows(child))
 
 
 def _nearest(space: SearchSpace, limit: Limit, others: Sequence[Limit]) -> NearestValues:
-    windows = [_Window.of(other) for other in others]
-    others_met = _Walk(space, windows).is_feasible()
+    others_met = is_feasible(space, Budget(tuple(others)))
     if not others_met:
-        windows = []
-        if _Walk(space, [_Window.of(limit)]).is_feasible():
+        others = ()
+        if is_feasible(space, Budget((limit,))):
             return NearestValues(limit, None, None, others_met)
-    smallest, largest = limit.counts
-    over = _Window(limit.cost, largest + 1, math.inf)
-    under = _Window(limit.cost, -math.inf, smallest - 1)
-    above = _Walk(space, [over, *windows]).best_sum(0, 1)
-    below = _Walk(space, [under, *windows]).best_sum(0, -1)
+    smallest, largest = _window_of(limit)
+    layers = _layers_of(space, [limit.cost, *(other.cost for other in others)])
+    windows = [_window_of(other) for other in others]
+    try:
+        above = Walk(layers, [(largest + 1, math.inf), *windows], _MIDDLE_WALK).best_sum(0, 1)
+        below = Walk(layers, [(-math.inf, smallest - 1), *windows], _MIDDLE_WALK).best_sum(0, -1)
+    except TooManySumsError:
+        return NearestValues(limit, None, None, others_met, is_known=False)
     cost = limit.cost
     return NearestValues(
         limit,
@@ -449,6 +437,7 @@ class CostSummary:
         largest: the largest value.
         smallest_child: a child of the smallest value.
         largest_child: a child of the largest value.
+        median_is_exact: whether `median` is that of all children; else it is that of a large sample of them.
     """
 
     smallest: float
@@ -456,46 +445,25 @@ class CostSummary:
     largest: float
     smallest_child: Architecture
     largest_child: Architecture
+    median_is_exact: bool = True
 
 
 def summarize_cost(space: SearchSpace, cost: AdditiveCost) -> CostSummary:
-    """The smallest, median and largest cost of the children of a space, exact."""
+    """The smallest, median and largest cost of the children of a space, exact but for the median of very wide ones."""
     layers = [cost.layer_counts(layer) for layer in space.candidates]
+    try:
+        median, is_exact = median_sum(layers), True
+    except TooManySumsError:
+        rng = random.Random(0)
+        drawn = [sum(rng.choice(counts) for counts in layers) for _ in range(_NUM_MEDIAN_CHILDREN)]
+        median, is_exact = median_low(drawn), False
     smallest_child = tuple(min(layer, key=cost.operators.__getitem__) for layer in space.candidates)
     largest_child = tuple(max(layer, key=cost.operators.__getitem__) for layer in space.candidates)
     return CostSummary(
         smallest=cost(smallest_child),
-        median=cost.value(cost.fixed + _median_sum(layers)),
+        median=cost.value(cost.fixed + median),
         largest=cost(largest_child),
         smallest_child=smallest_child,
         largest_child=largest_child,
+        median_is_exact=is_exact,
     )
-
-
-def _median_sum(layers: Sequence[Sequence[int]]) -> int:
-    """The lower median of the sums of one number from each layer, from the sums of either half of the layers."""
-    half = len(layers) // 2
-    bottom, top = _count_sums(layers[:half]), _count_sums(layers[half:])
-    top_sums = sorted(top)
-    at_most = [0, *accumulate(top[total] for total in top_sums)]
-    middle = (math.prod(map(len, layers)) + 1) // 2
-    low, high = min(bottom) + top_sums[0], max(bottom) + top_sums[-1]
-    while low < high:
-        guess = (low + high) // 2
-        if sum(times * at_most[bisect_right(top_sums, guess - total)] for total, times in bottom.items()) >= middle:
-            high = guess
-        else:
-            low = guess + 1
-    return low
-
-
-def _count_sums(layers: Sequence[Sequence[int]]) -> Counter[int]:
-    """How often each sum of one number from each layer occurs."""
-    sums = Counter({0: 1})
-    for counts in layers:
-        longer: Counter[int] = Counter()
-        for total, times in sums.items():
-            for count in counts:
-                longer[total + count] += times
-        sums = longer
-    return sums

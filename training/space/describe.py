@@ -1,6 +1,7 @@
 """What a search space, or one child, costs: the text of `magic-nas describe`."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 from modeling_magic import MagicConfig
 
@@ -18,7 +19,7 @@ def describe_space(
 ) -> str:
     """Returns a text about a search space, or about one child of its sizes: size, operators, costs, budget.
 
-    Costs and counts are exact, of all children, not of a sample.
+    Costs and counts are exact, of all children, not of a sample; where a space is too wide for that the text says so.
 
     Args:
         config: a super-net's or a child's.
@@ -40,7 +41,8 @@ def describe_space(
         *costs,
     ]
     lines = [
-        f"{space.num_layers} layers, {space.num_operators} operators, {space.size:,} children ({space.size:.2g})",
+        f"{space.num_layers} layers, {space.num_operators} operators, {space.size:,} children "
+        f"({Decimal(space.size):.2g})",
         f"hidden size {config.hidden_size}, {config.vocab_size:,} tokens, {config.max_position_embeddings} positions",
         "",
         *_operator_lines(config, space, sequence_length),
@@ -69,6 +71,11 @@ def _space_lines(space: SearchSpace, costs: Sequence[AdditiveCost]) -> list[str]
     for cost, summary in zip(costs, summaries, strict=True):
         values = (summary.smallest, summary.median, summary.largest)
         lines.append(f"{cost.name:<16} " + " ".join(f"{_short(value):>14}" for value in values))
+    sampled = [cost.name for cost, summary in zip(costs, summaries, strict=True) if not summary.median_is_exact]
+    if sampled:
+        lines.append(
+            f"(median of a large random sample: {', '.join(sampled)}; the space is too wide for all children)"
+        )
     return [
         *lines,
         f"fewest parameters: {compact_architecture(summaries[0].smallest_child)}",
@@ -93,7 +100,7 @@ def _budget_lines(space: SearchSpace, budget: Budget) -> list[str]:
     within = BudgetedSpace(space, budget)
     if within.size:
         share = f"{100 * within.size / space.size:.4g}%"
-        return [f"budget: {budget}", f"within it: {within.size:,} of {space.size:,} children ({share})"]
+        return [f"budget: {budget}", f"within it: {within.size_text} of {space.size:,} children ({share})"]
     return [f"budget: {budget}", "it cannot be met by any child", *(f"  {near}" for near in within.nearest())]
 
 

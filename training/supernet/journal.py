@@ -9,11 +9,13 @@ import json
 import logging
 import math
 import os
+import re
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _CHECKSUM = b', "crc32": '
 _HEADER_START = f'{{"magic_journal": {FORMAT_VERSION}, "key": '.encode()
+# An architecture as this module writes it.
+_FORMATTED = re.compile(r"[A-Za-z]\w*(?:,[A-Za-z]\w*)*", re.ASCII)
+# What reading a line that is no record raises.
+_DAMAGES = (ValueError, KeyError, TypeError, AttributeError)
 # What it means that a part of the key differs.
 _FOREIGN = {
     "weights": "another super-net's weights",
@@ -99,7 +105,8 @@ class Journal(Generic[Child]):
         """
         self.path = Path(path)
         self._child_type: type[Child] = child_type
-        self._records: dict[Architecture, Child] = {}
+        # Where the line of each child begins, by its architecture as text: journals may be larger than memory.
+        self._places: dict[str, int] = {}
         # Where the last whole line that was read ends, and its number.
         self._position = 0
         self._num_lines = 0
@@ -158,14 +165,32 @@ class Journal(Generic[Child]):
 
     def get(self, architecture: Sequence[str]) -> Child | None:
         """Returns the record of a child, `None` where the journal, as last read, has none."""
-        return self._records.get(tuple(architecture))
+        place = self._places.get(format_architecture(architecture))
+        if place is None:
+            return None
+        child = next(self._children_at([place]))
+        if child.architecture != tuple(architecture):
+            raise ValueError(self._replaced())
+        return child
 
     def __iter__(self) -> Iterator[Child]:
-        """The children on record, in the order they were evaluated in."""
-        return iter(list(self._records.values()))
+        """The children on record, in the order they were evaluated in, read one after another."""
+        return self._children_at(list(self._places.values()))
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._places)
+
+    def _children_at(self, places: Sequence[int]) -> Iterator[Child]:
+        with open(self.path, "rb") as file:
+            for place in places:
+                file.seek(place)
+                try:
+                    yield self._child_of(file.readline().removesuffix(b"\n"))
+                except _DAMAGES as error:
+                    raise ValueError(self._replaced()) from error
+
+    def _replaced(self) -> str:
+        return f"the journal {self.path} was cut or replaced while it was in use; begin the search again"
 
     def _read_lines(self) -> bytes:
         """Reads the whole lines that are new; returns what follows the last newline."""
@@ -173,30 +198,36 @@ class Journal(Generic[Child]):
         if size == self._position:
             return b""
         if size < self._position:
-            raise ValueError(
-                f"the journal {self.path} was cut or replaced while it was in use; begin the search again"
-            )
+            raise ValueError(self._replaced())
         with open(self.path, "rb") as file:
             file.seek(self._position)
-            *lines, rest = file.read().split(b"\n")
-        for line in lines:
-            self._read_line(line)
-            self._position += len(line) + 1
-            self._num_lines += 1
-        return rest
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return line
+                self._read_line(line[:-1])
+                self._position += len(line)
+                self._num_lines += 1
+        return b""
 
     def _read_line(self, line: bytes) -> None:
         if not self._num_lines:
             self._found_key = self._read_header(line)
             return
         try:
-            child = _child_of(_payload_of(line), self._child_type)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            record = _payload_of(line)
+            _values_of(record, self._child_type)
+            text = _canonical(record["architecture"])
+        except _DAMAGES as error:
             raise ValueError(
                 f"line {self._num_lines + 1} of the journal {self.path} is damaged ({error}); nothing of the file is "
                 f"used. Delete that line, and its child is evaluated again, or give another file"
             ) from error
-        self._records.setdefault(child.architecture, child)
+        self._places.setdefault(text, self._position)
+
+    def _child_of(self, line: bytes) -> Child:
+        record = _payload_of(line)
+        values = _values_of(record, self._child_type)
+        return self._child_type(architecture=parse_architecture(record["architecture"]), **values)
 
     def _read_header(self, line: bytes) -> dict[str, Any]:
         try:
@@ -243,9 +274,11 @@ class Journal(Generic[Child]):
             )
         with self._lock:
             self._read_to_the_end()
-            if child.architecture not in self._records:
+            text = format_architecture(child.architecture)
+            if text not in self._places:
+                place = self._position
                 self._write_line(_record_of(child))
-                self._records[child.architecture] = child
+                self._places[text] = place
 
     def _write_line(self, payload: dict[str, Any]) -> None:
         line = _line_of(payload)
@@ -331,7 +364,7 @@ def _payload_of(line: bytes) -> dict[str, Any]:
     text += b"}"
     if checksum != b'"%08x"}' % zlib.crc32(text):
         raise ValueError("its checksum is wrong")
-    return json.loads(text)
+    return json.loads(text.decode())
 
 
 # JSON has no NaN and no infinities, which the losses of a diverged child may be: they are written as text.
@@ -346,10 +379,25 @@ def _record_of(child: RankedChild) -> dict[str, Any]:
     return {**record, "architecture": format_architecture(child.architecture)}
 
 
-def _child_of(record: dict[str, Any], child_type: type[Child]) -> Child:
-    values = {
-        field.name: from_json(field.type, record[field.name], field.name)
-        for field in fields(child_type)
-        if field.name != "architecture"
-    }
-    return child_type(architecture=parse_architecture(record["architecture"]), **values)
+def _values_of(record: dict[str, Any], child_type: type[RankedChild]) -> dict[str, Any]:
+    """The fields of a record but its architecture, their types checked."""
+    return {name: _value_of(kind, record[name], name) for name, kind in _kinds_of(child_type)}
+
+
+def _value_of(kind: Any, value: Any, name: str) -> Any:
+    # A journal may hold many millions of these numbers, nearly all of which are floats already.
+    if kind is float and type(value) is float:
+        return value
+    if kind == tuple[float, ...] and type(value) is list and set(map(type, value)) <= {float}:
+        return tuple(value)
+    return from_json(kind, value, name)
+
+
+@cache
+def _kinds_of(child_type: type[RankedChild]) -> list[tuple[str, Any]]:
+    return [(field.name, field.type) for field in fields(child_type) if field.name != "architecture"]
+
+
+def _canonical(text: str) -> str:
+    """An architecture as `format_architecture` has it."""
+    return text if _FORMATTED.fullmatch(text) else format_architecture(parse_architecture(text))

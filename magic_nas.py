@@ -22,5 +22,5 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         # Before or after the command itself, which says how to go on.
-        print("magic-nas: stopped by Ctrl-C", file=sys.stderr)
+        sys.stderr.write("magic-nas: stopped by Ctrl-C\n")
         sys.exit(130)

@@ -302,8 +302,8 @@ class MagicConfig(PreTrainedConfig):
             raise ValueError("padding_aware_positions needs a pad_token_id; set it, or leave positions as they are")
         if self.max_sequence_length < 1:
             raise ValueError(
-                f"max_position_embeddings is {self.max_position_embeddings}, all of it below the position of the first "
-                f"token, {self.first_position}; padding_aware_positions needs at least {self.first_position + 1}"
+                f"max_position_embeddings is {self.max_position_embeddings}, all of it below the position of the "
+                f"first token, {self.first_position}; padding_aware_positions needs at least {self.first_position + 1}"
             )
 
     def validate_candidate_operators(self):

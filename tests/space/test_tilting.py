@@ -39,7 +39,7 @@ def test_each_choice_inside_is_drawn_equally_often(windows):
     assert set(drawn) == set(expected)
     assert chisquare(list(drawn.values())).pvalue > 0.001
     assert estimate.error < 0.02
-    assert abs(estimate.count - len(expected)) <= 0.5 + 5 * estimate.error * len(expected)
+    assert abs(estimate.size - len(expected)) <= 0.5 + 5 * estimate.error * len(expected)
 
 
 def test_windows_that_nothing_meets_are_told_apart_from_those_that_no_draw_meets():
@@ -55,4 +55,4 @@ def test_windows_that_nothing_meets_are_told_apart_from_those_that_no_draw_meets
 def test_counts_that_no_float_holds():
     estimate = TiltedDraws([[(0,), (1,)]] * 1_100, [(-INF, 1_100)]).estimate(np.random.default_rng(0))
     assert estimate.error == 0
-    assert estimate.count / 2**1_100 == pytest.approx(1, rel=1e-9)
+    assert estimate.size / 2**1_100 == pytest.approx(1, rel=1e-9)

@@ -143,7 +143,7 @@ class EvolutionSearcher:
 
     def _cross(self, parents: Sequence[Architecture]) -> Architecture | None:
         between = self._new.between(*self._rng.sample(parents, 2))
-        return between and self._new.draw_from(between)
+        return self._new.draw_from(between) if between else None
 
     def _mutate(self, parents: Sequence[Architecture]) -> Architecture | None:
         return self._new.mutate(self._rng.choice(parents), self.mutation_probability)

@@ -387,7 +387,7 @@ class _Drawn:
                     f"space with fewer operators"
                 )
             # A child was kept, whatever the estimate is.
-            self.size, self.size_error = max(1, estimate.count), estimate.error
+            self.size, self.size_error = max(1, estimate.size), estimate.error
 
     def sample(self, rng: random.Random) -> Architecture:
         generator = np.random.default_rng(rng.getrandbits(128))

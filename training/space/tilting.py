@@ -29,7 +29,7 @@ _ROUNDING = 0.01
 class Estimate(NamedTuple):
     """A number of children that was estimated, with its relative standard error."""
 
-    count: int
+    size: int
     error: float
 
 

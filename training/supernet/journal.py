@@ -379,7 +379,7 @@ def _record_of(child: RankedChild) -> dict[str, Any]:
     return {**record, "architecture": format_architecture(child.architecture)}
 
 
-def _values_of(record: dict[str, Any], child_type: type[RankedChild]) -> dict[str, Any]:
+def _values_of(record: dict[str, Any], child_type: Any) -> dict[str, Any]:
     """The fields of a record but its architecture, their types checked."""
     return {name: _value_of(kind, record[name], name) for name, kind in _kinds_of(child_type)}
 
@@ -394,7 +394,7 @@ def _value_of(kind: Any, value: Any, name: str) -> Any:
 
 
 @cache
-def _kinds_of(child_type: type[RankedChild]) -> list[tuple[str, Any]]:
+def _kinds_of(child_type: Any) -> list[tuple[str, Any]]:
     return [(field.name, field.type) for field in fields(child_type) if field.name != "architecture"]
 
 

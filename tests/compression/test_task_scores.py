@@ -175,11 +175,15 @@ def test_labels_are_known_by_name_and_number(tmp_path, labels, spelled):
     assert further(score) == {name: pytest.approx(100 * f1_score(truth, predicted, average=average))}
 
 
-@pytest.mark.parametrize("header", ["text\ttext_pair\tgenre\tlabel", "premise\thypothesis\tidx\tlabel"])
+@pytest.mark.parametrize(
+    "header", ["text\ttext_pair\tgenre\tlabel", "premise\thypothesis\tidx\tlabel", "premise\thypothesis\t\tlabel"]
+)
 def test_pairs_of_texts_are_given_to_the_model(tmp_path, header):
     rows = [f"First {number}.\tSecond {number}.\t{number}\t{number % 3}" for number in range(9)]
     path = write(tmp_path / "dev.tsv", "\n".join([header, *rows]))
     task = read_task("labels", path, "sequence", id2label=dict(enumerate("abc")))
+    names = "'text' and 'text_pair'" if header.startswith("text") else "'premise' and 'hypothesis'"
+    assert task.note == f"labels (dev.tsv): text in {names}, 9 rows, scored by accuracy"
 
     def predict(texts, text_pairs):
         assert texts == [f"First {number}." for number in range(9)]
@@ -357,11 +361,17 @@ LABELS = {"id2label": {0: "no", 1: "yes"}}
             "sequence",
             "a\tb\tc\tlabel\na\tb\tc\tno\n",
             LABELS,
-            r"a, b, c beside 'label'; call the columns to",
+            r"name by calling them 'text' and 'text_pair' one or two of the columns a, b, c, label",
         ),
-        ("labels", "sequence", "label\nno\n", LABELS, r"nothing beside 'label'; call the columns to read 'text'"),
+        (
+            "labels",
+            "sequence",
+            "label\nno\n",
+            LABELS,
+            r"name by calling them 'text' and 'text_pair' one or two of the columns label",
+        ),
         ("labels", "token", "tokens\ttags\na b\tno\n", LABELS, r"line 2: 2 words but 1 tags; give one for each word"),
-        ("labels", "token", "a\tb\ttags\na b\tc\tno\n", LABELS, r"a, b beside 'tags'; call the column of the words"),
+        ("labels", "token", "a\tb\ttags\na b\tc d\tno\n", LABELS, r"a, b beside 'tags'; call the column of the words"),
         ("squad", "span", "[]", {}, r"dev\.tsv holds list at its top, not an object"),
     ],
 )

@@ -105,6 +105,7 @@ def compress(
         check_space(settings, source)
         with state.main_process_first():
             sentences = _read_text(settings, source, progress)
+        _say(*(f"eval {task.note}" for task in tasks))
         if labelled is not None:
             _say(f"labels: {settings.labels}, {len(labelled):,} rows to train on")
         _say(*sentences.notes, *(f"warning: {warning}" for warning in sentences.warnings))

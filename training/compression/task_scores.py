@@ -41,6 +41,7 @@ from ..finetuning.metrics import (
     spearman_correlation,
     token_accuracy,
 )
+from ..finetuning.own_kinds import find_text_columns
 from ..finetuning.settings import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, TOKENS
 from ..finetuning.squad_data import SquadData, load_squad
 from ..finetuning.squad_metrics import squad_v1_metrics, squad_v2_metrics
@@ -56,7 +57,6 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 
 _SENTENCES = ("sentence1", "sentence2")
-_ROW_NUMBERS = ("idx", "index", "id")
 _TOKEN_LABELS = ("label", "labels", "tags", "ner_tags")
 # Whether two sentences belong together, as files spell it.
 _TOGETHER = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -96,6 +96,7 @@ class Task:
         truth: for each row a score, 0 or 1, a class id, a number, 0 or 1 of each label, or tag ids; of retrieval
             nothing, of spans the questions.
         labels: of the model, in the order of their ids; for classes and tags.
+        columns: of the file that the texts were read from.
     """
 
     name: str
@@ -105,6 +106,14 @@ class Task:
     texts: tuple[list[Any], ...]
     truth: Any = None
     labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What was read, for who gave the file."""
+        texts = f"text in {' and '.join(map(repr, self.columns))}, " if self.columns else ""
+        num_rows = len(self.texts[0]) if self.texts else len(self.truth.questions)
+        return f"{self.title}: {texts}{num_rows:,} rows, scored by {self.metric}"
 
     @property
     def title(self) -> str:
@@ -195,7 +204,7 @@ def _read_similarity(name: str, table: Table) -> Task:
     scores = np.array([label_of(row, column, REGRESSION, {}) for row in table.rows])
     if np.ptp(scores) == 0:
         raise ValueError(f"{table.path}: column {column!r} holds {scores[0]:g} alone; a ranking needs several scores")
-    return Task(name, "sentence", table.path, "spearman", texts, scores)
+    return Task(name, "sentence", table.path, "spearman", texts, scores, columns=_SENTENCES)
 
 
 def _read_pairs(name: str, table: Table) -> Task:
@@ -206,14 +215,14 @@ def _read_pairs(name: str, table: Table) -> Task:
         raise ValueError(
             f"{table.path}: column {column!r} holds {labels[0]} alone; give pairs of both labels, 0 and 1"
         )
-    return Task(name, "sentence", table.path, "average_precision", texts, labels)
+    return Task(name, "sentence", table.path, "average_precision", texts, labels, columns=_SENTENCES)
 
 
 def _read_retrieval(name: str, table: Table) -> Task:
     texts = _texts(table, ("query", "document"))
     if len(set(texts[1])) < 2:
         raise ValueError(f"{table.path} holds one document; give at least two to choose from")
-    return Task(name, "sentence", table.path, "accuracy@1", texts)
+    return Task(name, "sentence", table.path, "accuracy@1", texts, columns=("query", "document"))
 
 
 def _read_labels(name: str, table: Table, labels: tuple[str, ...], problem_type: str | None) -> Task:
@@ -221,25 +230,20 @@ def _read_labels(name: str, table: Table, labels: tuple[str, ...], problem_type:
     if problem_type not in PROBLEM_TYPES or problem_type == TOKENS:
         raise ValueError(f"no problem_type {problem_type!r} of sequences; choose among {', '.join(PROBLEM_TYPES[:3])}")
     column = _column(table, ("label", "labels", "score"))
-    texts = _texts(table, _text_columns(table, column))
+    columns = _text_columns(table, column)
+    texts = _texts(table, columns)
     ids = {label: number for number, label in enumerate(labels)}
     ids = ids if problem_type == MULTI_LABEL else _spelled(labels)
     truth = np.array([label_of(row, column, problem_type, ids) for row in table.rows])
     metric = {REGRESSION: "spearman", MULTI_LABEL: "micro_f1"}.get(problem_type, "accuracy")
-    return Task(name, "sequence", table.path, metric, texts, truth, labels)
+    return Task(name, "sequence", table.path, metric, texts, truth, labels, columns)
 
 
 def _text_columns(table: Table, label_column: str) -> tuple[str, ...]:
-    """Returns "text" and "text_pair" where they are, or else the one or two columns beside the label."""
+    """Returns "text" and "text_pair" where they are, or else the one or two columns that hold text."""
     if "text" in table.columns:
         return ("text", "text_pair") if "text_pair" in table.columns else ("text",)
-    names = tuple(name for name in table.columns if name not in (label_column, *_ROW_NUMBERS))
-    if len(names) not in (1, 2):
-        raise ValueError(
-            f"{table.path}: {', '.join(names) or 'nothing'} beside {label_column!r}; call the columns to read 'text' "
-            f"and, if there is a second one, 'text_pair'"
-        )
-    return names
+    return find_text_columns(table, None, label_column, "by calling them 'text' and 'text_pair'")[0]
 
 
 def _spelled(labels: Sequence[str]) -> dict[str, int]:
@@ -260,7 +264,7 @@ def _spelled(labels: Sequence[str]) -> dict[str, int]:
 def _read_tags(name: str, table: Table, labels: tuple[str, ...]) -> Task:
     column = _column(table, _TOKEN_LABELS)
     names = tuple(name for name in table.columns if name in ("tokens", "words"))
-    texts = names[:1] or _text_columns(table, column)
+    texts = names[:1] or find_text_columns(table, None, column, "by calling it 'tokens'")[0]
     if len(texts) > 1:
         raise ValueError(f"{table.path}: {', '.join(texts)} beside {column!r}; call the column of the words 'tokens'")
     ids = _spelled(labels)
@@ -271,7 +275,7 @@ def _read_tags(name: str, table: Table, labels: tuple[str, ...]) -> Task:
         if len(words[-1]) != len(tags[-1]):
             raise ValueError(f"{row.where}: {len(words[-1])} words but {len(tags[-1])} tags; give one for each word")
     are_bio = all(label == "O" or label.startswith(("B-", "I-")) for label in labels)
-    return Task(name, "token", table.path, "entity_f1" if are_bio else "accuracy", (words,), tags, labels)
+    return Task(name, "token", table.path, "entity_f1" if are_bio else "accuracy", (words,), tags, labels, texts)
 
 
 def _with_text_tags(row: Row, column: str) -> Row:

@@ -84,12 +84,18 @@ def find_label_column(table: Table, given: str | None) -> str:
 
 
 def find_text_columns(
-    table: Table, given: Sequence[str] | None, label_column: str
+    table: Table, given: Sequence[str] | None, label_column: str, way: str = "with text_columns"
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns the one or two columns of text, and why each of the others is none.
 
     A column of numbers, of one value, of identifiers, without a name or called idx, index or id is no text. A column
     of single words or of categories beside one of sentences may be text or not.
+
+    Args:
+        table: the rows.
+        given: columns; `None` infers them.
+        label_column: the column of the label.
+        way: how its user names the columns, for errors.
 
     Raises:
         ValueError: a column is not there, there is no text or too much of it, or a column may be text or not.
@@ -99,9 +105,9 @@ def find_text_columns(
         texts = tuple(given)
         require_columns(table, texts)
     else:
-        texts, others = _columns_of_text(table, label_column)
+        texts, others = _columns_of_text(table, label_column, way)
     if len(texts) not in (1, 2) or len(set(texts)) != len(texts):
-        chosen = "text_columns must name" if given is not None else "name with text_columns"
+        chosen = "text_columns must name" if given is not None else f"name {way}"
         why = "".join(f"; {name!r} holds {what}" for name, what in others.items())
         raise ValueError(f"{table.path}: {chosen} one or two of the columns {', '.join(table.columns)}{why}")
     if {"label", "idx"} & set(texts) or label_column in texts:
@@ -109,7 +115,7 @@ def find_text_columns(
     return texts, others
 
 
-def _columns_of_text(table: Table, label_column: str) -> tuple[tuple[str, ...], dict[str, str]]:
+def _columns_of_text(table: Table, label_column: str, way: str) -> tuple[tuple[str, ...], dict[str, str]]:
     cells = {name: [row.cells[name] for row in table.rows] for name in table.columns if name != label_column}
     labels = [row.cells[label_column] for row in table.rows]
     others = {name: why for name in cells if (why := _no_text(name, cells[name]))}
@@ -134,7 +140,7 @@ def _columns_of_text(table: Table, label_column: str) -> tuple[tuple[str, ...], 
             else:
                 raise ValueError(
                     f"{table.path}: column {name!r} holds single words or categories, which may be text or not; name "
-                    f"one or two of {', '.join(texts)} with text_columns"
+                    f"one or two of {', '.join(texts)} {way}"
                 )
     return tuple(texts), others
 

@@ -240,8 +240,8 @@ def test_freed_memory_is_given_back():
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) // 1024
 
-    # Freed, but below what is not: the heap cannot shrink by itself.
-    kept = [torch.ones(25_000 if number % 2 else 1) for number in range(10_000)]
+    # Freed, but below what is not: the heap cannot shrink by itself. What stays is too large for holes that are there.
+    kept = [torch.ones(25_000 if number % 2 else 15_000) for number in range(10_000)]
     del kept[1::2]
     before = used()
     teacher_trainers.give_back_memory()

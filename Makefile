@@ -16,7 +16,7 @@ test: $(STAMP)
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest -m slow -n $(WORKERS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

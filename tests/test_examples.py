@@ -32,7 +32,7 @@ def tokenizer():
     return train_tokenizer([" ".join(WORDS)] * 20, vocab_size=80)
 
 
-@pytest.fixture(params=["child", "bert"])
+@pytest.fixture(params=["child", pytest.param("bert", marks=pytest.mark.slow)])
 def encoder(request, supernet, tokenizer, tmp_path):
     """A folder with a model, and whether it needs the code that lies in it."""
     folder = tmp_path / "encoder"

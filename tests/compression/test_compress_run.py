@@ -300,6 +300,7 @@ STOPS: list[tuple[Any, str, int, bool]] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_anywhere_ends_with_the_same(run, tmp_path, monkeypatch):
     folder, settings, result = run
     monkeypatch.setenv("MAGIC_CACHE", str(tmp_path / "cache"))
@@ -323,7 +324,14 @@ def test_a_run_that_has_begun_keeps_its_folder(run, tmp_path, monkeypatch):
     refused(monkeypatch, toy_settings(folder, steps=9), tmp_path / "out", message)
 
 
-@pytest.mark.parametrize("failing", ["export_compressed", "judge_models", "draw_compression"])
+@pytest.mark.parametrize(
+    "failing",
+    [
+        "export_compressed",
+        pytest.param("judge_models", marks=pytest.mark.slow),
+        pytest.param("draw_compression", marks=pytest.mark.slow),
+    ],
+)
 def test_a_late_failure_loses_nothing_that_was_trained(run, tmp_path, monkeypatch, failing):
     folder, settings, result = run
     # As if its last part were not there yet.

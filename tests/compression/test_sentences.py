@@ -546,6 +546,7 @@ def bert_tokenizer(data_folder):
     return BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=512)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_the_default_number_of_sentences_of_a_corpus_is_read_fast(data_folder, bert_tokenizer):
     start = time.process_time()

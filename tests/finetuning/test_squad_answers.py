@@ -179,7 +179,10 @@ def test_logits_that_do_not_fit_are_named(tokenizer, tmp_path):
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "version_2", "questions", "silent"),
-    [("dev-v1.1.json", False, 10_570, 0), ("dev-v2.0.json", True, 11_873, 5_945)],
+    [
+        pytest.param("dev-v1.1.json", False, 10_570, 0, marks=pytest.mark.slow),
+        ("dev-v2.0.json", True, 11_873, 5_945),
+    ],
 )
 def test_the_real_development_sets(data_folder, tmp_path, name, version_2, questions, silent):
     """Right answers score 100, and come back through windows and spans but for what tokens cannot cut out."""

@@ -517,6 +517,7 @@ def test_the_command(published):
     assert "ada/never" not in published.server.repos
 
 
+@pytest.mark.slow
 def test_another_process_without_the_package_loads_tunes_and_pushes_again(published):
     ids = torch.arange(5, 14).unsqueeze(0)
     with torch.no_grad():

@@ -830,6 +830,7 @@ def test_minilm_lives_in_a_supernet(minilm, minilm_folder, minilm_tokenizer):
     assert (expected - found).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_minilm_keeps_its_published_sts_score(minilm_folder, minilm_tokenizer, data_folder):
     """82.0 is the Spearman correlation on the test set of the STS benchmark."""

@@ -463,6 +463,7 @@ def test_seeds_decide_the_draws(tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """Four sequences on each against eight on one: weights, logs, and an evaluation of 19 sequences."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -624,7 +624,7 @@ INTERACTIONS = {"structure": 0.8, "interactions": 0.5, "noise": 0.2, "batch_nois
 @pytest.mark.parametrize(
     ("name", "structure", "num_evaluations", "num_seeds"),
     [
-        ("evolution", ADDITIVE, 200, 100),
+        pytest.param("evolution", ADDITIVE, 200, 100, marks=pytest.mark.slow),
         ("evolution", INTERACTIONS, 200, 100),
         ("pareto", ADDITIVE, 300, 20),
         pytest.param("spos", ADDITIVE, 200, 100, marks=pytest.mark.slow),

@@ -407,6 +407,7 @@ def test_a_table_that_misses_children_is_not_trusted():
     assert "missed by 12%" in table.summary()
 
 
+@pytest.mark.slow
 def test_burners_are_noticed():
     """Twice as many busy processes as cores: the figure says that it is not to be trusted.
 

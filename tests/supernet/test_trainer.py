@@ -832,6 +832,7 @@ def run_on_two_processes(mode: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()[-3000:]
 
 
+@pytest.mark.slow
 def test_two_processes_draw_decide_and_hold_the_same(tmp_path):
     run_on_two_processes("shrinking", tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainingArguments
 
-from training.runs.training import tokens_per_step, training_arguments
+from training.runs.training import pretraining_arguments, tokens_per_step, training_arguments
 from training.supernet.arguments import MagicTrainingArguments
 
 
@@ -32,3 +32,21 @@ def test_what_is_refused_is_a_value_error(tmp_path, kind, given, message):
 def test_tokens_of_a_step_are_of_all_micro_batches_and_devices():
     args = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=3, world_size=2)
     assert tokens_per_step(args, 16) == 8 * 3 * 2 * 16
+
+
+@pytest.mark.parametrize(("hidden_size", "rate"), [(64, 2e-3), (192, 2e-3), (384, 1e-3), (768, 5e-4), (1536, 2.5e-4)])
+def test_without_a_rate_the_defaults_are_those_of_the_recipes(tmp_path, hidden_size, rate):
+    args = pretraining_arguments(TrainingArguments, tmp_path, {}, hidden_size)
+    assert args.learning_rate == pytest.approx(rate)
+    assert (args.get_warmup_steps(300), args.weight_decay, args.adam_beta2) == (30, 0.01, 0.98)
+    given = {"adam_beta2": 0.999, "warmup_steps": 7}
+    args = pretraining_arguments(TrainingArguments, tmp_path, given, hidden_size)
+    assert args.learning_rate == pytest.approx(rate)
+    assert (args.get_warmup_steps(300), args.weight_decay, args.adam_beta2) == (7, 0.01, 0.999)
+
+
+def test_a_rate_that_is_given_comes_with_the_defaults_of_transformers(tmp_path):
+    args = pretraining_arguments(TrainingArguments, tmp_path, {"learning_rate": 1e-4}, 64)
+    plain = TrainingArguments(str(tmp_path))
+    assert (args.learning_rate, args.warmup_steps) == (1e-4, plain.warmup_steps)
+    assert (args.weight_decay, args.adam_beta2) == (plain.weight_decay, plain.adam_beta2)

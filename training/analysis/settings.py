@@ -5,7 +5,7 @@ from typing import Any
 
 from ..data.settings import DataSettings
 from ..options import Settings, option
-from ..runs.settings import TRAINING_FLAGS, mlm_probability_option, training_arguments_option, validation_option
+from ..runs.settings import PRETRAINING_FLAGS, mlm_probability_option, training_arguments_option, validation_option
 from ..supernet.settings import PretrainSettings
 
 
@@ -111,7 +111,7 @@ class StandaloneSettings(Settings):
     num_validation_sequences: int = validation_option()
     data: DataSettings = option(default_factory=DataSettings, help="The text.")
     training_arguments: dict[str, Any] = training_arguments_option(
-        {name: argument for name, argument in TRAINING_FLAGS.items() if name != "seed"},
+        {name: argument for name, argument in PRETRAINING_FLAGS.items() if name != "seed"},
         "Training arguments of transformers, for every child.",
     )
 

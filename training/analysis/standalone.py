@@ -20,7 +20,7 @@ from ..data.text import MaskingCollator, PreparedData, load_data
 from ..files import write_json
 from ..hub.presets import load_preset
 from ..runs.folders import bars_off, versions
-from ..runs.training import training_arguments
+from ..runs.training import pretraining_arguments
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from ..supernet.evaluation import Batch, Evaluator, evaluate_child, judging_batches
 from ..supernet.journal import Journal
@@ -295,8 +295,9 @@ class _Curve(TrainerCallback):
 
 def _arguments(settings: StandaloneSettings, output_dir: str | Path, seed: int) -> TrainingArguments:
     given = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
-    return training_arguments(
-        TrainingArguments, Path(output_dir), {**settings.training_arguments, **given, "seed": seed}
+    given = {**settings.training_arguments, **given, "seed": seed}
+    return pretraining_arguments(
+        TrainingArguments, Path(output_dir), given, load_preset(settings.preset).hidden_size
     )
 
 

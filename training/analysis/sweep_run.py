@@ -17,7 +17,7 @@ from ..drawing import write_figure
 from ..hub.presets import load_preset
 from ..runs.folders import RUN_NAME, Run, bars_off, check_one_process, finished_result, open_run
 from ..runs.recipes import settings_from
-from ..runs.training import training_arguments
+from ..runs.training import pretraining_arguments
 from ..space.search_space import SearchSpace
 from ..supernet.arguments import MagicTrainingArguments
 from ..supernet.compute import steps_of_equal_compute, supernet_flops
@@ -68,7 +68,7 @@ def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
                 f"{name} sets the seed, but all methods have super-nets of the same seeds; name these in seeds"
             )
         arguments = _supernet_settings(settings, change, 0).training_arguments
-        args = training_arguments(MagicTrainingArguments, Path("sweep"), arguments)
+        args = pretraining_arguments(MagicTrainingArguments, Path("sweep"), arguments, config.hidden_size)
         if args.shrink:
             raise ValueError(f"{name} shrinks its super-nets, so that children are not ranked alike; leave shrink out")
         check_search(config, args, vocabulary=False)
@@ -197,7 +197,7 @@ def _flops_of_steps(
     settings: SweepSettings, change: Mapping[str, Any], config: MagicConfig, data: PreparedData
 ) -> Callable[[int], float]:
     arguments = _supernet_settings(settings, change, settings.seeds[0]).training_arguments
-    args = training_arguments(MagicTrainingArguments, Path("sweep"), arguments)
+    args = pretraining_arguments(MagicTrainingArguments, Path("sweep"), arguments, config.hidden_size)
     own = settings.pretrain
     try:
         num_train_sequences = len(data.train)

@@ -19,7 +19,7 @@ from ..progress import show_progress
 from ..resuming import ResumableTrainer
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run, read_settings
 from ..runs.recipes import mapping_of
-from ..runs.training import finish_training, tokens_per_step, training_arguments
+from ..runs.training import finish_training, pretraining_arguments, tokens_per_step
 from ..space.costs import training_flops
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from ..supernet.evaluation import evaluate_child, judging_batches
@@ -90,9 +90,9 @@ def plan_child(settings: RetrainSettings, output_dir: str | Path) -> ChildPlan:
     Raises:
         ValueError: the settings contradict one another.
     """
-    args = training_arguments(TrainingArguments, output_dir, settings.training_arguments)
     architecture = parse_architecture(settings.architecture)
     config = load_preset(settings.preset).child_config(architecture)
+    args = pretraining_arguments(TrainingArguments, output_dir, settings.training_arguments, config.hidden_size)
     supernet = None if settings.inherit is None else load_supernet(settings.inherit)
     if supernet is not None:
         _check_inheritance(config, supernet.config, architecture)

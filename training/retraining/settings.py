@@ -7,7 +7,7 @@ from ..data.settings import DataSettings
 from ..distillation.settings import distillation_weight_option, temperature_option
 from ..options import Settings, option
 from ..runs.settings import (
-    TRAINING_FLAGS,
+    PRETRAINING_FLAGS,
     mlm_probability_option,
     training_arguments_option,
     validation_option,
@@ -35,7 +35,7 @@ class RetrainSettings(Settings):
     mlm_probability: float = mlm_probability_option()
     num_validation_sequences: int = validation_option()
     data: DataSettings = option(default_factory=DataSettings, help="The text.")
-    training_arguments: dict[str, Any] = training_arguments_option(TRAINING_FLAGS)
+    training_arguments: dict[str, Any] = training_arguments_option(PRETRAINING_FLAGS)
 
 
 # The generator's width beside the discriminator's, and the weight of the discriminator's loss, in ELECTRA.

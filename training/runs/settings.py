@@ -14,6 +14,18 @@ TRAINING_FLAGS = {
     "learning_rate": Argument(float, 5e-5, Option(flag="--learning-rate", help="Peak learning rate.")),
     "seed": Argument(int, 42, Option(flag="--seed", help="Seed of weights, data order, masks and children.")),
 }
+# Of what trains on text with masked tokens: see `runs.training.pretraining_arguments`.
+PRETRAINING_FLAGS = TRAINING_FLAGS | {
+    "learning_rate": Argument(
+        float,
+        "5e-4 * 768 / hidden_size, at most 2e-3",
+        Option(
+            flag="--learning-rate",
+            help="Peak learning rate. Without one a tenth of the steps warm up, `weight_decay` is 0.01 and `adam_beta2` "
+            "0.98, unless they are given.",
+        ),
+    )
+}
 
 
 def training_arguments_option(flags: dict[str, Argument] | None = None, help: str = "") -> Any:

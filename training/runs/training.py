@@ -12,6 +12,10 @@ from ..resuming import last_complete_checkpoint
 from .checkpoints import load_finished
 
 
+# The paper's peak learning rate and its width, and the rate of the recipes for narrow models.
+_RATE, _RATE_WIDTH, _LARGEST_RATE = 5e-4, 768, 2e-3
+
+
 def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]) -> Any:
     """Returns arguments of `kind` from those that a recipe gives and the defaults of runs.
 
@@ -33,6 +37,23 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
         return kind(output_dir=str(output_dir), **{**defaults, **given})
     except (TypeError, ImportError, RuntimeError) as error:
         raise ValueError(f"training_arguments: {error}") from None
+
+
+def pretraining_arguments(kind: type, output_dir: str | Path, given: dict[str, Any], hidden_size: int) -> Any:
+    """Returns arguments as `training_arguments` does, for a masked LM of a width.
+
+    Where no learning rate is given the defaults are those of the recipes: transformers' own rate, 5e-5, is made for
+    fine-tuning and hardly moves random weights.
+
+    Raises:
+        ValueError: as `training_arguments`.
+    """
+    if "learning_rate" not in given:
+        # The paper's rate at its width; narrower models take, and need, a larger one.
+        rate = min(_LARGEST_RATE, _RATE * _RATE_WIDTH / hidden_size)
+        defaults = {"learning_rate": rate, "warmup_steps": 0.1, "weight_decay": 0.01, "adam_beta2": 0.98}
+        given = {**defaults, **given}
+    return training_arguments(kind, output_dir, given)
 
 
 def finish_training(trainer: Trainer) -> float:

@@ -16,7 +16,7 @@ from ..distillation.teacher import follow_teacher, load_fitting_teacher, weights
 from ..hub.presets import load_preset
 from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
-from ..runs.training import training_arguments
+from ..runs.training import pretraining_arguments
 from ..space.costs import count_parameters
 from ..space.search_space import format_architecture
 from ..tables import markdown_table
@@ -52,7 +52,7 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     """
     output_dir = Path(output_dir)
     config = load_preset(settings.preset)
-    args = _arguments(settings, output_dir)
+    args = _arguments(settings, output_dir, config.hidden_size)
     _check(settings, config, args)
     source, settings = follow_teacher(settings)
     if (result := finished_result(output_dir, settings)) is not None:
@@ -72,10 +72,10 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
         return run.result or _train(run, model, teacher, data, args, settings)
 
 
-def _arguments(settings: BlockwiseSettings, output_dir: Path) -> MagicTrainingArguments:
+def _arguments(settings: BlockwiseSettings, output_dir: Path, hidden_size: int) -> MagicTrainingArguments:
     # The paper's alignment is that of its own super-net; a recipe that asks for it here is refused.
     given = {"alignment": "none", **settings.training_arguments}
-    return training_arguments(MagicTrainingArguments, output_dir, given)
+    return pretraining_arguments(MagicTrainingArguments, output_dir, given, hidden_size)
 
 
 def _check(settings: BlockwiseSettings, config: MagicConfig, args: MagicTrainingArguments) -> None:

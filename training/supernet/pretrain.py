@@ -19,7 +19,7 @@ from ..hub.card import card_length
 from ..hub.presets import load_preset
 from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
-from ..runs.training import training_arguments
+from ..runs.training import pretraining_arguments
 from ..space.costs import count_flops, count_parameters
 from ..space.search_space import format_architecture
 from ..tables import markdown_table
@@ -47,7 +47,9 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     output_dir = Path(output_dir)
     # All checks that need no text come first, and nothing is written before the text has been read.
     config = load_preset(settings.preset)
-    args = training_arguments(MagicTrainingArguments, output_dir, settings.training_arguments)
+    args = pretraining_arguments(
+        MagicTrainingArguments, output_dir, settings.training_arguments, config.hidden_size
+    )
     # The preset's vocabulary may be larger than the tokenizer's, which a budget must not be held to.
     check_search(config, args, vocabulary=False)
     if settings.init_from is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..data.settings import DataSettings
 from ..options import Argument, Settings, default_of, option, options_of
-from ..runs.settings import TRAINING_FLAGS, mlm_probability_option, training_arguments_option
+from ..runs.settings import PRETRAINING_FLAGS, mlm_probability_option, training_arguments_option
 from ..space.settings import BudgetSettings
 from .supernet_options import SupernetOptions
 
@@ -18,7 +18,7 @@ def _supernet_flags() -> dict[str, Argument]:
         for item, facts in options_of(SupernetOptions)
         if facts.flag is not None
     }
-    return TRAINING_FLAGS | own
+    return PRETRAINING_FLAGS | own
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def test_a_search_measures_the_winner_that_it_exports(folder, supernet):
     config = load_preset(str(supernet / "supernet"))
     table = folder / "table.json"
     measure_latency(config, LatencySettings(seq_len=8, min_run_time=0.001), num_held_out=4, progress=False).save(table)
-    budget = BudgetSettings(max_params=12_000, min_params=8_000, max_latency_ms=1e6, latency_table=str(table))
+    latency = {"max_latency_ms": 1e6, "latency_table": str(table), "accept_noisy_latency": True}
+    budget = BudgetSettings(max_params=12_000, min_params=8_000, **latency)
     settings = SearchSettings(
         supernet=str(supernet), budget=budget, data=text_settings(folder), num_evaluations=8, population_size=4
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.tables import markdown_table
+from training.tables import counted, counted_children, markdown_table
 
 
 def test_rows_stand_under_their_titles():
@@ -26,3 +26,9 @@ def test_rows_stand_under_their_titles():
 )
 def test_what_would_end_a_cell_is_escaped(cell, shown):
     assert markdown_table(("t|",), [(cell,)]) == f"| t\\| |\n| --- |\n| {shown} |"
+
+
+def test_one_thing_is_no_plural():
+    assert [counted(number, "row") for number in (0, 1, 2, 2000)] == ["0 rows", "1 row", "2 rows", "2,000 rows"]
+    assert [counted(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
+    assert [counted_children(number) for number in (1, 10**6)] == ["1 child", "1,000,000 children"]

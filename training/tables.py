@@ -1,4 +1,4 @@
-"""Tables as Markdown."""
+"""Tables as Markdown, and numbers of things in words."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,16 @@ from typing import Any
 
 # A pipe ends a cell; the others begin HTML, a link or a picture. "<= 3" and "[1, 2]" stay as they are.
 _MARKUP = re.compile(r"\||<(?=[A-Za-z/!?])|\[(?=[^\]]*\]\()")
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns a number with its noun: "1 row", "2,000 rows"; the plural is `plural` where it does not end in s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def counted_children(number: int) -> str:
+    """Returns "1 child", "2,000 children"."""
+    return counted(number, "child", "children")
 
 
 def markdown_table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], align: str = "") -> str:

@@ -168,7 +168,7 @@ def test_without_blank_lines_a_line_is_a_document(tmp_path, streaming, caplog):
     path.write_text("\n".join(TEXTS) + "\n\n")
     with caplog.at_level(logging.INFO, "training"):
         assert texts_of(load_documents(path, streaming=streaming)) == TEXTS
-    assert "documents are lines, since no line between them is blank; 30 lines in 1 files" in caplog.text
+    assert "documents are lines, since no line between them is blank; 30 lines in 1 file;" in caplog.text
     path.write_text("\n".join([*TEXTS, "", "The last."]))
     assert texts_of(load_documents(path, streaming=streaming)) == ["\n".join(TEXTS), "The last."]
 

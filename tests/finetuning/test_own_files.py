@@ -195,8 +195,8 @@ def test_all_that_is_inferred_is_said(tmp_path):
         "not read: score (numbers)",
         "kind: single_label_classification, 2 classes: neg, pos",
         f"train: 2 rows of {train}",
-        f"validation: 1 rows of {quoted}; it is quoted as CSV is, and read so",
-        f"test: 1 rows of {test}, without labels: predicted, not scored",
+        f"validation: 1 row of {quoted}; it is quoted as CSV is, and read so",
+        f"test: 1 row of {test}, without labels: predicted, not scored",
         "metrics: accuracy, macro_f1; the best epoch is the one of the best accuracy",
     )
     assert load_files(train, quoted, metric_for_best_model="macro_f1").task.score_metrics == ("macro_f1",)

@@ -111,6 +111,34 @@ def comparable(result):
     return json.dumps(result.to_json(), allow_nan=False)
 
 
+# ---- An early end ----
+
+
+def test_a_searcher_that_stops_early_is_said_to_have_done_so():
+    space = planted_space(2)
+    children = list(space.children())
+
+    def found(batches, num_evaluations):
+        return search_children(
+            planted_losses(0, 2), space, Budget(), Script(*batches), num_evaluations, bert_pattern_cost=COST
+        )
+
+    whole = found([children[:3]], 3)
+    assert whole.stopped == ""
+    early = found([children[:3]], 4)
+    assert early.stopped == (
+        "The searcher stopped early: it asked for 3 of 4 children and had no other to ask for; another seed or "
+        "searcher may find more."
+    )
+    assert early.summary.endswith(early.stopped)
+    assert early.to_json()["stopped"] == early.stopped
+    all_of_them = found([children], len(children) + 1)
+    number = len(children)
+    assert all_of_them.stopped == (
+        f"The searcher stopped early: it asked for {number} of {number + 1} children, which are all within the budget."
+    )
+
+
 # ---- The budget's contract ----
 
 

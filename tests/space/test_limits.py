@@ -6,6 +6,7 @@ from toy_timing import SIZES, table_of
 
 from training.space.budgets import BudgetedSpace
 from training.space.costs import activation_bytes, count_flops, count_parameters
+from training.space.latency import HeldOutChild
 from training.space.limits import budget_of, costs_of
 from training.space.search_space import SearchSpace
 from training.space.settings import BudgetSettings
@@ -131,3 +132,21 @@ def test_the_arguments_of_a_super_net_are_a_budget(tmp_path):
     expected = budget_of(CONFIG, BudgetSettings(max_params=largest - 1, sequence_length=16))
     assert budget_of(CONFIG, args) == expected
     assert not all(map(expected.allows, CHILDREN))
+
+
+def test_a_table_that_warns_of_itself_limits_nothing_unless_it_is_accepted(tmp_path):
+    operators = {name: Timing(own, own, own) for name, own in MILLISECONDS.items()}
+    missed = HeldOutChild(("MHA4",), 5.0, Timing(10.0, 10.0, 10.0))
+    table = table_of(sizes={**SIZES, "num_hidden_layers": 3}, operators=operators, held_out=(missed,))
+    table.save(tmp_path / "table.json")
+    given = {"latency_table": str(tmp_path / "table.json")}
+    message = (
+        r"table\.json is not to be trusted: whole children are missed by 50%.*accept it with --accept-noisy-latency"
+    )
+    for limit in ("max_latency_ms", "min_latency_ms"):
+        with pytest.raises(ValueError, match=message):
+            budget_of(CONFIG, BudgetSettings(**given, **{limit: 8.0}))
+        accepted = budget_of(CONFIG, BudgetSettings(**given, **{limit: 8.0}, accept_noisy_latency=True))
+        assert [limit.cost.name for limit in accepted.limits] == ["latency_ms"]
+    # Nothing hangs on the figures here.
+    assert [cost.name for cost in costs_of(CONFIG, BudgetSettings(**given))][-1] == "latency_ms"

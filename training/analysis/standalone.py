@@ -296,9 +296,7 @@ class _Curve(TrainerCallback):
 def _arguments(settings: StandaloneSettings, output_dir: str | Path, seed: int) -> TrainingArguments:
     given = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     given = {**settings.training_arguments, **given, "seed": seed}
-    return pretraining_arguments(
-        TrainingArguments, Path(output_dir), given, load_preset(settings.preset).hidden_size
-    )
+    return pretraining_arguments(TrainingArguments, Path(output_dir), given, load_preset(settings.preset).hidden_size)
 
 
 def _key(settings: StandaloneSettings, config: MagicConfig, data: PreparedData, seed: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..search.settings import SearchSettings
 from ..space.settings import BudgetSettings, LatencySettings
 from ..stopping import Stopped, signals_handled
 from ..supernet.settings import BlockwiseSettings, PretrainSettings
+from ..tables import counted
 from .analyze import app as analyze_app
 from .failures import failure, goes_on
 from .options import Child, Given, OutputDir, start, takes
@@ -411,7 +412,7 @@ def push(
     report = push_model(folder, repo, private=private, revision=revision, dry_run=dry_run)
     for name, size in report.files.items():
         print(f"{size:>14,}  {name}")
-    print(f"{sum(report.files.values()):>14,}  bytes in {len(report.files)} files")
+    print(f"{sum(report.files.values()):>14,}  bytes in {counted(len(report.files), 'file')}")
     print(f"\nnothing was sent; it would go to {report.url}" if dry_run else f"\nmodel:  {report.url}")
     if report.commit:
         print(f"commit: {report.commit}")

@@ -22,6 +22,7 @@ from ..space.latency import LatencyTable, measure_latency
 from ..space.search_space import format_architecture
 from ..space.settings import LatencySettings
 from ..supernet.evaluation import Evaluator, journal_key
+from ..tables import counted
 from .choices import Choices, best_additive, best_first, choose
 from .compressed_folder import export_compressed
 from .compression_report import BEST_DROPS, EQUAL_STEPS, FOUND, ModelRow, compression_table, draw_compression, verdict
@@ -107,7 +108,7 @@ def compress(
             sentences = _read_text(settings, source, progress)
         _say(*(f"eval {task.note}" for task in tasks))
         if labelled is not None:
-            _say(f"labels: {settings.labels}, {len(labelled):,} rows to train on")
+            _say(f"labels: {settings.labels}, {counted(len(labelled), 'row')} to train on")
         _say(*sentences.notes, *(f"warning: {warning}" for warning in sentences.warnings))
         with open_run(folder, settings, state.is_main_process) as run:
             if run.result is not None:

@@ -46,6 +46,7 @@ from ..finetuning.settings import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE
 from ..finetuning.squad_data import SquadData, load_squad
 from ..finetuning.squad_metrics import squad_v1_metrics, squad_v2_metrics
 from ..finetuning.task_files import Row, Table, label_of, read_table, require_columns, text_of, words_of
+from ..tables import counted
 
 
 # Names of tasks by the kind of model that they score.
@@ -113,7 +114,7 @@ class Task:
         """What was read, for who gave the file."""
         texts = f"text in {' and '.join(map(repr, self.columns))}, " if self.columns else ""
         num_rows = len(self.texts[0]) if self.texts else len(self.truth.questions)
-        return f"{self.title}: {texts}{num_rows:,} rows, scored by {self.metric}"
+        return f"{self.title}: {texts}{counted(num_rows, 'row')}, scored by {self.metric}"
 
     @property
     def title(self) -> str:

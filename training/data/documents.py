@@ -29,6 +29,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError
 
+from ..tables import counted
 from .docstrings import docstring_documents
 
 
@@ -249,7 +250,9 @@ def _kind_of_documents(path: Path, files: Sequence[Path]) -> str:
         is_wrapped = is_wrapped and are_wrapped([line.strip() for line in head if _is_text(line)])
     are_short = len(files) > 1 and num_lines / len(files) < _LONGEST_DOCUMENT
     kind = "file" if are_short or is_wrapped else "line"
-    logger.info(f"{path}: {_KINDS[kind]}; {num_lines:,} lines in {len(files):,} files; `document` sets it")
+    logger.info(
+        f"{path}: {_KINDS[kind]}; {counted(num_lines, 'line')} in {counted(len(files), 'file')}; `document` sets it"
+    )
     return kind
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import csv_text, write_text
-from ..tables import markdown_table
+from ..tables import counted, markdown_table
 
 
 # The columns of Table 2, in its order.
@@ -265,7 +265,7 @@ def _test_lines(row: TaskRow) -> list[str]:
         return []
     predictions = f"predictions in {row.test.predictions}"
     if row.test.metrics is None:
-        return ["", f"Test file of {row.title}: {row.test.num_rows:,} rows without labels; {predictions}."]
+        return ["", f"Test file of {row.title}: {counted(row.test.num_rows, 'row')} without labels; {predictions}."]
     values = [f"{100 * row.test.metrics[name]:.1f}" for name in row.own_metrics]
     caption = f"Test file of {row.title}, in percent: the model that is best on dev; {predictions}."
     table = markdown_table([*row.own_metrics, "test rows"], [[*values, f"{row.test.num_rows:,}"]])

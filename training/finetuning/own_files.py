@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from datasets import DatasetDict
 
+from ..tables import counted
 from .own_kinds import (
     are_bio,
     are_vectors,
@@ -223,11 +224,11 @@ def _notes(
     notes = [f"text: {' and '.join(task.text_columns)}; label: {label}"]
     notes += [f"not read: {name or 'the column without a name'} ({what})" for name, what in others.items()]
     shown = ", ".join(task.labels[:_SHOWN_LABELS]) + (", ..." if len(task.labels) > _SHOWN_LABELS else "")
-    classes = f", {len(task.labels)} classes: {shown}" if task.labels else ""
+    classes = f", {counted(len(task.labels), 'class', 'classes')}: {shown}" if task.labels else ""
     notes.append(f"kind: {task.problem_type}{classes}")
     for split in (split for split in ("train", "validation", "test") if split in tables):
         table = tables[split]
-        what = f"{len(table.rows):,} rows of {table.path}"
+        what = f"{counted(len(table.rows), 'row')} of {table.path}"
         if split == "validation" and is_split:
             what += ", split off by a hash of the text since no validation_file is named"
         if split == "test" and "label" not in data[split].column_names:

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from modeling_magic import MagicConfig
 
 from ..space.search_space import compact_architecture, format_architecture
-from ..tables import markdown_table
+from ..tables import counted, counted_children, markdown_table
 
 
 CARD_NAME = "README.md"
@@ -297,7 +297,7 @@ def _origin(manifest: dict[str, Any]) -> str:
         ("beside random children", search.get("better_than_random")),
         ("validation loss with shared weights", f"{search['val_loss']:.3f}"),
     ]
-    space = f"{len(layers)} layers, {math.prod(map(len, layers)):,} children"
+    space = f"{counted(len(layers), 'layer')}, {counted_children(math.prod(map(len, layers)))}"
     # What is not on record is left out.
     return markdown_table(
         ("what", "value"), [("search space", space), *(fact for fact in facts if fact[1] is not None)]

@@ -21,8 +21,8 @@ PRETRAINING_FLAGS = TRAINING_FLAGS | {
         "5e-4 * 768 / hidden_size, at most 2e-3",
         Option(
             flag="--learning-rate",
-            help="Peak learning rate. Without one a tenth of the steps warm up, `weight_decay` is 0.01 and `adam_beta2` "
-            "0.98, unless they are given.",
+            help="Peak learning rate. Without one a tenth of the steps warm up, `weight_decay` is 0.01 and "
+            "`adam_beta2` 0.98, unless they are given.",
         ),
     )
 }

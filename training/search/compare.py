@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..space.budgets import AdditiveCost, Budget, BudgetedSpace
 from ..space.search_space import Architecture, SearchSpace, format_architecture
 from ..supernet.journal import RankedChild
+from ..tables import counted, counted_children
 from .searchers import RandomSearcher, Searcher, rank_key
 
 
@@ -72,6 +73,8 @@ class SearchResult:
         better_than_bert: the best of `searched` and `random` against the BERT pattern.
         budget: what a child may cost.
         bert_pattern_cost: the cost in which the BERT pattern is nearest.
+        stopped: a sentence where the searcher had no further child to ask for before all evaluations were used, else
+            empty.
     """
 
     winner: RankedChild
@@ -83,6 +86,7 @@ class SearchResult:
     better_than_bert: Comparison | None
     budget: Budget
     bert_pattern_cost: AdditiveCost
+    stopped: str = ""
 
     @property
     def costs(self) -> dict[str, AdditiveCost]:
@@ -107,6 +111,7 @@ class SearchResult:
                 f"It was found by {finders[self.found_by]}, within the budget: {self.budget}.",
                 self.better_than_random.text,
                 self.better_than_bert.text if self.better_than_bert else bert,
+                *([self.stopped] if self.stopped else []),
             )
         )
 
@@ -128,6 +133,7 @@ class SearchResult:
             "bert_pattern_cost": self.bert_pattern_cost.name,
             "searched": [self._child_json(child) for child in self.searched],
             "random": [self._child_json(child) for child in self.random],
+            "stopped": self.stopped,
             "summary": self.summary,
         }
 
@@ -196,16 +202,16 @@ def search_children(
     within = BudgetedSpace(space, budget)
     within.check()
     with tqdm(total=2 * num_evaluations, desc="search", unit="child", disable=not progress) as bar:
-        searched = _run(evaluate, searcher, num_evaluations, within, bar)
+        searched, is_exhausted = _run(evaluate, searcher, num_evaluations, within, bar)
         bar.total = 2 * len(searched)
         # A text of its own keeps the generator apart from that of a searcher with the same seed.
         control = RandomSearcher(within, random.Random(f"random control {seed}").getrandbits(64), _CONTROL_BATCH_SIZE)
-        drawn = _run(evaluate, control, len(searched), within, bar)
+        drawn, _ = _run(evaluate, control, len(searched), within, bar)
     best = best_within([*searched, *drawn], budget)
     if best is None:
         raise ValueError(
-            f"none of the {len(searched)} children that the searcher asked for and the {len(drawn)} random ones has a "
-            "finite validation loss; look at the super-net's training, or evaluate more children"
+            f"none of the {counted_children(len(searched))} that the searcher asked for and the {len(drawn)} random "
+            "ones has a finite validation loss; look at the super-net's training, or evaluate more children"
         )
     pattern = nearest_bert_child(space, cost, best.architecture)
     bert = _answers(evaluate, [pattern])[0] if pattern else None
@@ -220,7 +226,16 @@ def search_children(
         better_than_bert=_compare_with_bert(best, bert, [*searched, *drawn], budget) if bert else None,
         budget=budget,
         bert_pattern_cost=cost,
+        stopped=_stopped(len(searched), num_evaluations, within) if is_exhausted else "",
     )
+
+
+def _stopped(num_searched: int, num_evaluations: int, within: BudgetedSpace) -> str:
+    """Returns that a searcher has stopped before all evaluations were used, and why as far as it is known."""
+    asked = f"The searcher stopped early: it asked for {num_searched:,} of {counted_children(num_evaluations)}"
+    if within.is_exact and num_searched >= within.size:
+        return f"{asked}, which are all within the budget."
+    return f"{asked} and had no other to ask for; another seed or searcher may find more."
 
 
 def _first_cost(budget: Budget) -> AdditiveCost:
@@ -234,21 +249,24 @@ def _first_cost(budget: Budget) -> AdditiveCost:
 
 def _run(
     evaluate: Evaluate, searcher: Searcher, num_evaluations: int, within: BudgetedSpace, bar: "tqdm[Any]"
-) -> list[RankedChild]:
-    """The children that a searcher asks for, each once; a child that it asks for again uses up an evaluation too."""
+) -> tuple[list[RankedChild], bool]:
+    """The children that a searcher asks for, each once, and whether it had no more before all evaluations were used.
+
+    A child that it asks for again uses up an evaluation too.
+    """
     found: dict[Architecture, RankedChild] = {}
     num_asked = 0
     while num_asked < num_evaluations:
         asked = [_checked(child, within) for child in searcher.ask()[: num_evaluations - num_asked]]
         if not asked:
-            break
+            return list(found.values()), True
         ranked = _answers(evaluate, asked)
         searcher.tell(ranked)
         num_asked += len(asked)
         found.update((child.architecture, child) for child in ranked)
         bar.update(len(asked))
         bar.set_postfix(best=f"{min(found.values(), key=rank_key).val_loss:.4f}")
-    return list(found.values())
+    return list(found.values()), False
 
 
 def _checked(child: Sequence[str], within: BudgetedSpace) -> Architecture:
@@ -350,7 +368,8 @@ def compare_with_random(searched: Sequence[RankedChild], drawn: Sequence[RankedC
     p_children = _children_p_value(searched, drawn)
     better = interval is not None and interval[1] < 0 and p_children < _CHILDREN_LEVEL
     verdict = "The search is better than random" if better else "The search is no better than random"
-    losses = f"its best val_loss is {best.val_loss:.4f}, that of {len(drawn):,} random children {control.val_loss:.4f}"
+    random_ones = counted(len(drawn), "random child", "random children")
+    losses = f"its best val_loss is {best.val_loss:.4f}, that of {random_ones} {control.val_loss:.4f}"
     differ = "differ from" if p_children < _CHILDREN_LEVEL else "could be"
     children = f"taken together its children {differ} random draws (p = {p_children:.2g})"
     text = f"{verdict}: {losses}, {_spread_text(difference, interval, best)}; {children}."
@@ -376,7 +395,9 @@ def compare_with_child(best: RankedChild, control: RankedChild, num_candidates: 
     better = interval is not None and interval[1] < 0
     verdict = f"The best child is better than {name}" if better else f"The best child is no better than {name}"
     losses = f"val_loss {best.val_loss:.4f} against {control.val_loss:.4f}"
-    spread = _spread_text(difference, interval, best, f", allowing for the choice among {num_candidates:,} children")
+    spread = _spread_text(
+        difference, interval, best, f", allowing for the choice among {counted_children(num_candidates)}"
+    )
     return Comparison(difference, interval, {"batches": p_value}, better, f"{verdict}: {losses}, {spread}.")
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..drawing import render, write_figure
 from ..files import write_csv, write_json, write_text
 from ..space.search_space import Architecture, compact_architecture, format_architecture
-from ..tables import markdown_table
+from ..tables import counted, counted_children, markdown_table
 from .figures import SOURCE_NAMES, Window, draw_history, draw_loss_against_cost, draw_operators_by_layer
 from .pareto import (
     ALL_OBJECTIVES,
@@ -207,7 +207,7 @@ def pareto_table(report: Report, num_rows: int = 20) -> str:
     lines = [markdown_table(header, rows)]
     num_shown = sum(child.architecture in report.fronts_of for child in shown)
     if num_shown < len(kept):
-        lines += ["", f"{num_shown} of {len(kept):,} children on the fronts."]
+        lines += ["", f"{num_shown} of {counted_children(len(kept))} on the fronts."]
     return "\n".join(lines)
 
 
@@ -253,8 +253,9 @@ def _figures(report: Report) -> Figures:
     for index, name in enumerate(report.names):
         figures[f"loss_against_{_file_name(name, index)}"] = (
             draw_loss_against_cost(report.children, name, report.winner, windows.get(name, ())),
-            f"Validation loss against {COST_LABELS.get(name, name)}, {len(report.children):,} evaluations; lower and "
-            f"further left is better. Children on the front: {len(report.fronts[name]):,}. The winner: "
+            f"Validation loss against {COST_LABELS.get(name, name)}, "
+            f"{counted(len(report.children), 'evaluation')}; lower and further left is better. Children on the front: "
+            f"{len(report.fronts[name]):,}. The winner: "
             f"{format_cost(name, known_cost(winner, name))}, loss {_loss(winner.val_loss)}.",
         )
     figures["history"] = (

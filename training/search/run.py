@@ -34,7 +34,7 @@ from ..space.search_space import Architecture, SearchSpace, compact_architecture
 from ..supernet.evaluation import Evaluator, judging_batches
 from ..supernet.journal import Journal, RankedChild
 from ..supernet.loading import check_vocabulary, load_supernet, supernet_folder
-from ..tables import markdown_table
+from ..tables import counted, counted_children, markdown_table
 from .compare import SearchResult, search_children
 from .pareto import format_cost, report_children
 from .report import Report, WinnerLatency, pareto_table, write_report
@@ -294,8 +294,8 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
     if not within:
         BudgetedSpace(searched_space(settings, config), budget).check()
         raise ValueError(
-            f"none of the {len(evaluated):,} children that were evaluated is within {budget}, but such children "
-            f"exist; search with that budget and the same --journal"
+            f"none of the {counted_children(len(evaluated))} that were evaluated is within {budget}, but such "
+            f"children exist; search with that budget and the same --journal"
         )
     names = [cost.name for cost in costs]
     rows = [
@@ -307,7 +307,10 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
         for child in within
     ]
     lines = [markdown_table(["architecture", "validation loss", *names], rows)]
-    lines += ["", f"{num_within:,} of {len(evaluated):,} evaluated children are within {budget}."]
+    lines += [
+        "",
+        f"{num_within:,} of {counted(len(evaluated), 'evaluated child', 'evaluated children')} are within {budget}.",
+    ]
     if limits.latency_table is not None:
         lines.append(LatencyTable.load(limits.latency_table).summary())
     return "\n".join(lines)

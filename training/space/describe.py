@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from modeling_magic import MagicConfig
 
+from ..tables import counted, counted_children
 from .budgets import AdditiveCost, Budget, BudgetedSpace, format_value, summarize_cost
 from .costs import additive_cost, operator_flops, operator_parameters
 from .search_space import Architecture, SearchSpace, compact_architecture, parse_architecture
@@ -41,7 +42,8 @@ def describe_space(
         *costs,
     ]
     lines = [
-        f"{space.num_layers} layers, {space.num_operators} operators, {space.size:,} children "
+        f"{counted(space.num_layers, 'layer')}, {counted(space.num_operators, 'operator')}, "
+        f"{counted_children(space.size)} "
         f"({Decimal(space.size):.2g})",
         f"hidden size {config.hidden_size}, {config.vocab_size:,} tokens, {config.max_position_embeddings} positions",
         "",
@@ -100,7 +102,7 @@ def _budget_lines(space: SearchSpace, budget: Budget) -> list[str]:
     within = BudgetedSpace(space, budget)
     if within.size:
         share = f"{100 * within.size / space.size:.4g}%"
-        return [f"budget: {budget}", f"within it: {within.size_text} of {space.size:,} children ({share})"]
+        return [f"budget: {budget}", f"within it: {within.size_text} of {counted_children(space.size)} ({share})"]
     return [f"budget: {budget}", "it cannot be met by any child", *(f"  {near}" for near in within.nearest())]
 
 

@@ -16,17 +16,28 @@ def costs_of(config: MagicConfig, settings: BudgetSettings) -> list[AdditiveCost
     """Returns the costs of the children of `config`: parameters, FLOPs, and latency and activations where asked for.
 
     Raises:
-        ValueError: the latency table is of another model.
+        ValueError: the latency table is of another model, or latency is limited and the table warns of itself.
     """
     sequence_length = settings.sequence_length or min(128, config.max_sequence_length)
     costs = [additive_cost(config, name, seq_len=sequence_length) for name in ("num_parameters", "flops")]
     if settings.latency_table is not None:
         table = LatencyTable.load(settings.latency_table)
         table.check(config)
+        _check_trust(table, settings)
         costs.append(table.cost())
     if settings.max_activation_mb is not None:
         costs.append(additive_cost(config, "activation_mb", seq_len=sequence_length))
     return costs
+
+
+def _check_trust(table: LatencyTable, settings: BudgetSettings) -> None:
+    """Raises an error where latency is limited by a table that warns of itself, unless the settings accept it."""
+    is_limited = settings.max_latency_ms is not None or settings.min_latency_ms is not None
+    if is_limited and not table.trusted and not settings.accept_noisy_latency:
+        raise ValueError(
+            f"{settings.latency_table} is not to be trusted: {'; '.join(table.warnings)}; measure again on an idle "
+            f"device with `magic-nas benchmark`, or accept it with --accept-noisy-latency"
+        )
 
 
 def budget_of(config: MagicConfig, settings: BudgetSettings) -> Budget:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..options import Settings, option
+from ..tables import counted
 
 
 @dataclass
@@ -49,6 +50,11 @@ class BudgetSettings(Settings):
         flag="--latency-table",
         is_path=True,
         help="A file that `magic-nas benchmark` wrote on the target device.",
+    )
+    accept_noisy_latency: bool = option(
+        False,
+        flag="--accept-noisy-latency",
+        help="Take a `latency_table` whose measurement was disturbed or whose predictions miss, as it says itself.",
     )
     sequence_length: int | None = option(
         None,
@@ -111,5 +117,5 @@ class LatencySettings(Settings):
     def __str__(self) -> str:
         return (
             f"{self.batch_size} x {self.seq_len} tokens without padding, head {self.head}, {self.dtype}, "
-            f"{self.device}, {self.num_threads} CPU thread{'s' if self.num_threads > 1 else ''}"
+            f"{self.device}, {counted(self.num_threads, 'CPU thread')}"
         )

@@ -35,6 +35,7 @@ from ..space.budgets import is_feasible
 from ..space.costs import operator_parameters, training_flops
 from ..space.samplers import make_sampler
 from ..space.search_space import Architecture, SearchSpace
+from ..tables import counted
 from .arguments import MagicTrainingArguments
 from .blocks import BlockSampler, BlockwiseRanking, block_borders, block_spaces, join_spaces, split_by_borders
 from .journal import RankedChild
@@ -491,7 +492,7 @@ class BlockwiseTrainer(MagicTrainer):
                 "num_children": max(map(len, paths)),
             }
         )
-        logger.info(f"step {step}: {self.space.num_operators} operators left")
+        logger.info(f"step {step}: {counted(self.space.num_operators, 'operator')} left")
 
     def _sampled_paths(self, space: SearchSpace, block: int, step: int) -> list[Architecture]:
         if space.size <= self.args.shrink_num_children:

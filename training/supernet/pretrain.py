@@ -47,9 +47,7 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     output_dir = Path(output_dir)
     # All checks that need no text come first, and nothing is written before the text has been read.
     config = load_preset(settings.preset)
-    args = pretraining_arguments(
-        MagicTrainingArguments, output_dir, settings.training_arguments, config.hidden_size
-    )
+    args = pretraining_arguments(MagicTrainingArguments, output_dir, settings.training_arguments, config.hidden_size)
     # The preset's vocabulary may be larger than the tokenizer's, which a budget must not be held to.
     check_search(config, args, vocabulary=False)
     if settings.init_from is not None:

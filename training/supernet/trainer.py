@@ -30,6 +30,7 @@ from ..space.costs import training_flops
 from ..space.latency import LatencyTable
 from ..space.limits import budget_of
 from ..space.search_space import Architecture, SearchSpace
+from ..tables import counted
 from .alignment_plan import AlignmentPlan
 from .anchors import Anchor, anchor_of_top_percent, target_states
 from .arguments import MagicTrainingArguments
@@ -422,7 +423,7 @@ class MagicTrainer(AccumulatedLossTrainer):
         if self.anchor is not None and self.anchor.architecture not in space:
             self._replace_anchor(self.anchor, ranked, step)
         logger.info(
-            f"step {step}: {space.num_operators} operators left, deleted "
+            f"step {step}: {counted(space.num_operators, 'operator')} left, deleted "
             + ", ".join(f"{operator} in layer {layer}" for layer, operator in deleted)
         )
 

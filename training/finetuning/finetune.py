@@ -29,7 +29,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from modeling_magic import MagicConfig
+from modeling_magic import MagicConfig, MagicForSequenceClassification
 
 from ..distillation.teacher import quiet_loading
 from ..distillation.trainers import DistillationTrainer
@@ -88,7 +88,8 @@ def set_task(config: Any, task: Task) -> Any:
 def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
     """Returns the encoder of a checkpoint, in float32, under a new head for `task`.
 
-    The head is new in any case: of a model that was fine-tuned on MNLI the encoder alone is taken (5.1).
+    The head is new in any case: of a model that was fine-tuned on MNLI the encoder alone is taken (5.1). BERT's pooler
+    counts to the encoder, of a converted BERT as well, where it is the first layer of the head.
 
     Args:
         source: a folder or a name on the Hub that `AutoModelForSequenceClassification` loads: MAGIC, BERT, RoBERTa,
@@ -123,6 +124,9 @@ def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
         )
     model = auto_class(task).from_config(config, dtype=torch.float32)
     model.base_model.load_state_dict(loaded.base_model.state_dict())
+    if isinstance(loaded, MagicForSequenceClassification) and config.pooler_classifies:
+        if "classifier.dense.weight" not in info["missing_keys"]:
+            model.classifier.dense.load_state_dict(loaded.classifier.dense.state_dict())
     return model
 
 

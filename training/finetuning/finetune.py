@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,9 @@ from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
 from ..resuming import last_complete_checkpoint
 from ..runs.checkpoints import load_finished
+from .label_units import standardized_labels
 from .metrics import compute_metrics, task_score
-from .settings import TOKENS
+from .settings import REGRESSION, TOKENS
 from .tasks import IGNORED, Task, predictions_and_references
 
 
@@ -194,7 +195,8 @@ def finetune(
     """Fine-tunes `model` on a task and returns the result; the model then has the weights of the best epoch on dev.
 
     Batches are padded to their longest row; a MAGIC model on a CPU computes the real tokens only. A training that was
-    stopped goes on from its last checkpoint in `args.output_dir`.
+    stopped goes on from its last checkpoint in `args.output_dir`. Regression learns standardised labels (see
+    `standardized_labels`); its loss, its metrics and the model that it returns are in the labels' units.
 
     Args:
         model: with a head for the task, see `load_for_task`.
@@ -238,9 +240,13 @@ def finetune(
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(PostfixProgressCallback(["loss", f"eval_{wanted}"]))
-    with _unpadded(model, args.device):
+    with _unpadded(model, args.device), _standardized(model, task, data["train"]):
         _train(trainer)
     return _result(trainer, task, time.perf_counter() - start)
+
+
+def _standardized(model: PreTrainedModel, task: Task, rows: Dataset) -> AbstractContextManager[None]:
+    return standardized_labels(model, rows["labels"][:]) if task.problem_type == REGRESSION else nullcontext()
 
 
 def _collator(task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:

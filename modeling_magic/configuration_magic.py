@@ -123,7 +123,8 @@ class MagicConfig(PreTrainedConfig):
             states and attentions, where they are asked for, are still computed with the padding.
         sparse_prediction: where labels are given, compute the masked-LM head on the labelled positions only; the
             logits are then (number of labelled positions, vocab_size).
-        add_pooling_layer: whether MagicModel ends in BERT's pooler (tanh of a linear map of the first token).
+        add_pooling_layer: whether MagicModel ends in BERT's pooler (tanh of a linear map of the first token). The
+            heads that classify a sequence start from it, as BERT's do, and MagicModel has it back from them.
         embedding_size: width of the embedding tables; where it is not `hidden_size`, a projection follows them and the
             masked-LM head goes back to it, as in ELECTRA-small. `None` is `hidden_size`.
         padding_aware_positions: count positions from `pad_token_id` + 1 and over the tokens that are not padding only,
@@ -132,6 +133,8 @@ class MagicConfig(PreTrainedConfig):
         classifier_activation: activation in the heads that classify a sequence, `"tanh"` as in BERT and RoBERTa or
             `"gelu"` as in ELECTRA.
         classifier_dropout: dropout in the classification heads; `None` is `hidden_dropout_prob`.
+        classifier_input_dropout: a dropout more in the head that classifies a sequence, before its first layer, as in
+            RoBERTa and ELECTRA. That layer is then no pooler: it is new for every task.
         num_hidden_layers: derived, the length of `candidate_operators`.
         num_attention_heads: derived, the most heads of any attention operator, 1 where there is none; no field.
         config_version: version of this format; one from a later release is refused, since what it means is not known.
@@ -175,6 +178,7 @@ class MagicConfig(PreTrainedConfig):
     lm_head_activation: str | None = None
     classifier_activation: str = "tanh"
     classifier_dropout: float | int | None = None
+    classifier_input_dropout: bool = False
     sparse_prediction: bool = False
     unpad_inputs: bool = False
     config_version: int = CONFIG_VERSION
@@ -217,6 +221,11 @@ class MagicConfig(PreTrainedConfig):
     def first_position(self) -> int:
         """Position of the first token: 0, or `pad_token_id` + 1 with `padding_aware_positions`."""
         return self.pad_token_id + 1 if self.padding_aware_positions and self.pad_token_id is not None else 0
+
+    @property
+    def pooler_classifies(self) -> bool:
+        """Whether the head that classifies a sequence has the encoder's pooler for its first layer, as in BERT."""
+        return self.add_pooling_layer and not self.classifier_input_dropout
 
     @property
     def is_supernet(self) -> bool:

@@ -143,13 +143,30 @@ _HEADS: dict[str, dict[str, _Head]] = {
 }
 # BERT's pooler and next-sentence head, which checkpoints of other heads carry along.
 _DROPPABLE = re.compile(r"((bert|roberta|magic)\.)?pooler\.dense\.(weight|bias)|cls\.seq_relationship\.(weight|bias)")
+# Classes with a head whose first layer may be the pooler.
+_WITH_POOLER = (MagicForSequenceClassification, MagicForMultipleChoice)
 _POOLER_KEYS = {"pooler.dense.weight", "pooler.dense.bias"}
 
 # Fields of MagicConfig for what transformers' classes hard-code.
 _HARD_CODED: dict[str, dict[str, Any]] = {
-    "bert": {"padding_aware_positions": False, "lm_head_activation": None, "classifier_activation": "tanh"},
-    "roberta": {"padding_aware_positions": True, "lm_head_activation": "gelu", "classifier_activation": "tanh"},
-    "electra": {"padding_aware_positions": False, "lm_head_activation": "gelu", "classifier_activation": "gelu"},
+    "bert": {
+        "padding_aware_positions": False,
+        "lm_head_activation": None,
+        "classifier_activation": "tanh",
+        "classifier_input_dropout": False,
+    },
+    "roberta": {
+        "padding_aware_positions": True,
+        "lm_head_activation": "gelu",
+        "classifier_activation": "tanh",
+        "classifier_input_dropout": True,
+    },
+    "electra": {
+        "padding_aware_positions": False,
+        "lm_head_activation": "gelu",
+        "classifier_activation": "gelu",
+        "classifier_input_dropout": True,
+    },
 }
 _COPIED_FIELDS = (
     "vocab_size",
@@ -212,7 +229,9 @@ def convert_to_magic(source: str | Path | PreTrainedModel) -> Conversion[MagicPr
         model = source
     else:
         model, dropped = _load(source, getattr(transformers, class_name))
-    config = _magic_config(model.config, class_name, getattr(model, "pooler", None) is not None)
+    has_place = _HEADS[family][class_name].target in (MagicModel, *_WITH_POOLER)
+    has_pooler = getattr(model.base_model, "pooler", None) is not None
+    config = _magic_config(model.config, class_name, has_pooler and has_place)
     modules = _modules(family, class_name, [layer[0] for layer in config.candidate_operators])
     return _transfer(model, _HEADS[family][class_name].target, config, modules, dropped)
 

@@ -1,16 +1,17 @@
 """PyTorch MAGIC model: a chain of attention, feed-forward and convolution operators, as a super-net or as one child.
 
-The file is self-contained: exported next to its weights, it needs `configuration_magic.py` and transformers only.
+Exported next to the weights, the file needs those that it names and transformers only.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -30,6 +31,16 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_magic import SKIP, MagicConfig, operator_inner_size, parse_operator
+from .heads_magic import (
+    MagicClassificationHead,
+    MagicDiscriminatorHead,
+    MagicLMHead,
+    MagicPooler,
+    check_classes,
+    classifier_dropout,
+    mean_loss,
+)
+from .kernels_magic import DepthwiseConv1d, MagicDropout, Packing, dropout, on_plain_cpu
 
 
 # Where this code has what each Auto class loads, for folders that hold it.
@@ -43,158 +54,8 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_magic.MagicForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_magic.MagicForTokenClassification",
 }
+_POOLER_IN_HEAD = {r"^(?:magic\.)?pooler\.dense\.": "classifier.dense."}
 _LAYER_NUMBER = re.compile(r"(?<=encoder\.layer\.)[0-9]+")
-
-
-def _on_plain_cpu(hidden_states: torch.Tensor) -> bool:
-    # Where torch's own kernels for dropout and depth-wise convolution are dear and ours are used. Other devices have
-    # good ones, and compilers, exporters and tracers want to see the standard operations.
-    return hidden_states.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-
-
-def dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """Returns `hidden_states` with elements zeroed with probability `p` and the others scaled by 1 / (1 - p).
-
-    On a CPU the mask comes from 16-bit random integers, four to a draw, in half the time of `F.dropout`; the
-    probability is then a multiple of 2**-16 and the scale fits it, so that the expectation is exact.
-    """
-    if not training or p == 0.0:
-        return hidden_states
-    if not _on_plain_cpu(hidden_states):
-        return nn.functional.dropout(hidden_states, p, training=True)
-    dropped_values = min(max(round(p * 2**16), 1), 2**16 - 1)
-    num_draws = -(-hidden_states.numel() // 4)
-    draws = torch.randint(-(2**63), 2**63 - 1, (num_draws,), dtype=torch.int64, device=hidden_states.device)
-    bits = draws.view(torch.int16)
-    keep = bits[: hidden_states.numel()].view(hidden_states.shape) >= dropped_values - 2**15
-    return hidden_states * keep.to(hidden_states.dtype).mul_(2**16 / (2**16 - dropped_values))
-
-
-class MagicDropout(nn.Dropout):
-    """Dropout as `nn.Dropout`, at half its cost on a CPU (see `dropout`)."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns the masked and scaled hidden states, of the same shape."""
-        return dropout(hidden_states, self.p, self.training)
-
-
-class _ShiftedDepthwiseConv(torch.autograd.Function):
-    """Depth-wise convolution over (batch, seq_len, channels) as a sum of shifted products.
-
-    `nn.Conv1d(groups=channels)` wants the channels first and takes about three times as long on a CPU. `packing` says
-    which tokens are one sequence; `None` where each row is. First derivatives only.
-    """
-
-    @staticmethod
-    def _shifts(kernel_size: int, seq_len: int, packing: "Packing | None"):
-        # (tap, where the tap's products land, where they read, which of them cross the border of two sequences):
-        # position t reads t + tap - kernel_size // 2, and what lies beyond the ends is zero.
-        for tap in range(kernel_size):
-            shift = tap - kernel_size // 2
-            if abs(shift) < seq_len:
-                yield (
-                    tap,
-                    slice(max(0, -shift), seq_len - max(0, shift)),
-                    slice(max(0, shift), seq_len + min(0, shift)),
-                    packing.crossing(abs(shift)) if packing is not None and shift else None,
-                )
-
-    @staticmethod
-    def _add_products(output, hidden_states, filters, crossing):
-        kept = None if crossing is None else output[:, crossing]
-        output.addcmul_(hidden_states, filters)
-        if kept is not None:
-            output[:, crossing] = kept
-
-    @staticmethod
-    def forward(hidden_states, weight, bias, packing):
-        output = bias.expand_as(hidden_states).clone()
-        shifts = _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1], packing)
-        for tap, to, source, crossing in shifts:
-            _ShiftedDepthwiseConv._add_products(output[:, to], hidden_states[:, source], weight[:, 0, tap], crossing)
-        return output
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        hidden_states, weight, _, ctx.packing = inputs
-        ctx.save_for_backward(hidden_states, weight)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        hidden_states, weight = ctx.saved_tensors
-        grad_input, grad_weight = torch.zeros_like(hidden_states), torch.zeros_like(weight)
-        shifts = _ShiftedDepthwiseConv._shifts(weight.shape[-1], hidden_states.shape[1], ctx.packing)
-        for tap, to, source, crossing in shifts:
-            _ShiftedDepthwiseConv._add_products(grad_input[:, source], grad_output[:, to], weight[:, 0, tap], crossing)
-            products = grad_output[:, to] * hidden_states[:, source]
-            if crossing is not None:
-                products[:, crossing] = 0
-            grad_weight[:, 0, tap] = products.sum((0, 1))
-        return grad_input, grad_weight, grad_output.sum((0, 1)), None
-
-
-class DepthwiseConv1d(nn.Conv1d):
-    """One filter of `kernel_size` (odd) a channel over (batch, seq_len, channels); beyond the ends all is zero."""
-
-    bias: nn.Parameter
-
-    def __init__(self, channels: int, kernel_size: int):
-        super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size // 2)
-
-    def forward(self, hidden_states: torch.Tensor, packing: "Packing | None" = None) -> torch.Tensor:
-        """Returns the convolved states, (batch, seq_len, channels), of the same type; packed ones where they are."""
-        if _on_plain_cpu(hidden_states) and not (packing is None and self._torch_is_fast(hidden_states)):
-            # Half precision, the model's or autocast's, is slower than single in elementwise operations.
-            dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-            states, weight, bias = (tensor.to(dtype) for tensor in (hidden_states, self.weight, self.bias))
-            return _ShiftedDepthwiseConv.apply(states, weight, bias, packing).to(hidden_states.dtype)
-        padded = hidden_states if packing is None else packing.unpack(hidden_states)
-        output = super().forward(padded.transpose(1, 2)).transpose(1, 2)
-        return output if packing is None else packing.pack(output)
-
-    @staticmethod
-    def _torch_is_fast(hidden_states: torch.Tensor) -> bool:
-        # The one type and instruction set for which torch's kernel takes less time than shifted products.
-        return hidden_states.dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-class Packing(NamedTuple):
-    """How the real tokens of a padded batch lie end to end in one row, (1, number of real tokens, hidden).
-
-    Attributes:
-        tokens: (batch, seq_len), true where a real token is.
-        lengths: number of real tokens of each sequence.
-        sequences: (number of real tokens,), the sequence of each.
-    """
-
-    tokens: torch.Tensor
-    lengths: list[int]
-    sequences: torch.Tensor
-
-    @classmethod
-    def of(cls, attention_mask: torch.Tensor) -> "Packing | None":
-        """Returns the packing of a (batch, seq_len) mask, `None` where there is nothing to gain or a hole in a row."""
-        tokens = attention_mask.bool()
-        starts = tokens[:, 0].long() + (tokens[:, 1:] & ~tokens[:, :-1]).sum(dim=1)
-        # A convolution sees a zero at a hole between tokens; packed, it would see the next token.
-        if tokens.all() or (starts != 1).any():
-            return None
-        return cls(tokens, tokens.sum(dim=1).tolist(), tokens.nonzero()[:, 0])
-
-    def crossing(self, distance: int) -> torch.Tensor:
-        """Returns the n for which the packed tokens n and n + `distance`, at least 1, are of two sequences."""
-        return (self.sequences[distance:] != self.sequences[:-distance]).nonzero().squeeze(1)
-
-    def pack(self, padded: torch.Tensor) -> torch.Tensor:
-        """Returns (1, number of real tokens, width) from (batch, seq_len, width)."""
-        return padded[self.tokens].unsqueeze(0)
-
-    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
-        """Returns (batch, seq_len, width), zero at padding, from (1, number of real tokens, width)."""
-        padded = packed.new_zeros(*self.tokens.shape, packed.shape[-1])
-        padded[self.tokens] = packed[0]
-        return padded
 
 
 class MagicEmbeddings(nn.Module):
@@ -205,7 +66,9 @@ class MagicEmbeddings(nn.Module):
         self.config = config
         width = config.embedding_size or config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        # Where padding has a position of its own it is not trained, as in RoBERTa.
+        no_position = config.pad_token_id if config.padding_aware_positions else None
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=no_position)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = MagicDropout(config.hidden_dropout_prob)
@@ -228,7 +91,7 @@ class MagicEmbeddings(nn.Module):
         # over the batch instead of a scatter of all tokens.
         if token_type_ids is None:
             token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=inputs_embeds.device)
-        elif _on_plain_cpu(inputs_embeds) and token_type_ids.numel():
+        elif on_plain_cpu(inputs_embeds) and token_type_ids.numel():
             self._check_token_types(token_type_ids)
         if position_ids is None:
             position_ids = self._positions(input_ids, inputs_embeds)
@@ -315,7 +178,7 @@ class MagicAttention(nn.Module):
     def _attention_function(self, hidden_states: torch.Tensor) -> Callable:
         # With dropout on the attention weights, sdpa has only its slow path on a CPU, which draws masks the dear way.
         drops = self.training and self.attention_dropout
-        if drops and self.config._attn_implementation == "sdpa" and _on_plain_cpu(hidden_states):
+        if drops and self.config._attn_implementation == "sdpa" and on_plain_cpu(hidden_states):
             return eager_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
 
@@ -477,91 +340,6 @@ class MagicEncoder(nn.Module):
         return hidden_states
 
 
-class MagicPooler(nn.Module):
-    """BERT's pooler: tanh of a linear map of the first token."""
-
-    def __init__(self, config: MagicConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns (batch, hidden) from (batch, seq_len, hidden)."""
-        return torch.tanh(self.dense(hidden_states[:, 0]))
-
-
-class MagicLMHead(nn.Module):
-    """BERT's masked-LM head: dense, activation, norm and a decoder tied to the word embeddings."""
-
-    def __init__(self, config: MagicConfig):
-        super().__init__()
-        width = config.embedding_size or config.hidden_size
-        self.dense = nn.Linear(config.hidden_size, width)
-        self.activation = ACT2FN[config.lm_head_activation or config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(width, config.vocab_size)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns logits (..., vocab_size) from hidden states (..., hidden)."""
-        return self.decoder(self.LayerNorm(self.activation(self.dense(hidden_states))))
-
-
-class MagicDiscriminatorHead(nn.Module):
-    """ELECTRA's discriminator: one logit for each token, positive where it was replaced."""
-
-    def __init__(self, config: MagicConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.dense_prediction = nn.Linear(config.hidden_size, 1)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns (batch, seq_len) from (batch, seq_len, hidden)."""
-        return self.dense_prediction(self.activation(self.dense(hidden_states))).squeeze(-1)
-
-
-def _classifier_dropout(config: MagicConfig) -> MagicDropout:
-    given = config.classifier_dropout
-    return MagicDropout(config.hidden_dropout_prob if given is None else given)
-
-
-class MagicClassificationHead(nn.Module):
-    """Classifies a sequence by its first token: dropout, dense, activation, dropout, projection, as in RoBERTa.
-
-    BERT's pooler and classifier are the same map but for the first dropout.
-    """
-
-    def __init__(self, config: MagicConfig, num_outputs: int):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.classifier_activation]
-        self.dropout = _classifier_dropout(config)
-        self.out_proj = nn.Linear(config.hidden_size, num_outputs)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns (batch, num_outputs) from (batch, seq_len, hidden)."""
-        first = self.dropout(hidden_states[:, 0])
-        return self.out_proj(self.dropout(self.activation(self.dense(first))))
-
-
-def _mean_loss(losses: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
-    # The Trainer passes the number of labels of the whole accumulated batch, and does not divide by the number of
-    # micro-batches then.
-    return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
-
-
-def _check_classes(labels: torch.Tensor, num_labels: int) -> None:
-    # On other devices the check would wait for the device in every step.
-    if not _on_plain_cpu(labels):
-        return
-    wrong = labels[(labels >= num_labels) | ((labels < 0) & (labels != -100))]
-    if wrong.numel():
-        raise ValueError(
-            f"a label is {int(wrong[0])} but the head has {num_labels} classes, 0 to {num_labels - 1}; load the model "
-            f"with num_labels=..., or mend the labels (-100 is ignored)"
-        )
-
-
 class MagicPreTrainedModel(PreTrainedModel):
     """What all MAGIC models share: initialisation, the choice of a child and its extraction."""
 
@@ -585,6 +363,39 @@ class MagicPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=module.kernel_size[0] ** -0.5)
         elif isinstance(module, MagicLMHead):
             init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> Self:
+        """Loads as `PreTrainedModel.from_pretrained` does, and keeps a checkpoint's pooler where BERT's classes do.
+
+        A head whose first layer is the pooler starts from the checkpoint's, and a `MagicModel` takes it back from
+        such a head.
+        """
+        config: Any = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            try:
+                config = MagicConfig.from_pretrained(config or pretrained_model_name_or_path, **kwargs)  # type: ignore[arg-type]
+            except OSError:
+                # The folder of an adapter, or nothing that can be loaded: both are transformers' to tell.
+                return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        renamed = cls._pooler_names(config)
+        kwargs["key_mapping"] = {**renamed, **(kwargs.get("key_mapping") or {})} or None
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Else what was renamed would be saved under the name that it was loaded from.
+        model._weight_conversions = [
+            conversion
+            for conversion in getattr(model, "_weight_conversions", None) or ()
+            if not renamed.keys() & set(conversion.source_patterns)
+        ]
+        return loaded
+
+    @classmethod
+    def _pooler_names(cls, config: MagicConfig) -> dict[str, str]:
+        """Returns patterns of a checkpoint's names for its pooler, each with the name that it has in this class."""
+        return {}
 
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves as `PreTrainedModel.save_pretrained` does, with this code beside the weights.
@@ -667,6 +478,10 @@ class MagicModel(MagicPreTrainedModel):
         add_pooling_layer = config.add_pooling_layer if add_pooling_layer is None else add_pooling_layer
         self.pooler = MagicPooler(config) if add_pooling_layer else None
         self.post_init()
+
+    @classmethod
+    def _pooler_names(cls, config: MagicConfig) -> dict[str, str]:
+        return {r"^classifier\.dense\.": "pooler.dense."} if config.pooler_classifies else {}
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the word embeddings."""
@@ -887,8 +702,12 @@ class MagicForSequenceClassification(MagicPreTrainedModel):
         super().__init__(config)
         self.num_labels: int = config.num_labels or 2
         self.magic = MagicModel(config, add_pooling_layer=False)
-        self.classifier = MagicClassificationHead(config, self.num_labels)
+        self.classifier = MagicClassificationHead(config, self.num_labels, config.classifier_input_dropout)
         self.post_init()
+
+    @classmethod
+    def _pooler_names(cls, config: MagicConfig) -> dict[str, str]:
+        return _POOLER_IN_HEAD if config.pooler_classifies else {}
 
     @can_return_tuple
     def forward(  # type: ignore[misc]
@@ -941,15 +760,15 @@ class MagicForSequenceClassification(MagicPreTrainedModel):
             else:
                 self.config.problem_type = "multi_label_classification"
         if self.config.problem_type == "single_label_classification":
-            _check_classes(labels, logits.shape[-1])
+            check_classes(labels, logits.shape[-1])
             return self.loss_function(
                 labels=labels, pooled_logits=logits, config=self.config, num_items_in_batch=num_items_in_batch
             )
         labels = labels.to(logits.dtype).view_as(logits)
         if self.config.problem_type == "regression":
-            return _mean_loss(nn.functional.mse_loss(logits, labels, reduction="none"), num_items_in_batch)
+            return mean_loss(nn.functional.mse_loss(logits, labels, reduction="none"), num_items_in_batch)
         losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        return _mean_loss(losses, num_items_in_batch)
+        return mean_loss(losses, num_items_in_batch)
 
 
 class MagicForTokenClassification(MagicPreTrainedModel):
@@ -962,7 +781,7 @@ class MagicForTokenClassification(MagicPreTrainedModel):
         super().__init__(config)
         self.num_labels: int = config.num_labels or 2
         self.magic = MagicModel(config, add_pooling_layer=False)
-        self.dropout = _classifier_dropout(config)
+        self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
@@ -1001,7 +820,7 @@ class MagicForTokenClassification(MagicPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            _check_classes(labels, logits.shape[-1])
+            check_classes(labels, logits.shape[-1])
             loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -1078,6 +897,11 @@ class MagicForMultipleChoice(MagicPreTrainedModel):
         self.classifier = MagicClassificationHead(config, 1)
         self.post_init()
 
+    @classmethod
+    def _pooler_names(cls, config: MagicConfig) -> dict[str, str]:
+        # That of RoBERTa, too: it is this class alone that has one there.
+        return _POOLER_IN_HEAD if config.add_pooling_layer else {}
+
     @can_return_tuple
     def forward(  # type: ignore[misc]
         self,
@@ -1121,9 +945,9 @@ class MagicForMultipleChoice(MagicPreTrainedModel):
         logits = self.classifier(outputs.last_hidden_state).view(-1, num_choices)
         loss = None
         if labels is not None:
-            _check_classes(labels, num_choices)
+            check_classes(labels, num_choices)
             losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-            loss = _mean_loss(losses, num_items_in_batch)
+            loss = mean_loss(losses, num_items_in_batch)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

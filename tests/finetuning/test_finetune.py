@@ -175,7 +175,7 @@ def test_a_training_that_lost_its_result_returns_it_and_trains_nothing(tmp_path,
 
 def test_the_best_epoch_is_the_best_and_its_weights_are_kept(tmp_path, magic_folder, sst2_rows):
     task = glue_task("sst2")
-    model = load_for_task(magic_folder, task, seed=5)
+    model = load_for_task(magic_folder, task, seed=9)
     args = arguments(tmp_path, task, num_train_epochs=5, learning_rate=5e-3)
     result = finetune(model, sst2_rows, task, args, toy_tokenizer())
     scores = [epoch["validation"]["score"] for epoch in result.epochs]
@@ -243,6 +243,26 @@ def test_of_a_fine_tuned_model_the_encoder_alone_is_taken(tmp_path, magic_folder
     assert same_weights(model.base_model, trained.base_model)
     assert not torch.equal(model.classifier.dense.weight, trained.classifier.dense.weight)
     assert not torch.equal(model.classifier.out_proj.weight, trained.classifier.out_proj.weight)
+
+
+def test_the_pooler_of_a_converted_bert_is_of_its_encoder(tmp_path):
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=40))
+    convert_to_magic(bert).model.save_pretrained(tmp_path / "encoder")
+    trained = load_for_task(tmp_path / "encoder", glue_task("mnli"), seed=1)
+    assert torch.equal(trained.classifier.dense.weight, bert.pooler.dense.weight)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.5)
+    trained.save_pretrained(tmp_path / "trained")
+    model = load_for_task(tmp_path / "trained", glue_task("rte"), seed=1)
+    assert same_weights(model.classifier.dense, trained.classifier.dense)
+    # What BERT's own class does.
+    theirs = BertForSequenceClassification(bert.config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = load_for_task(tmp_path / "theirs", glue_task("rte"), seed=1)
+    assert same_weights(again.bert.pooler, theirs.bert.pooler)
+    assert not torch.equal(again.classifier.weight, theirs.classifier.weight)
 
 
 def test_models_that_cannot_be_fine_tuned_are_named(tmp_path, tiny_config, magic_folder):

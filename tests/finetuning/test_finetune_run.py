@@ -20,6 +20,7 @@ from training.finetuning.tasks import glue_task
 from training.hub.export import export_model
 from training.hub.model_folders import public_name
 from training.hub.publish import check_export
+from training.runs.recipes import load_recipe
 
 
 # ---- Sweeps ----
@@ -378,6 +379,16 @@ def test_a_wrong_label_of_the_last_task_is_named_before_the_first_is_trained(tmp
     with pytest.raises(ValueError, match=r"RTE/dev\.tsv.*perhaps"):
         run_finetuning(replace(settings, glue_folder=str(broken)), tmp_path / "run")
     assert not trained
+
+
+def test_gradients_are_clipped_unless_a_recipe_says_otherwise(tmp_path, settings):
+    def norm_of(settings):
+        return finetune_run._arguments(settings, tmp_path, None, 1e-4, 8, 1).max_grad_norm
+
+    assert norm_of(settings) == 1.0
+    assert norm_of(replace(settings, training_arguments={"max_grad_norm": 0.5})) == 0.5
+    # RoBERTa's published commands do not clip.
+    assert load_recipe("paper-glue")["training_arguments"]["max_grad_norm"] == 0.0
 
 
 def test_another_recipe_is_refused_in_the_folder(tmp_path, settings):

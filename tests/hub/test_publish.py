@@ -143,6 +143,7 @@ def edit(path: Path, old: str, new: str) -> None:
             "another shape",
         ),
         ("modeling_magic.py", Path.unlink, "lacks the model's code, modeling_magic.py; export the model again"),
+        ("kernels_magic.py", Path.unlink, "lacks the model's code, kernels_magic.py; export the model again"),
         ("model.safetensors", Path.unlink, "has no model.safetensors; export the model again"),
         ("model.safetensors", cut_short, "model.safetensors is damaged or cut short"),
         ("model.safetensors", lambda path: path.write_bytes(b""), "model.safetensors is damaged or cut short"),

@@ -277,6 +277,128 @@ def test_a_model_without_pooler_gets_none():
     assert_same_tensors(source, back)
 
 
+# ---- A new head on a converted encoder ----
+
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NEW_HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")
+
+
+def with_new_head(folder: Path, auto_class, **changes):
+    """What a user's script loads from a folder, the weights that it lacks drawn from one seed."""
+    changes |= {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    torch.manual_seed(3)
+    return auto_class.from_pretrained(folder, attn_implementation="eager", **changes)
+
+
+def rows_to_train(head: str, pad: int) -> list[dict[str, Any]]:
+    batch = padded_batch(f"Bert{head}", pad, 1)
+    labels = labels_for(f"Bert{head}", batch["attention_mask"], torch.float32)
+    if head == "ForSequenceClassification":
+        labels = {"labels": torch.tensor([0, 1, 1])}
+    columns = {**batch, **{name: values % 2 if name == "labels" else values for name, values in labels.items()}}
+    if head == "ForTokenClassification":
+        columns["labels"] = torch.where(labels["labels"] == -100, -100, columns["labels"])
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(batch["input_ids"]))]
+
+
+def loss_curve(model, rows, folder: Path) -> list[float]:
+    args = transformers.TrainingArguments(
+        str(folder),
+        max_steps=6,
+        per_device_train_batch_size=2,
+        # Adam would make a step of the rounding of keys' biases, whose gradient is zero.
+        optim="sgd",
+        learning_rate=0.1,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = transformers.Trainer(model=model, args=args, train_dataset=rows)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+    """The folder of an encoder of each family, and that of the same, converted."""
+    folders = {}
+    for family in FAMILIES:
+        theirs, ours = (tmp_path_factory.mktemp(f"{family}-{kind}") for kind in ("theirs", "ours"))
+        source_model(f"{family}Model").save_pretrained(theirs)
+        magic, dropped = convert_to_magic(theirs)
+        assert not dropped
+        magic.save_pretrained(ours)
+        folders[family] = theirs, ours
+    return folders
+
+
+@pytest.mark.parametrize("head", NEW_HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_head_trains_as_that_of_transformers(family, head, encoders, tmp_path):
+    auto_class = getattr(transformers, f"AutoModel{head}")
+    curves = []
+    for folder in encoders[family]:
+        changes = {"summary_last_dropout": 0.0} if (folder, family) == (encoders[family][0], "Electra") else {}
+        model = with_new_head(folder, auto_class, **WITHOUT_DROPOUT, **changes)
+        curves.append(loss_curve(model, rows_to_train(head, model.config.pad_token_id), tmp_path))
+    assert len(curves[0]) == 6
+    assert max(curves[0]) - min(curves[0]) > 1e-3
+    torch.testing.assert_close(curves[1], curves[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", NEW_HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_head_has_the_dropouts_of_transformers(family, head, encoders):
+    auto_class = getattr(transformers, f"AutoModel{head}")
+    found = []
+    for folder in encoders[family]:
+        model = with_new_head(folder, auto_class).train()
+        inside = set(model.base_model.modules())
+        rates: list[float] = []
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout) and module not in inside:
+                module.register_forward_hook(lambda dropout, *_, rates=rates: rates.append(dropout.p))
+        model(**padded_batch(f"Bert{head}", model.config.pad_token_id, 1))
+        found.append(rates)
+    assert found[0] == found[1]
+
+
+def test_a_pooler_goes_into_a_head_and_comes_back(encoders, tmp_path):
+    for family, has_one in (("Bert", True), ("Roberta", False)):
+        folder = encoders[family][1]
+        pooler = MagicModel.from_pretrained(folder).pooler.dense
+        head, info = modeling_magic.MagicForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        # RoBERTa's class has no use for it.
+        assert torch.equal(head.classifier.dense.weight, pooler.weight) == has_one
+        dense = {"classifier.dense.weight", "classifier.dense.bias"}
+        assert info["missing_keys"] >= ({"classifier.out_proj.weight"} if has_one else dense)
+        assert bool(info["unexpected_keys"]) != has_one
+        head.save_pretrained(tmp_path / family)
+        saved = load_file(tmp_path / family / "model.safetensors")
+        assert dense <= saved.keys()
+        assert not [name for name in saved if "pooler" in name]
+        again, info = type(head).from_pretrained(tmp_path / family, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert_same_tensors(again, head)
+        if has_one:
+            back, info = MagicModel.from_pretrained(tmp_path / family, output_loading_info=True)
+            assert not info["missing_keys"]
+            assert torch.equal(back.pooler.dense.bias, pooler.bias)
+            back.save_pretrained(tmp_path / "back")
+            assert "pooler.dense.weight" in load_file(tmp_path / "back" / "model.safetensors")
+
+
+def test_a_converted_classifier_gives_its_pooler_back(tmp_path):
+    source = source_model("BertForSequenceClassification")
+    convert_to_magic(source).model.save_pretrained(tmp_path)
+    encoder = MagicModel.from_pretrained(tmp_path)
+    assert torch.equal(encoder.pooler.dense.weight, source.bert.pooler.dense.weight)
+    assert_same_tensors(convert_from_magic(encoder).model, source.bert)
+
+
 # ---- From a folder ----
 
 

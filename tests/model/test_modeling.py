@@ -467,6 +467,8 @@ def test_what_save_pretrained_writes_holds_the_code(supernet, tmp_path):
     for name in ("child", "classifier"):
         assert {path.name for path in (tmp_path / name).glob("*.py")} == {
             "configuration_magic.py",
+            "heads_magic.py",
+            "kernels_magic.py",
             "modeling_magic.py",
         }
         assert json.loads((tmp_path / name / "config.json").read_text())["auto_map"] == AUTO_MAP

@@ -393,6 +393,11 @@ def convert(
 
     folder, dropped = convert_checkpoint(source, output_dir, to, tokenizer)
     print(f"left out: {', '.join(dropped) or 'nothing'}\nmodel:    {folder}")
+    if to == "magic" and any("pooler" in name for name in dropped):
+        print(
+            f"note:     a new head of classification starts without the pooler here; to keep it, convert the encoder "
+            f"alone, which AutoModel.from_pretrained({source!r}).save_pretrained(FOLDER) writes"
+        )
 
 
 @app.command()

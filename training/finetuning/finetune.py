@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from modeling_magic import MagicConfig
+from modeling_magic import MagicConfig, MagicForSequenceClassification
 
 from ..distillation.teacher import quiet_loading
 from ..distillation.trainers import DistillationTrainer
@@ -38,8 +38,9 @@ from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
 from ..resuming import last_complete_checkpoint
 from ..runs.checkpoints import load_finished
+from .label_units import standardized_labels
 from .metrics import compute_metrics, task_score
-from .settings import TOKENS
+from .settings import REGRESSION, TOKENS
 from .tasks import IGNORED, Task, predictions_and_references
 
 
@@ -88,7 +89,8 @@ def set_task(config: Any, task: Task) -> Any:
 def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
     """Returns the encoder of a checkpoint, in float32, under a new head for `task`.
 
-    The head is new in any case: of a model that was fine-tuned on MNLI the encoder alone is taken (5.1).
+    The head is new in any case: of a model that was fine-tuned on MNLI the encoder alone is taken (5.1). BERT's pooler
+    counts to the encoder, of a converted BERT as well, where it is the first layer of the head.
 
     Args:
         source: a folder or a name on the Hub that `AutoModelForSequenceClassification` loads: MAGIC, BERT, RoBERTa,
@@ -123,6 +125,9 @@ def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
         )
     model = auto_class(task).from_config(config, dtype=torch.float32)
     model.base_model.load_state_dict(loaded.base_model.state_dict())
+    if isinstance(loaded, MagicForSequenceClassification) and config.pooler_classifies:
+        if "classifier.dense.weight" not in info["missing_keys"]:
+            model.classifier.dense.load_state_dict(loaded.classifier.dense.state_dict())
     return model
 
 
@@ -190,7 +195,8 @@ def finetune(
     """Fine-tunes `model` on a task and returns the result; the model then has the weights of the best epoch on dev.
 
     Batches are padded to their longest row; a MAGIC model on a CPU computes the real tokens only. A training that was
-    stopped goes on from its last checkpoint in `args.output_dir`.
+    stopped goes on from its last checkpoint in `args.output_dir`. Regression learns standardised labels (see
+    `standardized_labels`); its loss, its metrics and the model that it returns are in the labels' units.
 
     Args:
         model: with a head for the task, see `load_for_task`.
@@ -234,9 +240,13 @@ def finetune(
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(PostfixProgressCallback(["loss", f"eval_{wanted}"]))
-    with _unpadded(model, args.device):
+    with _unpadded(model, args.device), _standardized(model, task, data["train"]):
         _train(trainer)
     return _result(trainer, task, time.perf_counter() - start)
+
+
+def _standardized(model: PreTrainedModel, task: Task, rows: Dataset) -> AbstractContextManager[None]:
+    return standardized_labels(model, rows["labels"][:]) if task.problem_type == REGRESSION else nullcontext()
 
 
 def _collator(task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -69,8 +69,10 @@ PREDICTIONS_NAME = "test_predictions.jsonl"
 # Of a row, where the model takes as many.
 USUAL_LENGTH = 128
 SUBMISSION_FOLDER = "submission"
-# RoBERTa's, whose published commands for GLUE do not clip.
-_OPTIMIZER = {"adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "lr_scheduler_type": "linear"}
+# RoBERTa's. Its published commands for GLUE do not clip, which high learning rates or few rows do not forgive.
+_OPTIMIZER = {"adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 1.0, "lr_scheduler_type": "linear"}
+# Part of the key of a fine-tuning: raise it when the same settings train other weights.
+_TRAINING_VERSION = 2
 
 
 # ---- Checks before any work ----
@@ -365,6 +367,7 @@ class _Sweep:
             "tokenizer": tokenizer_sha256(self._tokenizer),
             "teacher": None if teacher is None else weights_hash(teacher),
             "training_arguments": settings.training_arguments,
+            "training_version": _TRAINING_VERSION,
             **{name: getattr(settings, name) for name in (*names, *distilled)},
         }
 

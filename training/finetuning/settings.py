@@ -37,7 +37,10 @@ BEST_EPOCH_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class FinetuneSettings(Settings):
-    """What a fine-tuning sweep does; the keys of a recipe for `magic-nas finetune`. Defaults are RoBERTa's recipe."""
+    """What a fine-tuning sweep does; the keys of a recipe for `magic-nas finetune`.
+
+    Defaults are RoBERTa's recipe, with gradients clipped at 1.
+    """
 
     command = "finetune"
     growing = ("tasks", "learning_rates", "batch_sizes", "seeds")

@@ -52,7 +52,7 @@ FIGURE_NAME = "architecture.png"
 # Of a fine-tuning, which finds its own model by it.
 FINETUNING_NAME = "finetune.json"
 CONFIG_CODE = "configuration_magic.py"
-CODE_FILES = (CONFIG_CODE, "modeling_magic.py")
+CODE_FILES = (CONFIG_CODE, "heads_magic.py", "kernels_magic.py", "modeling_magic.py")
 _TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 
 _TOKENIZER_FILES = (

@@ -26,6 +26,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_magic
@@ -241,6 +242,9 @@ def _empty_model(folder: Path) -> MagicPreTrainedModel:
     code = {f"{item.rpartition('--')[2].partition('.')[0]}.py" for item in values.get("auto_map", {}).values()}
     if not code:
         raise ValueError(f"{folder} names no code in config.json (auto_map), so it would load nowhere; {_AGAIN}")
+    # Of what they import, too: an older export has fewer files.
+    there = [name for name in code if (folder / name).is_file()]
+    code |= {f"{name}.py" for path in there for name in get_relative_imports(folder / path)}
     if missing := sorted(name for name in code if not (folder / name).is_file()):
         raise ValueError(f"{folder} lacks the model's code, {', '.join(missing)}; {_AGAIN}")
     with torch.device("meta"):

@@ -169,8 +169,19 @@ def test_a_truth_of_other_children_is_refused(alone, truth, supernets, tmp_path)
         journal = Journal(folder / "standalone-0.jsonl", {**key, "seed": 0, **change}, StandaloneChild)
         for child in children:
             journal.append(child)
+        own = replace(settings, truth=str(folder))
         with pytest.raises(ValueError, match=name):
-            run_ranking(replace(settings, truth=str(folder)), tmp_path / f"out {name}")
+            run_ranking(own, tmp_path / f"out {name}")
+        accepting = replace(own, accept_other_text=True)
+        if name not in ("text", "another tokenizer"):
+            with pytest.raises(ValueError, match=name):
+                run_ranking(accepting, tmp_path / f"out {name}")
+            continue
+        result = run_ranking(accepting, tmp_path / f"out {name}")
+        what = name.removeprefix("another ")
+        assert result["truth_note"].startswith(f"The children of the truth were trained on another {what} than the")
+        assert result["table"].endswith("and losses of the two cannot be compared.")
+    assert "truth_note" not in run_ranking(settings, tmp_path / "out")
 
 
 def test_super_nets_that_do_not_rank_alike_are_refused(alone, truth, supernets, tmp_path):

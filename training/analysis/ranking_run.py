@@ -1,6 +1,7 @@
 """The run of a ranking: super-nets, children trained alone, and the folder with what one says of the other (5.2)."""
 
 import hashlib
+import logging
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ from .settings import MICRO_BENCHMARK, MIN_CHILDREN, JudgingSettings, RankingSet
 from .standalone import check_standalone, train_standalone
 from .truth import Truth, load_truth, read_standalone, truth_of
 
+
+logger = logging.getLogger(__name__)
 
 STANDALONE_FOLDER = "standalone"
 # As many as the paper's Table 1 has.
@@ -126,12 +129,20 @@ def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, 
             # Not all of the folder, where a stopped run with more children or seeds may have left some.
             children = train_standalone(standalone, folder)
             truth = truth_of(children, settings.metric, read_standalone(folder)[0])
-        check_truth(truth, configs[0], data)
+        note = check_truth(truth, configs[0], data, settings.accept_other_text)
+        if note:
+            logger.warning(note)
         batches = judging_batches(
             data, settings.mlm_probability, settings.batch_size, settings.num_validation_sequences
         )
         scores = [shared_scores(supernet, truth, batches, output_dir) for supernet in supernets]
-        return run.finish({**judge(settings, supernets, truth, scores, output_dir), "corpus": data.fingerprint})
+        judged = with_note(judge(settings, supernets, truth, scores, output_dir), note)
+        return run.finish({**judged, "corpus": data.fingerprint})
+
+
+def with_note(result: dict[str, Any], note: str) -> dict[str, Any]:
+    """Returns a result that says, in its table too, what of the truth cannot be compared."""
+    return {**result, "truth_note": note, "table": f"{result['table']}\n\n{note}"} if note else result
 
 
 def _standalone_settings(settings: RankingSettings) -> StandaloneSettings:
@@ -272,32 +283,47 @@ def given_truth(settings: JudgingSettings, space: SearchSpace) -> Truth:
     return truth
 
 
-def check_truth(truth: Truth, config: MagicConfig, data: PreparedData) -> None:
-    """Checks that children trained alone were trained as those of the super-net.
+def check_truth(truth: Truth, config: MagicConfig, data: PreparedData, accepts_other_text: bool = False) -> str:
+    """Checks that children trained alone were trained as those of the super-net; returns what cannot be compared.
 
     Of a file of the user's only the space is known, which is checked where it is read.
 
+    Args:
+        truth: what super-nets are compared with.
+        config: of the super-nets.
+        data: what they are trained and scored on.
+        accepts_other_text: whether another text or tokenizer is said in the answer, empty else, and not refused.
+
     Raises:
-        ValueError: they are of another space, size or text.
+        ValueError: they are of another space or size, or of another text or tokenizer where these are not accepted.
     """
     if not truth.key:
-        return
+        return ""
     if truth.key["candidate_operators"] != config.candidate_operators:
         raise ValueError("the truth is of another search space than the super-net; train its children alone")
     for name in _SIZES_OF_CHILDREN:
         found, wanted = truth.key["sizes"].get(name), getattr(config, name)
         if found != wanted:
             raise ValueError(f"{name} is {found} in the truth but {wanted} in the super-net; take those of one preset")
-    if truth.key["data"] != data.fingerprint["sha256"]:
+    has_other_text = truth.key["data"] != data.fingerprint["sha256"]
+    if not has_other_text and truth.key.get("tokenizer") == data.fingerprint["tokenizer"]:
+        return ""
+    if accepts_other_text:
+        return (
+            f"The children of the truth were trained on another {'text' if has_other_text else 'tokenizer'} than the "
+            f"super-nets: what that changes in their order counts as an error of the ranking, and losses of the two "
+            f"cannot be compared."
+        )
+    if has_other_text:
         raise ValueError(
             f"the truth is of another text than {data.fingerprint['source']}; name the one that its children were "
-            f"trained on, or train them on this one"
+            f"trained on, train them on this one, or accept the other text with --accept-other-text"
         )
-    if truth.key.get("tokenizer") != data.fingerprint["tokenizer"]:
-        raise ValueError(
-            "the truth was trained with another tokenizer than the super-net, so that their losses are of other "
-            "tokens; name that one as data.tokenizer, or train the children with the super-net's"
-        )
+    raise ValueError(
+        "the truth was trained with another tokenizer than the super-net, so that their losses are of other "
+        "tokens; name that one as data.tokenizer, train the children with the super-net's, or accept the other one "
+        "with --accept-other-text"
+    )
 
 
 # ---- Scores ----

@@ -130,6 +130,13 @@ class JudgingSettings(Settings):
     """How super-nets are compared with children trained alone; rankings and sweeps add to it."""
 
     truth: str | None = _truth_option(None)
+    accept_other_text: bool = option(
+        False,
+        flag="--accept-other-text",
+        help="Take a truth whose children were trained on another text or with another tokenizer, such as "
+        "micro-benchmark where its text is not at hand. What the text changes in the children's order then counts as "
+        "an error of the ranking, and losses cannot be compared.",
+    )
     metric: str = option(
         "val_loss", help="What children are compared by: val_loss, val_accuracy or a column of the file."
     )

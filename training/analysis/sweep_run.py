@@ -1,5 +1,6 @@
 """The run of a sweep: super-nets trained over the values of an argument, held against the truth (Fig. 4a, 4b)."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,10 +37,14 @@ from .ranking_run import (
     judge,
     method_row,
     shared_scores,
+    with_note,
     write_rows,
 )
 from .settings import MICRO_BENCHMARK, SweepSettings
 from .truth import Truth
+
+
+logger = logging.getLogger(__name__)
 
 
 SUPERNETS_FOLDER = "supernets"
@@ -112,7 +117,9 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     data = load_data(settings.pretrain.data)
-    check_truth(truth, _with_vocabulary(config, data), data)
+    note = check_truth(truth, _with_vocabulary(config, data), data, settings.accept_other_text)
+    if note:
+        logger.warning(note)
     output_dir.mkdir(parents=True, exist_ok=True)
     with _open_in_turn(settings, output_dir) as run:
         if run.result is not None:
@@ -129,7 +136,8 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
     with _open_in_turn(settings, output_dir) as run:
         if run.result is not None:
             return run.result
-        result = {**judge(settings, supernets, truth, scores, output_dir), "corpus": data.fingerprint}
+        result = with_note(judge(settings, supernets, truth, scores, output_dir), note)
+        result["corpus"] = data.fingerprint
         result |= {"parameter": settings.parameter, "values": list(settings.values)}
         result["compute"] = _compute(settings, plan, config, data, supernets)
         result["table"] += "\n\n" + _compute_table(settings, result["compute"])

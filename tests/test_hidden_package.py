@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM_TRAINING = "from modeling_magic import MagicConfig\nfrom training import load_preset\n"
@@ -32,6 +34,7 @@ def test_a_script_called_training_is_told_so(tmp_path):
     assert "hides the package `training` of magic-nas" in done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_other_errors_and_a_users_own_names_are_left_alone(tmp_path):
     (tmp_path / "training.py").write_text("epochs = 3\n")
     (tmp_path / "own.py").write_text(

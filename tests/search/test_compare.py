@@ -653,7 +653,7 @@ INTERACTIONS = {"structure": 0.8, "interactions": 0.5, "noise": 0.2, "batch_nois
     ("name", "structure", "num_evaluations", "num_seeds"),
     [
         pytest.param("evolution", ADDITIVE, 200, 100, marks=pytest.mark.slow),
-        ("evolution", INTERACTIONS, 200, 100),
+        pytest.param("evolution", INTERACTIONS, 200, 100, marks=pytest.mark.slow),
         ("pareto", ADDITIVE, 300, 20),
         pytest.param("spos", ADDITIVE, 200, 100, marks=pytest.mark.slow),
         pytest.param("spos", INTERACTIONS, 200, 100, marks=pytest.mark.slow),

@@ -139,6 +139,7 @@ def test_a_folder_that_is_no_search_is_named(folder):
         best_table(folder / "text", BudgetSettings())
 
 
+@pytest.mark.slow
 def test_commands(folder):
     limit = largest(folder)
     config = MagicForMaskedLM.from_pretrained(folder / "supernet").config

@@ -351,7 +351,7 @@ REFUSED = {
     "epochs": ({"num_epochs": 0}, "num_epochs is 0"),
     "warm-up": ({"warmup_fraction": 1.0}, "warmup_fraction is 1.0"),
     "weight": ({"distillation_weight": 2.0}, "distillation_weight is 2.0"),
-    "own argument": ({"training_arguments": {"learning_rate": 1.0}}, "set learning_rates"),
+    "own argument": ({"training_arguments": {"learning_rate": 1.0}}, "give learning_rates beside"),
     "best": ({"training_arguments": {"save_strategy": "no"}}, "best epoch on dev is always kept"),
     "accumulation": ({"training_arguments": {"gradient_accumulation_steps": 3}}, "choose a divisor"),
     "unknown argument": ({"training_arguments": {"optim": "sdg"}}, "sdg"),

@@ -176,9 +176,15 @@ class FinetuneSettings(Settings):
         super().__post_init__()
         for name in (*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS):
             if name in self.training_arguments:
-                own = {**SWEPT_ARGUMENTS, "metric_for_best_model": "metric_for_best_model itself"}
-                by = f"set {own[name]}" if name in own else "the best epoch on dev is always kept"
-                raise ValueError(f"training_arguments has {name}, which a fine-tuning sweep sets itself; {by}")
+                own = {**SWEPT_ARGUMENTS, "metric_for_best_model": "metric_for_best_model"}
+                by = (
+                    f"give {own[name]} beside"
+                    if name in own
+                    else "the best epoch on dev is always kept; leave it out of"
+                )
+                raise ValueError(
+                    f"training_arguments has {name}, which a fine-tuning sweep sets itself; {by} training_arguments"
+                )
         accumulation = self.training_arguments.get("gradient_accumulation_steps", 1)
         for size in self.batch_sizes:
             if size % accumulation:

@@ -400,3 +400,10 @@ def test_another_recipe_is_refused_in_the_folder(tmp_path, settings):
     (tmp_path / "run" / "result.json").unlink()
     with pytest.raises(ValueError, match="max_steps is 1 there, 2 here"):
         run_finetuning(replace(short, max_steps=2), tmp_path / "run")
+
+
+def test_rows_come_in_random_order_unless_they_are_grouped(tmp_path):
+    for given, strategy in (({}, "random"), ({"group_by_length": True}, "group_by_length")):
+        settings = FinetuneSettings(model="encoder", tasks=("mrpc",), **given)
+        args = finetune_run._arguments(settings, tmp_path, None, 1e-4, 16, 1)
+        assert args.train_sampling_strategy == strategy

@@ -287,7 +287,8 @@ class BudgetedSpace:
         """The size in words: all digits where it is exact, else how far off it may be."""
         if self.is_exact:
             return f"{self.size:,}"
-        return f"about {short_text(self.size)} (estimated, standard error {100 * self.size_error:.1g}%)"
+        percent = float(f"{100 * self.size_error:.1g}")
+        return f"about {short_text(self.size)} (estimated, standard error {percent:g}%)"
 
     def check(self) -> None:
         """Raise an InfeasibleBudgetError where no child is within the budget."""

@@ -125,7 +125,7 @@ def _unfit(folder: Path) -> str | None:
 
 
 _PARTS = {
-    "weights": ("model", "pytorch_model", "adapter_", "global_step"),
+    "weights": ("model.", "model-", "pytorch_model", "adapter_", "global_step"),
     "state of the optimizer": ("optimizer", "global_step"),
     "state of the learning rate": ("scheduler", "global_step"),
     "state of the random numbers": ("rng_state",),

@@ -11,6 +11,7 @@ import gzip
 import logging
 import lzma
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,13 @@ from datasets import (
     Dataset,
     DatasetDict,
     IterableDataset,
+    Value,
     concatenate_datasets,
     load_dataset,
     load_from_disk,
 )
 from datasets.exceptions import DatasetsError
+from datasets.utils import logging as datasets_logging
 
 from .docstrings import docstring_documents
 
@@ -249,8 +252,12 @@ def _kind_of_documents(path: Path, files: Sequence[Path]) -> str:
         is_wrapped = is_wrapped and are_wrapped([line.strip() for line in head if _is_text(line)])
     are_short = len(files) > 1 and num_lines / len(files) < _LONGEST_DOCUMENT
     kind = "file" if are_short or is_wrapped else "line"
-    logger.info(f"{path}: {_KINDS[kind]}; {num_lines:,} lines in {len(files):,} files; `document` sets it")
+    logger.info(f"{path}: {_KINDS[kind]}; {num_lines:,} lines in {_number_of(files)}; `document` sets it")
     return kind
+
+
+def _number_of(files: Sequence[Path]) -> str:
+    return "one file" if len(files) == 1 else f"{len(files):,} files"
 
 
 def are_wrapped(lines: Sequence[str]) -> bool:
@@ -314,14 +321,29 @@ def _load_data_files(path: Path, files: list[Path], text_column: str, split: str
     parts = []
     for builder, group in groupby(sorted(files, key=_builder_of), key=_builder_of):
         paths = list(group)
-        if builder:
-            # What a name has of *, ? and [ is no pattern.
-            patterns = [glob.escape(str(file)) for file in paths]
-            arguments = {"path": builder, "data_files": {split: patterns}, "split": split, "streaming": streaming}
-            parts.append(_load_data_set(path, text_column, arguments))
-        else:
+        if not builder:
             parts.append(_load_tsv_files(path, paths, text_column, streaming))
+            continue
+        try:
+            parts.append(_load_rows(path, builder, paths, text_column, split, streaming))
+        except ValueError:
+            if len(paths) == 1:
+                raise
+            # Files with other columns beside the text can be read one by one, and a damaged one is named then.
+            parts += [_load_rows(file, builder, [file], text_column, split, streaming) for file in paths]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def _load_rows(
+    source: Path, builder: str, files: list[Path], text_column: str, split: str, streaming: bool
+) -> Documents:
+    # What a name has of *, ? and [ is no pattern.
+    patterns = [glob.escape(str(file)) for file in files]
+    arguments = {"path": builder, "data_files": {split: patterns}, "split": split, "streaming": streaming}
+    if builder == "csv":
+        # Without it, where rows have a cell more than the header, their first cells are taken for no column at all.
+        arguments["index_col"] = False
+    return _load_data_set(source, text_column, arguments)
 
 
 def _builder_of(path: Path) -> str:
@@ -360,18 +382,39 @@ def tsv_texts(path: Path, text_column: str) -> Iterator[str]:
 
 def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, Any]) -> Documents:
     try:
-        documents = load_dataset(**arguments)
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = first_line(error.__cause__ or error)
+        with _errors_raised_alone():
+            documents = load_dataset(**arguments)
+    except (DatasetsError, OSError, ValueError, StopIteration) as error:
+        # The last is what an empty file of JSON lines ends in.
+        reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
         raise ValueError(f"cannot read data set {str(source)!r} ({reason}); check its name or the file") from error
     return _text_alone(documents, source, text_column)
 
 
+@contextmanager
+def _errors_raised_alone() -> Iterator[None]:
+    """Has `datasets` raise what is wrong with a file, and not log it in many lines or warn of it only."""
+    level = datasets_logging.get_verbosity()
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            # pandas cuts such rows.
+            warnings.filterwarnings("error", "Length of header or names does not match length of data")
+            yield
+    finally:
+        datasets_logging.set_verbosity(level)
+
+
 def _text_alone(documents: Documents, source: str | Path, text_column: str) -> Documents:
     columns = documents.column_names or list(next(iter(documents), {}))
+    if not columns:
+        raise ValueError(f"{str(source)!r} has no rows; leave it out, or name another file or folder")
     if text_column not in columns:
         raise ValueError(f"{str(source)!r} has no column {text_column!r}; choose one of: {', '.join(columns)}")
     documents = documents.select_columns([text_column])
+    if documents.features and documents.features[text_column] == Value("large_string"):
+        # What some programs write, and no text of other files can be joined to.
+        documents = documents.cast_column(text_column, Value("string"))
     if text_column != "text":
         documents = documents.rename_column(text_column, "text")
     documents = documents.filter(_has_text, input_columns="text")

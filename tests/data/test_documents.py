@@ -10,10 +10,8 @@ import math
 import random
 import textwrap
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset, disable_progress_bars
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, disable_progress_bars
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -141,7 +139,8 @@ def test_files_with_other_columns_beside_the_text_are_read(tmp_path, capfd):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_long_strings_of_arrow_are_joined_to_those_of_other_files(tmp_path, streaming):
-    pq.write_table(pa.table({"text": pa.array(["One."], pa.large_string())}), tmp_path / "0.parquet")
+    features = Features({"text": Value("large_string")})
+    Dataset.from_dict({"text": ["One."]}, features).to_parquet(tmp_path / "0.parquet")
     (tmp_path / "1.tsv").write_text("n\ttext\n2\tTwo.\n")
     assert sorted(texts_of(load_documents(tmp_path, streaming=streaming))) == ["One.", "Two."]
 
@@ -190,6 +189,22 @@ def test_without_blank_lines_a_line_is_a_document(tmp_path, streaming, caplog):
     assert "documents are lines, since no line between them is blank; 30 lines in one file" in caplog.text
     path.write_text("\n".join([*TEXTS, "", "The last."]))
     assert texts_of(load_documents(path, streaming=streaming)) == ["\n".join(TEXTS), "The last."]
+
+
+def test_stray_blank_lines_do_not_make_blocks(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(documents_module, "_LONGEST_DOCUMENT", 10)
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join([*TEXTS[:14], "", *TEXTS[14:]]))
+    with caplog.at_level(logging.INFO, "training"):
+        assert texts_of(load_documents(path)) == TEXTS
+    assert "documents are lines, since blank lines are 1,000 lines apart or more on average; 30 lines" in caplog.text
+    path.write_text("\n".join([*TEXTS[:14], "", *TEXTS[14:17], "", *TEXTS[17:]]))
+    assert texts_of(load_documents(path)) == TEXTS
+    path.write_text("\n".join([*TEXTS[:4], "", *TEXTS[4:8], "", *TEXTS[8:12], "", *TEXTS[12:]]))
+    assert len(load_documents(path)) == 4
+    # Long paragraphs whose lines an editor has broken.
+    path.write_text("\n\n".join(textwrap.fill(" ".join(TEXTS), 80) for _ in range(2)))
+    assert len(load_documents(path)) == 2
 
 
 def test_lines_that_an_editor_has_broken_are_one_document(tmp_path):

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import chain, groupby, islice, pairwise
+from itertools import chain, dropwhile, groupby, islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
@@ -54,11 +54,14 @@ _PIECE_CHARACTERS = 2**16
 _WRAPPED_AT = 100
 # By which it is told whether an editor has broken the lines of a file.
 _LOOKED_AT = 1000
-# Files of more lines than this, none of them blank, hold a document a line: hardly any document is so long.
+# Files with more lines than this between blank lines hold a document a line: hardly any document is so long.
 _LONGEST_DOCUMENT = 1000
+# Whose mean length tells that of all.
+_ENOUGH_BLOCKS = 10
 _KINDS = {
     "block": "documents are blocks of lines between blank lines",
     "line": "documents are lines, since no line between them is blank",
+    "stray": f"documents are lines, since blank lines are {_LONGEST_DOCUMENT:,} lines apart or more on average",
     "file": "documents are files, since no line in them is blank",
 }
 
@@ -95,7 +98,8 @@ def load_documents(
         max_documents: the first documents only.
         document: what a document is in .txt files: a "block" of lines between blank lines, a "line" or a "file".
             `None` takes blocks. Where no line between the text is blank it takes lines; or files, where there are
-            several of fewer than 1,000 lines on average, or where an editor has broken the lines.
+            several of fewer than 1,000 lines on average, or where an editor has broken the lines. Where blocks have
+            1,000 lines or more on average, and no editor has broken them, it takes lines too.
         cache_dir: see `docstring_documents`.
 
     Raises:
@@ -238,21 +242,31 @@ def _checked(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def _kind_of_documents(path: Path, files: Sequence[Path]) -> str:
-    num_lines, is_wrapped = 0, True
+    num_lines, is_wrapped, has_blocks = 0, True, False
     for file in files:
         with opened_text(file) as lines:
             head = list(islice(lines, _LOOKED_AT))
-            num_blocks = 0
+            num_blocks = lines_of_file = 0
             for is_text, block in groupby(chain(head, lines), key=_is_text):
-                num_blocks += is_text
-                if num_blocks > 1:
-                    logger.info(f"{path}: {_KINDS['block']}; `document` sets it")
-                    return "block"
-                num_lines += sum(1 for _ in block) if is_text else 0
-        is_wrapped = is_wrapped and are_wrapped([line.strip() for line in head if _is_text(line)])
+                if not is_text:
+                    continue
+                num_blocks += 1
+                lines_of_file += sum(1 for _ in block)
+                if num_blocks >= _ENOUGH_BLOCKS and lines_of_file < _LONGEST_DOCUMENT * num_blocks:
+                    break
+        if num_blocks > 1 and lines_of_file < _LONGEST_DOCUMENT * num_blocks:
+            logger.info(f"{path}: {_KINDS['block']}; `document` sets it")
+            return "block"
+        num_lines += lines_of_file
+        has_blocks = has_blocks or num_blocks > 1
+        first_block = takewhile(_is_text, dropwhile(str.isspace, head))
+        is_wrapped = is_wrapped and are_wrapped([line.strip() for line in first_block])
     are_short = len(files) > 1 and num_lines / len(files) < _LONGEST_DOCUMENT
-    kind = "file" if are_short or is_wrapped else "line"
-    logger.info(f"{path}: {_KINDS[kind]}; {num_lines:,} lines in {_number_of(files)}; `document` sets it")
+    if has_blocks:
+        kind, reason = ("block", "block") if are_short or is_wrapped else ("line", "stray")
+    else:
+        kind = reason = "file" if are_short or is_wrapped else "line"
+    logger.info(f"{path}: {_KINDS[reason]}; {num_lines:,} lines in {_number_of(files)}; `document` sets it")
     return kind
 
 

@@ -293,9 +293,11 @@ class BudgetedSpace:
     def check(self) -> None:
         """Raise an InfeasibleBudgetError where no child is within the budget."""
         if self.size == 0:
-            hints = "; ".join(map(str, self.nearest()))
+            nearest = self.nearest()
+            is_any_known = any(values.below is not None or values.above is not None for values in nearest)
+            remedy = "move a limit to a reachable value" if is_any_known else "widen a limit, or leave one out"
             raise InfeasibleBudgetError(
-                f"no child of the space is within the budget {self.budget}: {hints}; move a limit to a reachable value"
+                f"no child of the space is within the budget {self.budget}: {'; '.join(map(str, nearest))}; {remedy}"
             )
 
     def sample(self, rng: random.Random) -> Architecture:

@@ -96,6 +96,22 @@ def test_damage_is_found_without_a_list(trained, tmp_path, name, damage):
     assert last_complete_checkpoint(run) == str(run / "checkpoint-8")
 
 
+def test_an_empty_state_of_a_search_is_found_without_a_list(trained, tmp_path):
+    run = copy_of(trained, Trainer, tmp_path)
+    state = run / "checkpoint-9" / "nas_state.json"
+    state.write_text('{"space": []}')
+    assert checkpoint_fault(run / "checkpoint-9") is None
+    state.write_text("{}")
+    assert checkpoint_fault(run / "checkpoint-9") == "nas_state.json is empty"
+
+
+def test_the_code_of_a_model_does_not_pass_for_its_weights(trained, tmp_path):
+    run = copy_of(trained, Trainer, tmp_path)
+    (run / "checkpoint-9" / "modeling_own.py").touch()
+    (run / "checkpoint-9" / "model.safetensors").unlink()
+    assert checkpoint_fault(run / "checkpoint-9") == "it holds no weights"
+
+
 def test_training_goes_on_from_the_whole_one_and_says_so(trained, tmp_path, caplog):
     run = copy_of(trained, ResumableTrainer, tmp_path)
     (run / "checkpoint-9" / "optimizer.pt").unlink()

@@ -91,11 +91,12 @@ def _step_of(folder: Path) -> int:
 
 
 def _fault_without_list(folder: Path) -> str | None:
-    """Returns which file is not readable to its end."""
+    """Returns which file is not readable to its end, or which state is empty."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
+            if path.suffix == ".json" and not json.loads(path.read_text(encoding="utf-8")):
+                if path.stem.endswith("state"):
+                    return f"{path.name} is empty"
             elif path.suffix == ".safetensors":
                 with safe_open(path, framework="pt"):
                     pass
@@ -124,7 +125,7 @@ def _unfit(folder: Path) -> str | None:
 
 
 _PARTS = {
-    "weights": ("model", "pytorch_model", "adapter_", "global_step"),
+    "weights": ("model.", "model-", "pytorch_model", "adapter_", "global_step"),
     "state of the optimizer": ("optimizer", "global_step"),
     "state of the learning rate": ("scheduler", "global_step"),
     "state of the random numbers": ("rng_state",),

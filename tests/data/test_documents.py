@@ -11,7 +11,7 @@ import random
 import textwrap
 
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset, disable_progress_bars
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, disable_progress_bars
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -127,6 +127,24 @@ def test_folders_of_parquet_and_of_several_kinds_are_read(tmp_path, streaming):
     assert sorted(texts_of(load_documents(folder, streaming=streaming))) == sorted(TEXTS)
 
 
+def test_files_with_other_columns_beside_the_text_are_read(tmp_path, capfd):
+    (tmp_path / "0.jsonl").write_text('{"text": "One.", "id": 1}\n')
+    (tmp_path / "1.jsonl").write_text('{"text": "Two.", "id": "b", "lengths": [1]}\n')
+    assert texts_of(load_documents(tmp_path)) == ["One.", "Two."]
+    (tmp_path / "1.jsonl").write_text('{"text": "Tw')
+    with pytest.raises(ValueError, match=r"cannot read data set '.*1\.jsonl' \(JSON parse error"):
+        load_documents(tmp_path)
+    assert "Failed" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_long_strings_of_arrow_are_joined_to_those_of_other_files(tmp_path, streaming):
+    features = Features({"text": Value("large_string")})
+    Dataset.from_dict({"text": ["One."]}, features).to_parquet(tmp_path / "0.parquet")
+    (tmp_path / "1.tsv").write_text("n\ttext\n2\tTwo.\n")
+    assert sorted(texts_of(load_documents(tmp_path, streaming=streaming))) == ["One.", "Two."]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_what_was_saved_to_disk_is_read(tmp_path, streaming):
     rows = Dataset.from_list(ROWS)
@@ -171,6 +189,22 @@ def test_without_blank_lines_a_line_is_a_document(tmp_path, streaming, caplog):
     assert "documents are lines, since no line between them is blank; 30 lines in 1 file;" in caplog.text
     path.write_text("\n".join([*TEXTS, "", "The last."]))
     assert texts_of(load_documents(path, streaming=streaming)) == ["\n".join(TEXTS), "The last."]
+
+
+def test_stray_blank_lines_do_not_make_blocks(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(documents_module, "_LONGEST_DOCUMENT", 10)
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join([*TEXTS[:14], "", *TEXTS[14:]]))
+    with caplog.at_level(logging.INFO, "training"):
+        assert texts_of(load_documents(path)) == TEXTS
+    assert "documents are lines, since blank lines are 1,000 lines apart or more on average; 30 lines" in caplog.text
+    path.write_text("\n".join([*TEXTS[:14], "", *TEXTS[14:17], "", *TEXTS[17:]]))
+    assert texts_of(load_documents(path)) == TEXTS
+    path.write_text("\n".join([*TEXTS[:4], "", *TEXTS[4:8], "", *TEXTS[8:12], "", *TEXTS[12:]]))
+    assert len(load_documents(path)) == 4
+    # Long paragraphs whose lines an editor has broken.
+    path.write_text("\n\n".join(textwrap.fill(" ".join(TEXTS), 80) for _ in range(2)))
+    assert len(load_documents(path)) == 2
 
 
 def test_lines_that_an_editor_has_broken_are_one_document(tmp_path):
@@ -264,6 +298,7 @@ def test_docstrings_are_the_default(package, monkeypatch):
             r"paper\.pdf is not a kind of file that can be read; known suffixes: \.txt, .*rename plain",
         ),
         ("rows.csv", "title,body\na,b\n", r"rows\.csv' has no column 'text'; choose one of: title, body"),
+        ("empty.jsonl", "", r"cannot read data set '.*empty\.jsonl' \(it is empty\); check its name or the file"),
         ("broken.parquet", "text", r"cannot read data set '.*broken\.parquet' \(.*\); check its name or the file"),
     ],
 )
@@ -276,6 +311,12 @@ def test_sources_that_cannot_be_read_are_named(tmp_path, name, content, message,
     with pytest.raises(ValueError, match=message) as error:
         list(load_documents(str(path), streaming=streaming))
     assert "\n" not in str(error.value)
+
+
+def test_rows_with_a_cell_more_than_the_header_are_not_taken_for_another_column(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\nOne, two.,1\nThree, four.,0\n")
+    with pytest.raises(ValueError, match=r"rows\.csv' \(Length of header or names does not match length of data"):
+        load_documents(tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize("name", ["no-such-data-set", "owner/no-such-data-set"])

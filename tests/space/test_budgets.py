@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import time
 from collections import Counter
 from itertools import pairwise
@@ -406,8 +407,16 @@ def test_feasibility_of_a_space_with_too_many_sums():
     )
     assert all(is_feasible(WIDE, Budget((limit,))) for limit in apart.limits)
     assert not is_feasible(WIDE, apart)
-    with pytest.raises(InfeasibleBudgetError, match="move a limit to a reachable value"):
+    with pytest.raises(InfeasibleBudgetError, match=r"flops is not known, .*; widen a limit, or leave one out"):
         BudgetedSpace(WIDE, apart).check()
+
+
+def test_a_rough_estimate_says_so_in_plain_digits():
+    cost = AdditiveCost("flops", 0, {f"FFNx{2**bit}": 2**bit for bit in range(17)} | {"SKIP": 0})
+    space = SearchSpace(tuple((f"FFNx{2**bit}", "SKIP") for bit in range(17)))
+    estimated = BudgetedSpace(space, Budget((Limit(cost, 50_000, 50_009),)), max_transitions=0)
+    assert estimated.size_error > 0.1
+    assert re.fullmatch(r"about \d+ \(estimated, standard error [1-9]0%\)", estimated.size_text)
 
 
 def test_windows_too_narrow_for_a_space_with_too_many_sums():

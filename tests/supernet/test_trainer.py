@@ -912,11 +912,12 @@ def test_a_wrong_latency_table_is_found_before_the_text_is_read(tmp_path):
         check_search(toy_config(), args, vocabulary=False)
 
 
-def test_a_checkpoint_of_another_version_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["health", "candidate_operators"])
+def test_a_checkpoint_of_another_version_is_named(tmp_path, name):
     trainer = toy_trainer(tmp_path)
     state = trainer.nas_state()
-    del state["health"]
-    with pytest.raises(ValueError, match="another version of this package: it has no health; take another"):
+    del state[name]
+    with pytest.raises(ValueError, match=f"another version of this package: it has no {name}; take another"):
         trainer.load_nas_state(state)
 
 

@@ -11,11 +11,12 @@ import gzip
 import logging
 import lzma
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import chain, groupby, islice, pairwise
+from itertools import chain, dropwhile, groupby, islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
@@ -23,11 +24,13 @@ from datasets import (
     Dataset,
     DatasetDict,
     IterableDataset,
+    Value,
     concatenate_datasets,
     load_dataset,
     load_from_disk,
 )
 from datasets.exceptions import DatasetsError
+from datasets.utils import logging as datasets_logging
 
 from ..tables import counted
 from .docstrings import docstring_documents
@@ -52,11 +55,14 @@ _PIECE_CHARACTERS = 2**16
 _WRAPPED_AT = 100
 # By which it is told whether an editor has broken the lines of a file.
 _LOOKED_AT = 1000
-# Files of more lines than this, none of them blank, hold a document a line: hardly any document is so long.
+# Files with more lines than this between blank lines hold a document a line: hardly any document is so long.
 _LONGEST_DOCUMENT = 1000
+# Whose mean length tells that of all.
+_ENOUGH_BLOCKS = 10
 _KINDS = {
     "block": "documents are blocks of lines between blank lines",
     "line": "documents are lines, since no line between them is blank",
+    "stray": f"documents are lines, since blank lines are {_LONGEST_DOCUMENT:,} lines apart or more on average",
     "file": "documents are files, since no line in them is blank",
 }
 
@@ -93,7 +99,8 @@ def load_documents(
         max_documents: the first documents only.
         document: what a document is in .txt files: a "block" of lines between blank lines, a "line" or a "file".
             `None` takes blocks. Where no line between the text is blank it takes lines; or files, where there are
-            several of fewer than 1,000 lines on average, or where an editor has broken the lines.
+            several of fewer than 1,000 lines on average, or where an editor has broken the lines. Where blocks have
+            1,000 lines or more on average, and no editor has broken them, it takes lines too.
         cache_dir: see `docstring_documents`.
 
     Raises:
@@ -236,23 +243,32 @@ def _checked(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def _kind_of_documents(path: Path, files: Sequence[Path]) -> str:
-    num_lines, is_wrapped = 0, True
+    num_lines, is_wrapped, has_blocks = 0, True, False
     for file in files:
         with opened_text(file) as lines:
             head = list(islice(lines, _LOOKED_AT))
-            num_blocks = 0
+            num_blocks = lines_of_file = 0
             for is_text, block in groupby(chain(head, lines), key=_is_text):
-                num_blocks += is_text
-                if num_blocks > 1:
-                    logger.info(f"{path}: {_KINDS['block']}; `document` sets it")
-                    return "block"
-                num_lines += sum(1 for _ in block) if is_text else 0
-        is_wrapped = is_wrapped and are_wrapped([line.strip() for line in head if _is_text(line)])
+                if not is_text:
+                    continue
+                num_blocks += 1
+                lines_of_file += sum(1 for _ in block)
+                if num_blocks >= _ENOUGH_BLOCKS and lines_of_file < _LONGEST_DOCUMENT * num_blocks:
+                    break
+        if num_blocks > 1 and lines_of_file < _LONGEST_DOCUMENT * num_blocks:
+            logger.info(f"{path}: {_KINDS['block']}; `document` sets it")
+            return "block"
+        num_lines += lines_of_file
+        has_blocks = has_blocks or num_blocks > 1
+        first_block = takewhile(_is_text, dropwhile(str.isspace, head))
+        is_wrapped = is_wrapped and are_wrapped([line.strip() for line in first_block])
     are_short = len(files) > 1 and num_lines / len(files) < _LONGEST_DOCUMENT
-    kind = "file" if are_short or is_wrapped else "line"
-    logger.info(
-        f"{path}: {_KINDS[kind]}; {counted(num_lines, 'line')} in {counted(len(files), 'file')}; `document` sets it"
-    )
+    if has_blocks:
+        kind, reason = ("block", "block") if are_short or is_wrapped else ("line", "stray")
+    else:
+        kind = reason = "file" if are_short or is_wrapped else "line"
+    size = f"{counted(num_lines, 'line')} in {counted(len(files), 'file')}"
+    logger.info(f"{path}: {_KINDS[reason]}; {size}; `document` sets it")
     return kind
 
 
@@ -317,14 +333,29 @@ def _load_data_files(path: Path, files: list[Path], text_column: str, split: str
     parts = []
     for builder, group in groupby(sorted(files, key=_builder_of), key=_builder_of):
         paths = list(group)
-        if builder:
-            # What a name has of *, ? and [ is no pattern.
-            patterns = [glob.escape(str(file)) for file in paths]
-            arguments = {"path": builder, "data_files": {split: patterns}, "split": split, "streaming": streaming}
-            parts.append(_load_data_set(path, text_column, arguments))
-        else:
+        if not builder:
             parts.append(_load_tsv_files(path, paths, text_column, streaming))
+            continue
+        try:
+            parts.append(_load_rows(path, builder, paths, text_column, split, streaming))
+        except ValueError:
+            if len(paths) == 1:
+                raise
+            # Files with other columns beside the text can be read one by one, and a damaged one is named then.
+            parts += [_load_rows(file, builder, [file], text_column, split, streaming) for file in paths]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def _load_rows(
+    source: Path, builder: str, files: list[Path], text_column: str, split: str, streaming: bool
+) -> Documents:
+    # What a name has of *, ? and [ is no pattern.
+    patterns = [glob.escape(str(file)) for file in files]
+    arguments = {"path": builder, "data_files": {split: patterns}, "split": split, "streaming": streaming}
+    if builder == "csv":
+        # Without it, where rows have a cell more than the header, their first cells are taken for no column at all.
+        arguments["index_col"] = False
+    return _load_data_set(source, text_column, arguments)
 
 
 def _builder_of(path: Path) -> str:
@@ -363,18 +394,39 @@ def tsv_texts(path: Path, text_column: str) -> Iterator[str]:
 
 def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, Any]) -> Documents:
     try:
-        documents = load_dataset(**arguments)
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = first_line(error.__cause__ or error)
+        with _errors_raised_alone():
+            documents = load_dataset(**arguments)
+    except (DatasetsError, OSError, ValueError, StopIteration) as error:
+        # The last is what an empty file of JSON lines ends in.
+        reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
         raise ValueError(f"cannot read data set {str(source)!r} ({reason}); check its name or the file") from error
     return _text_alone(documents, source, text_column)
 
 
+@contextmanager
+def _errors_raised_alone() -> Iterator[None]:
+    """Has `datasets` raise what is wrong with a file, and not log it in many lines or warn of it only."""
+    level = datasets_logging.get_verbosity()
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            # pandas cuts such rows.
+            warnings.filterwarnings("error", "Length of header or names does not match length of data")
+            yield
+    finally:
+        datasets_logging.set_verbosity(level)
+
+
 def _text_alone(documents: Documents, source: str | Path, text_column: str) -> Documents:
     columns = documents.column_names or list(next(iter(documents), {}))
+    if not columns:
+        raise ValueError(f"{str(source)!r} has no rows; leave it out, or name another file or folder")
     if text_column not in columns:
         raise ValueError(f"{str(source)!r} has no column {text_column!r}; choose one of: {', '.join(columns)}")
     documents = documents.select_columns([text_column])
+    if documents.features and documents.features[text_column] == Value("large_string"):
+        # What some programs write, and no text of other files can be joined to.
+        documents = documents.cast_column(text_column, Value("string"))
     if text_column != "text":
         documents = documents.rename_column(text_column, "text")
     documents = documents.filter(_has_text, input_columns="text")

@@ -26,7 +26,7 @@ class DataSettings(Settings):
         None,
         choices=DOCUMENTS,
         help="What a document is in .txt files: a block of lines between blank lines, a line or a file. Default: a "
-        "block; without blank lines a line, or a file where they are many and short or their lines are wrapped.",
+        "block; with hardly any blank lines a line, or a file where there are many short ones or lines are wrapped.",
     )
     streaming: bool = option(False, help="Read the data set while training instead of preparing it on disk.")
     max_documents: int | None = option(None, at_least=1, help="Documents to read. Default: all.")

@@ -287,14 +287,17 @@ class BudgetedSpace:
         """The size in words: all digits where it is exact, else how far off it may be."""
         if self.is_exact:
             return f"{self.size:,}"
-        return f"about {short_text(self.size)} (estimated, standard error {100 * self.size_error:.1g}%)"
+        percent = float(f"{100 * self.size_error:.1g}")
+        return f"about {short_text(self.size)} (estimated, standard error {percent:g}%)"
 
     def check(self) -> None:
         """Raise an InfeasibleBudgetError where no child is within the budget."""
         if self.size == 0:
-            hints = "; ".join(map(str, self.nearest()))
+            nearest = self.nearest()
+            is_any_known = any(values.below is not None or values.above is not None for values in nearest)
+            remedy = "move a limit to a reachable value" if is_any_known else "widen a limit, or leave one out"
             raise InfeasibleBudgetError(
-                f"no child of the space is within the budget {self.budget}: {hints}; move a limit to a reachable value"
+                f"no child of the space is within the budget {self.budget}: {'; '.join(map(str, nearest))}; {remedy}"
             )
 
     def sample(self, rng: random.Random) -> Architecture:

@@ -516,17 +516,17 @@ class MagicTrainer(AccumulatedLossTrainer):
             InfeasibleBudgetError: shrinking under another budget has left no child within this one.
             ValueError: the state is of another search space, or of another sampler.
         """
+        if missing := sorted(self.nas_state().keys() - state.keys()):
+            raise ValueError(
+                f"the checkpoint is of another version of this package: it has no {', '.join(missing)}; take another "
+                f"output folder and train anew"
+            )
         if state["candidate_operators"] != self.full_space.to_json():
             other = SearchSpace.from_json(state["candidate_operators"])
             raise ValueError(
                 f"the checkpoint is of another search space ({other.num_layers} layers, {other.size:.3g} children; "
                 f"this super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} children); "
                 f"resume with the configuration it was made with, or take another output folder"
-            )
-        if missing := sorted(self.nas_state().keys() - state.keys()):
-            raise ValueError(
-                f"the checkpoint is of another version of this package: it has no {', '.join(missing)}; take another "
-                f"output folder and train anew"
             )
         space = SearchSpace.from_json(state["space"])
         BudgetedSpace(space, self.budget).check()

@@ -407,7 +407,7 @@ def test_feasibility_of_a_space_with_too_many_sums():
     )
     assert all(is_feasible(WIDE, Budget((limit,))) for limit in apart.limits)
     assert not is_feasible(WIDE, apart)
-    with pytest.raises(InfeasibleBudgetError, match="flops is not known, .*; widen a limit, or leave one out"):
+    with pytest.raises(InfeasibleBudgetError, match=r"flops is not known, .*; widen a limit, or leave one out"):
         BudgetedSpace(WIDE, apart).check()
 
 

@@ -407,3 +407,12 @@ def test_rows_come_in_random_order_unless_they_are_grouped(tmp_path):
         settings = FinetuneSettings(model="encoder", tasks=("mrpc",), **given)
         args = finetune_run._arguments(settings, tmp_path, None, 1e-4, 16, 1)
         assert args.train_sampling_strategy == strategy
+
+
+def test_the_optimizer_is_robertas_for_glue_and_that_of_transformers_for_own_files(tmp_path):
+    found = []
+    for given in ({"tasks": ("mrpc",)}, {"train_file": "mine.tsv"}):
+        settings = FinetuneSettings(model="encoder", **given)
+        args = finetune_run._arguments(settings, tmp_path, None, 1e-4, 16, 1)
+        found.append((args.adam_beta2, args.adam_epsilon, args.max_grad_norm))
+    assert found == [(0.98, 1e-6, 1.0), (0.999, 1e-8, 1.0)]

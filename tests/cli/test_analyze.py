@@ -12,8 +12,8 @@ NAN = float("nan")
 
 
 def trained(*losses: float) -> list[StandaloneChild]:
-    chains = [("FFN", "CONV3"), ("MHA4", "FFN"), ("CONV3", "CONV3")]
-    return [StandaloneChild(chain, loss, 0.5) for chain, loss in zip(chains, losses, strict=True)]
+    chains = [("FFN", "CONV3"), ("MHA4", "FFN"), ("CONV3", "CONV3"), ("CONV3", "FFN"), ("FFN", "FFN")]
+    return [StandaloneChild(chain, loss, 0.5) for chain, loss in zip(chains, losses, strict=False)]
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def standalone(monkeypatch):
 
     def answer(settings, output_dir, **given):
         asked.append((settings, output_dir))
-        return trained(NAN, 3.25, 3.5)
+        return trained(NAN, 3.25, 3.5, 3.5, 3.5)[: settings.num_children or None]
 
     monkeypatch.setattr("training.analysis.standalone.train_standalone", answer)
     return asked
@@ -65,8 +65,17 @@ def test_stand_alone_children_end_with_the_best(tmp_path, monkeypatch, capsys, s
     ((settings, output_dir),) = standalone
     assert (settings.preset, output_dir) == ("magic-micro", folder)
     # A loss that is not finite is never the best.
-    assert "3 trainings; the best: MHA4,FFN, loss 3.2500" in out
-    assert f"next: magic-nas analyze ranking --truth {folder} --supernet RUN" in out
+    assert "5 trainings; the best: MHA4,FFN, loss 3.2500" in out
+    following = f"magic-nas analyze ranking --truth {folder} --supernet RUN --output-dir {folder}-ranking"
+    assert f"next: {following}" in out.splitlines()
+
+
+def test_fewer_children_than_a_ranking_takes_are_not_handed_on_to_one(tmp_path, monkeypatch, capsys, standalone):
+    begin = ["analyze", "standalone", "-o", tmp_path / "alone", "--preset", "magic-micro"]
+    code, out, err = run_main(monkeypatch, capsys, *begin, "--num-children", "4")
+    assert code == 0, err
+    assert "4 trainings; the best" in out
+    assert "next:" not in out
 
 
 def test_named_children_are_no_truth_to_rank_by(tmp_path, monkeypatch, capsys, standalone):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
+from ..analysis.settings import MIN_CHILDREN, InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
 from ..options import read_value
 from .options import Given, OutputDir, start, takes
 
@@ -103,8 +103,11 @@ def standalone(
         write_micro_benchmark(output_dir, load_preset(settings.preset), table, latencies)
     best = min(trained, key=lambda child: (math.isnan(child.val_loss), child.val_loss))
     print(f"\n{len(trained)} trainings; the best: {','.join(best.architecture)}, loss {best.val_loss:.4f}")
-    if not settings.architectures:
-        print(f"next: magic-nas analyze ranking --truth {output_dir} --supernet RUN --output-dir ...")
+    if not settings.architectures and len({child.architecture for child in trained}) >= MIN_CHILDREN:
+        from .following import after_standalone
+
+        print(f"next: {after_standalone(output_dir)}")
+        print("      RUN is a super-net of this preset, trained on this text without --shrink")
 
 
 @app.command()

@@ -97,6 +97,7 @@ def compress(
 
     from ..compression.compress_run import compress as run_compress
     from ..compression.distill_ray import RayCluster
+    from .following import command
 
     recipe = given.recipe()
     settings = given.settings(recipe if checkpoint is None else {**recipe, "checkpoint": checkpoint})
@@ -115,7 +116,7 @@ def compress(
     for folder in folders:
         print(f"model:  {folder}")
     print(f"load:   {_LOADERS[result['kind']]}({str(folders[0])!r}, trust_remote_code=True)")
-    print(f"next:   magic-nas push {folders[0]} OWNER/NAME")
+    print(f"next:   {command('push', folders[0], 'OWNER/NAME')}")
 
 
 @app.command()
@@ -156,6 +157,7 @@ def benchmark(
     from ..hub.presets import load_preset
     from ..space.latency import measure_latency
     from ..space.search_space import SearchSpace, parse_architecture
+    from .following import after_benchmark
 
     config = load_preset(space)
     child = None if architecture is None else parse_architecture(architecture)
@@ -170,7 +172,10 @@ def benchmark(
         print(f"\n{architecture}: {table.beside(table.measure_child(config, child))}")
     table.save(output)
     print(f"\ntable: {output}")
-    print(f"next:  magic-nas search ... --latency-table {output} --max-latency-ms ...")
+    if not table.trusted:
+        print("next:  measure again while the machine does nothing else; a limit of latency refuses this table")
+    elif (following := after_benchmark(space, config, table, output)) is not None:
+        print(f"next:  {following}")
 
 
 @app.command()
@@ -187,6 +192,7 @@ def pretrain(
     from ..supernet.figures import draw_health, draw_search
     from ..supernet.pretrain import pretrain as run_pretrain
     from ..supernet.pretrain import search_table
+    from .following import after_supernet
 
     settings = given.settings()
     is_blockwise = isinstance(settings, BlockwiseSettings)
@@ -198,7 +204,8 @@ def pretrain(
     table = (blockwise_table if is_blockwise else search_table)(load_preset(str(output_dir / "supernet")), result)
     print(f"\n{table}\n")
     print(f"figure:    {figure}\nhealth:    {health}\nsuper-net: {output_dir / 'supernet'}")
-    print(f"next:      magic-nas retrain --search {output_dir} --output-dir ...")
+    for label, following in zip(("next:", "or:"), after_supernet(output_dir, result), strict=False):
+        print(f"{label:<10} {following}")
 
 
 @app.command()
@@ -215,6 +222,7 @@ def search(
 
     from ..search.run import search_summary, search_supernet
     from ..supernet.loading import follow_supernet
+    from .following import after_search
 
     recipe = given.recipe()
     source = supernet or read_value("supernet", recipe.get("supernet"), str | None)
@@ -226,7 +234,7 @@ def search(
         return
     print(f"\n{search_summary(result)}\n")
     print(f"report: {output_dir / 'report.html'}\nmodel:  {output_dir / 'model'}")
-    print(f"next:   magic-nas retrain --search {output_dir} --output-dir ...")
+    print(f"next:   {after_search(output_dir)}")
 
 
 @app.command()

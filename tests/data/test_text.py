@@ -1,5 +1,6 @@
 """The way from text to masked batches: tokenizer, blocks, masks, and what is kept on disk."""
 
+import copy
 import json
 import logging
 import math
@@ -688,6 +689,19 @@ def test_block_is_checked_against_the_tokenizer(tokenizer, monkeypatch):
     monkeypatch.setattr(data, "load_documents", None)
     with pytest.raises(ValueError, match="block_size is 600 but the model takes 512 tokens; take a smaller one"):
         prepare_data(tokenizer=tokenizer, block_size=600)
+
+
+@pytest.mark.parametrize(
+    ("takes", "max_positions", "block_size"), [(32, None, 32), (32, 24, 24), (512, 24, 24), (512, 512, 128)]
+)
+def test_a_block_nobody_asked_for_is_as_long_as_tokenizer_and_model_take(
+    tokenizer, text_file, tmp_path, takes, max_positions, block_size
+):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = takes
+    prepared = prepare(text_file, tmp_path, tokenizer=tokenizer, block_size=None, max_positions=max_positions)
+    assert prepared.block_size == block_size
+    assert {len(row["input_ids"]) for row in prepared.train} == {block_size}
 
 
 def test_trained_tokenizer_takes_long_blocks(text_file, tmp_path):

@@ -96,6 +96,15 @@ def test_a_run_ends_with_a_model_and_what_both_score_on_the_same_text(finished, 
     assert json.loads((folder / "result.json").read_text()) == result
 
 
+def test_blocks_are_no_longer_than_a_teacher_that_takes_little(text, teacher, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("training.retraining.distill_run._train", lambda run, start, *_: asked.append(start))
+    wide = write_preset(tmp_path, max_position_embeddings=64)
+    settings = run_settings(wide, replace(text, block_size=None), teacher)
+    retrain_distilled(settings, tmp_path / "run")
+    assert asked[0].data.block_size == 16
+
+
 def test_the_score_of_a_teacher_is_that_of_a_child_on_the_same_batches(preset, text):
     data = load_data(text)
     config = load_preset(preset).child_config(CHAIN.split(","))

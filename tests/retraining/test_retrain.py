@@ -48,6 +48,17 @@ def test_retraining_exports_a_model_and_is_reproducible(tmp_path, preset, data):
     assert other["val_loss"] != results[0]["val_loss"]
 
 
+def test_blocks_are_no_longer_than_a_model_that_takes_little(tmp_path, preset, data, caplog):
+    settings = train_settings(preset, replace(data, block_size=None))
+    with caplog.at_level("INFO", "training"):
+        result = retrain(settings, tmp_path / "run")
+    assert result["corpus"]["block_size"] == 16
+    assert result["tokens_per_step"] == 8 * 16
+    assert "block_size: 16 tokens, the most that the model takes" in caplog.messages
+    with pytest.raises(ValueError, match="block_size is 128 but the model has 16 positions"):
+        retrain(train_settings(preset, replace(data, block_size=128)), tmp_path / "asked")
+
+
 def test_more_masked_tokens_cost_more(tmp_path, preset, data):
     result = retrain(replace(train_settings(preset, data), mlm_probability=0.5), tmp_path)
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")

@@ -191,10 +191,10 @@ def with_a_run_while_the_text_is_read(monkeypatch, run) -> None:
     """The first text that is read takes so long that another run comes and goes in the folder meanwhile."""
     runs = [run]
 
-    def slow(data_settings):
+    def slow(*args):
         if runs:
             runs.pop()()
-        return load_data(data_settings)
+        return load_data(*args)
 
     monkeypatch.setattr(pretrain_module, "load_data", slow)
 

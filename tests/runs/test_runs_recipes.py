@@ -82,7 +82,7 @@ def test_every_recipe_is_read_and_checked():
         ({"training_arguments": {"alignment_weight": None}}, "alignment_weight is None; it must be a number"),
         ({"training_arguments": {"max_steps": [1]}}, r"max_steps is \[1\]; it must be a whole number"),
         ({"training_arguments": {"shrink_every_n_steps": "soon"}}, "is 'soon'; it must be a whole number or null"),
-        ({"data": {"block_size": None}}, "block_size is None; it must be a whole number"),
+        ({"data": {"vocab_size": None}}, "vocab_size is None; it must be a whole number"),
         ({"preset": 3}, "preset is 3; it must be text"),
         ({1: 2}, "unknown key 1 in recipe"),
         ({"mlm_probability": 0.0}, "mlm_probability is 0.0; it must be between 0 and 1"),

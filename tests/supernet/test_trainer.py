@@ -26,7 +26,7 @@ from training.space.search_space import Architecture, SearchSpace
 from training.supernet.anchors import Anchor, anchor_of_top_percent, target_states
 from training.supernet.arguments import MagicTrainingArguments
 from training.supernet.journal import RankedChild
-from training.supernet.setup import check_search, fit_to_tokenizer
+from training.supernet.setup import check_search, fit_to_text
 from training.supernet.shrinking import sample_children
 from training.supernet.trainer import MagicTrainer
 
@@ -997,5 +997,5 @@ def test_streams_have_no_epochs(tmp_path):
 def test_a_vocabulary_with_gaps_has_a_row_for_its_largest_id():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = BertTokenizer(vocab={**{word: index for index, word in enumerate(words)}, "fox": 40})
-    data = PreparedData(tokenizer, [], [], {})
-    assert fit_to_tokenizer(toy_config(), data, 8).vocab_size == 41
+    data = PreparedData(tokenizer, [], [], {"block_size": 8})
+    assert fit_to_text(toy_config(), data).vocab_size == 41

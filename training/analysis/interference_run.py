@@ -109,7 +109,7 @@ def run_interference(settings: InterferenceSettings, output_dir: str | Path) -> 
     ChildFamily(space, settings.shared_layer, layers, random.Random(0), settings.operator)
     if (alignment := _alignment(settings, space, random.Random(0))) is not None:
         check_alignment(model, alignment)
-    data = load_data(settings.data)
+    data = load_data(settings.data, model.config.max_sequence_length)
     check_vocabulary(settings.supernet, data)
     with open_run(output_dir, settings) as run:
         if run.result is not None:

@@ -119,7 +119,7 @@ def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, 
             raise ValueError(f"metric is {settings.metric!r}; children trained here have val_loss and val_accuracy")
     if (result := finished_result(output_dir, settings)) is not None:
         return result
-    data = load_data(settings.data)
+    data = load_data(settings.data, min(config.max_sequence_length for config in configs))
     _check_supernets(supernets, configs, data)
     with open_run(output_dir, settings) as run:
         if run.result is not None:

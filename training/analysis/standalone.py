@@ -24,7 +24,7 @@ from ..runs.training import pretraining_arguments
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from ..supernet.evaluation import Batch, Evaluator, evaluate_child, judging_batches
 from ..supernet.journal import Journal
-from ..supernet.setup import fit_to_tokenizer
+from ..supernet.setup import fit_to_text
 from .settings import StandaloneSettings
 from .truth import STANDALONE_NAME, StandaloneChild, has_standalone, holds_named, journal_path
 
@@ -175,8 +175,8 @@ class StandaloneWorker:
         """
         self._settings, self._output_dir = settings, Path(output_dir)
         config, self.children = standalone_children(settings)
-        self._data = load_data(settings.data)
-        self._config = fit_to_tokenizer(config, self._data, settings.data.block_size)
+        self._data = load_data(settings.data, config.max_sequence_length)
+        self._config = fit_to_text(config, self._data)
         self._batches = judging_batches(
             self._data,
             settings.mlm_probability,
@@ -309,7 +309,7 @@ def _key(settings: StandaloneSettings, config: MagicConfig, data: PreparedData, 
         "recipe": {
             "mlm_probability": settings.mlm_probability,
             "num_validation_sequences": settings.num_validation_sequences,
-            "block_size": settings.data.block_size,
+            "block_size": data.block_size,
             "training_arguments": settings.training_arguments,
         },
     }

@@ -116,7 +116,7 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
     truth = given_truth(settings, space)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
-    data = load_data(settings.pretrain.data)
+    data = load_data(settings.pretrain.data, config.max_sequence_length)
     note = check_truth(truth, _with_vocabulary(config, data), data, settings.accept_other_text)
     if note:
         logger.warning(note)
@@ -212,7 +212,7 @@ def _flops_of_steps(
     except TypeError:
         num_train_sequences = None
     sequences = (num_train_sequences, len(data.validation))
-    return lambda steps: supernet_flops(config, args, steps, own.data.block_size, own.mlm_probability, *sequences)
+    return lambda steps: supernet_flops(config, args, steps, data.block_size, own.mlm_probability, *sequences)
 
 
 def _equal_steps(

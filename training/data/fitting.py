@@ -27,6 +27,11 @@ def max_sequence_length(config: PreTrainedConfig) -> int | None:
     return None if positions is None else positions - unused
 
 
+def most_positions(*configs: PreTrainedConfig) -> int | None:
+    """Returns how many tokens all of some models take, `None` for any."""
+    return min((most for config in configs if (most := max_sequence_length(config)) is not None), default=None)
+
+
 def knows_token_types(config: PreTrainedConfig) -> bool:
     """Returns whether a model tells two texts apart by token types; one whose configuration is silent may."""
     return config.to_dict().get("type_vocab_size", 2) > 1

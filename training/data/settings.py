@@ -51,7 +51,13 @@ class DataSettings(Settings):
         help="Share of the text's characters that the alphabet of a tokenizer trained on it has; a word with another "
         "character is [UNK].",
     )
-    block_size: int = option(128, at_least=8, unit="tokens", help="Length of a training sequence.")
+    block_size: int | None = option(
+        None,
+        at_least=8,
+        unit="tokens",
+        help="Length of a training sequence. Default: 128 or the most that model, teacher and tokenizer take, "
+        "whichever is shorter.",
+    )
     validation_fraction: float = option(
         0.02, above=0, below=1, help="Share of the documents that is held out for validation."
     )

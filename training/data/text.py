@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 # Part of the key of what is cached: raise it when the same text gives other blocks.
 _PREPARED_VERSION = 2
 
+# What a block has unless the model takes less: the sequences of the paper.
+_USUAL_BLOCK_SIZE = 128
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Documents packed together; the tokens after their last full block are dropped.
 _PACKED_TOGETHER = 1000
@@ -412,6 +414,11 @@ class PreparedData:
     validation: Dataset
     fingerprint: dict[str, Any]
 
+    @property
+    def block_size(self) -> int:
+        """Length of each block, in tokens."""
+        return self.fingerprint["block_size"]
+
 
 def prepare_data(
     source: str | Path | None = None,
@@ -421,7 +428,8 @@ def prepare_data(
     lowercase: bool = True,
     strip_accents: bool | None = None,
     character_coverage: float = 0.9995,
-    block_size: int = 128,
+    block_size: int | None = None,
+    max_positions: int | None = None,
     validation_fraction: float = 0.02,
     seed: int = 0,
     cache_dir: str | Path | None = None,
@@ -444,7 +452,8 @@ def prepare_data(
         lowercase: whether capital letters become small ones.
         strip_accents: whether letters lose their marks.
         character_coverage: share of the text's characters that the alphabet has.
-        block_size: see `pack_blocks`.
+        block_size: see `pack_blocks`; `None` takes 128, or the most that tokenizer and model take where that is less.
+        max_positions: the longest input of the model; `None` where it is not known.
         validation_fraction: see `split_documents`.
         seed: of the split.
         cache_dir: `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
@@ -457,6 +466,8 @@ def prepare_data(
         tokenizer = load_tokenizer(tokenizer)
     if tokenizer is not None:
         _require_tokens(tokenizer, "mask_token", "pad_token", "cls_token", "sep_token")
+    if block_size is None:
+        block_size = _usual_block_size(tokenizer, max_positions)
     _check_block_size(block_size, None if tokenizer is None else tokenizer.model_max_length)
     reading: dict[str, Any] = {
         "max_documents": max_documents,
@@ -508,9 +519,22 @@ def prepare_data(
     return data
 
 
-def load_data(settings: DataSettings) -> PreparedData:
-    """Returns the packed blocks, the tokenizer and the fingerprint of the text that settings name (`prepare_data`)."""
-    return prepare_data(**asdict(settings))
+def load_data(settings: DataSettings, max_positions: int | None = None) -> PreparedData:
+    """Returns the packed blocks, the tokenizer and the fingerprint of the text that settings name (`prepare_data`).
+
+    Args:
+        settings: where the text comes from.
+        max_positions: the longest input of the model, which a block is not longer than unless the settings say so.
+    """
+    return prepare_data(**asdict(settings), max_positions=max_positions)
+
+
+def _usual_block_size(tokenizer: PreTrainedTokenizerBase | None, max_positions: int | None) -> int:
+    longest = [_USUAL_BLOCK_SIZE] if tokenizer is None else [_USUAL_BLOCK_SIZE, tokenizer.model_max_length]
+    block_size = min([*longest, *([] if max_positions is None else [max_positions])])
+    if block_size < _USUAL_BLOCK_SIZE:
+        logger.info(f"block_size: {block_size} tokens, the most that the model takes")
+    return block_size
 
 
 def _versions(source: str | Path | None) -> dict[str, str]:

@@ -446,5 +446,6 @@ def load_fitting_teacher(
         ValueError: its tokenizer is another than that of the text, or it takes fewer tokens than a block has.
     """
     teacher = load(source, load_tokenizer(str(settings.data.tokenizer)))
-    check_length(teacher.config, f"the teacher {settings.teacher!r}", "block_size", settings.data.block_size)
+    if settings.data.block_size is not None:
+        check_length(teacher.config, f"the teacher {settings.teacher!r}", "block_size", settings.data.block_size)
     return teacher

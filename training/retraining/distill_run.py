@@ -59,7 +59,7 @@ def retrain_distilled(
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     teacher = load_fitting_teacher(load_teacher, source, settings)
-    start = start_child(plan, settings)
+    start = start_child(plan, settings, teacher.config)
     with open_run(output_dir, settings, plan.args.should_save) as run:
         return run.result or _train(run, start, teacher, settings, search)
 
@@ -92,7 +92,7 @@ def _train(
         **describe_model(model.config),
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
-        **compute_record(trainer, settings, child_flops(model.config, settings)),
+        **compute_record(trainer, data, child_flops(model.config, settings, data)),
         # On how many sequences this process ran the teacher.
         "teacher_sequences": {"run": trainer.num_teacher_sequences, "cached": trainer.num_cached_sequences},
         "teacher": {"name": settings.teacher, "weights": fingerprint, **score_teacher(teacher, batches)},

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedConfig, Trainer, TrainingArguments, set_seed
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
 
+from ..data.fitting import most_positions
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..hub.export import describe_model, export_model, training_manifest
 from ..hub.presets import load_preset
@@ -24,7 +25,7 @@ from ..space.costs import training_flops
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from ..supernet.evaluation import evaluate_child, judging_batches
 from ..supernet.loading import check_vocabulary, load_supernet, read_search, supernet_folder
-from ..supernet.setup import fit_to_tokenizer
+from ..supernet.setup import fit_to_text
 from .settings import RetrainSettings
 
 
@@ -99,15 +100,20 @@ def plan_child(settings: RetrainSettings, output_dir: str | Path) -> ChildPlan:
     return ChildPlan(args, config, supernet)
 
 
-def start_child(plan: ChildPlan, settings: RetrainSettings) -> ChildStart:
+def start_child(plan: ChildPlan, settings: RetrainSettings, teacher: PreTrainedConfig | None = None) -> ChildStart:
     """Reads the text and seeds.
+
+    Args:
+        plan: of `plan_child`.
+        settings: the child and how to train it.
+        teacher: the configuration of the model that it learns from as well.
 
     Raises:
         ValueError: the text does not fit the child.
     """
     with plan.args.main_process_first():
-        data = load_data(settings.data)
-    config = fit_to_tokenizer(plan.config, data, settings.data.block_size)
+        data = load_data(settings.data, most_positions(plan.config, *([] if teacher is None else [teacher])))
+    config = fit_to_text(plan.config, data)
     set_seed(plan.args.seed)
     inherited = None if plan.supernet is None else _inherited_child(config, plan.supernet, data, settings)
     return ChildStart(plan.args, data, config if inherited is None else inherited.config, inherited)
@@ -137,28 +143,28 @@ def _train(run: Run, start: ChildStart, settings: RetrainSettings, search: dict[
         **describe_model(model.config),
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
-        **compute_record(trainer, settings, child_flops(model.config, settings)),
+        **compute_record(trainer, data, child_flops(model.config, settings, data)),
         **training_record(trainer, settings, data, seconds, objective),
     }
     return run.finish(result, partial(export_trained, model, data, run, search=search))
 
 
-def compute_record(trainer: Trainer, settings: RetrainSettings, flops: Callable[[int], float]) -> dict[str, Any]:
+def compute_record(trainer: Trainer, data: PreparedData, flops: Callable[[int], float]) -> dict[str, Any]:
     """Returns what a training has cost.
 
     Args:
         trainer: at its end.
-        settings: of the run.
+        data: what it was trained on.
         flops: the training FLOPs of a number of tokens.
     """
-    steps, num_tokens = trainer.state.global_step, tokens_per_step(trainer.args, settings.data.block_size)
+    steps, num_tokens = trainer.state.global_step, tokens_per_step(trainer.args, data.block_size)
     return {"steps": steps, "tokens_per_step": num_tokens, "training_flops": steps * flops(num_tokens)}
 
 
-def child_flops(config: MagicConfig, settings: RetrainSettings) -> Callable[[int], float]:
+def child_flops(config: MagicConfig, settings: RetrainSettings, data: PreparedData) -> Callable[[int], float]:
     """Returns the training FLOPs of a child as a function of the number of tokens."""
     return lambda num_tokens: training_flops(
-        config, config.chain, settings.data.block_size, num_tokens, settings.mlm_probability
+        config, config.chain, data.block_size, num_tokens, settings.mlm_probability
     )
 
 

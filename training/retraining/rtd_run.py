@@ -70,7 +70,7 @@ def _train(run: Run, start: ChildStart, settings: RtdSettings, search: dict[str,
     )
     seconds = finish_training(trainer)
     result = {
-        **_describe(trainer, settings),
+        **_describe(trainer, data, settings),
         **_validate(trainer, data, settings),
         **training_record(trainer, settings, data, seconds, OBJECTIVE),
     }
@@ -78,21 +78,20 @@ def _train(run: Run, start: ChildStart, settings: RtdSettings, search: dict[str,
     return run.finish(result, lambda result: export_pair(model, data.tokenizer, *folders, *_manifests(result, search)))
 
 
-def _describe(trainer: ReplacedTokenTrainer, settings: RtdSettings) -> dict[str, Any]:
+def _describe(trainer: ReplacedTokenTrainer, data: PreparedData, settings: RtdSettings) -> dict[str, Any]:
     """Returns what both models are and what their training has cost."""
     discriminator, generator = trainer.model.discriminator.config, trainer.model.generator.config
     assert isinstance(discriminator, MagicConfig)
     assert isinstance(generator, MagicConfig)
 
     def flops(num_tokens: int) -> float:
-        block_size, share = settings.data.block_size, settings.mlm_probability
-        return rtd_training_flops(discriminator, generator, block_size, num_tokens, share)
+        return rtd_training_flops(discriminator, generator, data.block_size, num_tokens, settings.mlm_probability)
 
     return {
         **describe_model(discriminator, "rtd"),
         "generator": {**describe_model(generator), "hidden_size": generator.hidden_size},
         "rtd_weight": settings.rtd_weight,
-        **compute_record(trainer, settings, flops),
+        **compute_record(trainer, data, flops),
     }
 
 

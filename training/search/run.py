@@ -70,7 +70,7 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     with accelerator.main_process_first():
-        data = load_data(settings.data)
+        data = load_data(settings.data, model.config.max_sequence_length)
     check_vocabulary(settings.supernet, data)
     batches = judging_batches(data, settings.mlm_probability, settings.batch_size, settings.num_validation_sequences)
     model = model.to(accelerator.device)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, set_seed
 from modeling_magic import MagicConfig, MagicForMaskedLM
 from modeling_magic.warm_start import check_initialization, initialize_from
 
+from ..data.fitting import most_positions
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..distillation.teacher import follow_teacher, load_fitting_teacher, weights_hash
 from ..hub.presets import load_preset
@@ -26,7 +27,7 @@ from .blockwise import BlockwiseTrainer, check_blockwise, load_teacher_encoder
 from .evaluation import evaluate_child
 from .pretrain import save_supernet, supernet_facts
 from .settings import BlockwiseSettings
-from .setup import check_search, fit_to_tokenizer
+from .setup import check_search, fit_to_text
 
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,8 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     teacher = load_fitting_teacher(load_teacher_encoder, source, settings)
     check_blockwise(config, args, settings.num_blocks, teacher.config)
     with args.main_process_first():
-        data = load_data(settings.data)
-    config = fit_to_tokenizer(config, data, settings.data.block_size)
+        data = load_data(settings.data, most_positions(config, teacher.config))
+    config = fit_to_text(config, data)
     check_search(config, args)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)

@@ -27,7 +27,7 @@ from .arguments import MagicTrainingArguments
 from .journal import RankedChild
 from .loading import SUPERNET_FOLDER
 from .settings import PretrainSettings
-from .setup import check_search, fit_to_tokenizer
+from .setup import check_search, fit_to_text
 from .trainer import MagicTrainer
 
 
@@ -55,8 +55,8 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     with args.main_process_first():
-        data = load_data(settings.data)
-    config = fit_to_tokenizer(config, data, settings.data.block_size)
+        data = load_data(settings.data, config.max_sequence_length)
+    config = fit_to_text(config, data)
     check_search(config, args)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)

@@ -56,16 +56,16 @@ def check_search(config: MagicConfig, args: MagicTrainingArguments, vocabulary: 
         LatencyTable.load(args.latency_table).check(config, vocabulary=False)
 
 
-def fit_to_tokenizer(config: MagicConfig, data: PreparedData, block_size: int) -> MagicConfig:
+def fit_to_text(config: MagicConfig, data: PreparedData) -> MagicConfig:
     """Returns the configuration with the tokenizer's vocabulary and pad token.
 
     Raises:
         ValueError: the blocks are longer than the model's positions.
     """
-    if block_size > config.max_sequence_length:
+    if data.block_size > config.max_sequence_length:
         raise ValueError(
-            f"block_size is {block_size} but the model has {config.max_sequence_length} positions; take a smaller "
-            f"block_size or a preset with more positions"
+            f"block_size is {data.block_size} but the model has {config.max_sequence_length} positions; take a "
+            f"smaller block_size or a preset with more positions"
         )
     config.vocab_size = num_rows(data.tokenizer)
     config.pad_token_id = data.tokenizer.pad_token_id

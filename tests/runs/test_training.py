@@ -3,9 +3,18 @@
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from transformers import TrainingArguments
 
-from training.runs.training import pretraining_arguments, tokens_per_step, training_arguments
+from training.data.text import PreparedData
+from training.runs.settings import FEWEST_STEPS
+from training.runs.training import (
+    pretraining_arguments,
+    settle_length,
+    tell_training,
+    tokens_per_step,
+    training_arguments,
+)
 from training.supernet.arguments import MagicTrainingArguments
 
 
@@ -50,3 +59,29 @@ def test_a_rate_that_is_given_comes_with_the_defaults_of_transformers(tmp_path):
     plain = TrainingArguments(str(tmp_path))
     assert (args.learning_rate, args.warmup_steps) == (1e-4, plain.warmup_steps)
     assert (args.weight_decay, args.adam_beta2) == (plain.weight_decay, plain.adam_beta2)
+
+
+def settled(given, num_blocks, folder, epochs=3):
+    args = training_arguments(TrainingArguments, folder, {"per_device_train_batch_size": 16, **given})
+    train = Dataset.from_dict({"input_ids": [[0]] * num_blocks})
+    settle_length(args, given, PreparedData(None, train, train, {"block_size": 64}), epochs)
+    return args
+
+
+def test_a_length_that_nobody_names_is_some_epochs_but_no_fewer_steps_than_leave_the_plateau(tmp_path):
+    short, long = settled({}, 160, tmp_path), settled({}, 16_000, tmp_path, epochs=9)
+    assert short.max_steps == FEWEST_STEPS
+    assert (long.max_steps, long.num_train_epochs) == (-1, 9)
+
+
+def test_a_length_that_is_named_stays(tmp_path):
+    assert settled({"max_steps": 5}, 160, tmp_path).max_steps == 5
+    epochs = settled({"num_train_epochs": 2}, 160, tmp_path)
+    assert (epochs.max_steps, epochs.num_train_epochs) == (-1, 2)
+
+
+def test_what_is_trained_is_told_before(tmp_path, caplog):
+    args = settled({"learning_rate": 1e-3}, 160, tmp_path)
+    with caplog.at_level("INFO", "training"):
+        tell_training(args, PreparedData(None, None, None, {"block_size": 64}))
+    assert caplog.messages == ["training: 1,000 steps of 16 sequences of 64 tokens; learning rate 0.001"]

@@ -20,7 +20,7 @@ from ..data.text import MaskingCollator, PreparedData, load_data
 from ..files import write_json
 from ..hub.presets import load_preset
 from ..runs.folders import bars_off, versions
-from ..runs.training import pretraining_arguments
+from ..runs.training import pretraining_arguments, settle_length, tell_training
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from ..supernet.evaluation import Batch, Evaluator, evaluate_child, judging_batches
 from ..supernet.journal import Journal
@@ -177,11 +177,10 @@ class StandaloneWorker:
         config, self.children = standalone_children(settings)
         self._data = load_data(settings.data, config.max_sequence_length)
         self._config = fit_to_text(config, self._data)
+        args = _arguments(settings, output_dir, 0, self._data)
+        tell_training(args, self._data)
         self._batches = judging_batches(
-            self._data,
-            settings.mlm_probability,
-            _arguments(settings, output_dir, 0).per_device_eval_batch_size,
-            settings.num_validation_sequences,
+            self._data, settings.mlm_probability, args.per_device_eval_batch_size, settings.num_validation_sequences
         )
         self._output_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(self._output_dir / f"{STANDALONE_NAME}.lock"):
@@ -254,7 +253,7 @@ def _train(
     trainer = Trainer(
         model=model,
         # Nothing is saved, so the folder does not matter.
-        args=_arguments(settings, "", seed),
+        args=_arguments(settings, "", seed, data),
         train_dataset=data.train,
         data_collator=MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=seed),
         callbacks=[curve],
@@ -293,10 +292,17 @@ class _Curve(TrainerCallback):
             self.seconds += time.process_time() - start
 
 
-def _arguments(settings: StandaloneSettings, output_dir: str | Path, seed: int) -> TrainingArguments:
+def _arguments(
+    settings: StandaloneSettings, output_dir: str | Path, seed: int, data: PreparedData | None = None
+) -> TrainingArguments:
+    """Returns the training arguments of a child, their length settled where the text is there."""
     given = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     given = {**settings.training_arguments, **given, "seed": seed}
-    return pretraining_arguments(TrainingArguments, Path(output_dir), given, load_preset(settings.preset).hidden_size)
+    hidden_size = load_preset(settings.preset).hidden_size
+    args = pretraining_arguments(TrainingArguments, Path(output_dir), given, hidden_size)
+    if data is not None:
+        settle_length(args, settings.training_arguments, data)
+    return args
 
 
 def _key(settings: StandaloneSettings, config: MagicConfig, data: PreparedData, seed: int) -> dict[str, Any]:

@@ -20,7 +20,13 @@ from ..progress import show_progress
 from ..resuming import ResumableTrainer
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run, read_settings
 from ..runs.recipes import mapping_of
-from ..runs.training import finish_training, pretraining_arguments, tokens_per_step
+from ..runs.training import (
+    finish_training,
+    pretraining_arguments,
+    settle_length,
+    tell_training,
+    tokens_per_step,
+)
 from ..space.costs import training_flops
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
 from ..supernet.evaluation import evaluate_child, judging_batches
@@ -114,6 +120,8 @@ def start_child(plan: ChildPlan, settings: RetrainSettings, teacher: PreTrainedC
     with plan.args.main_process_first():
         data = load_data(settings.data, most_positions(plan.config, *([] if teacher is None else [teacher])))
     config = fit_to_text(plan.config, data)
+    settle_length(plan.args, settings.training_arguments, data)
+    tell_training(plan.args, data)
     set_seed(plan.args.seed)
     inherited = None if plan.supernet is None else _inherited_child(config, plan.supernet, data, settings)
     return ChildStart(plan.args, data, config if inherited is None else inherited.config, inherited)

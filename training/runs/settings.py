@@ -1,5 +1,6 @@
 """Options that several runs share."""
 
+from dataclasses import replace
 from typing import Any
 
 from ..options import Argument, Option, option
@@ -14,8 +15,12 @@ TRAINING_FLAGS = {
     "learning_rate": Argument(float, 5e-5, Option(flag="--learning-rate", help="Peak learning rate.")),
     "seed": Argument(int, 42, Option(flag="--seed", help="Seed of weights, data order, masks and children.")),
 }
+# Of a training on masked tokens whose length nobody names. The alignment of a super-net begins after three epochs.
+EPOCHS, SUPERNET_EPOCHS, FEWEST_STEPS = 3, 9, 1000
+
 # Of what trains on text with masked tokens: see `runs.training.pretraining_arguments`.
 PRETRAINING_FLAGS = TRAINING_FLAGS | {
+    "max_steps": replace(TRAINING_FLAGS["max_steps"], default=f"those of {EPOCHS} epochs, at least {FEWEST_STEPS}"),
     "learning_rate": Argument(
         float,
         "5e-4 * 768 / hidden_size, at most 2e-3",
@@ -24,7 +29,7 @@ PRETRAINING_FLAGS = TRAINING_FLAGS | {
             help="Peak learning rate. Without one a tenth of the steps warm up, `weight_decay` is 0.01 and "
             "`adam_beta2` 0.98, unless they are given.",
         ),
-    )
+    ),
 }
 
 

@@ -1,15 +1,23 @@
 """What the runs that train on `Trainer` have in common."""
 
+import logging
+import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from ..data.text import PreparedData
 from ..resuming import last_complete_checkpoint
 from .checkpoints import load_finished
+from .settings import EPOCHS, FEWEST_STEPS
+
+
+logger = logging.getLogger(__name__)
 
 
 # The paper's peak learning rate and its width, and the rate of the recipes for narrow models.
@@ -54,6 +62,35 @@ def pretraining_arguments(kind: type, output_dir: str | Path, given: dict[str, A
         defaults = {"learning_rate": rate, "warmup_steps": 0.1, "weight_decay": 0.01, "adam_beta2": 0.98}
         given = {**defaults, **given}
     return training_arguments(kind, output_dir, given)
+
+
+def settle_length(args: TrainingArguments, given: dict[str, Any], data: PreparedData, epochs: int = EPOCHS) -> None:
+    """Gives a training whose length nobody named some epochs, or the fewest steps that leave the first plateau.
+
+    A streamed text has no epochs: its length has to be named.
+
+    Args:
+        args: of the training, which take the length.
+        given: what the user named.
+        data: what it trains on.
+        epochs: how many, where they have steps enough.
+    """
+    if given.get("max_steps", -1) > 0 or "num_train_epochs" in given or not isinstance(data.train, Dataset):
+        return
+    args.num_train_epochs = epochs
+    if math.ceil(len(data.train) / tokens_per_step(args, block_size=1)) * epochs < FEWEST_STEPS:
+        args.max_steps = FEWEST_STEPS
+
+
+def tell_training(args: TrainingArguments, data: PreparedData) -> None:
+    """Logs the length, the batch and the rate of a training before it begins."""
+    if args.process_index != 0:
+        return
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    logger.info(
+        f"training: {length} of {tokens_per_step(args, block_size=1)} sequences of {data.block_size} tokens; learning "
+        f"rate {args.learning_rate:g}"
+    )
 
 
 def finish_training(trainer: Trainer) -> float:

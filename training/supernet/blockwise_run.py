@@ -17,7 +17,8 @@ from ..distillation.teacher import follow_teacher, load_fitting_teacher, weights
 from ..hub.presets import load_preset
 from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
-from ..runs.training import pretraining_arguments
+from ..runs.settings import SUPERNET_EPOCHS
+from ..runs.training import pretraining_arguments, settle_length, tell_training
 from ..space.costs import count_parameters
 from ..space.search_space import format_architecture
 from ..tables import markdown_table
@@ -64,6 +65,8 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
         data = load_data(settings.data, most_positions(config, teacher.config))
     config = fit_to_text(config, data)
     check_search(config, args)
+    settle_length(args, settings.training_arguments, data, SUPERNET_EPOCHS)
+    tell_training(args, data)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
     # Also where the run goes on: checkpoints hold the layers only.

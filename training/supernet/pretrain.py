@@ -19,7 +19,8 @@ from ..hub.card import card_length
 from ..hub.presets import load_preset
 from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
-from ..runs.training import pretraining_arguments
+from ..runs.settings import SUPERNET_EPOCHS
+from ..runs.training import pretraining_arguments, settle_length, tell_training
 from ..space.costs import count_flops, count_parameters
 from ..space.search_space import format_architecture
 from ..tables import markdown_table
@@ -58,6 +59,8 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
         data = load_data(settings.data, config.max_sequence_length)
     config = fit_to_text(config, data)
     check_search(config, args)
+    settle_length(args, settings.training_arguments, data, SUPERNET_EPOCHS)
+    tell_training(args, data)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
     # A run that goes on has all weights in its checkpoint, and its start may be gone.

@@ -1,11 +1,17 @@
 """What the training of a super-net is asked to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.settings import DataSettings
 from ..options import Argument, Settings, default_of, option, options_of
-from ..runs.settings import PRETRAINING_FLAGS, mlm_probability_option, training_arguments_option
+from ..runs.settings import (
+    FEWEST_STEPS,
+    PRETRAINING_FLAGS,
+    SUPERNET_EPOCHS,
+    mlm_probability_option,
+    training_arguments_option,
+)
 from ..space.settings import BudgetSettings
 from .supernet_options import SupernetOptions
 
@@ -18,7 +24,8 @@ def _supernet_flags() -> dict[str, Argument]:
         for item, facts in options_of(SupernetOptions)
         if facts.flag is not None
     }
-    return PRETRAINING_FLAGS | own
+    length = f"those of {SUPERNET_EPOCHS} epochs, at least {FEWEST_STEPS}"
+    return PRETRAINING_FLAGS | {"max_steps": replace(PRETRAINING_FLAGS["max_steps"], default=length)} | own
 
 
 @dataclass(frozen=True)

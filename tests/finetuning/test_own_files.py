@@ -117,6 +117,12 @@ def test_a_test_file_without_labels_has_none(tmp_path):
         ("t,label\na,x\n", "t,label\na,x\n", {"text_columns": ["tt"]}, "no column 'tt' .*did you mean 't'"),
         ("t,label\na,x\n", "t,label\na,x\n", {"problem_type": "regresion"}, "did you mean 'regression'"),
         ("t,u,label\na,b,x\n", "t,u,label\na,b,x\n", {"problem_type": "token_classification"}, "one column of words"),
+        (
+            """tokens,tags\n['a'],[0]\n['b'],[1]\n""",
+            """tokens,tags\n['a'],[0]\n[b],[1]\n""",
+            {"problem_type": "token_classification"},
+            r"dev.csv, line 3: column 'tokens' holds '\[b\]', which is no list",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(tmp_path, train, dev, options, message):

@@ -14,6 +14,7 @@ from ..tables import counted
 from .own_kinds import (
     are_bio,
     are_vectors,
+    check_lists,
     find_label_column,
     find_text_columns,
     infer_problem_type,
@@ -90,6 +91,7 @@ def load_files(
     texts, others = find_text_columns(whole, text_columns, label)
     for split, table in tables.items():
         require_columns(table, texts if split == "test" else (*texts, label))
+        check_lists(table, [name for name in (*texts, label) if name in table.columns])
     kind = problem_type or infer_problem_type(whole, texts, label)
     if kind == TOKENS and len(texts) > 1:
         raise ValueError(f"token_classification takes one column of words, not {', '.join(texts)}; choose one")

@@ -151,6 +151,15 @@ def test_vectors_that_pandas_printed_are_lists(tmp_path):
     assert data["train"]["label"][:] == [[1, 0], [0, 1]]
 
 
+def test_numbers_of_classes_stay_as_they_are(tmp_path):
+    # As floats, the first two are one.
+    numbers = ["91723000119105001", "91723000119105002", "007", "07", "-1"]
+    path = write(tmp_path / "train.csv", "text,label\n" + "".join(f"a b {number},{number}\n" for number in numbers))
+    task, data, _ = load_files(path, path)
+    assert task.labels == ("-1", "007", "07", "91723000119105001", "91723000119105002")
+    assert data["train"]["label"][:] == [3, 4, 1, 2, 0]
+
+
 def test_whole_numbers_with_a_point_are_classes(tmp_path):
     train = write(tmp_path / "train.csv", "text,label\na b,0.0\nc d,1.0\n")
     dev = write(tmp_path / "dev.csv", "text,label\na b,1\n")

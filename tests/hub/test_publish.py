@@ -74,6 +74,12 @@ def folder(exported, tmp_path) -> Path:
 # ---- Before anything is sent ----
 
 
+def test_a_folder_may_be_called_as_a_preset_is(exported, tmp_path, monkeypatch):
+    shutil.copytree(exported, tmp_path / "bert-base")
+    monkeypatch.chdir(tmp_path)
+    assert push_model("bert-base", "ada/model", dry_run=True).files
+
+
 def test_a_dry_run_lists_the_files_and_asks_nobody(exported, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
     report = push_model(exported, "ada/a-longer-name", revision="v2", dry_run=True)

@@ -326,6 +326,15 @@ def test_the_first_of_several_answers_is_learnt(tokenizer, tmp_path):
     assert RIVER[row["first_characters"][first] : row["end_characters"][last]] == "South America"
 
 
+@pytest.mark.parametrize("answer", ["It is long. ", "long. \n", " \tIt"])
+def test_white_space_around_an_answer_is_no_part_of_it(tokenizer, tmp_path, answer):
+    context = " \tIt is long. \n"
+    data = data_of(("How?", context, [answer]), ("How?", context, [answer.strip()]))
+    spaced, plain = make_windows(data, tokenizer, cache_dir=tmp_path).rows
+    assert plain["start_positions"] != NO_ANSWER
+    assert all(spaced[name] == plain[name] for name in ("start_positions", "end_positions"))
+
+
 def test_a_long_question_is_cut_and_leaves_room(tokenizer, tmp_path):
     asked = " ".join(["where is the tower and when was it built in Paris"] * 9)
     data = data_of((asked, LONG, ["7,777"]), ("Where?", LONG, ["7,777"]))

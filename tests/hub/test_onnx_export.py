@@ -16,7 +16,7 @@ from toy import toy_config
 from toy_sources import save_checkpoint
 from transformers import AutoTokenizer, RobertaForSequenceClassification
 
-from modeling_magic import MagicForMaskedLM, MagicForSequenceClassification, MagicModel
+from modeling_magic import MagicForMaskedLM, MagicForMultipleChoice, MagicForSequenceClassification, MagicModel
 from modeling_magic.conversion import convert_to_magic
 from training.hub.convert import convert_checkpoint
 from training.hub.onnx_export import OnnxModel, check_packages, export_onnx, quantize_onnx
@@ -59,6 +59,18 @@ def test_the_class_that_was_saved_is_exported(tmp_path):
     (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
     expected = MagicForSequenceClassification.from_pretrained(folder)(**inputs).logits.detach()
     numpy.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_texts_to_choose_among_have_a_dimension_of_their_own(tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder = saved(MagicForMultipleChoice, tmp_path / "model")
+    session = OnnxModel(export_onnx(folder, tmp_path / "onnx"))
+    model = MagicForMultipleChoice.from_pretrained(folder).eval()
+    for shape in ((1, 4, 7), (3, 2, 20)):
+        ids = torch.arange(5, 5 + 20).repeat(10)[: shape[0] * shape[1] * shape[2]].view(shape)
+        expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.detach()
+        assert expected.shape == shape[:2]
+        torch.testing.assert_close(session(input_ids=ids)["logits"], expected, rtol=0, atol=1e-4)
 
 
 def test_a_converted_roberta_runs_from_its_folder_alone(tmp_path):

@@ -37,9 +37,9 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
     """Writes the model of a folder as ONNX, batch and length free, and returns the file's path.
 
     Inputs are input_ids, attention_mask and, unless the model knows one token type only, token_type_ids, each (batch,
-    length); the outputs are named as those of the model, such as logits or last_hidden_state. The class is the one
-    that the folder was saved from. Beside the model lies what a program needs to run it: config.json with the code
-    that reads it, and the tokenizer where the folder has one.
+    length), of multiple choice (batch, choices, length); the outputs are named as those of the model, such as logits
+    or last_hidden_state. The class is the one that the folder was saved from. Beside the model lies what a program
+    needs to run it: config.json with the code that reads it, and the tokenizer where the folder has one.
 
     Args:
         folder: a model folder.
@@ -156,8 +156,8 @@ class OnnxModel:
         """Runs the model.
 
         Args:
-            **inputs: input_ids (batch, length), and attention_mask and token_type_ids of its shape: all 1 and all 0
-                where left out. Of a model with one token type, token_type_ids may be given where they are 0.
+            **inputs: input_ids, and attention_mask and token_type_ids of its shape (see `export_onnx`): all 1 and all
+                0 where left out. Of a model with one token type, token_type_ids may be given where they are 0.
 
         Returns:
             The outputs by name, such as last_hidden_state (batch, length, hidden), on the CPU.
@@ -183,14 +183,18 @@ class OnnxModel:
 
 
 def _trace(model: transformers.PreTrainedModel, path: Path) -> None:
-    # Sizes that occur once only: the exporter would take equal ones for one size.
     inputs = _INPUTS if knows_token_types(model.config) else _INPUTS[:2]
-    example = {name: torch.ones(2, 9, dtype=torch.long) for name in inputs}
-    example["attention_mask"][1, 5:] = 0
+    has_choices = isinstance(model, modeling_magic.MagicForMultipleChoice)
+    # Sizes that occur once only: the exporter would take equal ones for one size.
+    shape = (2, 3, 9) if has_choices else (2, 9)
+    example = {name: torch.ones(shape, dtype=torch.long) for name in inputs}
+    example["attention_mask"][1, ..., 5:] = 0
     if "token_type_ids" in example:
         # The one type that every model knows.
         example["token_type_ids"].zero_()
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=model.config.max_sequence_length)}
+    names = ("batch", "choices") if has_choices else ("batch",)
+    sizes = {place: torch.export.Dim(name) for place, name in enumerate(names)}
+    sizes[len(names)] = torch.export.Dim("length", min=2, max=model.config.max_sequence_length)
     with torch.no_grad():
         output_names = list(model(**example).keys())
     torch.onnx.export(

@@ -890,7 +890,7 @@ def test_starved_operators_are_looked_for_in_training(tmp_path, monkeypatch, cap
             child = super().next()
             return (*child[:2], "CONV3" if child[2] == "FFN" else child[2], child[3])
 
-    monkeypatch.setattr("training.supernet.trainer.LOOK_EVERY", 60)
+    monkeypatch.setattr("training.supernet.search_trainer.LOOK_EVERY", 60)
     monkeypatch.setattr(
         "training.supernet.trainer.search_sampler", lambda space, config, args: WithoutOne(space, args.seed)
     )

@@ -35,6 +35,16 @@ def test_the_model_returns_the_labels_units_inside_and_after():
     torch.testing.assert_close(model(IDS).logits, inside)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_does_not_round_the_units(dtype):
+    model = model_of_one_number()
+    with standardized_labels(model, [70_000.0, 70_010.0]), torch.no_grad():
+        exact = model(IDS).logits
+        with torch.autocast("cpu", dtype):
+            mixed = model(IDS).logits
+    torch.testing.assert_close(mixed, exact, rtol=0, atol=0.1)
+
+
 def test_gradients_are_those_of_standardised_labels():
     mean, scale = np.mean(LABELS), np.std(LABELS)
     labels = torch.tensor(LABELS)

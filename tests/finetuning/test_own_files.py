@@ -117,6 +117,12 @@ def test_a_test_file_without_labels_has_none(tmp_path):
         ("t,label\na,x\n", "t,label\na,x\n", {"text_columns": ["tt"]}, "no column 'tt' .*did you mean 't'"),
         ("t,label\na,x\n", "t,label\na,x\n", {"problem_type": "regresion"}, "did you mean 'regression'"),
         ("t,u,label\na,b,x\n", "t,u,label\na,b,x\n", {"problem_type": "token_classification"}, "one column of words"),
+        (
+            """tokens,tags\n['a'],[0]\n['b'],[1]\n""",
+            """tokens,tags\n['a'],[0]\n[b],[1]\n""",
+            {"problem_type": "token_classification"},
+            r"dev.csv, line 3: column 'tokens' holds '\[b\]', which is no list",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(tmp_path, train, dev, options, message):
@@ -143,6 +149,15 @@ def test_vectors_that_pandas_printed_are_lists(tmp_path):
     task, data, _ = load_files(path, path)
     assert task.problem_type == "multi_label_classification"
     assert data["train"]["label"][:] == [[1, 0], [0, 1]]
+
+
+def test_numbers_of_classes_stay_as_they_are(tmp_path):
+    # As floats, the first two are one.
+    numbers = ["91723000119105001", "91723000119105002", "007", "07", "-1"]
+    path = write(tmp_path / "train.csv", "text,label\n" + "".join(f"a b {number},{number}\n" for number in numbers))
+    task, data, _ = load_files(path, path)
+    assert task.labels == ("-1", "007", "07", "91723000119105001", "91723000119105002")
+    assert data["train"]["label"][:] == [3, 4, 1, 2, 0]
 
 
 def test_whole_numbers_with_a_point_are_classes(tmp_path):

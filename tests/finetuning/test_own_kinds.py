@@ -1,5 +1,6 @@
 """What a user's own file asks for: columns by their values, kinds of labels, and what is asked and not guessed."""
 
+import csv
 import json
 
 import pytest
@@ -98,6 +99,15 @@ def test_lists_that_pandas_and_numpy_print_into_csv_are_lists(tmp_path):
     first, second = (row.cells for row in with_lists(read_table(path)).rows)
     assert first == {"a": ["New", "York"], "b": [1, 0, 1], "c": "[not so]"}
     assert second == {"a": ["it's"], "b": [0.0, 1.0], "c": "[so]"}
+
+
+def test_printed_lists_may_hold_escapes_and_be_empty(tmp_path):
+    words = [["it's", 'a "b"'], ["a\u200b", "\\"], ["x"]]
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["repr", "json"], *([repr(row), json.dumps(row)] for row in words), ["", "[]"]])
+    rows = [row.cells for row in with_lists(read_table(path)).rows]
+    assert rows == [{"repr": row, "json": row} for row in (*words, [])]
 
 
 # ---- Kinds ----

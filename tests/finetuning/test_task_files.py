@@ -79,6 +79,12 @@ def test_csv_and_json_lines_come_back_as_they_were_written(tmp_path_factory, row
     assert cells(read_table(folder / "a.jsonl")) == expected
 
 
+def test_what_pandas_writes_for_a_missing_label_is_none(tmp_path):
+    table = read_table(write(tmp_path / "a.jsonl", '{"t": "a", "label": 1.0}\n{"t": "b", "label": NaN}\n'))
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: column 'label' is empty; every row needs a label"):
+        label_names(table, "label", SINGLE_LABEL)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

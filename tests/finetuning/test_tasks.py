@@ -330,6 +330,16 @@ def test_the_same_word_twice_is_tagged_twice(tokenizer, tmp_path):
     assert [label for label in row["labels"] if label != -100] == [0, 1, 0]
 
 
+def test_a_word_of_which_nothing_is_left_keeps_its_tag(tokenizer, tmp_path):
+    words = ["the", "\u200b", "end", "\ufe0f"]
+    # The tokenizer drops them, or this tests nothing.
+    assert tokenizer("\u200b \ufe0f", add_special_tokens=False)["input_ids"] == []
+    task, data = one_split("token_classification", {"text": [words], "label": [[0, 1, 2, 3]]}, tuple("abcd"))
+    row = tokenize(data, task, tokenizer, 64, tmp_path)["validation"][0]
+    assert [label for label in row["labels"] if label != -100] == [0, 1, 2, 3]
+    assert row["input_ids"].count(tokenizer.unk_token_id) == 2
+
+
 def test_words_beyond_the_length_have_no_label(tokenizer, tmp_path):
     task, data = one_split("token_classification", {"text": [["the"] * 9], "label": [[1] * 9]}, ("a", "b"))
     row = tokenize(data, task, tokenizer, 6, tmp_path)["validation"][0]

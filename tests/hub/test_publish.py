@@ -13,7 +13,7 @@ import torch
 from hub_server import READER, STRANGER, WRITER, hub_server, run_client
 from huggingface_hub import ModelCard
 from toy import toy_config
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, BertweetTokenizer, Trainer, TrainingArguments
 
 from modeling_magic import MagicForMaskedLM
 from training.data.text import train_tokenizer
@@ -72,6 +72,21 @@ def folder(exported, tmp_path) -> Path:
 
 
 # ---- Before anything is sent ----
+
+
+def test_a_folder_may_be_called_as_a_preset_is(exported, tmp_path, monkeypatch):
+    shutil.copytree(exported, tmp_path / "bert-base")
+    monkeypatch.chdir(tmp_path)
+    assert push_model("bert-base", "ada/model", dry_run=True).files
+
+
+def test_the_files_of_a_slow_tokenizer_are_sent_and_replaced(tmp_path):
+    (tmp_path / "vocab.txt").write_text("a 10\nb 10\n", encoding="utf-8")
+    (tmp_path / "bpe.codes").write_text("a b 10\n", encoding="utf-8")
+    slow = BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"), model_max_length=64)
+    folder = export_model(make_child(0), slow, tmp_path / "model", {"search": None})
+    assert {"vocab.txt", "bpe.codes"} <= set(push_model(folder, "ada/model", dry_run=True).files)
+    assert export_model(make_child(1), slow, folder, {"search": None}) == folder
 
 
 def test_a_dry_run_lists_the_files_and_asks_nobody(exported, monkeypatch):

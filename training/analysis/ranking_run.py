@@ -109,7 +109,7 @@ def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, 
     # Before training arguments, which would wait for the other ranks.
     check_one_process()
     supernets = _supernets_of(settings)
-    configs = [load_preset(str(supernet_folder(supernet.folder))) for supernet in supernets]
+    configs = [load_preset(supernet_folder(supernet.folder)) for supernet in supernets]
     space = _common_space(supernets, configs)
     standalone = _standalone_settings(settings)
     truth = None if settings.truth is None else given_truth(settings, space)

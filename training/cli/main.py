@@ -201,7 +201,7 @@ def pretrain(
         return
     figure = draw_search(result, {}, output_dir / "report.png")
     health = draw_health(result, output_dir / "health.png")
-    table = (blockwise_table if is_blockwise else search_table)(load_preset(str(output_dir / "supernet")), result)
+    table = (blockwise_table if is_blockwise else search_table)(load_preset(output_dir / "supernet"), result)
     print(f"\n{table}\n")
     print(f"figure:    {figure}\nhealth:    {health}\nsuper-net: {output_dir / 'supernet'}")
     for label, following in zip(("next:", "or:"), after_supernet(output_dir, result), strict=False):

@@ -44,7 +44,8 @@ def standardized_labels(model: PreTrainedModel, labels: Sequence[float]) -> Iter
     scale = float(values.std()) or 1.0
 
     def to_units(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        result = output * scale + mean
+        # In bfloat16, as mixed precision has it, 2005 and 2008 are one number.
+        result = output.float() * scale + mean
         if result.requires_grad:
             result.register_hook(lambda gradient: gradient / scale**2)
         return result

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..tables import counted
 from .own_kinds import (
     are_bio,
     are_vectors,
+    check_lists,
     find_label_column,
     find_text_columns,
     infer_problem_type,
@@ -31,6 +33,8 @@ _METRICS: dict[str, tuple[str, ...]] = {
     MULTI_LABEL: ("micro_f1", "macro_f1"),
 }
 _SHOWN_LABELS = 10
+# Of a class's number; one such as 1e999 is a text.
+_MOST_DIGITS = 40
 
 
 class OwnFiles(NamedTuple):
@@ -90,6 +94,7 @@ def load_files(
     texts, others = find_text_columns(whole, text_columns, label)
     for split, table in tables.items():
         require_columns(table, texts if split == "test" else (*texts, label))
+        check_lists(table, [name for name in (*texts, label) if name in table.columns])
     kind = problem_type or infer_problem_type(whole, texts, label)
     if kind == TOKENS and len(texts) > 1:
         raise ValueError(f"token_classification takes one column of words, not {', '.join(texts)}; choose one")
@@ -130,15 +135,16 @@ def _label_reader(
         return None
     cells = [row.cells[column] for row in table.rows]
     parts = [part for cell in cells for part in _parts(cell, problem_type)]
-    are_numbers = all(is_number(part) and float(str(part)).is_integer() for part in parts if part not in ("", None))
+    are_numbers = all(_whole_number(part) is not None for part in parts if part not in ("", None))
     named = None if names is None or any(is_number(name) for name in names) else names
 
     def name_of(part: Cell, where: str) -> Cell:
-        if not are_numbers or not is_number(part) or not float(str(part)).is_integer():
+        number = _whole_number(part) if are_numbers else None
+        if number is None:
             return part
-        number = int(float(str(part)))
         if named is None:
-            return str(number)
+            # In figures alone, such as 007, it is a name as it stands.
+            return part.strip() if isinstance(part, str) and part.strip().isdecimal() else str(number)
         if not 0 <= number < len(named):
             raise ValueError(f"{where}: class {number}, but class_names has {len(named)}, from 0 on; name all of them")
         return named[number]
@@ -151,6 +157,14 @@ def _label_reader(
     if problem_type == MULTI_LABEL and are_vectors(cells):
         return _vector_reader(column, len(vector_of(cells[0]) or ()), names)
     return read
+
+
+def _whole_number(cell: Cell) -> int | None:
+    """Returns the whole number that a cell holds, 1.0 being one, `None` where it holds none."""
+    if not is_number(cell):
+        return None
+    number = Decimal(str(cell).strip())
+    return int(number) if number == number.to_integral_value() and number.adjusted() < _MOST_DIGITS else None
 
 
 def _vector_reader(column: str, width: int, names: Sequence[str] | None) -> Callable[[Row], Cell]:

@@ -3,6 +3,7 @@
 All of it is decided by the values of the training file. What the values leave open is an error that names the option.
 """
 
+import ast
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ _LABEL_NAMES = ("labels", "score", "tags", "ner_tags", "pos_tags")
 _WORDS_NAMES = ("tokens", "words")
 # A character of a script that puts no spaces between its words.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-_LIST_ITEM = re.compile(r"""'(?P<one>[^'\\]*)'|"(?P<two>[^"\\]*)"|(?P<number>[+-]?\d+(?:\.\d*)?)""")
+_LIST_ITEM = re.compile(r"""(?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?P<number>[+-]?\d+(?:\.\d*)?)""", re.DOTALL)
 # Categories are short, and their values come again and again.
 _CATEGORY_WORDS = 4
 # Whole numbers of more values than this, most of which come once, may be amounts.
@@ -29,12 +30,16 @@ _MANY_LABELS = 20
 
 
 def with_lists(table: Table) -> Table:
-    """Returns a table whose columns of lists, as pandas and numpy print them into CSV and TSV, hold lists."""
+    """Returns a table whose columns of lists, as pandas and numpy print them into CSV and TSV, hold lists.
+
+    An empty cell among them is an empty list.
+    """
     columns = {}
     for name in table.columns:
         cells = [row.cells[name] for row in table.rows]
-        lists = [_printed_list(cell) for cell in cells if isinstance(cell, str)]
-        if len(lists) == len(cells) and all(one is not None for one in lists):
+        texts = [cell.strip() for cell in cells if isinstance(cell, str)]
+        lists = [_printed_list(text) if text else [] for text in texts]
+        if len(lists) == len(cells) and any(texts) and all(one is not None for one in lists):
             columns[name] = lists
     if not columns:
         return table
@@ -46,7 +51,6 @@ def with_lists(table: Table) -> Table:
 
 
 def _printed_list(text: str) -> list[str | int | float] | None:
-    text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
     inner = text[1:-1]
@@ -58,9 +62,44 @@ def _printed_list(text: str) -> list[str | int | float] | None:
         number = item["number"]
         if number is not None:
             items.append(float(number) if "." in number else int(number))
-        else:
-            items.append(item["one"] if item["one"] is not None else item["two"])
+            continue
+        printed = _printed_text(item["text"])
+        if printed is None:
+            return None
+        items.append(printed)
     return items
+
+
+def _printed_text(literal: str) -> str | None:
+    """Returns the text of a string of Python or JSON, `None` where it is none or holds half of a character."""
+    if "\\" not in literal:
+        return literal[1:-1]
+    try:
+        text = str(ast.literal_eval(literal))
+        # JSON escapes the two halves of a character one by one.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except (SyntaxError, ValueError):
+        return None
+
+
+def check_lists(table: Table, columns: Sequence[str]) -> None:
+    """Checks that of columns in which most cells are printed lists, all are.
+
+    Args:
+        table: what `with_lists` returned.
+        columns: those that are read.
+
+    Raises:
+        ValueError: a cell is not, which would be read as a text with brackets; with file and line.
+    """
+    for name in columns:
+        rows = [row for row in table.rows if isinstance(row.cells[name], str)]
+        odd = [row for row in rows if _printed_list(str(row.cells[name]).strip()) is None]
+        if odd and 2 * len(odd) <= len(rows):
+            raise ValueError(
+                f"{odd[0].where}: column {name!r} holds {odd[0].cells[name]!r:.60}, which is no list of texts or "
+                f"numbers as in other rows; mend it, or write the file as JSON lines"
+            )
 
 
 # ---- Columns ----

@@ -194,7 +194,8 @@ def _json_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
                 continue
             _check_no_gap(empty)
             try:
-                cells = json.loads(line)
+                # What pandas and json write for a cell without a value.
+                cells = json.loads(line, parse_constant=_constant)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: not JSON ({error.msg}); each line must be one object") from None
             except RecursionError:
@@ -209,6 +210,10 @@ def _json_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
                 raise ValueError(f"{where}: keys differ from those of line 1 in {', '.join(map(repr, odd))}")
             rows.append(Row(where, cells))
     return columns, rows
+
+
+def _constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)
 
 
 def lone_surrogate(text: str) -> int | None:
@@ -336,7 +341,7 @@ def label_names(table: Table, label_column: str, problem_type: str) -> tuple[str
             f"there is nothing to learn"
         )
     are_numbers = all(_INTEGER.fullmatch(name) for name in found)
-    return tuple(sorted(found, key=int if are_numbers else str))
+    return tuple(sorted(found, key=lambda name: (int(name) if are_numbers else 0, name)))
 
 
 def label_of(row: Row, label_column: str, problem_type: str, ids: Mapping[str, int]) -> int | float | list[int]:

@@ -32,7 +32,7 @@ HUB_GLUE = "nyu-mll/glue"
 # The label of a position that is neither trained nor scored.
 IGNORED = -100
 # Part of the key of what is cached: raise it when the same rows give other tokens.
-_TOKENIZED_VERSION = 2
+_TOKENIZED_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -305,9 +305,10 @@ def tokenize(
     """Returns the rows as the model reads them, unpadded: what the tokenizer gives, "labels" and "length" in tokens.
 
     Pairs are cut at the longer text first. Of token classification the first piece of a word bears its label, the
-    others -100; words beyond `max_length` are neither trained nor scored. Without labels the first piece of a word has
-    0, so that it is known where words begin. Multi-label rows hold a float for each label. The result is kept on disk,
-    by the content of the rows, the tokenizer and the task.
+    others -100; a word of which the tokenizer leaves nothing is read as the unknown token, so that it has a label too.
+    Words beyond `max_length` are neither trained nor scored. Without labels the first piece of a word has 0, so that
+    it is known where words begin. Multi-label rows hold a float for each label. The result is kept on disk, by the
+    content of the rows, the tokenizer and the task.
 
     Args:
         data: of `load_glue` or `load_files`.
@@ -440,10 +441,30 @@ def _encode_words(
     batch: Mapping[str, list[Any]], task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, list[Any]]:
     words = batch[task.text_columns[0]]
+    odd = _words_without_pieces(words, tokenizer)
+    if odd and tokenizer.unk_token is None:
+        raise ValueError(f"the tokenizer has no token for the word {min(odd)!r} and no unknown token; mend the word")
+    if odd:
+        words = [[tokenizer.unk_token if word in odd else word for word in row] for row in words]
     encoding = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
     tags = batch["label"] if "label" in batch else [[0] * len(row) for row in words]
     labels = [_first_piece_labels(encoding.word_ids(row), tags[row]) for row in range(len(words))]
     return {**_inputs(encoding, tokenizer), "labels": labels}
+
+
+def _words_without_pieces(words: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Returns the words of which a tokenizer leaves nothing, such as a lone zero-width space or variation selector.
+
+    Left out, they would have no tag, and those of the words behind them would stand one place too early.
+    """
+    whole = tokenizer(words, is_split_into_words=True, add_special_tokens=False, verbose=False)
+    return {
+        word
+        for number, row in enumerate(words)
+        if len(kept := set(whole.word_ids(number))) < len(row)
+        for place, word in enumerate(row)
+        if place not in kept
+    }
 
 
 def _inputs(encoding: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:

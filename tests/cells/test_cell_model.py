@@ -118,6 +118,17 @@ def test_costs_are_those_of_torch(child):
     assert count_cell_parameters(config, child) == sum(p.numel() for p in model.parameters())
 
 
+def test_sizes_are_those_that_the_benchmark_publishes():
+    """Of 16 channels and five cells: 1.531546M parameters and 220.11969M multiplications with convolutions alone."""
+    config = CellConfig(16, 5)
+    # The benchmark's children have weights in the batch norm of each convolution.
+    affine = 6 * 5 * 2 * (16 + 32 + 64)
+    assert count_cell_parameters(config, (CONV3,) * 6) + affine == 1_531_546
+    assert count_cell_flops(config, (CONV3,) * 6) / 2e6 == pytest.approx(220.11969, abs=1e-4)
+    assert count_cell_parameters(config, (SKIP,) * 6) == 73_306
+    assert count_cell_flops(config, (SKIP,) * 6) / 2e6 == pytest.approx(7.78304, abs=1e-4)
+
+
 def test_a_saved_super_net_loads(tmp_path):
     model, batch = toy_cells(2), toy_batch()
     model.save_pretrained(tmp_path)

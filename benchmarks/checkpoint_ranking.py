@@ -176,8 +176,9 @@ def table(truth: Mapping[Architecture, tuple[float, ...]], scores: Mapping[str, 
         regrets = [max(first.values()) - first[max(one, key=lambda child: one[child])] for one in own]
         less = "" if name == "SPOS" else str(compare_rankings(first, own, scores["SPOS"]))
         tau = method_tau(first, own)
+        low, high = tau.interval
         lines.append(
-            f"| {name} | {len(own)} | {tau.mean:.3f} ({tau.interval[0]:.3f} to {tau.interval[1]:.3f}) | {half.mean:.3f} "
+            f"| {name} | {len(own)} | {tau.mean:.3f} ({low:.3f} to {high:.3f}) | {half.mean:.3f} "
             f"| {less} | {sum(regrets) / len(regrets):.4f} |"
         )
     return [*lines, "", f"Truth: {len(first)} children; {truth_noise(truth)}."]

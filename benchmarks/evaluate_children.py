@@ -25,11 +25,12 @@ import torch
 import transformers
 from interleaved import ratios, seconds
 
-import training.supernet.evaluation
+import training.supernet.runners
 from modeling_magic import MagicConfig, MagicForMaskedLM
 from training import Evaluator, SearchSpace, load_preset
 from training.space.search_space import Architecture
-from training.supernet.evaluation import Batch, count_layer_evaluations, evaluate_child
+from training.supernet.evaluation import count_layer_evaluations, evaluate_child
+from training.supernet.runners import Batch
 
 
 OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")
@@ -181,7 +182,7 @@ def overhead(arguments: argparse.Namespace) -> list[str]:
     arithmetic = Stopwatch()
     for module in (model.magic.embeddings, *model.magic.encoder.layer):
         module.forward = arithmetic.around(module.forward)
-    judge = training.supernet.evaluation.MaskedLMJudge
+    judge = training.supernet.runners.MaskedLMJudge
     judge.sums = arithmetic.around(judge.sums)  # type: ignore[method-assign]
     with TemporaryDirectory() as folder:
         opening = seconds(lambda: Evaluator(model, batches, journal=Path(folder) / "opened.jsonl"))

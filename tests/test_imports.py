@@ -21,7 +21,7 @@ FLOORS = (
     {"distillation"},
     {"supernet", "finetuning"},
     {"search", "analysis", "retraining"},
-    {"compression"},
+    {"compression", "cells"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

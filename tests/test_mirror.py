@@ -18,6 +18,8 @@ ELSEWHERE = {
     "supernet/anchors": "supernet/test_trainer.py",
     "supernet/arguments": "supernet/test_trainer.py",
     "supernet/blocks": "supernet/test_blockwise.py",
+    "supernet/runners": "supernet/test_evaluation.py",
+    "supernet/search_trainer": "supernet/test_trainer.py",
     "supernet/setup": "supernet/test_trainer.py",
     "supernet/supernet_options": "supernet/test_trainer.py",
 }

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import typer.main
+from toy_cells import write_images, write_table
 from toy_cli import SHORT, write_compression
 from toy_finetune import WORDS, save_toy_model, toy_model, write_glue
 
@@ -38,8 +39,24 @@ OPERATORS = ("MHA4", "FFN", "CONV3")
 # What a toy costs in milliseconds is not in its layers.
 COMPRESS = ["compress", "{compression}/minilm", "--text", "{compression}/text", *SHORT, "--max-params", "0.9x,0.6x"]
 COMPRESS += ["--set", "max_latency=[]"]
+CELLS = [
+    "analyze",
+    "cells",
+    "--images",
+    "{images}",
+    "--table",
+    "{table}",
+    "--metric",
+    "accuracy",
+    "--num-children",
+    "9",
+]
+CELLS += [*STEPS[:4], *SMALL, "--seed", "0", "--set", "num_validation_images=4", "--set", "num_validation_sequences=4"]
+CELLS += ["--set", "num_curve_children=5", "--set", "num_repeats=1"]
+
 COMMANDS = {
     "blockwise-short": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
+    "cells-methods": CELLS,
     "compact-blockwise": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
     "compact-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "compact-retrain": [*RETRAIN, *TEACHER],
@@ -144,8 +161,10 @@ def places(tmp_path_factory):
     (folder / "truth.json").write_text(json.dumps(losses))
     (folder / "compression").mkdir()
     write_compression(folder / "compression")
-    names = {"truth": "truth.json", "toy": "toy.json", "squad": "squad.json"}
-    every = ("text", "toy", "encoder", "glue", "squad", "truth", "compression")
+    write_images(folder / "images", 12, 16)
+    write_table(folder / "cells.csv")
+    names = {"truth": "truth.json", "toy": "toy.json", "squad": "squad.json", "table": "cells.csv"}
+    every = ("text", "toy", "encoder", "glue", "squad", "truth", "compression", "images", "table")
     return {name: str(folder / names.get(name, name)) for name in every}
 
 

@@ -12,6 +12,7 @@ from training.analysis.settings import SweepSettings
 from training.analysis.sweep_run import run_sweep
 from training.analysis.truth import read_standalone
 from training.files import write_json
+from training.runs import sharing
 from training.runs.recipes import settings_from
 from training.supernet.evaluation import judging_batches
 from training.supernet.pretrain import pretrain
@@ -124,7 +125,7 @@ def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweep_run, "pretrain", record)
     monkeypatch.setattr(sweep_run, "judging_batches", beside_another)
-    monkeypatch.setattr(sweep_run.time, "sleep", end_the_other)
+    monkeypatch.setattr(sharing.time, "sleep", end_the_other)
     assert len(run_sweep(settings, tmp_path)["supernets"]) == 4
     assert trained[-1] == first.name
 

@@ -40,7 +40,7 @@ def test_a_row_tells_type_unit_default_bounds_and_flag():
 def test_words_that_begin_a_command_show_its_family():
     assert options_page("retrain").count("## magic-nas retrain") == 3
     assert options_page("retrain --objective rtd").count("## magic-nas retrain") == 1
-    assert options_page("analyze").count("## magic-nas analyze") == 4
+    assert options_page("analyze").count("## magic-nas analyze") == 5
     with pytest.raises(ValueError, match="`magic-nas describe` takes no recipe; choose one of: compress, pretrain, "):
         options_page("describe")
 

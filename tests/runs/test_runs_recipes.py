@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from training.analysis.settings import StandaloneSettings, SweepSettings
+from training.cells.cell_sweep import check_sweep
+from training.cells.settings import CellSweepSettings
 from training.compression.members import check_budgets
 from training.compression.settings import CompressSettings
 from training.finetuning.finetune_run import check_finetuning
@@ -46,6 +48,7 @@ RECIPES = {
     "mini-squad": SquadSettings,
     "paper-glue": FinetuneSettings,
     "paper-squad": SquadSettings,
+    "cells-methods": CellSweepSettings,
 }
 
 
@@ -56,7 +59,9 @@ def test_every_recipe_is_read_and_checked():
         settings = settings_from(kind, load_recipe(name))
         if kind is SweepSettings:
             settings = settings.pretrain
-        if kind is FinetuneSettings:
+        if kind is CellSweepSettings:
+            check_sweep(replace(settings, supernet=replace(settings.supernet, images="images"), table="table"))
+        elif kind is FinetuneSettings:
             check_finetuning(replace(settings, model="encoder"))
         elif kind is CompressSettings:
             # A recipe may leave the budget to its user.

@@ -37,6 +37,7 @@ from training.supernet.evaluation import (
     validation_batches,
 )
 from training.supernet.journal import Journal, RankedChild
+from training.supernet.runners import ChainRunner
 
 
 MIXED = ("MHA4", "CONV3", "FFN", "CONV5")
@@ -187,7 +188,7 @@ def test_shared_bottoms_are_right_in_any_order_with_any_depths_kept(runs):
     # Children that others evaluate are left out of the order that the depths were chosen for.
     supernet, batches = SUPERNETS["plain"], make_batches((2, 1))
     with torch.no_grad():
-        bottoms = SharedBottoms(supernet, batches, max_kept_bytes=2**20)
+        bottoms = SharedBottoms(ChainRunner(supernet), batches, max_kept_bytes=2**20)
         for child, depths in runs:
             sums, num_layers = bottoms.run(child, depths)
             assert 0 <= num_layers <= 4
@@ -454,7 +455,7 @@ def test_half_precision_is_that_of_the_accelerator(supernet, batches):
 def evaluate_and_die(path: Path, children, moment: str, num_children: int) -> None:
     """Killed at the beginning of a child, in the middle of it, or in the middle of its line in the journal."""
     supernet, batches = make_supernet(), make_batches()
-    moments = {"between": (SharedBottoms, "run"), "inside": (SharedBottoms, "_score"), "line": (Journal, "append")}
+    moments = {"between": (SharedBottoms, "run"), "inside": (ChainRunner, "sums"), "line": (Journal, "append")}
     owner, name = moments[moment]
     original = getattr(owner, name)
     num_calls = itertools.count()

@@ -9,8 +9,13 @@ from torch import nn
 from toy import PLAIN, RESUMABLE, toy_config, toy_trainer
 from transformers import TrainerCallback
 
+from modeling_magic.configuration_magic import parse_operator
 from training.supernet.gradient_watch import KEPT_DTYPE, GradientWatch
 from training.supernet.trainer import MagicTrainer
+
+
+def kind_of(operator: str) -> str:
+    return parse_operator(operator).kind
 
 
 class Operator(nn.Module):
@@ -29,7 +34,7 @@ def step(watch: GradientWatch, number: int, chain: dict[str, tuple[float, ...]])
 
 
 def test_cosines_by_hand():
-    watch = GradientWatch(1)
+    watch = GradientWatch(1, kind_of)
     step(watch, 1, {"FFN": (1.0, 0.0), "MHA4": (1.0, 1.0), "CONV3": (3.0, 4.0)})
     assert watch.scalars() == {}
     # The scale of a step's gradients plays no part.
@@ -47,7 +52,7 @@ def test_cosines_by_hand():
 
 
 def test_the_same_operator_in_another_layer_is_not_shared():
-    watch = GradientWatch(1)
+    watch = GradientWatch(1, kind_of)
     step(watch, 1, {"FFN": (1.0,), "MHA4": (1.0,)})
     assert watch.scalars() == {}
     step(watch, 2, {"MHA4": (1.0,), "FFN": (1.0,)})
@@ -60,7 +65,7 @@ def test_the_same_operator_in_another_layer_is_not_shared():
 
 @pytest.mark.parametrize("bad", [0.0, math.inf, math.nan])
 def test_a_gradient_without_direction_is_counted_and_left_out(bad):
-    watch = GradientWatch(1)
+    watch = GradientWatch(1, kind_of)
     step(watch, 1, {"FFN": (1.0, 0.0), "MHA4": (bad, 0.0)})
     step(watch, 2, {"FFN": (-1.0, 0.0), "MHA4": (1.0, 0.0)})
     figures = watch.scalars()
@@ -80,7 +85,7 @@ def test_only_the_step_before_one_that_is_due_keeps_gradients():
     assert kept == [0, 0, 8, 0, 0, 0, 8, 0, 0]
     assert len(watch._waiting) == 2
     # What the next child does not share is freed before it runs.
-    watch = GradientWatch(1)
+    watch = GradientWatch(1, kind_of)
     step(watch, 1, chain)
     assert watch.kept_bytes == 8
     watch.begin_step(("FFN", "CONV3"))
@@ -89,7 +94,7 @@ def test_only_the_step_before_one_that_is_due_keeps_gradients():
 
 def test_a_run_that_goes_on_elsewhere_compares_nothing_at_first():
     # As when one trainer is resumed from an earlier checkpoint.
-    watch, chain = GradientWatch(1), {"FFN": (1.0,)}
+    watch, chain = GradientWatch(1, kind_of), {"FFN": (1.0,)}
     for number in (1, 2, 7, 8):
         step(watch, number, chain)
     assert len(watch._waiting) == 2

@@ -890,7 +890,7 @@ def test_starved_operators_are_looked_for_in_training(tmp_path, monkeypatch, cap
             child = super().next()
             return (*child[:2], "CONV3" if child[2] == "FFN" else child[2], child[3])
 
-    monkeypatch.setattr("training.supernet.trainer.LOOK_EVERY", 60)
+    monkeypatch.setattr("training.supernet.search_trainer.LOOK_EVERY", 60)
     monkeypatch.setattr(
         "training.supernet.trainer.search_sampler", lambda space, config, args: WithoutOne(space, args.seed)
     )
@@ -999,3 +999,63 @@ def test_a_vocabulary_with_gaps_has_a_row_for_its_largest_id():
     tokenizer = BertTokenizer(vocab={**{word: index for index, word in enumerate(words)}, "fox": 40})
     data = PreparedData(tokenizer, [], [], {"block_size": 8})
     assert fit_to_text(toy_config(), data).vocab_size == 41
+
+
+def drawn_children(trainer) -> list:
+    children = []
+
+    class Recorder(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            children.append(trainer.architecture)
+
+    trainer.add_callback(Recorder())
+    return children
+
+
+def test_k_falls_from_all_layers_to_its_end(tmp_path):
+    trainer = toy_trainer(tmp_path, alignment="none", max_steps=25, num_substitutions_from=4, num_substitutions=1)
+    children = drawn_children(trainer)
+    trainer.train()
+    distances = [sum(a != b for a, b in zip(*pair, strict=True)) for pair in pairwise(children)]
+    assert distances == [round(4 - 3 * step / 24) for step in range(1, 25)]
+
+
+def test_k_falls_alike_after_a_stop(tmp_path):
+    given = {"max_steps": 24, "num_substitutions_from": 4, "save_strategy": "steps", "save_steps": 10}
+    whole = toy_trainer(tmp_path, **given)
+    children = drawn_children(whole)
+    whole.train()
+    again = toy_trainer(tmp_path, **given)
+    rest = drawn_children(again)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert rest == children[10:]
+
+
+def test_lambda_goes_linearly_to_its_end(tmp_path):
+    trainer = toy_trainer(tmp_path, toy_config(0.0), alignment_weight=0.8, alignment_weight_end=0.2, max_steps=13)
+    weights = []
+    for step in (0, 6, 12):
+        trainer.state.max_steps, trainer.state.global_step = 13, step
+        weights.append(trainer.alignment_weight())
+    assert weights == pytest.approx([0.8, 0.5, 0.2])
+    # The gradient of a step in the middle is that of lambda there.
+    gradients = {}
+    for weight, given in (("falling", {"alignment_weight_end": 0.2}), ("fixed", {"alignment_weight": 0.5})):
+        other = toy_trainer(tmp_path, toy_config(0.0), **{"alignment_weight": 0.8, "max_steps": 13, **given})
+        other.state.max_steps, other.state.global_step = 13, 6
+        gradients[weight] = one_step(other, [collate(toy_data(8))], FIRST, SECOND)
+    for name, gradient in gradients["fixed"].items():
+        torch.testing.assert_close(gradient, gradients["falling"][name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_substitutions_from": 5}, "num_substitutions_from is 5; choose 1 to 4, the number of layers"),
+        ({"num_substitutions_from": 2, "sampler": "fair"}, "the sampler 'fair' changes no fixed number of operators"),
+        ({"alignment_weight_end": 0.1, "alignment": "none"}, "alignment_weight_end is 0.1, but nothing is aligned"),
+    ],
+)
+def test_schedules_of_what_is_not_there_are_refused(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        toy_trainer(tmp_path, **arguments)

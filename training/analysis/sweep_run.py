@@ -1,14 +1,11 @@
 """The run of a sweep: super-nets trained over the values of an argument, held against the truth (Fig. 4a, 4b)."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from modeling_magic import MagicConfig
 
@@ -16,8 +13,9 @@ from ..data.fitting import num_rows
 from ..data.text import PreparedData, load_data
 from ..drawing import write_figure
 from ..hub.presets import load_preset
-from ..runs.folders import RUN_NAME, Run, bars_off, check_one_process, finished_result, open_run
+from ..runs.folders import bars_off, check_one_process, finished_result
 from ..runs.recipes import settings_from
+from ..runs.sharing import open_in_turn, share_work
 from ..runs.training import pretraining_arguments
 from ..space.search_space import SearchSpace
 from ..supernet.arguments import MagicTrainingArguments
@@ -48,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 
 SUPERNETS_FOLDER = "supernets"
-# Between two looks at the super-nets that other processes are training.
-_POLL_SECONDS = 1.0
 
 
 def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
@@ -121,7 +117,7 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
     if note:
         logger.warning(note)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with _open_in_turn(settings, output_dir) as run:
+    with open_in_turn(settings, output_dir) as run:
         if run.result is not None:
             return run.result
         (output_dir / SUPERNETS_FOLDER).mkdir(exist_ok=True)
@@ -133,7 +129,7 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
     )
     supernets, scores = _trained_and_scored(settings, plan, truth, batches, output_dir)
     # Before its first super-net had a checkpoint, another sweep may have taken the folder.
-    with _open_in_turn(settings, output_dir) as run:
+    with open_in_turn(settings, output_dir) as run:
         if run.result is not None:
             return run.result
         result = with_note(judge(settings, supernets, truth, scores, output_dir), note)
@@ -144,14 +140,6 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
         write_rows(output_dir / "compute.csv", result["compute"])
         _write_curve(settings, result, output_dir)
         return run.finish(result)
-
-
-@contextmanager
-def _open_in_turn(settings: SweepSettings, output_dir: Path) -> Iterator[Run]:
-    """As `open_run`, for processes that share a folder: they wait for each other."""
-    # Its name is one that a folder without a run may hold.
-    with FileLock(output_dir / f"{RUN_NAME}.lock"), open_run(output_dir, settings) as run:
-        yield run
 
 
 def _with_vocabulary(config: MagicConfig, data: PreparedData) -> MagicConfig:
@@ -167,24 +155,19 @@ def _trained_and_scored(
     output_dir: Path,
 ) -> tuple[list[Supernet], list[Scores]]:
     """Trains and scores every super-net that no other process is at, and waits for those of the others."""
-    jobs = [(name, change, seed) for seed in settings.seeds for name, change in plan.items()]
-    done: dict[tuple[str, int], tuple[Supernet, Scores]] = {}
-    while len(done) < len(jobs):
-        num_done = len(done)
-        for name, change, seed in jobs:
-            if (name, seed) in done:
-                continue
-            run = output_dir / SUPERNETS_FOLDER / f"{file_name(name)}-{seed}"
-            try:
-                with FileLock(f"{run}.lock", timeout=0):
-                    result = pretrain(_supernet_settings(settings, change, seed), run)
-                    supernet = Supernet(run, run.name, name, seed, result["steps"])
-                    done[name, seed] = supernet, shared_scores(supernet, truth, batches, output_dir)
-            except Timeout:
-                continue
-        if len(done) == num_done:
-            time.sleep(_POLL_SECONDS)
-    supernets, scores = zip(*(done[name, seed] for name, _, seed in jobs), strict=True)
+
+    def train(name: str, change: Mapping[str, Any], seed: int, folder: Path) -> tuple[Supernet, Scores]:
+        result = pretrain(_supernet_settings(settings, change, seed), folder)
+        supernet = Supernet(folder, folder.name, name, seed, result["steps"])
+        return supernet, shared_scores(supernet, truth, batches, output_dir)
+
+    folders = output_dir / SUPERNETS_FOLDER
+    pieces = {
+        (folder := folders / f"{file_name(name)}-{seed}"): partial(train, name, change, seed, folder)
+        for seed in settings.seeds
+        for name, change in plan.items()
+    }
+    supernets, scores = zip(*share_work(pieces), strict=True)
     return list(supernets), list(scores)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..analysis.settings import MIN_CHILDREN, InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
+from ..cells.settings import CellSweepSettings
 from ..options import read_value
 from .options import Given, OutputDir, start, takes
 
@@ -138,6 +139,18 @@ def sweep(
     from ..analysis.sweep_run import run_sweep
 
     print(f"\n{run_sweep(given.settings(), output_dir)['table']}")
+
+
+@app.command()
+@takes(CellSweepSettings)
+def cells(
+    output_dir: OutputDir,
+    given: Given,
+) -> None:
+    """Compare ways to train a super-net where the truth is published: the cells of NAS-Bench-201 (D)."""
+    from ..cells.cell_sweep import run_cells
+
+    print(f"\n{run_cells(given.settings(), output_dir)['table']}\n\nfigure and tables: {output_dir}")
 
 
 @app.command("compression-table")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..analysis.settings import InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
+from ..cells.settings import CellSweepSettings
 from ..compression.settings import CompressSettings
 from ..data.settings import DataSettings
 from ..finetuning.settings import FinetuneSettings, SquadSettings
@@ -42,6 +43,7 @@ ALL_SETTINGS: tuple[type[Settings], ...] = (
     StandaloneSettings,
     RankingSettings,
     SweepSettings,
+    CellSweepSettings,
     LatencySettings,
 )
 _HEAD = """\

@@ -95,7 +95,7 @@ class Objective(ABC):
         """Returns the loss of each item against its label, (items,), 0 where it has none; see `sentences.collate`."""
         raise NotImplementedError(f"{type(self).__name__} takes no labels")
 
-    # ---- As a judge of children (`supernet.evaluation.Judge`) ----
+    # ---- As a judge of children (`supernet.runners.Judge`) ----
 
     def num_items(self, batch: Batch) -> int:
         """Returns how many items a batch has."""

@@ -246,9 +246,9 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
         every = self.args.alignment_every_n_layers
         return list(range(every, self.full_space.num_layers + 1, every))
 
-    def _num_shared_layers(self) -> int:
-        # The teacher's weights are not the super-net's.
-        return super()._num_shared_layers() if self._anchor_teacher is None else 0
+    def num_shared_states(self) -> int:
+        """Returns 0 where the teacher is the anchor, whose weights are not the super-net's."""
+        return super().num_shared_states() if self._anchor_teacher is None else 0
 
     def alignment_targets(
         self, inputs: dict[str, Any], aligned: list[int], shared: int, bottom: Tensor | None

@@ -82,7 +82,22 @@ class GradualSampler(UniformSampler):
                 f"num_substitutions is {num_substitutions}; choose 1 to {space.num_layers}, the number of layers"
             )
         self.num_substitutions = num_substitutions
+        self._num_changes = num_substitutions
         self._child: Architecture | None = None
+
+    def change(self, num_layers: int) -> None:
+        """Lets the children to come differ in another number of layers than k, for a k that falls over a training.
+
+        It is no part of the state: whoever schedules it knows the step.
+
+        Raises:
+            ValueError: there are not so many layers.
+        """
+        if not 1 <= num_layers <= self.space.num_layers:
+            raise ValueError(
+                f"num_substitutions_from is {num_layers}; choose 1 to {self.space.num_layers}, the number of layers"
+            )
+        self._num_changes = num_layers
 
     def next(self) -> Architecture:
         """The child of the next training step."""
@@ -92,7 +107,7 @@ class GradualSampler(UniformSampler):
     def _substitute(self, child: Architecture) -> Architecture:
         free_layers = [layer for layer, candidates in enumerate(self.space.candidates) if len(candidates) > 1]
         operators = list(child)
-        for layer in self._rng.sample(free_layers, min(self.num_substitutions, len(free_layers))):
+        for layer in self._rng.sample(free_layers, min(self._num_changes, len(free_layers))):
             others = [name for name in self.space.candidates[layer] if name != child[layer]]
             operators[layer] = self._rng.choice(others)
         return tuple(operators)

@@ -28,6 +28,16 @@ class MagicTrainingArguments(SupernetOptions, TrainingArguments):
                 f"alignment_batch_fraction {self.alignment_batch_fraction} of a batch of "
                 f"{self.per_device_train_batch_size} is less than a sequence; take a larger fraction or batch"
             )
+        if self.num_substitutions_from is not None and self.sampler != "gradual":
+            raise ValueError(
+                f"num_substitutions_from is {self.num_substitutions_from}, but the sampler {self.sampler!r} changes "
+                f"no fixed number of operators; take sampler='gradual', or leave it out"
+            )
+        if self.alignment_weight_end is not None and self.alignment == "none":
+            raise ValueError(
+                f"alignment_weight_end is {self.alignment_weight_end}, but nothing is aligned; leave it out, or set "
+                f"alignment"
+            )
         if self.latency_table is not None and self.max_latency_ms is None and self.min_latency_ms is None:
             raise ValueError(
                 f"latency_table is {self.latency_table} but no latency is limited; give max_latency_ms, or leave the "

@@ -8,29 +8,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 from tqdm.auto import tqdm
 
-from modeling_magic import MagicModel
-from modeling_magic.modeling_magic import MagicPreTrainedModel, Packing
+from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..data.text import MaskingCollator, PreparedData
 from ..internals import num_writes
 from ..space.search_space import Architecture
 from .journal import Journal, RankedChild
+from .runners import Batch, ChainRunner, ChildRunner, Judge
 
 
-Batch = dict[str, Tensor]
 T = TypeVar("T")
 
-# What of a batch the embeddings read.
-_EMBEDDED = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
 # Between two looks at the children that other processes are evaluating.
 _POLL_SECONDS = 0.05
 
@@ -68,44 +64,6 @@ def judging_batches(data: PreparedData, mlm_probability: float, batch_size: int,
     return validation_batches(data.validation, collator, batch_size, num_sequences)
 
 
-# ---- What children are judged by ----
-
-
-class Judge(Protocol):
-    """What is measured of a child on a validation batch: a loss, to be low, and a second score, to be high."""
-
-    def num_items(self, batch: Batch) -> int:
-        """Returns how many items (masked tokens, sentences) a batch has, which both sums are means over."""
-
-    def prepare(self, batch: Batch) -> Any:
-        """Returns what the batch is judged by, on its device: found once and the same for all children."""
-
-    def sums(self, model: Any, states: Tensor, prepared: Any) -> Tensor:
-        """Returns the summed loss and the summed second score, (2,), from H_N, (batch, seq_len, hidden)."""
-
-
-class MaskedLMJudge:
-    """Cross-entropy and accuracy at the masked positions (5.1), by the model's own masked-LM head."""
-
-    def num_items(self, batch: Batch) -> int:
-        """Returns the number of masked tokens."""
-        return int((batch["labels"] != -100).sum())
-
-    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the places of the masked tokens in the flat batch, and the tokens themselves."""
-        labels = batch["labels"].flatten()
-        # Found once, since looking for them waits for the device.
-        positions = (labels != -100).nonzero().squeeze(1)
-        return positions, labels[positions]
-
-    def sums(self, model: Any, states: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        """Returns the summed cross-entropy and the number of right predictions."""
-        positions, labels = prepared
-        logits = model.lm_head(states.flatten(0, 1)[positions]).float()
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        return torch.stack([loss, (logits.argmax(dim=-1) == labels).sum().float()])
-
-
 @contextmanager
 def _validating(model: MagicPreTrainedModel, accelerator: Accelerator | None) -> Iterator[None]:
     """No gradients and no dropout; the model is left in the mode it was in."""
@@ -119,14 +77,10 @@ def _validating(model: MagicPreTrainedModel, accelerator: Accelerator | None) ->
         model.train(was_training)
 
 
-def _count_items(batches: Sequence[Batch], judge: Judge) -> int:
-    if not (number := sum(map(judge.num_items, batches))):
+def _count_items(batches: Sequence[Batch], runner: ChildRunner) -> int:
+    if not (number := sum(map(runner.num_items, batches))):
         raise ValueError("no token of the validation batches is to be predicted; give more text or mask more tokens")
     return number
-
-
-def _encoder_of(model: MagicPreTrainedModel) -> MagicModel:
-    return cast(MagicModel, model.base_model)
 
 
 def evaluate_child(
@@ -135,6 +89,7 @@ def evaluate_child(
     architecture: Sequence[str] | None = None,
     accelerator: Accelerator | None = None,
     judge: Judge | None = None,
+    runner: ChildRunner | None = None,
 ) -> tuple[float, float]:
     """Returns validation loss and accuracy of one child, each a mean over the masked tokens of all batches.
 
@@ -147,30 +102,22 @@ def evaluate_child(
         accelerator: spreads the batches over its processes; every process returns the same numbers.
         judge: what is measured in place of the masked-LM loss and its accuracy; it says what a batch holds beside
             what the embeddings read, and what the means are over.
+        runner: of models that are no chains, in place of a `ChainRunner` with the judge.
 
     Raises:
         ValueError: there is nothing to predict.
     """
-    judge = judge or MaskedLMJudge()
-    number = _count_items(batches, judge)
+    runner = runner or ChainRunner(model, judge)
+    number = _count_items(batches, runner)
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     sums = torch.zeros(2, dtype=torch.float64)
     with _validating(model, accelerator):
         for batch in batches[rank::world_size]:
-            sums += _sums_of_batch(model, batch, architecture, judge).cpu().double()
+            sums += runner.sums_of_batch(batch, architecture).cpu().double()
     if accelerator is not None and world_size > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
     loss, score = sums.tolist()
     return loss / number, score / number
-
-
-def _sums_of_batch(
-    model: MagicPreTrainedModel, batch: Batch, architecture: Sequence[str] | None, judge: Judge
-) -> Tensor:
-    batch = send_to_device(batch, model.device)
-    inputs = {name: batch[name] for name in _EMBEDDED if name in batch}
-    outputs = _encoder_of(model)(**inputs, attention_mask=batch.get("attention_mask"), architecture=architecture)
-    return judge.sums(model, outputs.last_hidden_state, judge.prepare(batch))
 
 
 def rank_children(
@@ -180,9 +127,10 @@ def rank_children(
     accelerator: Accelerator | None = None,
     progress: bool = False,
     judge: Judge | None = None,
+    runner: ChildRunner | None = None,
 ) -> list[RankedChild]:
     """Returns the distinct children among `architectures`, each evaluated once, the lowest validation loss first."""
-    ranked = Evaluator(model, batches, accelerator, progress=progress, judge=judge)(architectures)
+    ranked = Evaluator(model, batches, accelerator, progress=progress, judge=judge, runner=runner)(architectures)
     return sorted(ranked, key=lambda child: (math.isnan(child.val_loss), child.val_loss, child.architecture))
 
 
@@ -217,26 +165,6 @@ def _branch_depths(order: Sequence[Architecture]) -> list[tuple[int, ...]]:
     return depths
 
 
-class _Inputs(NamedTuple):
-    """A validation batch as the layers and the judge take it, the same for all children."""
-
-    embedded: tuple[Tensor | None, ...]
-    masks: tuple[Tensor | BlockMask | None, Tensor | None]
-    packing: Packing | None
-    prepared: Any
-
-    @classmethod
-    def of(cls, model: MagicPreTrainedModel, batch: Batch, judge: Judge) -> Self:
-        batch = send_to_device(batch, model.device)
-        embedded, mask = tuple(batch.get(name) for name in _EMBEDDED), batch.get("attention_mask")
-        packing = None
-        if mask is not None and mask.dim() == 2 and model.config.unpad_inputs:
-            packing = Packing.of(mask)
-        encoder = _encoder_of(model)
-        masks = (None, None) if packing else encoder.attention_masks(encoder.embeddings(*embedded), mask)
-        return cls(embedded, masks, packing, judge.prepare(batch))
-
-
 class SharedBottoms:
     """Runs children in turn over all validation batches, each from the deepest states it shares with those before.
 
@@ -244,22 +172,17 @@ class SharedBottoms:
     number of children.
     """
 
-    def __init__(
-        self, model: MagicPreTrainedModel, batches: Sequence[Batch], max_kept_bytes: int, judge: Judge | None = None
-    ):
+    def __init__(self, runner: ChildRunner, batches: Sequence[Batch], max_kept_bytes: int):
         """Prepares the batches; to be made and used without gradients, with the model in evaluation mode."""
-        self._model, self._encoder, self._judge = model, _encoder_of(model), judge or MaskedLMJudge()
-        self._inputs = [_Inputs.of(model, batch, self._judge) for batch in batches]
-        # Autocast leaves states in single precision, or in half.
-        token_bytes = model.config.hidden_size * max(model.dtype.itemsize, torch.float32.itemsize)
-        num_tokens = sum(_first_embedded(batch).shape[:2].numel() for batch in batches)
-        self._max_depths = max_kept_bytes // (token_bytes * num_tokens)
+        self._runner = runner
+        self._prepared = [runner.prepare(batch) for batch in batches]
+        self._max_depths = max_kept_bytes // runner.state_bytes(batches)
         self.forget()
 
     def forget(self) -> None:
         """Frees the states that are kept."""
         self._last: Architecture = ()
-        self._kept: dict[int, list[Tensor]] = {}
+        self._kept: dict[int, list[Any]] = {}
 
     def run(self, child: Architecture, branch_depths: Sequence[int]) -> tuple[list[list[float]], int]:
         """Returns for each batch the summed loss and second score, and how many layers were run.
@@ -274,32 +197,18 @@ class SharedBottoms:
         bottoms = list(reversed(self._kept.get(start, [])))
         kept = {depth: states for depth, states in self._kept.items() if depth <= start and depth in wanted}
         self.forget()
-        new: dict[int, list[Tensor]] = {depth: [] for depth in wanted if depth >= start and depth not in kept}
+        new: dict[int, list[Any]] = {depth: [] for depth in wanted if depth >= start and depth not in kept}
         sums = []
-        for inputs in self._inputs:
+        for prepared in self._prepared:
             # States that no later child needs are free from here on, as those of other depths take their place.
-            states = bottoms.pop() if bottoms else self._embed(inputs)
+            states = bottoms.pop() if bottoms else self._runner.embed(prepared)
             for depth, operator in enumerate(child[start:], start):
                 if depth in new:
                     new[depth].append(states)
-                layer = self._encoder.encoder.layer[depth]
-                states = layer(states, *inputs.masks, operator=operator, packing=inputs.packing)
-            sums.append(self._score(inputs, states))
+                states = self._runner.run_layer(prepared, states, depth, operator)
+            sums.append(self._runner.sums(prepared, states, child))
         self._last, self._kept = child, kept | new
         return torch.stack(sums).tolist(), len(child) - start
-
-    def _embed(self, inputs: _Inputs) -> Tensor:
-        states = self._encoder.embeddings(*inputs.embedded)
-        return states if inputs.packing is None else inputs.packing.pack(states)
-
-    def _score(self, inputs: _Inputs, states: Tensor) -> Tensor:
-        if inputs.packing is not None:
-            states = inputs.packing.unpack(states)
-        return self._judge.sums(self._model, states, inputs.prepared)
-
-
-def _first_embedded(batch: Batch) -> Tensor:
-    return next(batch[name] for name in ("input_ids", "inputs_embeds") if name in batch)
 
 
 # ---- Many children ----
@@ -383,6 +292,7 @@ class Evaluator:
         progress: bool = False,
         max_kept_bytes: int = 2 * 2**30,
         judge: Judge | None = None,
+        runner: ChildRunner | None = None,
     ):
         """Takes the weights that the model has now; make another evaluator when they have changed.
 
@@ -395,12 +305,13 @@ class Evaluator:
             max_kept_bytes: of hidden states that later children start from; with less, some layers are run again.
             judge: as for `evaluate_child`. What it depends on beside weights and batches is no part of the journal's
                 key.
+            runner: as for `evaluate_child`.
 
         Raises:
             ValueError: there is nothing to predict, or the journal is damaged or of other weights or data.
         """
-        judge = judge or MaskedLMJudge()
-        self._num_items = _count_items(batches, judge)
+        runner = runner or ChainRunner(model, judge)
+        self._num_items = _count_items(batches, runner)
         self._model, self._accelerator = model, accelerator
         self._rank = accelerator.process_index if accelerator else 0
         self._world_size = accelerator.num_processes if accelerator else 1
@@ -410,7 +321,7 @@ class Evaluator:
         if journal is not None and not self._rank:
             self._journal = _open_journal(journal, journal_key(model, batches, accelerator))
         with _validating(model, accelerator):
-            self._bottoms = SharedBottoms(model, batches, max_kept_bytes, judge)
+            self._bottoms = SharedBottoms(runner, batches, max_kept_bytes)
         self._weights = _weights_version(model)
         self._known: dict[Architecture, RankedChild] = {}
         self._best = math.inf

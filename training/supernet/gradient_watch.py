@@ -6,12 +6,10 @@ one batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-
-from modeling_magic.configuration_magic import parse_operator
 
 from ..space.search_space import Architecture
 
@@ -34,15 +32,16 @@ class GradientWatch:
 
     Args:
         every_n_steps: n; 0 switches it off, 1 compares every step with the one before.
+        kind_of: the name that cosines of an operator are logged under, of its own by default.
 
     Raises:
         ValueError: n is negative.
     """
 
-    def __init__(self, every_n_steps: int):
+    def __init__(self, every_n_steps: int, kind_of: Callable[[str], str] = str):
         if every_n_steps < 0:
             raise ValueError(f"interference_every_n_steps is {every_n_steps}; it must be at least 1, or 0 for none")
-        self._every = every_n_steps
+        self._every, self._kind_of = every_n_steps, kind_of
         self._kept_step = 0
         self._kept: dict[tuple[int, str], list[Tensor]] = {}
         # Comparisons since the last log; and of those that found one the kind of each shared operator and their
@@ -93,7 +92,7 @@ class GradientWatch:
             # Frozen weights have no gradient; what was frozen or thawed between the steps has nothing in common.
             if not before or len(before) != len(now):
                 continue
-            kinds.append(parse_operator(operator).kind)
+            kinds.append(self._kind_of(operator))
             figures.append(_dot_and_norms(before, now))
         if kinds:
             self._waiting.append((kinds, torch.stack(figures)))

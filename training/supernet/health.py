@@ -7,15 +7,13 @@ operators that were starved, and is part of every checkpoint.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from scipy.special import pdtr
 from torch import Tensor, nn
-
-from modeling_magic.configuration_magic import SKIP, parse_operator
 
 from ..internals import l2_norms
 from ..space.search_space import Architecture, SearchSpace
@@ -131,21 +129,27 @@ class _Waiting:
 
     step: int
     architecture: Architecture
-    sizes: list[int]
+    # How many gradients the operator of each layer has; `None` where it has no weights.
+    sizes: list[int | None]
     norms: Tensor
     max_grad_norm: float
 
-    def by_operator(self, values: Sequence[float]) -> list[float]:
-        """Returns the norm of each layer's operator before clipping; `values` are `norms` on the host."""
+    def by_operator(self, values: Sequence[float]) -> list[float | None]:
+        """Returns the norm of each layer's operator before clipping, `None` where it has no weights.
+
+        Args:
+            values: `norms` on the host.
+        """
         total = values[-1]
         if not math.isfinite(total):
-            return [math.nan] * len(self.sizes)
+            return [None if size is None else math.nan for size in self.sizes]
         # As torch.nn.utils.clip_grad_norm_ scales, read backwards.
         scale = max(1.0, (total + 1e-6) / self.max_grad_norm) if self.max_grad_norm > 0 else 1.0
-        norms, start = [], 0
+        norms: list[float | None] = []
+        start = 0
         for size in self.sizes:
-            norms.append(scale * math.hypot(*values[start : start + size]))
-            start += size
+            norms.append(None if size is None else scale * math.hypot(*values[start : start + size]))
+            start += size or 0
         return norms
 
 
@@ -173,9 +177,12 @@ class SupernetHealth:
     Args:
         space: the whole space of the super-net.
         probe_children: the children to follow, drawn from the whole space.
+        kind_of: the name that the gradient norms of an operator are logged under, of its own by default.
     """
 
-    def __init__(self, space: SearchSpace, probe_children: Sequence[Architecture] = ()):
+    def __init__(
+        self, space: SearchSpace, probe_children: Sequence[Architecture] = (), kind_of: Callable[[str], str] = str
+    ):
         self.visits = [dict.fromkeys(layer, 0) for layer in space.candidates]
         self.fair_visits = [dict.fromkeys(layer, 0.0) for layer in space.candidates]
         self.changes = [0] * space.num_layers
@@ -183,6 +190,7 @@ class SupernetHealth:
         self.gradient_norms = [{operator: GradientNorm() for operator in layer} for layer in space.candidates]
         self.probes = [Probe(child) for child in dict.fromkeys(probe_children)]
         self.warnings: list[dict[str, Any]] = []
+        self._kind_of = kind_of
         self._waiting: list[_Waiting] = []
         # By kind of operator, the norms since the last log: their sum and number.
         self._logged_norms: dict[str, tuple[float, int]] = {}
@@ -232,7 +240,8 @@ class SupernetHealth:
         gradients = [[weight.grad for weight in layer if weight.grad is not None] for layer in parameters]
         flat = [gradient for layer in gradients for gradient in layer]
         norms = torch.stack([*l2_norms(flat), total_norm.float()])
-        self._waiting.append(_Waiting(step, architecture, [len(layer) for layer in gradients], norms, max_grad_norm))
+        sizes = [len(own) if layer else None for layer, own in zip(parameters, gradients, strict=True)]
+        self._waiting.append(_Waiting(step, architecture, sizes, norms, max_grad_norm))
 
     def _settle(self) -> None:
         """Brings the waiting norms to the host, all in one transfer, and counts them."""
@@ -248,15 +257,14 @@ class SupernetHealth:
         self._waiting = []
         self._log_warnings(self.warnings[num_known:])
 
-    def _count_norms(self, step: int, architecture: Architecture, norms: Sequence[float]) -> None:
+    def _count_norms(self, step: int, architecture: Architecture, norms: Sequence[float | None]) -> None:
         for layer, (operator, norm) in enumerate(zip(architecture, norms, strict=True)):
-            if operator == SKIP:
-                # It has no weights, and so no gradient.
+            if norm is None:
                 continue
             own = self.gradient_norms[layer][operator]
             own.add(norm)
             if math.isfinite(norm):
-                kind = parse_operator(operator).kind
+                kind = self._kind_of(operator)
                 total, number = self._logged_norms.get(kind, (0.0, 0))
                 self._logged_norms[kind] = (total + norm, number + 1)
             if (complaint := own.complaint()) is not None:
@@ -355,14 +363,17 @@ class SupernetHealth:
         }
 
     @classmethod
-    def from_json(cls, space: SearchSpace, record: dict[str, Any]) -> "SupernetHealth":
+    def from_json(
+        cls, space: SearchSpace, record: dict[str, Any], kind_of: Callable[[str], str] = str
+    ) -> "SupernetHealth":
         """Returns the health that `to_json` wrote.
 
         Args:
             space: the whole space of the super-net.
             record: as `to_json` returned it.
+            kind_of: see `SupernetHealth`.
         """
-        health = cls(space)
+        health = cls(space, kind_of=kind_of)
         health.visits = [dict(layer) for layer in record["visits"]]
         health.fair_visits = [dict(layer) for layer in record["fair_visits"]]
         health.changes = list(record["changes"])

@@ -26,6 +26,12 @@ class SupernetOptions(BudgetSettings):
         help="How children are drawn: gradual (MAGIC-T), uniform (SPOS), fair (FairNAS) or sandwich.",
     )
     num_substitutions: int = option(1, help="Operators that the gradual sampler changes at each step, k of section 4.")
+    num_substitutions_from: int | None = option(
+        None,
+        at_least=1,
+        help="Begin with so many changed operators a step and fall to num_substitutions, linearly over the training; "
+        "an option beyond the paper. Default: k stays as it is.",
+    )
     alignment: str = option(
         "anchor",
         flag="--alignment",
@@ -34,6 +40,12 @@ class SupernetOptions(BudgetSettings):
         "anchor from the top p%), average (3.2: the mean of C random children) or none.",
     )
     alignment_weight: float = option(0.5, at_least=0, help="Lambda of Eq. (2).")
+    alignment_weight_end: float | None = option(
+        None,
+        at_least=0,
+        help="Lambda at the end of the training, reached linearly from alignment_weight; an option beyond the paper. "
+        "Default: lambda stays as it is.",
+    )
     alignment_every_n_layers: int = option(4, at_least=1, help="Layers n, 2n, 3n, ... are aligned, counted from 1.")
     alignment_warmup_epochs: float = option(
         3.0, at_least=0, unit="epochs", help="Training on the prediction loss alone before alignment begins."

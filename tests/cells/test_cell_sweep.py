@@ -1,0 +1,221 @@
+"""Methods compared on cells: equal compute, the tables, and what is refused before anything is trained."""
+
+import csv
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import signal
+from statistics import mean
+
+import pytest
+from scipy.stats import kendalltau
+from test_cell_run import ARGUMENTS
+from toy_cells import write_images, write_table
+from toy_cli import run_main
+
+from training.analysis.ranking import method_tau
+from training.cells.cell_run import RankingCurve, training_cost
+from training.cells.cell_space import parse_cell
+from training.cells.cell_sweep import method_steps, run_cells, supernet_settings
+from training.cells.published import load_published
+from training.cells.settings import CellSettings, CellSweepSettings
+
+
+METHODS = {
+    "SPOS": {"sampler": "uniform", "alignment": "none"},
+    "MAGIC-AT": {"sampler": "gradual", "alignment": "anchor"},
+}
+
+
+@pytest.fixture
+def settings(tmp_path) -> CellSweepSettings:
+    supernet = CellSettings(
+        images=str(write_images(tmp_path / "images", 64)),
+        channels=4,
+        num_validation_images=16,
+        num_curve_points=2,
+        num_curve_children=10,
+        training_arguments=ARGUMENTS,
+    )
+    table = str(write_table(tmp_path / "table.csv"))
+    return CellSweepSettings(
+        supernet=supernet,
+        table=table,
+        metric="accuracy",
+        num_children=40,
+        methods=METHODS,
+        seeds=(0, 1),
+        num_repeats=2,
+        num_resamples=50,
+    )
+
+
+def changed(settings, **changes):
+    return CellSweepSettings(**{**vars(settings), **changes})
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_methods_are_held_against_the_table(tmp_path, settings):
+    result = run_cells(settings, tmp_path / "sweep")
+    truth = load_published(settings.table, "accuracy").means
+    by_method = {}
+    for method in METHODS:
+        for seed in (0, 1):
+            lines = (tmp_path / "sweep" / "supernets" / f"{method}-{seed}" / "scores.jsonl").read_text().splitlines()
+            records = [record for record in map(json.loads, lines) if "architecture" in record]
+            scores = {tuple(r["architecture"].split(",")): -r["val_loss"] for r in records}
+            assert len(scores) == 40
+            by_method.setdefault(method, []).append(scores)
+    worth = {child: truth[child] for child in by_method["SPOS"][0]}
+    for row in result["methods"][:2]:
+        own = by_method[row["method"]]
+        taus = [kendalltau([one[child] for child in worth], list(worth.values())).statistic for one in own]
+        assert row["tau"] == pytest.approx(mean(taus))
+        assert row["winner"] == pytest.approx(mean(worth[max(one, key=one.get)] for one in own))
+        assert (row["tau_low"], row["tau_high"]) == method_tau(worth, own, 50).interval
+    assert [row["method"] for row in result["methods"]] == ["SPOS", "MAGIC-AT", "parameters", "FLOPs"]
+    # Convolutions are worth something in the made-up table.
+    assert result["methods"][2]["tau"] > 0.4
+    assert (tmp_path / "sweep" / "curve.png").is_file()
+    assert [row["method"] for row in rows_of(tmp_path / "sweep" / "methods.csv")] == [
+        "SPOS",
+        "MAGIC-AT",
+        "parameters",
+        "FLOPs",
+    ]
+    assert len(rows_of(tmp_path / "sweep" / "supernets.csv")) == 4
+    assert len(rows_of(tmp_path / "sweep" / "curve.csv")) == 8
+    assert {parse_cell(row["winner"]) for row in rows_of(tmp_path / "sweep" / "supernets.csv")} <= worth.keys()
+    assert result["interference"].keys() == METHODS.keys()
+    for line in ("| SPOS | 2 |", "MAGIC-AT less SPOS: ", "| method | m = 1 | m = 2 |"):
+        assert line in result["table"]
+    assert run_cells(settings, tmp_path / "sweep") == result
+
+
+def test_alignment_is_paid_for_with_steps(settings):
+    steps = method_steps(settings, num_train=48)
+    assert steps["SPOS"] == 12
+    assert steps["MAGIC-AT"] < 12
+    own = supernet_settings(settings, METHODS["MAGIC-AT"], 0)
+    costs = [training_cost(own, 48, number) for number in (steps["MAGIC-AT"], steps["MAGIC-AT"] + 1)]
+    wanted = training_cost(supernet_settings(settings, METHODS["SPOS"], 0), 48, 12)
+    assert min(costs, key=lambda cost: abs(cost - wanted)) == costs[0]
+    assert method_steps(changed(settings, equal_compute=False), 48) == {"SPOS": 12, "MAGIC-AT": 12}
+
+
+def sweep_and_die(settings, folder):
+    """Killed at step 9 of the third super-net, the first checkpoint of which is of step 4."""
+    measure, steps = RankingCurve.on_step_end, itertools.count()
+
+    def killed(self, args, state, control, **kwargs):
+        if next(steps) == 2 * 12 + 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measure(self, args, state, control, **kwargs)
+
+    RankingCurve.on_step_end = killed
+    run_cells(settings, folder)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on(tmp_path, settings):
+    # Methods of as many steps, so that the moment is known.
+    settings = changed(settings, equal_compute=False)
+    process = multiprocessing.get_context("fork").Process(target=sweep_and_die, args=(settings, tmp_path / "parts"))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list((tmp_path / "parts" / "supernets").glob("*/result.json"))) == 2
+    assert list((tmp_path / "parts" / "supernets").glob("*/checkpoint-8"))
+    whole, parts = (run_cells(settings, tmp_path / name) for name in ("whole", "parts"))
+    assert parts["methods"] == whole["methods"]
+    assert parts["curve"] == whole["curve"]
+    assert parts["interference"] == whole["interference"]
+
+
+def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplog):
+    diverged = {**METHODS, "far too fast": {"sampler": "uniform", "alignment": "none", "learning_rate": 1e30}}
+    settings = changed(settings, methods=diverged, num_repeats=1, seeds=(0,))
+    result = run_cells(settings, tmp_path / "sweep")
+    rows = {row["method"]: row for row in result["methods"]}
+    assert rows["far too fast"]["num_ranking"] == 0
+    assert rows["SPOS"]["num_ranking"] == 1
+    assert math.isnan(rows["far too fast"]["tau"])
+    assert [row["first"] for row in result["comparisons"]] == ["MAGIC-AT"]
+    assert "all children have the same loss; it has diverged and ranks none" in caplog.text
+    assert result["interference"].keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table": ""}, "table is empty; name it with --table"),
+        ({"methods": {}}, "methods is empty"),
+        ({"num_children": 61}, "num_children is 61, but .* has 60 such cells"),
+        ({"methods": {"a": {"seed": 1}}}, "a sets the seed"),
+        ({"methods": {"a": {"shrink": True}}}, "a shrinks its super-nets"),
+        ({"methods": {"a": {"max_steps": 3}}}, "equal_compute gives a its steps"),
+        ({"methods": {"a b": {}, "a  b": {}}}, "make the same folder"),
+        ({"methods": {"a": {"max_params": 3}}}, "max_params is 3, but a budget of cells is not supported"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path, settings, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_cells(changed(settings, **changes), tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_command_prints_the_table(tmp_path, settings, monkeypatch, capsys):
+    words = [
+        "analyze",
+        "cells",
+        "-o",
+        tmp_path / "sweep",
+        "--images",
+        settings.supernet.images,
+        "--table",
+        settings.table,
+    ]
+    words += [
+        "--metric",
+        "accuracy",
+        "--channels",
+        "4",
+        "--num-children",
+        "20",
+        "--seed",
+        "0",
+        "--set",
+        "num_validation_images=16",
+    ]
+    words += ["--set", "num_resamples=20", "--set", "num_curve_points=0", "--set", "num_repeats=0"]
+    words += [f"--set=training_arguments.{name}={value}" for name, value in ARGUMENTS.items()]
+    words += ["--set", "methods={SPOS: {sampler: uniform, alignment: none}}"]
+    code, out, err = run_main(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert "| SPOS | 1 | 12 |" in out
+    assert f"figure and tables: {tmp_path / 'sweep'}" in out
+
+
+def test_damaged_images_are_named_in_one_line(tmp_path, settings, monkeypatch, capsys):
+    path = tmp_path / "images" / "train.parquet"
+    path.write_bytes(path.read_bytes()[:300])
+    words = [
+        "--images",
+        settings.supernet.images,
+        "--table",
+        settings.table,
+        "--metric",
+        "accuracy",
+        "--num-children",
+        "20",
+    ]
+    code, _, err = run_main(monkeypatch, capsys, "analyze", "cells", "-o", tmp_path / "sweep", *words)
+    assert code != 0
+    assert "cut off or damaged" in err
+    assert "Traceback" not in err

@@ -1,0 +1,44 @@
+"""The table of published accuracies."""
+
+import pytest
+
+from training.cells.published import load_published
+
+
+FIRST = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+SECOND = FIRST.replace("none~2", "nor_conv_3x3~2")
+
+
+def test_a_table_is_read(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(f"index,arch,accuracy\n0,{FIRST},10.5\n1,{SECOND},20\n")
+    truth = load_published(path, "accuracy")
+    assert truth.means == {("none",) * 6: 10.5, (*["none"] * 5, "nor_conv_3x3"): 20.0}
+    assert (truth.metric, truth.is_loss) == ("accuracy", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cell,accuracy\n", "has no column 'arch'; its columns are cell, accuracy"),
+        ("", "has no column 'arch'; its columns are none"),
+        ("arch,score\n", "has no column 'accuracy'; its columns are arch, score"),
+        ("arch,accuracy\n", "has no row"),
+        (f"arch,accuracy\n{FIRST},10\n{SECOND.replace('nor_', '')},1\n", "line 3: .* has the operator 'conv_3x3'"),
+        (f"arch,accuracy\n{FIRST},\n", "line 2: accuracy is ''; it must be a number"),
+        (f"arch,accuracy\n{FIRST},best\n", "line 2: could not convert string to float"),
+        (f"arch,accuracy\n{FIRST},1\n{FIRST},2\n", "line 3: the cell .* is there twice"),
+        (f"arch,accuracy\n{FIRST}\n", "line 2: accuracy is None; it must be a number"),
+    ],
+)
+def test_what_is_no_such_table_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_published(path, "accuracy")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(ValueError, match="none is no file; give the table"):
+        load_published(tmp_path / "none", "accuracy")

@@ -1,0 +1,413 @@
+"""Ways to train a super-net of cells, compared by how well each ranks children whose accuracy is published (D)."""
+
+import logging
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..analysis.ranking import MethodTau, Scores, compare_rankings, evaluate_ranking, method_tau
+from ..analysis.ranking_run import file_name, write_rows
+from ..analysis.truth import Truth
+from ..drawing import clean, write_figure
+from ..files import read_json, write_json
+from ..runs.folders import Run, bars_off, check_one_process, finished_result
+from ..runs.recipes import settings_from
+from ..runs.sharing import open_in_turn, share_work
+from ..space.search_space import Architecture
+from ..supernet.compute import steps_of_equal_compute
+from ..supernet.journal import RankedChild
+from ..supernet.loading import SUPERNET_FOLDER
+from ..tables import markdown_table
+from .cell_interference import interference_curve
+from .cell_model import CellConfig, CellSupernet, count_cell_flops, count_cell_parameters
+from .cell_run import cell_arguments, cell_batches, cell_config, scored_children, train_cells, training_cost
+from .cell_space import cell_space, format_cell
+from .cell_trainer import check_cells
+from .images import ImageData, load_images
+from .published import load_published
+from .settings import CellSettings, CellSweepSettings
+
+
+logger = logging.getLogger(__name__)
+
+SUPERNETS_FOLDER = "supernets"
+INTERFERENCE_NAME = "interference.json"
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """One super-net: its method, its run and the children that it has scored."""
+
+    method: str
+    folder: Path
+    result: dict[str, Any]
+    ranked: list[RankedChild]
+
+    @property
+    def by_loss(self) -> dict[Architecture, float]:
+        """The negative losses; a loss that is no number is worse than all others."""
+        finite = [child.val_loss for child in self.ranked if math.isfinite(child.val_loss)]
+        worst = max(finite, default=0.0) + 1
+        return {
+            child.architecture: -(child.val_loss if math.isfinite(child.val_loss) else worst) for child in self.ranked
+        }
+
+    @property
+    def by_accuracy(self) -> dict[Architecture, float]:
+        return {child.architecture: child.val_accuracy for child in self.ranked}
+
+
+@bars_off()
+def run_cells(settings: CellSweepSettings, output_dir: str | Path) -> dict[str, Any]:
+    """Trains super-nets of cells by several methods at equal compute and holds each against the published table.
+
+    The folder then holds `supernets/` (a run for each method and seed, with the scores of all children), methods.csv,
+    supernets.csv, comparisons.csv, curve.csv, curve.png and result.json. A sweep that was stopped goes on, super-net
+    by super-net and each from its last checkpoint. Several processes may work on one folder. A sweep that has ended
+    returns its result.
+
+    Raises:
+        ValueError: the settings contradict one another, images or table cannot be read, or the folder holds another
+            run.
+    """
+    output_dir = Path(output_dir)
+    check_one_process()
+    check_sweep(settings)
+    truth = _truth(settings)
+    if (result := finished_result(output_dir, settings)) is not None:
+        return result
+    own = settings.supernet
+    data = load_images(own.images, own.num_validation_images, own.image_size)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with open_in_turn(settings, output_dir) as run:
+        if run.result is not None:
+            return run.result
+        (output_dir / SUPERNETS_FOLDER).mkdir(exist_ok=True)
+    trained = _train_all(settings, data, truth, output_dir)
+    with open_in_turn(settings, output_dir) as run:
+        return run.result or run.finish(_judge(settings, data, truth, trained, run))
+
+
+def check_sweep(settings: CellSweepSettings) -> None:
+    """Checks all that needs neither images nor table.
+
+    Raises:
+        ValueError: the settings contradict one another.
+    """
+    for name, value in (("images", settings.supernet.images), ("table", settings.table)):
+        if not value:
+            raise ValueError(f"{name} is empty; name it with --{name}")
+    if not settings.methods:
+        raise ValueError("methods is empty; name one or more ways to train a super-net")
+    if len(set(map(file_name, settings.methods))) < len(settings.methods):
+        raise ValueError(f"two of the methods {', '.join(settings.methods)} make the same folder; rename one")
+    for name, change in settings.methods.items():
+        if "seed" in change:
+            raise ValueError(f"{name} sets the seed, but all methods have super-nets of the same seeds; name these")
+        own = supernet_settings(settings, change, settings.seeds[0])
+        args = cell_arguments(own, "cells")
+        check_cells(cell_config(own), args)
+        if args.shrink:
+            raise ValueError(f"{name} shrinks its super-nets, so that children are not ranked alike; leave shrink out")
+        if settings.equal_compute and {"max_steps", "num_train_epochs"} & change.keys():
+            raise ValueError(f"equal_compute gives {name} its steps; give max_steps once, in training_arguments")
+
+
+def _truth(settings: CellSweepSettings) -> Truth:
+    truth, space = load_published(settings.table, settings.metric), cell_space(settings.supernet.operators)
+    within = sorted(child for child in truth.values if child in space)
+    if len(within) < settings.num_children:
+        raise ValueError(f"num_children is {settings.num_children}, but {settings.table} has {len(within)} such cells")
+    return truth.subset(random.Random(settings.sample_seed).sample(within, settings.num_children))
+
+
+def supernet_settings(settings: CellSweepSettings, change: Mapping[str, Any], seed: int) -> CellSettings:
+    """Returns the settings of one super-net of a sweep."""
+    shared = asdict(settings.supernet)
+    arguments = {**shared["training_arguments"], **change, "seed": seed}
+    return settings_from(CellSettings, {**shared, "training_arguments": arguments})
+
+
+# ---- Training ----
+
+
+def _train_all(settings: CellSweepSettings, data: ImageData, truth: Truth, output_dir: Path) -> list[_Trained]:
+    steps = method_steps(settings, len(data.train))
+    pieces = {
+        (folder := output_dir / SUPERNETS_FOLDER / f"{file_name(method)}-{seed}"): partial(
+            _train,
+            method,
+            supernet_settings(settings, {**change, "max_steps": steps[method]}, seed),
+            data,
+            truth,
+            folder,
+        )
+        for seed in settings.seeds
+        for method, change in settings.methods.items()
+    }
+    return share_work(pieces)
+
+
+def _train(method: str, settings: CellSettings, data: ImageData, truth: Truth, folder: Path) -> _Trained:
+    result = train_cells(settings, data, truth, folder)
+    batch_size = cell_arguments(settings, "cells").per_device_eval_batch_size
+    trained = _Trained(method, folder, result, scored_children(folder, data, batch_size, list(truth.values)))
+    if _ranks(trained.by_loss):
+        logger.info(f"{folder.name}: {evaluate_ranking(truth.means, trained.by_loss)}")
+    else:
+        logger.warning(f"{folder.name}: all children have the same loss; it has diverged and ranks none")
+    return trained
+
+
+def _ranks(scores: Scores) -> bool:
+    return len(set(scores.values())) > 1
+
+
+def method_steps(settings: CellSweepSettings, num_train: int) -> dict[str, int]:
+    """Returns the optimizer steps of each method: as many as the first one's, or as cost what these cost."""
+    first = supernet_settings(settings, next(iter(settings.methods.values())), settings.seeds[0])
+    args = cell_arguments(first, "cells")
+    epoch = math.ceil(num_train / args.train_batch_size / args.gradient_accumulation_steps)
+    num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    steps = {}
+    for method, change in settings.methods.items():
+        own = supernet_settings(settings, change, settings.seeds[0])
+
+        def cost(number: int, own: CellSettings = own) -> float:
+            return training_cost(own, num_train, number)
+
+        wanted = training_cost(first, num_train, num_steps)
+        steps[method] = steps_of_equal_compute(wanted, cost) if settings.equal_compute else num_steps
+    return steps
+
+
+# ---- Judging ----
+
+
+def _judge(
+    settings: CellSweepSettings, data: ImageData, truth: Truth, trained: Sequence[_Trained], run: Run
+) -> dict[str, Any]:
+    means = truth.means
+    middle = float(np.median(list(means.values())))
+    better = {child: value for child, value in means.items() if value >= middle}
+    groups = {name: [one for one in trained if one.method == name] for name in settings.methods}
+    rows = [_method_row(name, group, means, better, settings.num_resamples) for name, group in groups.items()]
+    rows += _baselines(settings, means, better)
+    first, *others = groups
+    reference = [one.by_loss for one in groups[first] if _ranks(one.by_loss)]
+    comparisons = [
+        {"first": name, "second": first, **asdict(compare_rankings(means, own, reference, settings.num_resamples))}
+        for name in others
+        if reference and (own := [one.by_loss for one in groups[name] if _ranks(one.by_loss)])
+    ]
+    curve = [
+        {"method": one.method, "seed": one.result["seed"], **point} for one in trained for point in one.result["curve"]
+    ]
+    interference = _interference(settings, data, trained)
+    write_rows(run.folder / "methods.csv", rows)
+    write_rows(run.folder / "supernets.csv", [_supernet_row(one, means) for one in trained])
+    write_rows(run.folder / "comparisons.csv", [_flat(row) for row in comparisons])
+    if curve:
+        write_rows(run.folder / "curve.csv", curve)
+        write_figure(run.folder / "curve.png", draw_curves(curve))
+    best = max(means, key=lambda child: means[child])
+    return {
+        "methods": rows,
+        "comparisons": comparisons,
+        "curve": curve,
+        "interference": interference,
+        "best": {"cell": format_cell(best), "accuracy": means[best]},
+        "images": data.fingerprint,
+        "table": _table(settings, rows, comparisons, interference, means[best]),
+    }
+
+
+def _tau(truth: Scores, scores: Sequence[Scores], num_resamples: int) -> MethodTau:
+    """Returns tau of the super-nets that rank at all; one with the same score for all children has diverged."""
+    ranking = [one for one in scores if _ranks(one)]
+    return method_tau(truth, ranking, num_resamples) if ranking else MethodTau((math.nan,), (math.nan, math.nan))
+
+
+def _method_row(
+    name: str, group: Sequence[_Trained], means: Scores, better: Scores, num_resamples: int
+) -> dict[str, Any]:
+    by_loss = _tau(means, [one.by_loss for one in group], num_resamples)
+    by_accuracy = _tau(means, [one.by_accuracy for one in group], num_resamples)
+    half = _tau(better, [{child: one.by_loss[child] for child in better} for one in group], num_resamples)
+    winners = [means[max(one.by_loss, key=lambda child: one.by_loss[child])] for one in group]
+    return {
+        "method": name,
+        "num_supernets": len(group),
+        "num_ranking": sum(_ranks(one.by_loss) for one in group),
+        "steps": group[0].result["steps"],
+        "tau": by_loss.mean,
+        "tau_low": by_loss.interval[0],
+        "tau_high": by_loss.interval[1],
+        "spread": by_loss.spread,
+        "tau_by_accuracy": by_accuracy.mean,
+        "tau_better_half": half.mean,
+        "tau_better_half_low": half.interval[0],
+        "tau_better_half_high": half.interval[1],
+        "winner": mean(winners),
+    }
+
+
+def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> list[dict[str, Any]]:
+    """What the size of a child tells by itself."""
+    config = CellConfig(16, 5, 10, cell_space(settings.supernet.operators).to_json())
+    rows = []
+    for name, cost in (("parameters", count_cell_parameters), ("FLOPs", count_cell_flops)):
+        scores: dict[Any, float] = {child: float(cost(config, child)) for child in means}
+        whole = _tau(means, [scores], settings.num_resamples)
+        half = _tau(better, [{child: scores[child] for child in better}], settings.num_resamples)
+        # Of children that cost alike the worst counts, as in `evaluate_ranking`.
+        most = max(scores.values())
+        rows.append(
+            {
+                "method": name,
+                "num_supernets": 0,
+                "num_ranking": 0,
+                "steps": 0,
+                "tau": whole.mean,
+                "tau_low": whole.interval[0],
+                "tau_high": whole.interval[1],
+                "spread": None,
+                "tau_by_accuracy": whole.mean,
+                "tau_better_half": half.mean,
+                "tau_better_half_low": half.interval[0],
+                "tau_better_half_high": half.interval[1],
+                "winner": min(means[child] for child, value in scores.items() if value == most),
+            }
+        )
+    return rows
+
+
+def _supernet_row(one: _Trained, means: Scores) -> dict[str, Any]:
+    quality = evaluate_ranking(means, one.by_loss, num_resamples=1) if _ranks(one.by_loss) else None
+    winner = max(one.by_loss, key=lambda child: one.by_loss[child])
+    return {
+        "method": one.method,
+        "seed": one.result["seed"],
+        "steps": one.result["steps"],
+        "tau": None if quality is None else quality.kendall_tau,
+        "spearman": None if quality is None else quality.spearman,
+        "mean_loss": -mean(one.by_loss.values()),
+        "best_accuracy": max(one.by_accuracy.values()),
+        "winner": format_cell(winner),
+        "winner_accuracy": means[winner],
+    }
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = row["interval"]
+    return {key: value for key, value in row.items() if key != "interval"} | {"low": low, "high": high}
+
+
+def _interference(
+    settings: CellSweepSettings, data: ImageData, trained: Sequence[_Trained]
+) -> dict[str, dict[str, float]]:
+    """The mean cosine by the number of edges that differ, for each method the mean over its super-nets."""
+    if not settings.num_repeats:
+        return {}
+    found: dict[str, list[dict[str, float]]] = {}
+    for one in trained:
+        path = one.folder / INTERFERENCE_NAME
+        if not path.is_file():
+            write_json(path, _cosines(settings, data, one))
+        if cosines := read_json(path):
+            found.setdefault(one.method, []).append(cosines)
+    return {name: {number: mean(one[number] for one in own) for number in own[0]} for name, own in found.items()}
+
+
+def _cosines(settings: CellSweepSettings, data: ImageData, one: _Trained) -> dict[str, float]:
+    """The mean cosine of a super-net by the number of edges that differ; none where a gradient has no direction."""
+    args = cell_arguments(supernet_settings(settings, settings.methods[one.method], one.result["seed"]), "cells")
+    model, anchor = CellSupernet.from_pretrained(one.folder / SUPERNET_FOLDER), one.result["anchor"]
+    batches = cell_batches(data, args)
+    chain = None if anchor is None else tuple(anchor["architecture"])
+    try:
+        curve = interference_curve(model, batches, model.space, settings.num_repeats, chain, args.alignment_weight)
+    except ValueError as error:
+        logger.warning(f"{one.folder.name}: interference is not measured: {error}")
+        return {}
+    return {str(number): estimate.mean for number, estimate in curve.items()}
+
+
+# ---- What is shown ----
+
+
+def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
+    """Returns Kendall's tau over training, one line a method: the mean over seeds, and the seeds as dots."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, method in enumerate(dict.fromkeys(point["method"] for point in points)):
+        own = [point for point in points if point["method"] == method]
+        steps = sorted({point["step"] for point in own})
+        means = [mean(point["tau_loss"] for point in own if point["step"] == step) for step in steps]
+        axes.plot(steps, means, color=f"C{index}", label=method)
+        axes.plot(
+            [point["step"] for point in own], [point["tau_loss"] for point in own], ".", color=f"C{index}", alpha=0.5
+        )
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("Kendall's tau with the published accuracy")
+    axes.legend(frameon=False, fontsize="small")
+    clean(axes)
+    return figure
+
+
+def _table(
+    settings: CellSweepSettings,
+    rows: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Mapping[str, Any]],
+    interference: Mapping[str, Mapping[str, float]],
+    best: float,
+) -> str:
+    columns = [
+        "method",
+        "super-nets",
+        "steps",
+        "tau (95%)",
+        "sd",
+        "by accuracy",
+        "better half",
+        "accuracy of the first",
+    ]
+    body = [
+        [
+            row["method"],
+            row["num_supernets"] or "",
+            f"{row['steps']:,}" if row["steps"] else "",
+            f"{row['tau']:.3f} ({row['tau_low']:.3f} to {row['tau_high']:.3f})",
+            "" if row["spread"] is None else f"{row['spread']:.3f}",
+            f"{row['tau_by_accuracy']:.3f}",
+            f"{row['tau_better_half']:.3f}",
+            f"{row['winner']:.2f}",
+        ]
+        for row in rows
+    ]
+    lines = [markdown_table(columns, body), "", f"{settings.num_children:,} cells, the best of them {best:.2f}."]
+    if comparisons:
+        lines += ["", "Difference of tau on the same children:"]
+        lines += [
+            f"{row['first']} less {row['second']}: {row['difference']:+.3f} ({row['interval'][0]:+.3f} to "
+            f"{row['interval'][1]:+.3f})"
+            for row in comparisons
+        ]
+    if interference:
+        numbers = list(next(iter(interference.values())))
+        lines += ["", "Mean cosine between gradients of children that differ on m edges:", ""]
+        lines.append(
+            markdown_table(
+                ["method", *(f"m = {number}" for number in numbers)],
+                [[name, *(f"{own[number]:.3f}" for number in numbers)] for name, own in interference.items()],
+            )
+        )
+    return "\n".join(lines)

@@ -1,0 +1,190 @@
+"""Images of a classification task, held in memory: read through `datasets`, cropped and mirrored by the seed alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowException  # type: ignore[import-untyped]
+from torch import Tensor
+from tqdm.auto import tqdm
+
+
+# Of the images of CIFAR-10, by channel; what is left of their difference to other images does not matter.
+_MEAN, _DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+# A crop is off the middle by at most this share of the image's size, as in the benchmark's recipe: 4 of 32 pixels.
+_PADDING = 1 / 8
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images; an item is an image, its label and its number.
+
+    Attributes:
+        images: (number, 3, size, size), bytes.
+        labels: (number,).
+        is_augmented: whether a batch is cropped and mirrored at random.
+    """
+
+    images: Tensor
+    labels: Tensor
+    is_augmented: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "images": self.images[index],
+            "labels": self.labels[index],
+            "number": index if self.is_augmented else None,
+        }
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """What a super-net of cells is trained and judged on.
+
+    Attributes:
+        train: augmented.
+        validation: held out of the training images.
+        num_classes: of both.
+        fingerprint: source, sizes and the hash of all bytes.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    num_classes: int
+    fingerprint: dict[str, Any]
+
+
+class ImageCollator:
+    """Makes a normalised batch; crops and mirrors of training images are a function of the seed and their numbers."""
+
+    def __init__(self, seed: int):
+        """Takes the seed of the crops."""
+        self._seed = seed
+        self._mean, self._deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _DEVIATION))
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Returns `images`, (batch, 3, size, size), and `labels`, (batch,)."""
+        images = torch.stack([item["images"] for item in items])
+        if items[0]["number"] is not None:
+            images = self._augment(images, [item["number"] for item in items])
+        images = (images.float().div_(255) - self._mean) / self._deviation
+        return {
+            "images": images.contiguous(memory_format=torch.channels_last),
+            "labels": torch.stack([item["labels"] for item in items]),
+        }
+
+    def _augment(self, images: Tensor, numbers: Sequence[int]) -> Tensor:
+        digest = blake2b(np.array([self._seed, *numbers], dtype=np.int64).tobytes(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+        (number, _, size, _), padding = images.shape, max(1, round(_PADDING * images.shape[-1]))
+        tops, lefts = torch.randint(2 * padding + 1, (2, number, 1), generator=generator)
+        mirrored = torch.rand((number, 1), generator=generator) < 0.5
+        places = torch.arange(size)[None]
+        rows, columns = tops + places, lefts + torch.where(mirrored, size - 1 - places, places)
+        padded = torch.nn.functional.pad(images, (padding,) * 4)
+        chosen = padded[torch.arange(number)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        return chosen.permute(0, 3, 1, 2)
+
+
+def load_images(source: str, num_validation: int, image_size: int | None = None, seed: int = 0) -> ImageData:
+    """Returns the images of a data set's train split, some of them held out.
+
+    Args:
+        source: a folder with Parquet files whose names begin with "train", or a name on the Hub.
+        num_validation: how many are held out, drawn by `seed`.
+        image_size: pixels of a side that images are brought to by means over squares. Default: as they are.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the data set cannot be read, has no images or labels, images differ in size, or `image_size` does
+            not divide their size.
+    """
+    rows = _read(source)
+    image_column, label_column = _columns(rows, source)
+    images, labels = _decoded(rows, image_column, label_column, source)
+    if image_size not in (None, images.shape[-1]):
+        images = _smaller(images, int(image_size or 0), source)
+    if not 0 < num_validation < len(labels):
+        raise ValueError(f"num_validation_images is {num_validation}; {source} has {len(labels):,} images")
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
+    held_out, rest = order[:num_validation].sort().values, order[num_validation:].sort().values
+    fingerprint = {
+        "source": Path(source).name,
+        "num_images": len(labels),
+        "image_size": images.shape[-1],
+        "sha256": sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
+    }
+    train, validation = (
+        ImageSet(images[part], labels[part], is_augmented) for part, is_augmented in ((rest, True), (held_out, False))
+    )
+    return ImageData(train, validation, int(labels.max()) + 1, fingerprint)
+
+
+def _read(source: str) -> Dataset:
+    if find_spec("PIL") is None:
+        raise ValueError("images are read with Pillow; install it with `pip install magic-nas[images]`")
+    folder = Path(source)
+    try:
+        if not folder.is_dir():
+            data = load_dataset(source, split="train")
+        else:
+            files = sorted(map(str, folder.rglob("train*.parquet")))
+            if not files:
+                raise ValueError(f"{source} has no file train*.parquet; give the folder of a data set of images")
+            data = load_dataset("parquet", data_files=files, split="train")
+    except (DatasetGenerationError, ArrowException) as error:
+        raise ValueError(
+            f"the images of {source} cannot be read ({error.__cause__ or error}); a file is cut off or damaged, copy "
+            f"it anew"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{source} is neither a folder nor a data set that can be loaded: {error}") from None
+    assert isinstance(data, Dataset)
+    return data
+
+
+def _columns(rows: Dataset, source: str) -> tuple[str, str]:
+    names = rows.column_names
+    images = [name for name in names if isinstance(rows.features[name], Image)]
+    images += [name for name in ("image", "img") if name in names and name not in images]
+    labels = [name for name in _LABEL_COLUMNS if name in names]
+    for found, what in ((images, "image"), (labels, "label")):
+        if not found:
+            raise ValueError(f"{source} has no column {what!r}; its columns are {', '.join(names)}")
+    return images[0], labels[0]
+
+
+def _decoded(rows: Dataset, image_column: str, label_column: str, source: str) -> tuple[Tensor, Tensor]:
+    try:
+        rows = rows.cast_column(image_column, Image(mode="RGB"))
+        arrays = []
+        for number, image in enumerate(tqdm(rows[image_column], desc="images", leave=False)):
+            arrays.append(np.asarray(image))
+            if arrays[-1].shape != arrays[0].shape or arrays[-1].shape[0] != arrays[-1].shape[1]:
+                size, first = ("{1} x {0}".format(*array.shape) for array in (arrays[-1], arrays[0]))
+                raise ValueError(
+                    f"image {number} of {source} has {size} pixels, the first {first}; all must be squares of one size"
+                )
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"the images of {source} cannot be read ({error}); a file is damaged, copy it anew") from None
+    labels = torch.tensor(rows[label_column][:], dtype=torch.int64)
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), labels
+
+
+def _smaller(images: Tensor, size: int, source: str) -> Tensor:
+    whole = images.shape[-1]
+    if size < 1 or whole % size:
+        raise ValueError(f"image_size is {size}, which does not divide the {whole} pixels of the images of {source}")
+    parts = [torch.nn.functional.avg_pool2d(part.float(), whole // size).round() for part in images.split(4096)]
+    return torch.cat(parts).to(torch.uint8)

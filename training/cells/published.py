@@ -1,0 +1,49 @@
+"""The table of published accuracies: what every cell is worth when it is trained alone (D)."""
+
+import csv
+import math
+from pathlib import Path
+
+from ..analysis.truth import Truth
+from ..space.search_space import Architecture
+from .cell_space import parse_cell
+
+
+# Names that the column of the architectures may have.
+ARCHITECTURE_COLUMNS = ("arch", "architecture", "arch_str")
+
+
+def load_published(path: str | Path, metric: str) -> Truth:
+    """Returns the accuracy of each cell in a CSV table.
+
+    Args:
+        path: a table with a column `arch` of cells as the benchmark writes them, and columns of accuracies.
+        metric: the column.
+
+    Raises:
+        ValueError: there is no such file or column, a cell is not one or is there twice, or an accuracy is no number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give the table of published accuracies as CSV")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        named = next((name for name in ARCHITECTURE_COLUMNS if name in columns), None)
+        for name, wanted in ((named, ARCHITECTURE_COLUMNS[0]), (metric, metric)):
+            if name not in columns:
+                raise ValueError(f"{path} has no column {wanted!r}; its columns are {', '.join(columns) or 'none'}")
+        found: dict[Architecture, tuple[float, ...]] = {}
+        for row in reader:
+            try:
+                child, accuracy = parse_cell(row[named] or ""), float(row[metric] or "nan")
+            except ValueError as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+            if not math.isfinite(accuracy):
+                raise ValueError(f"{path}, line {reader.line_num}: {metric} is {row[metric]!r}; it must be a number")
+            if child in found:
+                raise ValueError(f"{path}, line {reader.line_num}: the cell {row[named]} is there twice")
+            found[child] = (accuracy,)
+    if not found:
+        raise ValueError(f"{path} has no row; give the table of published accuracies")
+    return Truth(metric, is_loss=False, values=found)

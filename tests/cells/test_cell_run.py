@@ -7,7 +7,14 @@ from scipy.stats import kendalltau
 from toy_cells import toy_images, write_table
 
 from training.cells.cell_model import CellSupernet
-from training.cells.cell_run import CURVE_NAME, cell_arguments, scored_children, train_cells, training_cost
+from training.cells.cell_run import (
+    CURVE_NAME,
+    RankingCurve,
+    cell_arguments,
+    scored_children,
+    train_cells,
+    training_cost,
+)
 from training.cells.cell_runner import CellRunner
 from training.cells.cell_space import cell_space
 from training.cells.images import ImageCollator
@@ -73,8 +80,6 @@ def test_a_run_that_was_stopped_has_the_same_curve(tmp_path, truth, monkeypatch)
             raise KeyboardInterrupt
         return measure(self, args, state, control, **kwargs)
 
-    from training.cells.cell_run import RankingCurve
-
     measure = RankingCurve.on_step_end
     monkeypatch.setattr(RankingCurve, "on_step_end", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -97,7 +102,13 @@ def test_defaults_are_those_of_the_benchmark_where_nothing_is_said(tmp_path):
     [
         ({"alignment": "none"}, 3 * 8 * 100),
         # From step 4 on one more forward pass; the anchor is looked at after steps 3 and 4, 8, ..., 100.
-        ({"alignment": "anchor"}, 3 * 8 * 100 + 97 * 8 + 26 * 2 * 16),
+        ({"alignment": "anchor"}, 3 * 8 * 100 + 97 * 8 + (26 + 25) * 16),
+        # No more images than there are, and no more children.
+        ({"alignment": "anchor", "num_validation_sequences": 99}, 3 * 8 * 100 + 97 * 8 + (26 + 25) * 16),
+        (
+            {"alignment": "top_percent", "anchor_rank_steps": 50, "anchor_pool_size": 99_999},
+            3 * 8 * 100 + 50 * 8 + 2 * 15_625 * 16,
+        ),
         ({"alignment": "average", "num_average_children": 3}, 3 * 8 * 100 + 97 * 8 * 3),
     ],
 )
@@ -107,3 +118,29 @@ def test_the_cost_of_a_training_counts_forward_passes(change, expected):
 
 def test_a_space_without_none_is_one_of_4096():
     assert cell_space(CellSettings(operators=("skip_connect", "nor_conv_3x3")).operators).size == 64
+
+
+def test_a_curve_has_no_points_of_a_run_that_was_given_up(tmp_path, truth, monkeypatch):
+    data = toy_images()
+    fresh = train_cells(settings(), data, truth, tmp_path / "fresh")
+
+    def stop(self, args, state, control, **kwargs):
+        measure(self, args, state, control, **kwargs)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    measure = RankingCurve.on_step_end
+    monkeypatch.setattr(RankingCurve, "on_step_end", stop)
+    faster = settings(training_arguments={"learning_rate": 0.5, "save_strategy": "no"})
+    with pytest.raises(KeyboardInterrupt):
+        train_cells(faster, data, truth, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / CURVE_NAME).read_text())
+    monkeypatch.undo()
+    assert train_cells(settings(), data, truth, tmp_path / "run")["curve"] == fresh["curve"]
+
+
+@pytest.mark.parametrize("name", ["optim", "adam_beta2", "label_smoothing_factor"])
+def test_what_sgd_on_labels_has_no_use_for_is_refused(tmp_path, name):
+    value = "sgd" if name == "optim" else 0.5
+    with pytest.raises(ValueError, match=f"{name} is given, but cells are trained by SGD on plain labels"):
+        cell_arguments(CellSettings(training_arguments={name: value}), tmp_path)

@@ -1,10 +1,12 @@
 """Cells as children of a space, and as the benchmark writes them."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.cells.cell_space import EDGES, OPERATORS, cell_space, format_cell, parse_cell
+from training.cells.cell_space import EDGES, NONE, OPERATORS, cell_space, format_cell, parse_cell, running_edges
 
 
 def test_a_space_has_all_cells():
@@ -44,3 +46,11 @@ def test_what_is_no_cell_is_refused(text, message):
 def test_another_operator_is_refused():
     with pytest.raises(ValueError, match="'FFN' is not an operator of a cell; choose from none, "):
         cell_space(["FFN"])
+
+
+@given(st.tuples(*[st.sampled_from(OPERATORS)] * 6))
+def test_edges_run_that_are_on_a_way_through_the_cell(child):
+    there = {edge for edge, operator in zip(EDGES, child, strict=True) if operator != NONE}
+    ways = [way for way in ([0, 3], [0, 1, 3], [0, 2, 3], [0, 1, 2, 3]) if set(pairwise(way)) <= there]
+    on_a_way = {edge for way in ways for edge in pairwise(way)}
+    assert dict(zip(EDGES, running_edges(child), strict=True)) == {edge: edge in on_a_way for edge in EDGES}

@@ -6,7 +6,9 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -106,7 +108,9 @@ def test_alignment_is_paid_for_with_steps(settings):
     costs = [training_cost(own, 48, number) for number in (steps["MAGIC-AT"], steps["MAGIC-AT"] + 1)]
     wanted = training_cost(supernet_settings(settings, METHODS["SPOS"], 0), 48, 12)
     assert min(costs, key=lambda cost: abs(cost - wanted)) == costs[0]
-    assert method_steps(changed(settings, equal_compute=False), 48) == {"SPOS": 12, "MAGIC-AT": 12}
+    own = {**METHODS, "longer": {"sampler": "uniform", "alignment": "none", "max_steps": 99}}
+    unequal = changed(settings, equal_compute=False, methods=own)
+    assert method_steps(unequal, 48) == {"SPOS": 12, "MAGIC-AT": 12, "longer": 99}
 
 
 def sweep_and_die(settings, folder):
@@ -146,6 +150,8 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
     assert rows["far too fast"]["num_ranking"] == 0
     assert rows["SPOS"]["num_ranking"] == 1
     assert math.isnan(rows["far too fast"]["tau"])
+    assert math.isnan(rows["far too fast"]["winner"])
+    assert "| far too fast | 0 of 1, the others diverged |" in result["table"]
     assert [row["first"] for row in result["comparisons"]] == ["MAGIC-AT"]
     assert "all children have the same loss; it has diverged and ranks none" in caplog.text
     assert result["interference"].keys() == METHODS.keys()
@@ -158,6 +164,7 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
         ({"methods": {}}, "methods is empty"),
         ({"num_children": 61}, "num_children is 61, but .* has 60 such cells"),
         ({"methods": {"a": {"seed": 1}}}, "a sets the seed"),
+        ({"methods": {"a": {"num_substitutions_from": 7}}}, "num_substitutions_from is 7; choose 1 to 6"),
         ({"methods": {"a": {"shrink": True}}}, "a shrinks its super-nets"),
         ({"methods": {"a": {"max_steps": 3}}}, "equal_compute gives a its steps"),
         ({"methods": {"a b": {}, "a  b": {}}}, "make the same folder"),
@@ -168,6 +175,23 @@ def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path, se
     with pytest.raises(ValueError, match=message):
         run_cells(changed(settings, **changes), tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_seeds_have_one_place(tmp_path, settings):
+    seeded = CellSettings(**{**vars(settings.supernet), "training_arguments": {**ARGUMENTS, "seed": 3}})
+    with pytest.raises(ValueError, match="training_arguments sets the seed"):
+        run_cells(changed(settings, supernet=seeded), tmp_path / "sweep")
+
+
+def test_another_table_is_not_taken_for_the_one_before(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr("training.cells.cell_sweep._judge", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_cells(settings, tmp_path / "sweep")
+    monkeypatch.undo()
+    table = Path(settings.table)
+    table.write_text(re.sub(r",8\d", ",70", table.read_text()))
+    with pytest.raises(ValueError, match="was held against another table"):
+        run_cells(settings, tmp_path / "sweep")
 
 
 def test_the_command_prints_the_table(tmp_path, settings, monkeypatch, capsys):

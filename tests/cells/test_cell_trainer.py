@@ -127,9 +127,19 @@ def test_figures_are_logged_by_operator(tmp_path):
     trainer.train()
     names = {name for entry in trainer.state.log_history for name in entry}
     assert {f"grad_norm_{CONV3}", f"grad_norm_{CONV1}", "interference/num_shared"} <= names
-    # Operators without weights have no gradient to miss.
-    assert not [entry for entry in trainer.health.warnings if entry["operator"] in (NONE, SKIP)]
     assert f"grad_norm_{SKIP}" not in names
+
+
+def test_an_edge_that_leads_nowhere_has_no_gradient_to_miss(tmp_path):
+    dead = (CONV3, NONE, NONE, SKIP, NONE, CONV1)
+    operators = [[operator, SKIP] if operator != SKIP else [SKIP, CONV3] for operator in dead]
+    trainer = cell_trainer(tmp_path, model=toy_cells(candidate_operators=operators), alignment="none", max_steps=25)
+    trainer.sampler.next = lambda: dead
+    trainer._begin_search = lambda: None
+    trainer.train()
+    assert trainer.architecture == dead
+    assert trainer.operator_weights(dead) == [[]] * 6
+    assert not trainer.health.warnings
 
 
 def test_flops_are_those_of_the_child(tmp_path):
@@ -145,7 +155,8 @@ def test_flops_are_those_of_the_child(tmp_path):
         ({"alignment_every_n_layers": 4}, "alignment_every_n_layers is 4 but there are 3 cells"),
         ({"alignment_batch_fraction": 0.5}, "a part of a batch has other statistics"),
         ({"max_params": 1000}, "max_params is 1000, but a budget of cells is not supported"),
-        ({"num_substitutions": 7}, "7"),
+        ({"num_substitutions": 7}, "num_substitutions is 7; choose 1 to 6"),
+        ({"num_substitutions_from": 7}, "num_substitutions_from is 7; choose 1 to 6"),
     ],
 )
 def test_what_does_not_fit_cells_is_refused(tmp_path, arguments, message):

@@ -108,6 +108,31 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
         load_images(folder, 4)
 
 
+def test_sizes_that_do_not_halve_twice_are_refused(tmp_path):
+    folder = str(write_images(tmp_path, 4, size=20))
+    with pytest.raises(ValueError, match="the images have 10 pixels a side, which cannot be halved twice"):
+        load_images(folder, 1, image_size=10)
+    assert load_images(folder, 1).train.images.shape[-1] == 20
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", "dog", "cat", "dog"], "row 0 of .*: label is 'cat'; it must be a class's number"),
+        ([0, None, 1, 1], "row 1 of .*: label is None"),
+        ([0, 1, -1, 0], "row 2 of .*: label is -1"),
+        ([0.5, 1.0, 0.0, 1.0], "row 0 of .*: label is 0.5"),
+        ([1, 1, 1, 1], "are of one class; there is nothing to learn"),
+    ],
+)
+def test_labels_are_numbers_of_classes(tmp_path, labels, message):
+    Dataset.from_dict({"image": list(map(png, toy_pixels(4)[0])), "label": labels}).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_images(str(tmp_path), 1)
+
+
 def test_pillow_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("training.cells.images.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install magic-nas\[images\]"):

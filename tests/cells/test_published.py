@@ -39,6 +39,15 @@ def test_what_is_no_such_table_is_refused_in_one_line(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_table_of_a_spreadsheet_is_read(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(f"arch,accuracy\n{FIRST},10\n", encoding="utf-8-sig")
+    assert load_published(path, "accuracy").means == {("none",) * 6: 10.0}
+    path.write_bytes("arch,Genauigkeit für\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"table.csv is not text in UTF-8"):
+        load_published(path, "accuracy")
+
+
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(ValueError, match="none is no file; give the table"):
         load_published(tmp_path / "none", "accuracy")

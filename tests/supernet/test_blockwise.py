@@ -531,6 +531,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
         check_blockwise(config, MagicTrainingArguments(str(tmp_path), report_to="none"), 2)
     with pytest.raises(ValueError, match="num_blocks is 5; choose 1 to 4"):
         check_blockwise(config, args, 5)
+    with pytest.raises(ValueError, match="num_substitutions_from is 2, but k is fixed where blocks are trained"):
+        check_blockwise(config, MagicTrainingArguments(str(tmp_path), num_substitutions_from=2, **arguments), 2)
     with pytest.raises(ValueError, match=r"num_substitutions is 2 .*4 blocks has 1"):
         check_blockwise(config, MagicTrainingArguments(str(tmp_path), num_substitutions=2, **arguments), 4)
     with pytest.raises(ValueError, match=r"teacher has 2 layers, .* set num_blocks to at most 2"):

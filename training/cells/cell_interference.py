@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..analysis.interference import ChildFamily, Estimate, cosine_matrix, layers_that_differ, mean_off_diagonal
-from ..objectives import alignment_loss
 from ..space.search_space import Architecture, SearchSpace
 from ..supernet.runners import Batch
 from .cell_model import CellSupernet
@@ -23,35 +22,24 @@ def shared_gradients(
     batch: Batch,
     children: Sequence[Architecture],
     operator: str = CONV3,
-    anchor: Architecture | None = None,
-    weight: float = 0.5,
 ) -> Tensor:
-    """Returns the gradients of the operator on `SHARED_EDGE`, of all cells, one row a child.
+    """Returns the gradients of the prediction loss on the operator of `SHARED_EDGE`, of all cells, one row a child.
 
     Args:
         model: a super-net.
         batch: the same for all children.
         children: which have `operator` on that edge.
         operator: o_g, with weights.
-        anchor: a child whose outputs of all cells the others are aligned to, Eq. (2); `None` for L_pred alone.
-        weight: lambda.
     """
     # nn.ModuleList does not tell what it holds.
     cells: list[torch.nn.Module] = list(model.cells)
     parameters = [
         parameter for cell in cells for parameter in cell.get_submodule(f"edges.{SHARED_EDGE}.{operator}").parameters()
     ]
-    indices = list(range(1, len(cells) + 1))
     images, labels = (batch[name].to(model.device) for name in ("images", "labels"))
-    with torch.no_grad():
-        targets = None if anchor is None else model.states(images, anchor, indices)
     rows = []
     for child in children:
-        outputs = model(images, labels, child, indices)
-        loss = outputs.loss
-        if targets is not None:
-            loss = loss + weight * alignment_loss(outputs.hidden_states[1:], targets)
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(model(images, labels, child).loss, parameters)
         rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
     return torch.stack(rows)
 
@@ -61,8 +49,6 @@ def interference_curve(
     batches: Sequence[Batch],
     space: SearchSpace,
     num_repeats: int,
-    anchor: Architecture | None = None,
-    weight: float = 0.5,
     seed: int = 0,
 ) -> dict[int, Estimate]:
     """Returns the mean cosine between children that differ on m edges, for each m, as Fig. 2 (c) draws it.
@@ -72,8 +58,6 @@ def interference_curve(
         batches: what batches are drawn from.
         space: the children.
         num_repeats: draws of the operators that children share, and of a batch.
-        anchor: see `shared_gradients`.
-        weight: see `shared_gradients`.
         seed: of the draws.
     """
     layers = layers_that_differ(space, SHARED_EDGE)
@@ -82,6 +66,6 @@ def interference_curve(
         rng = random.Random(f"{seed}-{repeat}")
         family, batch = ChildFamily(space, SHARED_EDGE, layers, rng, CONV3), rng.choice(batches)
         for number, found in means.items():
-            gradients = shared_gradients(model, batch, family.children(number), CONV3, anchor, weight)
+            gradients = shared_gradients(model, batch, family.children(number))
             found.append(mean_off_diagonal(cosine_matrix(gradients)))
     return {number: Estimate.of(found) for number, found in means.items()}

@@ -14,11 +14,11 @@ from scipy.stats import kendalltau
 from transformers import TrainerCallback, set_seed
 
 from ..analysis.truth import Truth
-from ..files import read_json, write_json, written_at_once
+from ..files import read_json, short_hash, write_json, written_at_once
 from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
 from ..runs.training import training_arguments
-from ..space.search_space import Architecture
+from ..space.search_space import Architecture, format_architecture
 from ..supernet.alignment_plan import AlignmentPlan
 from ..supernet.arguments import MagicTrainingArguments
 from ..supernet.evaluation import Evaluator, rank_children, validation_batches
@@ -70,6 +70,9 @@ def cell_arguments(settings: CellSettings, output_dir: str | Path) -> MagicTrain
     Raises:
         ValueError: a value is refused.
     """
+    for name in settings.training_arguments:
+        if name.startswith(("optim", "adam_")) or name == "label_smoothing_factor":
+            raise ValueError(f"{name} is given, but cells are trained by SGD on plain labels; leave it out")
     defaults = _DEFAULTS | {"num_validation_sequences": settings.num_validation_images}
     given = {**defaults, **settings.training_arguments}
     return training_arguments(MagicTrainingArguments, output_dir, given)
@@ -132,6 +135,7 @@ def _train(
         "visits": trainer.visits,
         "log_history": trainer.state.log_history,
         "images": data.fingerprint,
+        "truth": truth_hash(truth),
     }
 
     def export(_: dict[str, Any]) -> None:
@@ -139,6 +143,11 @@ def _train(
             model.save_pretrained(temporary)
 
     return run.finish(result, export)
+
+
+def truth_hash(truth: Truth) -> str:
+    """Returns a hash of what children are worth."""
+    return short_hash([[format_architecture(child), *values] for child, values in sorted(truth.values.items())])
 
 
 def scored_children(
@@ -168,6 +177,10 @@ class RankingCurve(TrainerCallback):
         self._batches, self._number, self._path = batches, settings.num_curve_points, path
         self.points: list[dict[str, float]] = read_json(path) if path.is_file() else []
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Forgets points that are not of the steps behind the training: those of a run that was begun anew."""
+        self.points = [point for point in self.points if point["step"] <= state.global_step]
+
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Measures a point where one is due."""
         due = {round(state.max_steps * (index + 1) / self._number) for index in range(self._number)}
@@ -191,9 +204,10 @@ class RankingCurve(TrainerCallback):
 def training_cost(settings: CellSettings, num_train: int, num_steps: int) -> float:
     """Returns what a training is expected to take, in forward passes of an image through a child.
 
-    A step takes three for each of its images, one more for each child that it is aligned to, and validations of the
-    anchor those of the held-out images: of its challenger and, where that is another child, of its own. Validations
-    that all methods have in common are left out.
+    A step takes three for each of its images and one more for each child that it is aligned to; a look at the anchor
+    takes those of the held-out images, of its challenger and, after the first look, of its own. All children are taken
+    to cost alike: an anchor of many convolutions costs more than that. Validations that all methods have in common are
+    left out.
 
     Args:
         settings: of the super-net.
@@ -205,6 +219,10 @@ def training_cost(settings: CellSettings, num_train: int, num_steps: int) -> flo
     plan = AlignmentPlan.of(args, config.num_cells, math.ceil(num_train / images))
     targets = args.num_average_children if args.alignment == "average" else 1
     aligned = plan.num_aligned_steps(num_steps) * images * targets
-    looks = plan.num_anchor_looks(num_steps) if args.alignment in ("anchor", "top_percent") else 0
-    children = args.anchor_pool_size if args.alignment == "top_percent" else 2
-    return 3.0 * images * num_steps + aligned + looks * children * args.num_validation_sequences
+    looks, validated = plan.num_anchor_looks(num_steps), 0
+    if args.alignment == "anchor":
+        validated = max(0, 2 * looks - 1)
+    elif args.alignment == "top_percent":
+        validated = looks * min(args.anchor_pool_size, cell_space(settings.operators).size)
+    held_out = min(args.num_validation_sequences, settings.num_validation_images)
+    return 3.0 * images * num_steps + aligned + validated * held_out

@@ -31,6 +31,21 @@ def cell_space(operators: Sequence[str] = OPERATORS) -> SearchSpace:
     return SearchSpace((tuple(operators),) * len(EDGES))
 
 
+def running_edges(child: Architecture) -> list[bool]:
+    """Returns for each edge whether it is on a way from the input of the cell to its output."""
+    from_input, to_output = {0}, {len(EDGES) // 2}
+    for (source, target), operator in zip(EDGES, child, strict=True):
+        if operator != NONE and source in from_input:
+            from_input.add(target)
+    for (source, target), operator in zip(reversed(EDGES), reversed(child), strict=True):
+        if operator != NONE and target in to_output:
+            to_output.add(source)
+    return [
+        operator != NONE and source in from_input and target in to_output
+        for (source, target), operator in zip(EDGES, child, strict=True)
+    ]
+
+
 def parse_cell(text: str) -> Architecture:
     """Returns the child that the benchmark writes as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.
 

@@ -28,7 +28,15 @@ from ..supernet.loading import SUPERNET_FOLDER
 from ..tables import markdown_table
 from .cell_interference import interference_curve
 from .cell_model import CellConfig, CellSupernet, count_cell_flops, count_cell_parameters
-from .cell_run import cell_arguments, cell_batches, cell_config, scored_children, train_cells, training_cost
+from .cell_run import (
+    cell_arguments,
+    cell_batches,
+    cell_config,
+    scored_children,
+    train_cells,
+    training_cost,
+    truth_hash,
+)
 from .cell_space import cell_space, format_cell
 from .cell_trainer import check_cells
 from .images import ImageData, load_images
@@ -109,6 +117,8 @@ def check_sweep(settings: CellSweepSettings) -> None:
         raise ValueError("methods is empty; name one or more ways to train a super-net")
     if len(set(map(file_name, settings.methods))) < len(settings.methods):
         raise ValueError(f"two of the methods {', '.join(settings.methods)} make the same folder; rename one")
+    if "seed" in settings.supernet.training_arguments:
+        raise ValueError("training_arguments sets the seed, but super-nets have those of seeds; name it there")
     for name, change in settings.methods.items():
         if "seed" in change:
             raise ValueError(f"{name} sets the seed, but all methods have super-nets of the same seeds; name these")
@@ -158,6 +168,8 @@ def _train_all(settings: CellSweepSettings, data: ImageData, truth: Truth, outpu
 
 def _train(method: str, settings: CellSettings, data: ImageData, truth: Truth, folder: Path) -> _Trained:
     result = train_cells(settings, data, truth, folder)
+    if result["truth"] != truth_hash(truth):
+        raise ValueError(f"{folder} was held against another table; take another output folder, or that table")
     batch_size = cell_arguments(settings, "cells").per_device_eval_batch_size
     trained = _Trained(method, folder, result, scored_children(folder, data, batch_size, list(truth.values)))
     if _ranks(trained.by_loss):
@@ -172,21 +184,21 @@ def _ranks(scores: Scores) -> bool:
 
 
 def method_steps(settings: CellSweepSettings, num_train: int) -> dict[str, int]:
-    """Returns the optimizer steps of each method: as many as the first one's, or as cost what these cost."""
-    first = supernet_settings(settings, next(iter(settings.methods.values())), settings.seeds[0])
-    args = cell_arguments(first, "cells")
-    epoch = math.ceil(num_train / args.train_batch_size / args.gradient_accumulation_steps)
-    num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
-    steps = {}
-    for method, change in settings.methods.items():
-        own = supernet_settings(settings, change, settings.seeds[0])
+    """Returns the optimizer steps of each method: its own, or as many as cost what those of the first one cost."""
+    plans = {name: supernet_settings(settings, change, settings.seeds[0]) for name, change in settings.methods.items()}
+    first, *_ = plans.values()
+    wanted = training_cost(first, num_train, _num_steps(first, num_train))
+    if not settings.equal_compute:
+        return {name: _num_steps(own, num_train) for name, own in plans.items()}
+    return {
+        name: steps_of_equal_compute(wanted, partial(training_cost, own, num_train)) for name, own in plans.items()
+    }
 
-        def cost(number: int, own: CellSettings = own) -> float:
-            return training_cost(own, num_train, number)
 
-        wanted = training_cost(first, num_train, num_steps)
-        steps[method] = steps_of_equal_compute(wanted, cost) if settings.equal_compute else num_steps
-    return steps
+def _num_steps(settings: CellSettings, num_train: int) -> int:
+    args = cell_arguments(settings, "cells")
+    epoch = math.ceil(math.ceil(num_train / args.train_batch_size) / args.gradient_accumulation_steps)
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
 
 
 # ---- Judging ----
@@ -242,7 +254,7 @@ def _method_row(
     by_loss = _tau(means, [one.by_loss for one in group], num_resamples)
     by_accuracy = _tau(means, [one.by_accuracy for one in group], num_resamples)
     half = _tau(better, [{child: one.by_loss[child] for child in better} for one in group], num_resamples)
-    winners = [means[max(one.by_loss, key=lambda child: one.by_loss[child])] for one in group]
+    winners = [means[_winner(one.by_loss, means)] for one in group if _ranks(one.by_loss)]
     return {
         "method": name,
         "num_supernets": len(group),
@@ -256,7 +268,7 @@ def _method_row(
         "tau_better_half": half.mean,
         "tau_better_half_low": half.interval[0],
         "tau_better_half_high": half.interval[1],
-        "winner": mean(winners),
+        "winner": mean(winners) if winners else math.nan,
     }
 
 
@@ -268,8 +280,6 @@ def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> li
         scores: dict[Any, float] = {child: float(cost(config, child)) for child in means}
         whole = _tau(means, [scores], settings.num_resamples)
         half = _tau(better, [{child: scores[child] for child in better}], settings.num_resamples)
-        # Of children that cost alike the worst counts, as in `evaluate_ranking`.
-        most = max(scores.values())
         rows.append(
             {
                 "method": name,
@@ -284,25 +294,30 @@ def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> li
                 "tau_better_half": half.mean,
                 "tau_better_half_low": half.interval[0],
                 "tau_better_half_high": half.interval[1],
-                "winner": min(means[child] for child, value in scores.items() if value == most),
+                "winner": means[_winner(scores, means)],
             }
         )
     return rows
 
 
+def _winner(scores: Scores, means: Scores) -> Architecture:
+    """The child with the highest score; ties count against it, as in `evaluate_ranking`."""
+    return max(scores, key=lambda child: (scores[child], -means[child]))
+
+
 def _supernet_row(one: _Trained, means: Scores) -> dict[str, Any]:
     quality = evaluate_ranking(means, one.by_loss, num_resamples=1) if _ranks(one.by_loss) else None
-    winner = max(one.by_loss, key=lambda child: one.by_loss[child])
+    winner = _winner(one.by_loss, means) if quality else None
     return {
         "method": one.method,
         "seed": one.result["seed"],
         "steps": one.result["steps"],
         "tau": None if quality is None else quality.kendall_tau,
         "spearman": None if quality is None else quality.spearman,
-        "mean_loss": -mean(one.by_loss.values()),
+        "mean_loss": mean(child.val_loss for child in one.ranked),
         "best_accuracy": max(one.by_accuracy.values()),
-        "winner": format_cell(winner),
-        "winner_accuracy": means[winner],
+        "winner": winner and format_cell(winner),
+        "winner_accuracy": winner and means[winner],
     }
 
 
@@ -330,11 +345,9 @@ def _interference(
 def _cosines(settings: CellSweepSettings, data: ImageData, one: _Trained) -> dict[str, float]:
     """The mean cosine of a super-net by the number of edges that differ; none where a gradient has no direction."""
     args = cell_arguments(supernet_settings(settings, settings.methods[one.method], one.result["seed"]), "cells")
-    model, anchor = CellSupernet.from_pretrained(one.folder / SUPERNET_FOLDER), one.result["anchor"]
-    batches = cell_batches(data, args)
-    chain = None if anchor is None else tuple(anchor["architecture"])
+    model = CellSupernet.from_pretrained(one.folder / SUPERNET_FOLDER)
     try:
-        curve = interference_curve(model, batches, model.space, settings.num_repeats, chain, args.alignment_weight)
+        curve = interference_curve(model, cell_batches(data, args), model.space, settings.num_repeats)
     except ValueError as error:
         logger.warning(f"{one.folder.name}: interference is not measured: {error}")
         return {}
@@ -363,6 +376,11 @@ def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def _number(row: Mapping[str, Any]) -> str:
+    number, ranking = row["num_supernets"], row["num_ranking"]
+    return f"{number or ''}" if number == ranking else f"{ranking} of {number}, the others diverged"
+
+
 def _table(
     settings: CellSweepSettings,
     rows: Sequence[Mapping[str, Any]],
@@ -383,7 +401,7 @@ def _table(
     body = [
         [
             row["method"],
-            row["num_supernets"] or "",
+            _number(row),
             f"{row['steps']:,}" if row["steps"] else "",
             f"{row['tau']:.3f} ({row['tau_low']:.3f} to {row['tau_high']:.3f})",
             "" if row["spread"] is None else f"{row['spread']:.3f}",

@@ -11,9 +11,10 @@ from ..space.search_space import Architecture, SearchSpace
 from ..space.settings import BudgetSettings
 from ..supernet.arguments import MagicTrainingArguments
 from ..supernet.search_trainer import SearchTrainer
+from ..supernet.setup import begin_schedule
 from .cell_model import CellConfig, CellSupernet, count_cell_flops
 from .cell_runner import CellRunner
-from .cell_space import CONV1, CONV3
+from .cell_space import CONV1, CONV3, running_edges
 
 
 # What an operator costs beside a convolution of 1 x 1, for the sandwich rule.
@@ -41,11 +42,14 @@ class CellTrainer(SearchTrainer):
         return self.model.config.num_cells
 
     def operator_weights(self, architecture: Architecture) -> list[list[nn.Parameter]]:
-        """Returns the parameters of the operator of each edge, in all cells together."""
+        """Returns the parameters of the operator of each edge, in all cells together.
+
+        An edge that leads nowhere has none: its operator has no gradient, which is no fault.
+        """
         cells: Any = self.model.cells
         return [
-            [parameter for cell in cells for parameter in cell.edges[edge][operator].parameters()]
-            for edge, operator in enumerate(architecture)
+            [parameter for cell in cells for parameter in cell.edges[edge][operator].parameters()] if runs else []
+            for edge, (operator, runs) in enumerate(zip(architecture, running_edges(architecture), strict=True))
         ]
 
     def child_runner(self) -> CellRunner:
@@ -85,7 +89,8 @@ class CellTrainer(SearchTrainer):
 def cell_sampler(space: SearchSpace, args: MagicTrainingArguments) -> UniformSampler:
     """Returns the sampler of a run over `space`; the sandwich rule goes by the weights of the operators."""
     cost = {operator: float(_WEIGHTS.get(operator, 0)) for operator in space.operator_names}
-    return make_sampler(args.sampler, space, args.seed, args.num_substitutions, cost.__getitem__)
+    sampler = make_sampler(args.sampler, space, args.seed, args.num_substitutions, cost.__getitem__)
+    return begin_schedule(sampler, args)
 
 
 def check_cells(config: Any, args: MagicTrainingArguments) -> None:

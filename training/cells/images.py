@@ -66,7 +66,10 @@ class ImageData:
 
 
 class ImageCollator:
-    """Makes a normalised batch; crops and mirrors of training images are a function of the seed and their numbers."""
+    """Makes a normalised batch; crops and mirrors of training images are a function of the seed and their numbers.
+
+    The same images in one batch have the same crops; shuffled batches of several differ from epoch to epoch.
+    """
 
     def __init__(self, seed: int):
         """Takes the seed of the crops."""
@@ -107,14 +110,19 @@ def load_images(source: str, num_validation: int, image_size: int | None = None,
         seed: of the draw.
 
     Raises:
-        ValueError: the data set cannot be read, has no images or labels, images differ in size, or `image_size` does
-            not divide their size.
+        ValueError: the data set cannot be read, has no images or labels, images differ in size, a size does not halve
+            twice, or `image_size` does not divide that of the images.
     """
     rows = _read(source)
     image_column, label_column = _columns(rows, source)
     images, labels = _decoded(rows, image_column, label_column, source)
     if image_size not in (None, images.shape[-1]):
         images = _smaller(images, int(image_size or 0), source)
+    if images.shape[-1] % 4:
+        raise ValueError(
+            f"the images have {images.shape[-1]} pixels a side, which cannot be halved twice; set image_size to a "
+            f"multiple of 4 that divides their size"
+        )
     if not 0 < num_validation < len(labels):
         raise ValueError(f"num_validation_images is {num_validation}; {source} has {len(labels):,} images")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
@@ -178,8 +186,19 @@ def _decoded(rows: Dataset, image_column: str, label_column: str, source: str) -
                 )
     except (ArrowException, OSError) as error:
         raise ValueError(f"the images of {source} cannot be read ({error}); a file is damaged, copy it anew") from None
-    labels = torch.tensor(rows[label_column][:], dtype=torch.int64)
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), labels
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), _labels(rows, label_column, source)
+
+
+def _labels(rows: Dataset, column: str, source: str) -> Tensor:
+    labels = list(rows[column])
+    for number, label in enumerate(labels):
+        if not isinstance(label, int) or label < 0:
+            raise ValueError(
+                f"row {number} of {source}: {column} is {label!r}; it must be a class's number, 0 or above"
+            )
+    if len(set(labels)) < 2:
+        raise ValueError(f"all images of {source} are of one class; there is nothing to learn")
+    return torch.tensor(labels)
 
 
 def _smaller(images: Tensor, size: int, source: str) -> Tensor:

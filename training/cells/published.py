@@ -26,7 +26,15 @@ def load_published(path: str | Path, metric: str) -> Truth:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file; give the table of published accuracies as CSV")
-    with path.open(encoding="utf-8", newline="") as file:
+    try:
+        return Truth(metric, is_loss=False, values=_read(path, metric))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); save it so") from None
+
+
+def _read(path: Path, metric: str) -> dict[Architecture, tuple[float, ...]]:
+    # Spreadsheets put a mark at the beginning.
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         named = next((name for name in ARCHITECTURE_COLUMNS if name in columns), None)
@@ -46,4 +54,4 @@ def load_published(path: str | Path, metric: str) -> Truth:
             found[child] = (accuracy,)
     if not found:
         raise ValueError(f"{path} has no row; give the table of published accuracies")
-    return Truth(metric, is_loss=False, values=found)
+    return found

@@ -98,7 +98,9 @@ class CellSweepSettings(Settings):
         help="Seeds of the super-nets of each method.",
     )
     equal_compute: bool = option(
-        True, help="Give all super-nets the compute of the first method's, so that alignment is paid for with steps."
+        True,
+        help="Give all super-nets the compute of the first method's, so that alignment is paid for with steps. It is "
+        "counted in passes of a mean child; an anchor of many convolutions costs more.",
     )
     num_repeats: int = option(
         10, at_least=0, help="Draws of children and batch that interference is measured on; 0 measures none."

@@ -70,6 +70,11 @@ def check_blockwise(
             f"this process has {args.n_gpu} GPUs; start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES "
             f"to one of them"
         )
+    if args.num_substitutions_from is not None:
+        raise ValueError(
+            f"num_substitutions_from is {args.num_substitutions_from}, but k is fixed where blocks are trained one by "
+            f"one; leave it out"
+        )
     space = SearchSpace.from_config(config.candidate_operators)
     spaces = block_spaces(space, block_borders(space.num_layers, num_blocks))
     shortest = min(block.num_layers for block in spaces)

@@ -204,8 +204,6 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
     def _set_space(self, space: SearchSpace) -> None:
         self.space = space
         self.sampler = self.search_sampler(space)
-        # Refused here and not at the first step.
-        self._schedule_substitutions()
 
     def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
         """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""

@@ -8,7 +8,7 @@ from ..space.budgets import BudgetedSpace
 from ..space.costs import operator_parameters
 from ..space.latency import LatencyTable
 from ..space.limits import budget_of
-from ..space.samplers import UniformSampler, make_sampler
+from ..space.samplers import GradualSampler, UniformSampler, make_sampler
 from ..space.search_space import SearchSpace
 from .arguments import MagicTrainingArguments
 
@@ -19,13 +19,25 @@ def search_sampler(space: SearchSpace, config: MagicConfig, args: MagicTrainingA
     Raises:
         ValueError: there is no such sampler, or it changes more operators than a child has.
     """
-    return make_sampler(
+    sampler = make_sampler(
         args.sampler,
         space,
         seed=args.seed,
         num_substitutions=args.num_substitutions,
         cost=lambda operator: operator_parameters(operator, config),
     )
+    return begin_schedule(sampler, args)
+
+
+def begin_schedule(sampler: UniformSampler, args: MagicTrainingArguments) -> UniformSampler:
+    """Returns a sampler with the k that `num_substitutions_from` begins with, if that is given.
+
+    Raises:
+        ValueError: it is more than a child has layers.
+    """
+    if args.num_substitutions_from is not None and isinstance(sampler, GradualSampler):
+        sampler.change(args.num_substitutions_from)
+    return sampler
 
 
 def check_search(config: MagicConfig, args: MagicTrainingArguments, vocabulary: bool = True) -> None:

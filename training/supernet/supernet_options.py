@@ -29,7 +29,7 @@ class SupernetOptions(BudgetSettings):
     num_substitutions_from: int | None = option(
         None,
         at_least=1,
-        help="Begin with so many changed operators a step and fall to num_substitutions, linearly over the training; "
+        help="Begin with so many changed operators a step and go to num_substitutions, linearly over the training; "
         "an option beyond the paper. Default: k stays as it is.",
     )
     alignment: str = option(

@@ -11,6 +11,7 @@ from training.cells.cell_run import (
     CURVE_NAME,
     RankingCurve,
     cell_arguments,
+    cell_batches,
     scored_children,
     train_cells,
     training_cost,
@@ -52,7 +53,7 @@ def test_a_run_has_a_curve_and_scores(tmp_path, truth):
     result = train_cells(settings(), data, truth, folder)
     assert [point["step"] for point in result["curve"]] == [4, 8, 12]
     assert json.loads((folder / CURVE_NAME).read_text()) == result["curve"]
-    ranked = scored_children(folder, data, 8, list(truth.values))
+    ranked = scored_children(folder, cell_batches(data, cell_arguments(settings(), folder)), list(truth.values))
     assert {child.architecture for child in ranked} == truth.values.keys()
     model = CellSupernet.from_pretrained(folder / SUPERNET_FOLDER)
     again = Evaluator(model, validation_batches(data.validation, ImageCollator(0), 8), runner=CellRunner(model))
@@ -65,7 +66,7 @@ def test_a_run_has_a_curve_and_scores(tmp_path, truth):
 def test_the_last_point_is_tau_of_the_scores(tmp_path, truth):
     data, folder = toy_images(), tmp_path / "run"
     result = train_cells(settings(num_curve_children=60), data, truth, folder)
-    ranked = scored_children(folder, data, 8, list(truth.values))
+    ranked = scored_children(folder, cell_batches(data, cell_arguments(settings(), folder)), list(truth.values))
     worth = [truth.means[child.architecture] for child in ranked]
     tau = kendalltau([-child.val_loss for child in ranked], worth).statistic
     assert result["curve"][-1]["tau_loss"] == pytest.approx(tau, abs=0.01)

@@ -380,7 +380,7 @@ def judge(
     write_rows(output_dir / "supernets.csv", rows)
     write_rows(output_dir / "methods.csv", [method_row(name, method) for name, method in methods.items()])
     compared = [
-        {"first": first, "second": second, **_flat(asdict(comparison))}
+        {"first": first, "second": second, **flat_intervals(asdict(comparison))}
         for (first, second), comparison in comparisons.items()
     ]
     write_rows(output_dir / "comparisons.csv", compared)
@@ -429,7 +429,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _supernet_row(supernet: Supernet, quality: RankingQuality) -> dict[str, Any]:
     own = {"supernet": supernet.name, "method": supernet.method, "seed": supernet.seed, "steps": supernet.steps}
-    values = _flat({name: value for name, value in asdict(quality).items() if name != "top"})
+    values = flat_intervals({name: value for name, value in asdict(quality).items() if name != "top"})
     for top in quality.top:
         values |= {f"{name}_{top.k}": getattr(top, name) for name in ("overlap", "regret", "random_regret")}
     return own | values
@@ -438,11 +438,11 @@ def _supernet_row(supernet: Supernet, quality: RankingQuality) -> dict[str, Any]
 def method_row(name: str, method: MethodTau) -> dict[str, Any]:
     """Returns the row of a method in a table."""
     own = {"method": name, "num_supernets": len(method.taus), "mean_tau": method.mean, "spread": method.spread}
-    return own | _flat({"interval": method.interval})
+    return own | flat_intervals({"interval": method.interval})
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Intervals as two columns."""
+def flat_intervals(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row whose intervals are two columns each."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= {f"{name}_low": value[0], f"{name}_high": value[1]} if isinstance(value, tuple) else {name: value}

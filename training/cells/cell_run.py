@@ -150,14 +150,11 @@ def truth_hash(truth: Truth) -> str:
     return short_hash([[format_architecture(child), *values] for child, values in sorted(truth.values.items())])
 
 
-def scored_children(
-    run: Path, data: ImageData, batch_size: int, children: Sequence[Architecture]
-) -> list[RankedChild]:
+def scored_children(run: Path, batches: Sequence[Batch], children: Sequence[Architecture]) -> list[RankedChild]:
     """Returns the shared-weight loss and accuracy of children of a finished run, from the run's journal if there."""
     device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = CellSupernet.from_pretrained(run / SUPERNET_FOLDER).to(device)
     model = model.to(memory_format=torch.channels_last)
-    batches = validation_batches(data.validation, ImageCollator(0), batch_size)
     evaluate = Evaluator(model, batches, journal=run / SCORES_NAME, progress=True, runner=CellRunner(model))
     return evaluate(sorted(children))
 

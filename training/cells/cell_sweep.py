@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..analysis.ranking import MethodTau, Scores, compare_rankings, evaluate_ranking, method_tau
-from ..analysis.ranking_run import file_name, write_rows
+from ..analysis.ranking_run import file_name, flat_intervals, write_rows
 from ..analysis.truth import Truth
 from ..drawing import clean, write_figure
 from ..files import read_json, write_json
@@ -170,8 +170,8 @@ def _train(method: str, settings: CellSettings, data: ImageData, truth: Truth, f
     result = train_cells(settings, data, truth, folder)
     if result["truth"] != truth_hash(truth):
         raise ValueError(f"{folder} was held against another table; take another output folder, or that table")
-    batch_size = cell_arguments(settings, "cells").per_device_eval_batch_size
-    trained = _Trained(method, folder, result, scored_children(folder, data, batch_size, list(truth.values)))
+    batches = cell_batches(data, cell_arguments(settings, "cells"))
+    trained = _Trained(method, folder, result, scored_children(folder, batches, list(truth.values)))
     if _ranks(trained.by_loss):
         logger.info(f"{folder.name}: {evaluate_ranking(truth.means, trained.by_loss)}")
     else:
@@ -226,7 +226,7 @@ def _judge(
     interference = _interference(settings, data, trained)
     write_rows(run.folder / "methods.csv", rows)
     write_rows(run.folder / "supernets.csv", [_supernet_row(one, means) for one in trained])
-    write_rows(run.folder / "comparisons.csv", [_flat(row) for row in comparisons])
+    write_rows(run.folder / "comparisons.csv", [flat_intervals(row) for row in comparisons])
     if curve:
         write_rows(run.folder / "curve.csv", curve)
         write_figure(run.folder / "curve.png", draw_curves(curve))
@@ -251,20 +251,27 @@ def _tau(truth: Scores, scores: Sequence[Scores], num_resamples: int) -> MethodT
 def _method_row(
     name: str, group: Sequence[_Trained], means: Scores, better: Scores, num_resamples: int
 ) -> dict[str, Any]:
-    by_loss = _tau(means, [one.by_loss for one in group], num_resamples)
-    by_accuracy = _tau(means, [one.by_accuracy for one in group], num_resamples)
-    half = _tau(better, [{child: one.by_loss[child] for child in better} for one in group], num_resamples)
-    winners = [means[_winner(one.by_loss, means)] for one in group if _ranks(one.by_loss)]
-    return {
+    by_loss, by_accuracy = [one.by_loss for one in group], [one.by_accuracy for one in group]
+    facts = {
         "method": name,
         "num_supernets": len(group),
-        "num_ranking": sum(_ranks(one.by_loss) for one in group),
+        "num_ranking": sum(map(_ranks, by_loss)),
         "steps": group[0].result["steps"],
-        "tau": by_loss.mean,
-        "tau_low": by_loss.interval[0],
-        "tau_high": by_loss.interval[1],
-        "spread": by_loss.spread,
-        "tau_by_accuracy": by_accuracy.mean,
+    }
+    quality = _quality(by_loss, means, better, num_resamples)
+    return facts | quality | {"tau_by_accuracy": _tau(means, by_accuracy, num_resamples).mean}
+
+
+def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamples: int) -> dict[str, Any]:
+    """How well the scores of one or more super-nets rank all children and the better half, and what is first worth."""
+    whole = _tau(means, scores, num_resamples)
+    half = _tau(better, [{child: one[child] for child in better} for one in scores], num_resamples)
+    winners = [means[_winner(one, means)] for one in scores if _ranks(one)]
+    return {
+        "tau": whole.mean,
+        "tau_low": whole.interval[0],
+        "tau_high": whole.interval[1],
+        "spread": whole.spread,
         "tau_better_half": half.mean,
         "tau_better_half_low": half.interval[0],
         "tau_better_half_high": half.interval[1],
@@ -273,30 +280,13 @@ def _method_row(
 
 
 def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> list[dict[str, Any]]:
-    """What the size of a child tells by itself."""
-    config = CellConfig(16, 5, 10, cell_space(settings.supernet.operators).to_json())
+    """What the size of a child of the benchmark tells by itself."""
+    config = CellConfig(candidate_operators=cell_space(settings.supernet.operators).to_json())
     rows = []
     for name, cost in (("parameters", count_cell_parameters), ("FLOPs", count_cell_flops)):
-        scores: dict[Any, float] = {child: float(cost(config, child)) for child in means}
-        whole = _tau(means, [scores], settings.num_resamples)
-        half = _tau(better, [{child: scores[child] for child in better}], settings.num_resamples)
-        rows.append(
-            {
-                "method": name,
-                "num_supernets": 0,
-                "num_ranking": 0,
-                "steps": 0,
-                "tau": whole.mean,
-                "tau_low": whole.interval[0],
-                "tau_high": whole.interval[1],
-                "spread": None,
-                "tau_by_accuracy": whole.mean,
-                "tau_better_half": half.mean,
-                "tau_better_half_low": half.interval[0],
-                "tau_better_half_high": half.interval[1],
-                "winner": means[_winner(scores, means)],
-            }
-        )
+        scores = {child: float(cost(config, child)) for child in means}
+        facts = {"method": name, "num_supernets": 0, "num_ranking": 0, "steps": 0}
+        rows.append(facts | _quality([scores], means, better, settings.num_resamples) | {"tau_by_accuracy": None})
     return rows
 
 
@@ -319,11 +309,6 @@ def _supernet_row(one: _Trained, means: Scores) -> dict[str, Any]:
         "winner": winner and format_cell(winner),
         "winner_accuracy": winner and means[winner],
     }
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = row["interval"]
-    return {key: value for key, value in row.items() if key != "interval"} | {"low": low, "high": high}
 
 
 def _interference(
@@ -405,7 +390,7 @@ def _table(
             f"{row['steps']:,}" if row["steps"] else "",
             f"{row['tau']:.3f} ({row['tau_low']:.3f} to {row['tau_high']:.3f})",
             "" if row["spread"] is None else f"{row['spread']:.3f}",
-            f"{row['tau_by_accuracy']:.3f}",
+            "" if row["tau_by_accuracy"] is None else f"{row['tau_by_accuracy']:.3f}",
             f"{row['tau_better_half']:.3f}",
             f"{row['winner']:.2f}",
         ]

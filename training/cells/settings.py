@@ -29,7 +29,7 @@ class CellSettings(Settings):
     command = "analyze cells"
 
     images: str = option(
-        "", flag="--images", help="The images: a folder with train*.parquet, or a data set on the Hub, as cifar10."
+        "", flag="--images", help="A folder with train*.parquet, or a data set on the Hub such as uoft-cs/cifar10."
     )
     image_size: int | None = option(
         None,

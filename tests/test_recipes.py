@@ -49,7 +49,7 @@ CELLS = [
     "--metric",
     "accuracy",
     "--num-children",
-    "9",
+    "10",
 ]
 CELLS += [*STEPS[:4], *SMALL, "--seed", "0", "--set", "num_validation_images=4", "--set", "num_validation_sequences=4"]
 CELLS += ["--set", "num_curve_children=5", "--set", "num_repeats=1"]

@@ -16,6 +16,7 @@ from transformers import Trainer
 from training.analysis.standalone import StandaloneWorker, standalone_children, train_standalone
 from training.analysis.truth import STANDALONE_NAME, StandaloneChild, journal_path, load_truth
 from training.data.text import load_data
+from training.runs.settings import FEWEST_STEPS
 from training.supernet.journal import Journal
 
 
@@ -42,6 +43,20 @@ def test_all_children_or_a_sample_without_repeats(settings):
     assert len(set(few)) == 3
     assert few == standalone_children(replace(settings, num_children=3))[1]
     assert len({tuple(standalone_children(replace(settings, num_children=2, sample_seed=s))[1]) for s in range(9)}) > 1
+
+
+def test_children_of_whose_training_nothing_is_said_train_long_enough(settings, tmp_path, monkeypatch):
+    asked = []
+
+    class Recorder(Trainer):
+        def train(self, *args, **kwargs):
+            asked.append(self.args.max_steps)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.analysis.standalone.Trainer", Recorder)
+    with pytest.raises(KeyboardInterrupt):
+        train_standalone(replace(settings, training_arguments={}), tmp_path, progress=False)
+    assert asked == [FEWEST_STEPS]
 
 
 def test_named_children_are_trained_instead_of_uniform_ones(settings, tmp_path):

@@ -19,7 +19,7 @@ from toy_cli import run_main
 
 from training.analysis.ranking import method_tau
 from training.cells.cell_run import RankingCurve, training_cost
-from training.cells.cell_space import parse_cell
+from training.cells.cell_space import CONV3, SKIP, cell_space, format_cell, parse_cell
 from training.cells.cell_sweep import method_steps, run_cells, supernet_settings
 from training.cells.published import load_published
 from training.cells.settings import CellSettings, CellSweepSettings
@@ -98,6 +98,46 @@ def test_methods_are_held_against_the_table(tmp_path, settings):
     for line in ("| SPOS | 2 |", "MAGIC-AT less SPOS: ", "| method | m = 1 | m = 2 |"):
         assert line in result["table"]
     assert run_cells(settings, tmp_path / "sweep") == result
+
+
+def test_a_better_half_of_one_worth_costs_no_other_figures(settings, tmp_path):
+    path = tmp_path / "level.csv"
+    lines = Path(settings.table).read_text().splitlines()
+    path.write_text(
+        "\n".join([lines[0], *(f"{line.split(',')[0]},{min(i, 9)}" for i, line in enumerate(lines[1:21]))])
+    )
+    given = {
+        "table": str(path),
+        "num_children": 20,
+        "methods": {"SPOS": METHODS["SPOS"]},
+        "seeds": (0,),
+        "num_repeats": 0,
+    }
+    row = run_cells(changed(settings, **given), tmp_path / "level")["methods"][0]
+    assert math.isnan(row["tau_better_half"])
+    assert math.isfinite(row["tau"])
+
+
+def test_a_truth_that_ranks_nothing_is_refused_before_images_are_read(settings, tmp_path):
+    path = tmp_path / "same.csv"
+    lines = Path(settings.table).read_text().splitlines()
+    path.write_text("\n".join([lines[0], *(f"{line.split(',')[0]},90" for line in lines[1:])]))
+    with pytest.raises(ValueError, match=r"truth is 90\.0 for all 40 children: it ranks none"):
+        run_cells(changed(settings, table=str(path)), tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_ties_count_against_what_is_ranked_first(settings, tmp_path):
+    """Of cells of one size, the first of the parameters is the worst."""
+    path = tmp_path / "ties.csv"
+    children = [child for child in cell_space((CONV3, SKIP)).children() if child.count(CONV3) in (1, 5)]
+    rows = [f"{format_cell(child)},{10 * child.count(CONV3) + number}" for number, child in enumerate(children)]
+    path.write_text("\n".join(["arch,accuracy", *rows]))
+    settings = changed(settings, table=str(path), num_children=12, methods={"SPOS": METHODS["SPOS"]}, num_repeats=0)
+    result = run_cells(changed(settings, seeds=(0,)), tmp_path / "ties")
+    assert result["methods"][1]["method"] == "parameters"
+    large = [row for row in rows if row.count(CONV3) == 5]
+    assert result["methods"][1]["winner"] == min(float(row.split(",")[1]) for row in large)
 
 
 def test_alignment_is_paid_for_with_steps(settings):

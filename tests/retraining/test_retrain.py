@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM
 from training.retraining.retrain import follow_search, retrain
 from training.retraining.settings import RetrainSettings
 from training.runs.recipes import settings_from
+from training.runs.settings import EPOCHS, FEWEST_STEPS
 from training.space.costs import training_flops
 
 
@@ -57,6 +58,14 @@ def test_blocks_are_no_longer_than_a_model_that_takes_little(tmp_path, preset, d
     assert "block_size: 16 tokens, the most that the model takes" in caplog.messages
     with pytest.raises(ValueError, match="block_size is 128 but the model has 16 positions"):
         retrain(train_settings(preset, replace(data, block_size=128)), tmp_path / "asked")
+
+
+def test_a_training_of_which_nothing_is_said_is_one_that_trains(tmp_path, preset, data, monkeypatch):
+    asked = []
+    monkeypatch.setattr("training.retraining.retrain._train", lambda run, start, *_: asked.append(start.args))
+    retrain(RetrainSettings(preset, "MHA4,FFN,CONV3,FFN", data=replace(data, max_documents=30)), tmp_path)
+    (args,) = asked
+    assert (args.learning_rate, args.num_train_epochs, args.max_steps) == (2e-3, EPOCHS, FEWEST_STEPS)
 
 
 def test_more_masked_tokens_cost_more(tmp_path, preset, data):

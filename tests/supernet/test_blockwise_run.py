@@ -15,6 +15,7 @@ from training.data.text import MaskingCollator, load_data
 from training.retraining.retrain import follow_search, retrain
 from training.retraining.settings import RetrainSettings
 from training.runs.recipes import settings_from
+from training.runs.settings import FEWEST_STEPS, SUPERNET_EPOCHS
 from training.space.costs import count_parameters
 from training.supernet.blockwise import BlockwiseTrainer
 from training.supernet.blockwise_run import blockwise_table, run_blockwise
@@ -62,6 +63,16 @@ def run_settings(preset, text, teacher, init_from=None, num_ranked=10, **argumen
 def finished(preset, text, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "blockwise"
     return folder, run_blockwise(run_settings(preset, text, teacher), folder)
+
+
+def test_a_run_of_which_nothing_is_said_trains_long_enough(preset, text, teacher, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("training.supernet.blockwise_run._train", lambda run, *given: asked.append(given[3]))
+    run_blockwise(
+        BlockwiseSettings(preset, data=replace(text, max_documents=30), teacher=teacher, num_blocks=2), tmp_path
+    )
+    (args,) = asked
+    assert (args.num_train_epochs, args.max_steps) == (SUPERNET_EPOCHS, FEWEST_STEPS)
 
 
 def test_a_run_ends_with_a_supernet_and_the_best_child(finished, text, teacher):

@@ -17,6 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 from modeling_magic.conversion import convert_to_magic
 from training.retraining.retrain import retrain
 from training.runs.recipes import load_recipe, settings_from
+from training.runs.settings import FEWEST_STEPS, SUPERNET_EPOCHS
 from training.supernet.pretrain import pretrain
 from training.supernet.settings import PretrainSettings
 
@@ -46,6 +47,15 @@ def test_a_search_ends_with_a_child_and_a_supernet(search_run):
     assert model.config.is_supernet
     assert len(AutoTokenizer.from_pretrained(folder / "supernet")) == model.config.vocab_size
     assert result["corpus"]["sha256"]["train"]
+
+
+def test_a_super_net_of_which_nothing_is_said_trains_long_enough_to_align(tmp_path, preset, data, monkeypatch):
+    asked = []
+    monkeypatch.setattr("training.supernet.pretrain._train_supernet", lambda run, *given: asked.append(given[2]))
+    pretrain(PretrainSettings(preset, data=replace(data, max_documents=30)), tmp_path)
+    (args,) = asked
+    assert (args.num_train_epochs, args.max_steps) == (SUPERNET_EPOCHS, FEWEST_STEPS)
+    assert args.num_train_epochs > args.alignment_warmup_epochs
 
 
 def test_a_finished_search_is_not_run_again(search_run, preset, data, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..analysis.ranking import MethodTau, Scores, compare_rankings, evaluate_ranking, method_tau
+from ..analysis.ranking import MethodTau, Scores, check_scores, compare_rankings, evaluate_ranking, method_tau
 from ..analysis.ranking_run import file_name, flat_intervals, write_rows
 from ..analysis.truth import Truth
 from ..drawing import clean, write_figure
@@ -136,7 +136,9 @@ def _truth(settings: CellSweepSettings) -> Truth:
     within = sorted(child for child in truth.values if child in space)
     if len(within) < settings.num_children:
         raise ValueError(f"num_children is {settings.num_children}, but {settings.table} has {len(within)} such cells")
-    return truth.subset(random.Random(settings.sample_seed).sample(within, settings.num_children))
+    truth = truth.subset(random.Random(settings.sample_seed).sample(within, settings.num_children))
+    check_scores(truth=truth.means)
+    return truth
 
 
 def supernet_settings(settings: CellSweepSettings, change: Mapping[str, Any], seed: int) -> CellSettings:
@@ -244,7 +246,7 @@ def _judge(
 
 def _tau(truth: Scores, scores: Sequence[Scores], num_resamples: int) -> MethodTau:
     """Returns tau of the super-nets that rank at all; one with the same score for all children has diverged."""
-    ranking = [one for one in scores if _ranks(one)]
+    ranking = [one for one in scores if _ranks(one) and _ranks(truth)]
     return method_tau(truth, ranking, num_resamples) if ranking else MethodTau((math.nan,), (math.nan, math.nan))
 
 

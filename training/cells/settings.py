@@ -81,7 +81,12 @@ class CellSweepSettings(Settings):
     table: str = option("", flag="--table", help="The published accuracies, a CSV file with the cells as `arch`.")
     metric: str = option("c10_test_200ep", flag="--metric", help="The column of accuracies.")
     num_children: int = option(
-        1000, flag="--num-children", at_least=MIN_CHILDREN, unit="children", help="Uniform children to rank."
+        1000,
+        flag="--num-children",
+        # The better half of them is ranked as well.
+        at_least=2 * MIN_CHILDREN,
+        unit="children",
+        help="Uniform children to rank.",
     )
     sample_seed: int = option(0, help="Seed of the draw of these children.")
     methods: dict[str, dict[str, Any]] = option(

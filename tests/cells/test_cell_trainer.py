@@ -45,12 +45,19 @@ def test_a_step_trains_the_child_that_was_drawn(tmp_path):
     assert all(any(name.startswith(prefix) for prefix in own) for name in changed)
 
 
+def normalised(states: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and variance 1 in each channel."""
+    spread = states.var(dim=(0, 2, 3), correction=0, keepdim=True)
+    return (states - states.mean(dim=(0, 2, 3), keepdim=True)) / (spread + 1e-5).sqrt()
+
+
 def test_the_loss_of_a_step_is_that_of_eq_2(tmp_path):
     trainer = begun(tmp_path, FIRST, SECOND, alignment_weight=0.7, alignment_every_n_layers=2)
     batch = items(6)
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(6))
     (state,), (target,) = (trainer.model.states(batch["images"], child, [2]) for child in (FIRST, SECOND))
     logits = trainer.model(batch["images"], architecture=FIRST).logits
+    state, target = normalised(state), normalised(target)
     expected = cross_entropy(logits, batch["labels"]) + 0.7 * mse_loss(state, target)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     weights = list(trainer.model.parameters())
@@ -58,7 +65,7 @@ def test_the_loss_of_a_step_is_that_of_eq_2(tmp_path):
     # The target carries no gradient.
     (state,) = trainer.model.states(batch["images"], FIRST, [2])
     logits = trainer.model(batch["images"], architecture=FIRST).logits
-    alone = cross_entropy(logits, batch["labels"]) + 0.7 * mse_loss(state, target.detach())
+    alone = cross_entropy(logits, batch["labels"]) + 0.7 * mse_loss(normalised(state), target.detach())
     for one, other in zip(gradients, torch.autograd.grad(alone, weights, allow_unused=True), strict=True):
         assert (one is None) == (other is None)
         if one is not None:
@@ -156,6 +163,7 @@ def test_flops_are_those_of_the_child(tmp_path):
     [
         ({"alignment_every_n_layers": 4}, "alignment_every_n_layers is 4 but there are 3 cells"),
         ({"alignment_batch_fraction": 0.5}, "a part of a batch has other statistics"),
+        ({"anchor_challenger": "block"}, "anchor_challenger is .block., but the cells of a child are alike"),
         ({"max_params": 1000}, "max_params is 1000, but a budget of cells is not supported"),
         ({"num_substitutions": 7}, "num_substitutions is 7; choose 1 to 6"),
         ({"num_substitutions_from": 7}, "num_substitutions_from is 7; choose 1 to 6"),

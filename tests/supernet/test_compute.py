@@ -54,6 +54,15 @@ def count_passes(tmp_path, monkeypatch, config, steps, **changes):
         (0.1, {"alignment": "anchor", "alignment_warmup_steps": 0, "alignment_batch_fraction": 0.3}),
         (0.1, {"alignment": "anchor", "alignment_warmup_steps": 9, "gradient_accumulation_steps": 2}),
         (0.1, {"alignment": "anchor", "alignment_warmup_steps": 4, "alignment_every_n_layers": 3}),
+        (
+            0.1,
+            {
+                "alignment": "anchor",
+                "alignment_warmup_steps": 0,
+                "alignment_every_n_layers": 2,
+                "anchor_challenger": "block",
+            },
+        ),
         (0.0, {"alignment": "average", "alignment_warmup_steps": 5, "num_average_children": 3}),
         (0.1, {"alignment": "top_percent", "alignment_warmup_epochs": 1.5, "alignment_warmup_steps": None}),
         (0.1, {"alignment": "top_percent", "anchor_rank_steps": 5}),
@@ -77,6 +86,14 @@ def test_layers_that_the_anchor_shares_are_not_counted(tmp_path, monkeypatch):
     assert expected.targets[:3] == pytest.approx([195 / 2, 195 / 2, 195 * 5 / 6])
     assert counts.targets == pytest.approx(expected.targets, rel=0.2)
     assert sum(counts.targets) == pytest.approx(sum(expected.targets), rel=0.06)
+
+
+def test_a_challenger_of_one_block_is_often_the_anchor():
+    config = toy_config(0.0, candidate_operators=[["FFN", "CONV3"], ["FFN", "CONV3", "CONV5"], ["FFN"]])
+    args = toy_args(anchor_challenger="block", alignment_every_n_layers=1, anchor_eval_steps=1)
+    # 8 sequences for the first anchor; then for challengers, and for anchors that are another child.
+    expected = 8 * (1 + 99 + 99 * (1 / 2 + 2 / 3 + 0) / 3)
+    assert supernet_passes(config, args, 100, num_train_sequences=64).validated == pytest.approx([expected] * 4)
 
 
 def test_a_pool_shares_its_bottoms():

@@ -345,6 +345,34 @@ def test_anchor_and_challenger_are_compared_with_the_same_weights(tmp_path, monk
     assert [entry["step"] for entry in trainer.anchor_history] == [1, 2]
 
 
+def test_an_anchor_is_put_together_block_by_block(tmp_path, monkeypatch):
+    config = toy_config(candidate_operators=[["FFN", "CONV3"]] * 5)
+    trainer = toy_trainer(
+        tmp_path, config, alignment_every_n_layers=2, anchor_challenger="block", anchor_eval_steps=10
+    )
+    weights = (1, 1, -1, -1, 1)
+
+    def validate(child):
+        return RankedChild(child, 0.0, sum(weights[layer] for layer in range(5) if child[layer] == "CONV3"))
+
+    monkeypatch.setattr(trainer, "_validate", validate)
+    trainer.architecture = ("FFN",) * 5
+    trainer._challenge_anchor(10)
+    # As a whole this child is better than the anchor, and each block of it is judged by itself.
+    trainer.architecture = ("CONV3",) * 5
+    found = []
+    for step in (20, 30, 40):
+        trainer._challenge_anchor(step)
+        found.append(trainer.anchor.architecture)
+    third = ("FFN",) * 4 + ("CONV3",)
+    assert found == [third, ("CONV3", "CONV3", "FFN", "FFN", "CONV3"), ("CONV3", "CONV3", "FFN", "FFN", "CONV3")]
+
+
+def test_blocks_without_an_anchor_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="anchor_challenger is 'block', but alignment is 'average'"):
+        toy_trainer(tmp_path, alignment="average", anchor_challenger="block")
+
+
 def ranked(number: int) -> list[RankedChild]:
     return [RankedChild((f"FFNx{index + 1}",), float(index), 1.0 - index / 1000) for index in range(number)]
 

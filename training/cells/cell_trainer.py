@@ -64,6 +64,14 @@ class CellTrainer(SearchTrainer):
         with torch.no_grad():
             return list(model.states(inputs["images"], child, aligned))
 
+    def comparable_states(self, states: Tensor) -> Tensor:
+        """Returns the output of a cell with a mean of 0 and a variance of 1 in each channel, over the batch.
+
+        A cell ends in a sum, so that its scale is that of its operators; unlike that of layer norm it would set how
+        much Eq. (1) weighs.
+        """
+        return nn.functional.batch_norm(states, None, None, training=True)
+
     def num_shared_states(self) -> int:
         """Returns all cells where the child of the step is its own anchor, else 0."""
         is_anchor = self.args.alignment != "average" and self._target_children() == [self.architecture]
@@ -111,6 +119,11 @@ def check_cells(config: Any, args: MagicTrainingArguments) -> None:
         raise ValueError(
             f"alignment_batch_fraction is {args.alignment_batch_fraction}, but a part of a batch has other statistics "
             f"than the child's; leave it at 1"
+        )
+    if args.anchor_challenger != "child":
+        raise ValueError(
+            f"anchor_challenger is {args.anchor_challenger!r}, but the cells of a child are alike and have no blocks; "
+            f"leave it out"
         )
     for item in fields(BudgetSettings):
         if (value := getattr(args, item.name)) != item.default:

@@ -5,6 +5,7 @@ from typing import Self
 
 from modeling_magic import MagicConfig
 
+from ..space.search_space import Architecture
 from .supernet_options import SupernetOptions
 
 
@@ -18,6 +19,8 @@ class AlignmentPlan:
         alignment: one of `supernet_options.ALIGNMENTS`.
         warmup_steps: steps on the prediction loss alone.
         challenge_every: steps between two children that are compared with the anchor, with `anchor` (section 4).
+        blocks: the layers that a challenger has from the child, by turns; else those of the anchor stay. One block
+            where the child itself challenges.
         rank_every: steps between two rankings that the anchor is picked from, with `top_percent` (5.2), else 0.
         aligned_layers: indices n of the H_n that Eq. (1) sums over, ascending; none with `none`.
     """
@@ -25,6 +28,7 @@ class AlignmentPlan:
     alignment: str
     warmup_steps: int
     challenge_every: int
+    blocks: tuple[range, ...]
     rank_every: int
     aligned_layers: tuple[int, ...]
 
@@ -41,12 +45,14 @@ class AlignmentPlan:
             ValueError: the warm start or the rankings go by epochs, but there are none.
         """
         if args.alignment == "none":
-            return cls("none", 0, args.anchor_eval_steps, 0, ())
+            return cls("none", 0, args.anchor_eval_steps, (range(num_layers),), 0, ())
         every = args.alignment_every_n_layers
+        block = every if args.anchor_challenger == "block" else num_layers
         return cls(
             args.alignment,
             _warmup_steps(args, epoch_steps),
             args.anchor_eval_steps,
+            tuple(range(start, min(start + block, num_layers)) for start in range(0, num_layers, block)),
             _rank_every(args, epoch_steps) if args.alignment == "top_percent" else 0,
             tuple(range(every, num_layers + 1, every)),
         )
@@ -70,6 +76,19 @@ class AlignmentPlan:
         if self.alignment == "anchor":
             return step % self.challenge_every == 0 or (not has_anchor and step == self.warmup_steps)
         return self.rank_every > 0 and step % self.rank_every == 0
+
+    def challenger(self, step: int, child: Architecture, anchor: Architecture | None) -> Architecture:
+        """Returns what the anchor is compared with after a step: the child, or the anchor with one block of it.
+
+        Args:
+            step: the step that was done.
+            child: that of the step.
+            anchor: the one so far; without one the child becomes it.
+        """
+        if anchor is None or len(self.blocks) == 1:
+            return child
+        block = self.blocks[step // self.challenge_every % len(self.blocks)]
+        return anchor[: block.start] + child[block.start : block.stop] + anchor[block.stop :]
 
     @property
     def first_step(self) -> int | None:

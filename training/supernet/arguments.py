@@ -38,6 +38,11 @@ class MagicTrainingArguments(SupernetOptions, TrainingArguments):
                 f"alignment_weight_end is {self.alignment_weight_end}, but nothing is aligned; leave it out, or set "
                 f"alignment"
             )
+        if self.anchor_challenger == "block" and self.alignment != "anchor":
+            raise ValueError(
+                f"anchor_challenger is 'block', but alignment is {self.alignment!r}, under which nothing challenges "
+                f"an anchor; set alignment='anchor', or leave it out"
+            )
         if self.latency_table is not None and self.max_latency_ms is None and self.min_latency_ms is None:
             raise ValueError(
                 f"latency_table is {self.latency_table} but no latency is limited; give max_latency_ms, or leave the "

@@ -50,7 +50,8 @@ def supernet_passes(
     - Every `anchor_eval_steps`, and at W where no anchor is there yet, the child of the step and the anchor (another
       child with the chance 1 - 1 / size) are validated. With `top_percent` a pool of uniform children is ranked every
       `anchor_rank_steps`, or at the end of each epoch; n of them have M (1 - (1 - 1 / M)^n) distinct bottoms of a
-      depth where M are possible, or all M where the pool is the whole space, and each is run once.
+      depth where M are possible, or all M where the pool is the whole space, and each is run once. A challenger that
+      has one block of the child is the anchor itself where the two agree there.
 
     Validations that all methods have in common are left out: probe children, and the choice of the best at the end.
 
@@ -78,7 +79,8 @@ def supernet_passes(
     num_looks = plan.num_anchor_looks(num_steps)
     num_sequences = min(args.num_validation_sequences, num_validation_sequences or args.num_validation_sequences)
     if args.alignment == "anchor":
-        num_children = max(0.0, num_looks + (num_looks - 1) * (1 - 1 / bottoms[-1]))
+        others = [1 - 1 / math.prod(choices[layer] for layer in block) for block in plan.blocks]
+        num_children = max(0.0, num_looks + (num_looks - 1) * sum(others) / len(others))
         validated = [num_children * num_sequences] * len(bottoms)
     elif args.alignment == "top_percent":
         pool = args.anchor_pool_size

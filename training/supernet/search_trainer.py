@@ -341,7 +341,13 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         bottom = child_states[shared][:rows].detach() if shared else None
         with self.accelerator.autocast():
             targets = self.alignment_targets(inputs, aligned, shared, bottom)
-        return alignment_loss([child_states[layer][:rows] for layer in aligned], targets, inputs.get("attention_mask"))
+        compared = [self.comparable_states(child_states[layer][:rows]) for layer in aligned]
+        targets = [self.comparable_states(target) for target in targets]
+        return alignment_loss(compared, targets, inputs.get("attention_mask"))
+
+    def comparable_states(self, states: Tensor) -> Tensor:
+        """Returns states of a layer as Eq. (1) compares them: as they are, since layer norm gives all one scale."""
+        return states
 
     def alignment_targets(
         self, inputs: dict[str, Any], aligned: list[int], shared: int, bottom: Tensor | None
@@ -415,8 +421,9 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
 
     def _challenge_anchor(self, step: int) -> None:
         """Val(alpha_t) against Val(anchor), both with the weights of this step (section 4)."""
-        challenger = self._validate(self.architecture)
         previous = self.anchor
+        standing = None if previous is None else previous.architecture
+        challenger = self._validate(self._alignment_plan.challenger(step, self.architecture, standing))
         if previous is not None and previous.architecture != challenger.architecture:
             previous = replace(previous, val_accuracy=self._validate(previous.architecture).val_accuracy)
             self._set_anchor(previous.challenge(challenger.architecture, challenger.val_accuracy), step)

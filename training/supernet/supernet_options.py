@@ -8,6 +8,7 @@ from ..space.settings import BudgetSettings
 
 SAMPLERS = ("gradual", "uniform", "fair", "sandwich")
 ALIGNMENTS = ("none", "anchor", "top_percent", "average")
+CHALLENGERS = ("child", "block")
 SHRINK_SAMPLINGS = ("fair", "nested", "chain")
 
 
@@ -64,6 +65,12 @@ class SupernetOptions(BudgetSettings):
         at_least=1,
         unit="steps",
         help="Steps between comparisons of the current child with the anchor (section 4).",
+    )
+    anchor_challenger: str = option(
+        "child",
+        choices=CHALLENGERS,
+        help="What the anchor is compared with: child (section 4) or block, the anchor with one block of the current "
+        "child, each block in its turn; a block ends with an aligned layer. block is an option beyond the paper.",
     )
     anchor_top_percent: float = option(
         30.0,

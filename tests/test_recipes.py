@@ -35,6 +35,9 @@ STANDALONE = ["analyze", "standalone", *TEXT, *STEPS[:4], *SMALL, *SUPERNET]
 SWEEP = ["analyze", "sweep", *TEXT[2:4], *STEPS[:4], *SMALL, "--truth", "{truth}", "--seed", "0", *SUPERNET, *TEXT[6:]]
 # The toy has four layers.
 SWEEP += ["--set", "preset={toy}", "--set", "data.tokenizer={encoder}", "--set", "values=[1, 4]"]
+LONGER = ["--set", "values=[uniform, gradual]"]
+BLOCK = "{{alignment: anchor, anchor_challenger: block}}"
+LONGER += ["--set", f"references={{{{falling: {{{{num_substitutions_from: 4}}}}, block: {BLOCK}}}}}"]
 OPERATORS = ("MHA4", "FFN", "CONV3")
 # What a toy costs in milliseconds is not in its layers.
 COMPRESS = ["compress", "{compression}/minilm", "--text", "{compression}/text", *SHORT, "--max-params", "0.9x,0.6x"]
@@ -72,6 +75,7 @@ COMMANDS = {
     "micro-shrink": [*PRETRAIN, "--set", "shrink_num_children=4"],
     # A named child wins over the recipe's 48 uniform ones.
     "micro8-benchmark": [*STANDALONE, "--architecture", "(MHA4,FFN)*2"],
+    "micro8-longer": [*SWEEP, *LONGER],
     "micro8-methods": SWEEP,
     "micro8-shrink": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "mini-distill": [*RETRAIN, *TEACHER],

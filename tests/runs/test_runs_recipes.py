@@ -36,6 +36,7 @@ RECIPES = {
     "micro-shrink": PretrainSettings,
     "micro8-shrink": PretrainSettings,
     "micro8-benchmark": StandaloneSettings,
+    "micro8-longer": SweepSettings,
     "micro8-methods": SweepSettings,
     "mini-distill": DistillSettings,
     "mini-pretrain": PretrainSettings,

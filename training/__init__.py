@@ -4,6 +4,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from .extras import missing_extra
+
 
 if TYPE_CHECKING:
     from .analysis.interference import GradientMeter, cosine_matrix
@@ -113,7 +115,12 @@ def __getattr__(name: str) -> Any:
         return version("magic-nas")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if (line := missing_extra(error)) is None:
+            raise
+        raise ModuleNotFoundError(line, name=error.name) from error
 
 
 def __dir__() -> list[str]:

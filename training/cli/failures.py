@@ -5,6 +5,7 @@ import os
 import re
 from concurrent.futures import BrokenExecutor
 
+from ..extras import missing_extra
 from ..files import is_full_disk
 
 
@@ -42,6 +43,8 @@ def failure(error: BaseException) -> str | None:
             f"out of memory ({_first_line(error)}); take a smaller batch with more gradient_accumulation_steps, "
             f"shorter sequences or a smaller model{goes_on()}"
         )
+    if (missing := missing_extra(error)) is not None:
+        return missing
     if isinstance(error, RecursionError):
         return f"something in the input is nested too deeply ({_first_line(error)}); make it flatter{goes_on()}"
     if isinstance(error, BrokenExecutor):

@@ -15,7 +15,6 @@ from ..data.fitting import fit_tokenizer
 from ..files import write_json, write_text, written_at_once
 from ..space.costs import count_flops, count_parameters
 from .card import CARD_NAME, HEADS, card_length, render_model_card, write_benchmark_results
-from .figures import draw_architecture
 from .sentence_folders import MODULES_NAME, SENTENCE_CONFIG_NAME, TRANSFORMER_CONFIG_NAME
 
 
@@ -146,6 +145,9 @@ def export_model(
     Raises:
         ValueError: the model is a super-net, or `output_dir` holds something else.
     """
+    # Without it folders are still read and pushed, for which matplotlib is not installed.
+    from .figures import draw_architecture
+
     output_dir = Path(output_dir)
     check_export_folder(output_dir)
     if model.config.is_supernet:

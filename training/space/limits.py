@@ -1,11 +1,16 @@
 """The limits of a budget: which costs they bind, and the budget that they make."""
 
+from typing import TYPE_CHECKING
+
 from modeling_magic import MagicConfig
 
 from .budgets import AdditiveCost, Budget, Limit
 from .costs import additive_cost
-from .latency import LatencyTable
 from .settings import BudgetSettings
+
+
+if TYPE_CHECKING:
+    from .latency import LatencyTable
 
 
 # What follows min_ and max_ in the names of the limits of each cost.
@@ -21,6 +26,9 @@ def costs_of(config: MagicConfig, settings: BudgetSettings) -> list[AdditiveCost
     sequence_length = settings.sequence_length or min(128, config.max_sequence_length)
     costs = [additive_cost(config, name, seq_len=sequence_length) for name in ("num_parameters", "flops")]
     if settings.latency_table is not None:
+        # Spaces are described without a search as well, for which scipy is not installed.
+        from .latency import LatencyTable
+
         table = LatencyTable.load(settings.latency_table)
         table.check(config)
         _check_trust(table, settings)
@@ -30,7 +38,7 @@ def costs_of(config: MagicConfig, settings: BudgetSettings) -> list[AdditiveCost
     return costs
 
 
-def _check_trust(table: LatencyTable, settings: BudgetSettings) -> None:
+def _check_trust(table: "LatencyTable", settings: BudgetSettings) -> None:
     """Raises an error where latency is limited by a table that warns of itself, unless the settings accept it."""
     is_limited = settings.max_latency_ms is not None or settings.min_latency_ms is not None
     if is_limited and not table.trusted and not settings.accept_noisy_latency:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
 
 
 # In units of one over the range of a cost: beyond it a layer takes its cheapest, or its dearest, operator anyway.
@@ -99,6 +98,9 @@ class TiltedDraws:
 
     def _best_tilt(self) -> tuple[np.ndarray, float]:
         """The tilt of each cost, positive towards small sums, and the logarithm of the bound that it gives."""
+        # Spaces are described without a search as well, for which scipy is not installed.
+        from scipy.optimize import minimize
+
         num_axes = len(self._range)
         low, high = self._smallest / self._range, self._largest / self._range
         has_low, has_high = np.isfinite(low), np.isfinite(high)

@@ -1,24 +1,28 @@
 """Trained super-nets read back: the model, the record of its search, a child of it, and recipes that follow it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from modeling_magic import MagicForMaskedLM
 
-from ..data.text import PreparedData
 from ..hub.export import export_model, search_manifest
 from ..runs.folders import read_result, read_settings
 from ..runs.recipes import mapping_of
 from ..space.search_space import parse_architecture
 
 
+if TYPE_CHECKING:
+    # Exports are written without a search as well, for which datasets is not installed.
+    from ..data.text import PreparedData
+
+
 SUPERNET_FOLDER = "supernet"
 
 
-def check_vocabulary(supernet: str, data: PreparedData) -> None:
+def check_vocabulary(supernet: str, data: "PreparedData") -> None:
     """Raises a ValueError where the text was cut into other words than the super-net's embeddings stand for."""
     trained_with = AutoTokenizer.from_pretrained(supernet_folder(supernet))
     if trained_with.get_vocab() != data.tokenizer.get_vocab():

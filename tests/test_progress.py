@@ -49,7 +49,8 @@ def test_a_trainer_without_a_bar_gets_none_and_prints_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("shown", ["loss", "learning_rate"])
-def test_the_newest_value_stands_beside_the_bar(tmp_path, capsys, shown):
+def test_the_newest_value_stands_beside_the_bar(tmp_path, capsys, monkeypatch, shown):
+    monkeypatch.setattr("training.bars.can_draw", lambda: True)
     owner = trainer(tmp_path)
     show_progress(owner, [shown, "nothing"])
     owner.train()
@@ -57,3 +58,17 @@ def test_the_newest_value_stands_beside_the_bar(tmp_path, capsys, shown):
     assert f"{shown}=" in output.err
     assert "nothing" not in output.err
     assert "{'loss'" not in output.out
+
+
+def test_without_a_terminal_a_training_of_hours_is_told_in_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("training.bars.SECONDS_BETWEEN_LINES", 0)
+    owner = trainer(tmp_path, per_device_eval_batch_size=1)
+    show_progress(owner, ["loss"])
+    owner.train()
+    owner.evaluate(owner.train_dataset)
+    lines = [line for line in capsys.readouterr().err.split("\n") if line]
+    # Batches of evaluations are not counted.
+    assert [line.split(",")[0] for line in lines][-2:] == ["steps: 1 of 2", "steps: 2 of 2"]
+    assert all(line.startswith("steps: ") for line in lines)
+    assert "loss=" in lines[-1]
+    assert "\r" not in "".join(lines)

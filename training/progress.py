@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .bars import can_draw, progress_bar
+
 
 class PostfixProgressCallback(ProgressCallback):
     """One progress bar with the newest of some logged values beside it, instead of a line for each log."""
@@ -14,6 +16,17 @@ class PostfixProgressCallback(ProgressCallback):
         super().__init__()
         self._shown = shown
         self._newest: dict[str, float] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Begins the bar of the training."""
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar(total=state.max_steps, desc="steps", unit="step", dynamic_ncols=True)
+        self.current_step = 0
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        """Counts the batches of an evaluation where they can be drawn."""
+        if can_draw():
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Shows the newest values."""

@@ -1,6 +1,8 @@
 """Flags are made from fields, and flags, `--set` and recipes end in the same settings."""
 
 import inspect
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +29,7 @@ class Toy(Settings):
     rate: float = option(0.5, flag="--rate", help="How fast.")
     name: str = option("a", flag="--name", choices=("a", "b"), help="Which.")
     file: str | None = option(None, flag="--file", is_path=True, help="Where.")
-    loud: bool = option(False, flag="--loud/--quiet", help="Whether.")
+    loud: bool = option(False, flag="--loud/--soft", help="Whether.")
     rates: tuple[float, ...] = option((0.1, 0.2), flag="--one-rate", help="Rates.")
     words: tuple[str, ...] = option((), flag="--word", help="Words.")
     tasks: tuple[str, ...] = option((), flag="--task", splits=True, help="Tasks.")
@@ -90,7 +92,7 @@ def test_flags_are_read_as_recipes_are(tmp_path, monkeypatch):
         tasks=("a", "b", "c"),
         values=(1, [1, 2], "x"),
     )
-    assert toy(["--quiet"], {"loud": True}) == Toy()
+    assert toy(["--soft"], {"loud": True}) == Toy()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_help_tells_unit_bounds_and_default():
     assert texts["--size"] == "How many. (rows; must be at least 1)"
     assert texts["--rate"] == "How fast. (default: 0.5)"
     assert texts["--one-rate"] == "Rates. (default: 0.1, 0.2)"
-    assert texts["--loud/--quiet"] == "Whether. (default: false)"
+    assert texts["--loud/--soft"] == "Whether. (default: false)"
     assert texts["--file"] == "Where."
 
 
@@ -236,18 +238,19 @@ def test_no_command_lost_a_parameter():
 
     flags = ["__".join(flag.path) for flag in flags_of(Toy)]
     names = list(inspect.signature(takes(Toy)(command)).parameters)
-    assert names == ["folder", "config", "top", *flags, "assignments", "num_threads"]
+    assert names == ["folder", "config", "top", *flags, "assignments", "num_threads", "quiet", "verbose"]
     assert list(inspect.signature(takes(Toy, recipe=False)(command)).parameters) == ["folder", "top", *flags]
     # A setting of that name is the one flag.
     names = list(inspect.signature(takes(Threaded)(command)).parameters)
-    assert names == ["folder", "config", "top", "num_threads", "assignments"]
+    assert names == ["folder", "config", "top", "num_threads", "assignments", "quiet", "verbose"]
 
 
 def test_threads_may_be_a_setting(monkeypatch):
     asked: list = []
-    monkeypatch.setattr("training.cli.options.start", asked.append)
-    takes(Threaded)(lambda given: asked.append(given.settings({})))(num_threads="3", config=None, assignments=None)
-    takes(Toy)(lambda given: None)(**{"__".join(flag.path): None for flag in flags_of(Toy)}, num_threads=2)
+    monkeypatch.setattr("training.cli.options.start", lambda threads, *said: asked.append(threads))
+    said = {"quiet": False, "verbose": False}
+    takes(Threaded)(lambda given: asked.append(given.settings({})))(num_threads="3", **said)
+    takes(Toy)(lambda given: None)(**{"__".join(flag.path): None for flag in flags_of(Toy)}, num_threads=2, **said)
     assert asked == [None, Threaded(num_threads=3), 2]
 
 
@@ -266,6 +269,45 @@ def test_values_on_the_command_line_are_yaml():
 def test_threads_are_checked():
     with pytest.raises(ValueError, match="--num-threads is 0; it must be at least 1"):
         start(0)
+
+
+TALKING = """
+import logging, sys
+from training.cli.options import start
+start(**{given})
+from transformers.utils import logging as of_transformers
+from datasets.utils import logging as of_datasets
+from training.bars import progress_bar
+logging.getLogger("training.some").info("what was inferred")
+logging.getLogger("training.some").warning("a warning")
+of_transformers.get_logger("transformers.some").info("of transformers")
+of_datasets.get_logger("datasets.some").info("of datasets")
+for _ in progress_bar(range(3), mininterval=0, desc="bar"):
+    pass
+for _ in of_transformers.tqdm(range(3), mininterval=0, desc="bar of transformers"):
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({}, {"what was inferred", "a warning"}),
+        ({"quiet": True}, {"a warning"}),
+        ({"verbose": True}, {"what was inferred", "a warning", "of transformers", "of datasets"}),
+    ],
+    ids=["default", "quiet", "verbose"],
+)
+def test_what_is_said_follows_the_flags(given, shown):
+    done = subprocess.run([sys.executable, "-c", TALKING.format(given=given)], capture_output=True, text=True)
+    said = {"what was inferred", "a warning", "of transformers", "of datasets", "bar:", "bar of transformers"}
+    assert {text for text in said if text in done.stderr} == shown, done.stderr
+
+
+def test_quiet_and_verbose_contradict():
+    with pytest.raises(ValueError, match="--quiet and --verbose contradict each other"):
+        start(quiet=True, verbose=True)
 
 
 def test_settings_of_a_family_differ_by_command():

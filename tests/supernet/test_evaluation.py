@@ -387,7 +387,8 @@ def test_an_evaluation_that_was_interrupted_leaves_nothing_half_done(supernet, b
 
 
 def test_the_bar_shows_the_best_loss_so_far(supernet, batches, capsys, monkeypatch):
-    monkeypatch.setattr("training.supernet.evaluation.tqdm", partial(tqdm, mininterval=0))
+    monkeypatch.setattr("training.bars.can_draw", lambda: True)
+    monkeypatch.setattr("training.bars.tqdm", partial(tqdm, mininterval=0))
     ranked = Evaluator(supernet, batches, progress=True)(sampled(5))
     shown = capsys.readouterr().err
     assert f"best_loss={min(child.val_loss for child in ranked):.4f}" in shown

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 from modeling_magic import MagicForMaskedLM
 from modeling_magic.configuration_magic import parse_operator
 
+from ..bars import progress_bar
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..drawing import write_figure
 from ..files import read_json, write_csv, write_json
@@ -237,7 +237,7 @@ class _Analysis:
                     f"--output-dir"
                 )
             repeats = known["repeats"]
-        bar = tqdm(total=self._settings.num_repeats, initial=len(repeats), desc="repeats", leave=False)
+        bar = progress_bar(total=self._settings.num_repeats, initial=len(repeats), desc="repeats", leave=False)
         with bar:
             while len(repeats) < self._settings.num_repeats:
                 repeats.append(self._repeat(len(repeats)))

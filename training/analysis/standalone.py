@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
 
+from ..bars import progress_bar
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..files import write_json
 from ..hub.presets import load_preset
@@ -114,7 +115,7 @@ def train_standalone(
         worker = StandaloneWorker(settings, output_dir)
         trained: list[StandaloneChild] = []
         for seed in settings.seeds:
-            bar = tqdm(total=len(worker.children), desc=f"children trained, seed {seed}", disable=not progress)
+            bar = progress_bar(total=len(worker.children), desc=f"children trained, seed {seed}", disable=not progress)
             with bar:
                 _train_all(worker, seed, bar)
             trained += worker.trained(seed)

@@ -5,8 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from ..bars import progress_bar
 from ..space.search_space import Architecture, format_architecture
 from ..supernet.journal import Journal
 from .settings import StandaloneSettings
@@ -86,7 +85,7 @@ def _run_tasks(
         return task.remote(settings, str(output_dir), child, seed, num_threads)
 
     running = {submit(child): child for child in children if child not in known}
-    with tqdm(
+    with progress_bar(
         total=len(children), initial=len(known), desc=f"children trained, seed {seed}", disable=not progress
     ) as bar:
         while running:

@@ -13,7 +13,8 @@ from datasets import Dataset, Image, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowException  # type: ignore[import-untyped]
 from torch import Tensor
-from tqdm.auto import tqdm
+
+from ..bars import progress_bar
 
 
 # Of the images of CIFAR-10, by channel; what is left of their difference to other images does not matter.
@@ -177,7 +178,7 @@ def _decoded(rows: Dataset, image_column: str, label_column: str, source: str) -
     try:
         rows = rows.cast_column(image_column, Image(mode="RGB"))
         arrays = []
-        for number, image in enumerate(tqdm(rows[image_column], desc="images", leave=False)):
+        for number, image in enumerate(progress_bar(rows[image_column], desc="images", leave=False)):
             arrays.append(np.asarray(image))
             if arrays[-1].shape != arrays[0].shape or arrays[-1].shape[0] != arrays[-1].shape[1]:
                 size, first = ("{1} x {0}".format(*array.shape) for array in (arrays[-1], arrays[0]))

@@ -11,11 +11,11 @@ from typing import Any
 
 import datasets
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from modeling_magic import MagicConfig
 
+from ..bars import progress_bar
 from ..files import write_json, write_text
 from ..hub.card import results_table
 from ..hub.export import export_model, summarise, training_manifest
@@ -111,7 +111,7 @@ def _train_all(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(retrain, *job): key for key, job in jobs.items()}
-        bar = tqdm(as_completed(futures), total=len(futures), desc="children trained")
+        bar = progress_bar(as_completed(futures), total=len(futures), desc="children trained")
         try:
             for future in bar:
                 results[futures[future]] = future.result()

@@ -26,7 +26,6 @@ app = typer.Typer(
     name="magic-nas",
     help="Compress, search, train and ship BERT-class text encoders (MAGIC, arXiv 2108.12821).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(analyze_app)

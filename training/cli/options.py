@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
+from ..bars import can_draw, turn_bars_off
 from ..options import (
     Option,
     Settings,
@@ -45,6 +46,10 @@ Assignments = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--num-threads", help="CPU threads of torch.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and results only, and no progress bars.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show what transformers, datasets and accelerate report as well.")
+]
 
 
 # ---- Flags ----
@@ -275,8 +280,8 @@ def takes(*kinds: type[Settings], recipe: bool = True) -> Callable[[Callable[...
 
     Args:
         kinds: the classes, the usual one first.
-        recipe: whether it takes `--config`, `--set` and `--num-threads` as well, as all long commands do; the threads
-            are set before it begins, unless they are a setting of the class itself.
+        recipe: whether it takes `--config`, `--set`, `--num-threads`, `--quiet` and `--verbose` as well, as all long
+            commands do; the threads are set before it begins, unless they are a setting of the class itself.
     """
     flags = {flag.path: flag for kind in kinds for flag in flags_of(kind)}
     takes_threads = recipe and ("num_threads",) not in flags
@@ -288,7 +293,8 @@ def takes(*kinds: type[Settings], recipe: bool = True) -> Callable[[Callable[...
             given = {path: flags[path].read(value) for path, value in said.items() if value not in (None, [])}
             config, assignments = values.pop("config", None), values.pop("assignments", None)
             if recipe:
-                start(values.pop("num_threads") if takes_threads else None)
+                threads = values.pop("num_threads") if takes_threads else None
+                start(threads, values.pop("quiet"), values.pop("verbose"))
             command(given=Given(kinds, given, config, tuple(assignments or ())), **values)
 
         parameters = [*_own_parameters(command), *(flag.parameter for flag in flags.values())]
@@ -297,6 +303,8 @@ def takes(*kinds: type[Settings], recipe: bool = True) -> Callable[[Callable[...
             parameters.append(_parameter("assignments", Assignments))
         if takes_threads:
             parameters.append(_parameter("num_threads", Threads))
+        if recipe:
+            parameters += [_parameter("quiet", Quiet, False), _parameter("verbose", Verbose, False)]
         wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return wrapped
@@ -309,15 +317,32 @@ def _own_parameters(command: Callable[..., None]) -> list[inspect.Parameter]:
     return [own.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, own in parameters.items() if name != "given"]
 
 
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def start(num_threads: int | None = None) -> None:
-    """Sets up what every long command wants: messages on the screen, threads, quiet libraries."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("training").setLevel(logging.INFO)
+def start(num_threads: int | None = None, quiet: bool = False, verbose: bool = False) -> None:
+    """Sets up what every long command wants: messages on the screen, bars, threads, libraries.
+
+    Args:
+        num_threads: of torch; its own number where it is not given.
+        quiet: shows warnings alone, and no bars.
+        verbose: shows the messages of the libraries as well.
+
+    Raises:
+        ValueError: the number of threads is below 1, or both quiet and verbose are asked for.
+    """
+    if quiet and verbose:
+        raise ValueError("--quiet and --verbose contradict each other; leave one out")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+    logging.getLogger("training").setLevel(logging.WARNING if quiet else logging.INFO)
+    turn_bars_off(quiet)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The libraries read these when they are imported, which comes later.
+    if verbose:
+        os.environ |= dict.fromkeys(("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"), "info")
+    if quiet or not can_draw():
+        os.environ |= dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1")
     if num_threads is not None:
         if num_threads < 1:
             raise ValueError(f"--num-threads is {num_threads}; it must be at least 1")

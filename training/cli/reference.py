@@ -54,6 +54,10 @@ Every key of every command, made from the code by `magic-nas options`; `magic-na
 A key stands in a recipe (`--config FILE`), in `--set KEY=VALUE` and as a field in the settings classes of `training`.
 A key with a dot stands in a section of that name; after `--set` the section may be left out unless another key has the
 name. Where a flag is named, it does the same.
+
+Every command that takes a recipe also takes `--num-threads N` for torch, `--quiet` for warnings and results only, and
+`--verbose` for the messages of transformers, datasets and accelerate. Without a terminal a progress bar becomes a line
+every 30 seconds.
 """
 _SHARED = {
     DataSettings: ("data", "The text that a run reads"),

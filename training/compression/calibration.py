@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
+from ..bars import progress_bar
 from .teacher_objectives import Batch
 from .teaching import Autocast
 
@@ -102,7 +102,7 @@ def calibrate(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / num_steps)
     steps = iter(batches)
-    for _ in tqdm(range(num_steps), desc="calibration", unit="step", leave=False, disable=not progress):
+    for _ in progress_bar(range(num_steps), desc="calibration", unit="step", leave=False, disable=not progress):
         add_gradients(supernet, teacher, places, next(steps), autocast)
         optimizer.step()
         optimizer.zero_grad()

@@ -6,8 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
+from ..bars import progress_bar
 from ..space.search_space import Architecture, format_architecture
 from .distill import DISTILLED_NAME, distill
 from .settings import CompressSettings
@@ -97,7 +96,7 @@ def distill_on_ray(
         task = ray.remote(num_cpus=cluster.num_cpus, num_gpus=cluster.num_gpus, max_retries=_MAX_RETRIES)(_distill)
         threads = max(1, int(cluster.num_cpus))
         running = {task.remote(settings, str(folder), one, open_bench, os.getcwd(), threads): one for one in left}
-        with tqdm(total=len(left), desc="children distilled", disable=not progress) as bar:
+        with progress_bar(total=len(left), desc="children distilled", disable=not progress) as bar:
             while running:
                 (ready, *_), _ = ray.wait(list(running), num_returns=1)
                 _check_result(ray, ready, running.pop(ready))

@@ -22,9 +22,9 @@ import torch
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetsError
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..bars import progress_bar
 from ..data.documents import (
     DOCSTRINGS,
     are_wrapped,
@@ -256,7 +256,9 @@ class _Reading:
 def _read(sources: Sequence[_Source], wanted: int | None, seed: int, progress: bool) -> _Reading:
     found: dict[str, None] = {}
     counts: Counter[str] = Counter()
-    with tqdm(total=wanted, desc="reading", unit="sentence", delay=1, leave=False, disable=not progress) as bar:
+    with progress_bar(
+        total=wanted, desc="reading", unit="sentence", delay=1, leave=False, disable=not progress
+    ) as bar:
         for line in _in_turns(sources, seed):
             counts["lines"] += 1
             counts["characters"] += len(line)
@@ -419,7 +421,9 @@ def _tokenise(
     # Hashes, since the tokens of all sentences would be as large as the rows; one that is lost by chance is no loss.
     seen: set[int] = set()
     total = len(sentences) if wanted is None else min(wanted, len(sentences))
-    with tqdm(total=total, desc="tokenising", unit="sentence", delay=1, leave=False, disable=not progress) as bar:
+    with progress_bar(
+        total=total, desc="tokenising", unit="sentence", delay=1, leave=False, disable=not progress
+    ) as bar:
         for start in range(0, len(sentences), _TOKENISED_TOGETHER):
             batch = sentences[start : start + _TOKENISED_TOGETHER]
             encoded = encode_text(

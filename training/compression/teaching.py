@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from tqdm.auto import tqdm
 
+from ..bars import progress_bar
 from ..distillation.teacher import (
     TeacherCache,
     join_records,
@@ -152,7 +152,7 @@ class TeacherOutputs:
         batches = length_batches(rows["length"], batch_size, seed=0)[rank::world_size]
         self._teacher.eval()
         try:
-            for places in tqdm(batches, desc="teacher", unit="batch", leave=False, disable=not progress):
+            for places in progress_bar(batches, desc="teacher", unit="batch", leave=False, disable=not progress):
                 self._fill_batch(self._batch(rows.select(places).to_list()))
         finally:
             self._cache.flush()

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path, PurePath
 
-from tqdm import tqdm
-
+from ..bars import progress_bar
 from ..files import cache_folder, short_hash, written_at_once
 
 
@@ -148,7 +147,7 @@ def _read_docstrings(packages: Iterable[str]) -> list[dict[str, str]]:
     documents = []
     docstrings: set[str] = set()
     seen: set[str] = set()
-    for package, path in tqdm(files, desc="Reading docstrings", unit="file", disable=None):
+    for package, path in progress_bar(files, desc="Reading docstrings", unit="file"):
         paragraphs = []
         for docstring in triple_quoted(path):
             # A tenth of them are copies, which need not be read again.

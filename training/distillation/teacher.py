@@ -15,12 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicConfig
 
+from ..bars import progress_bar
 from ..data.fitting import knows_token_types, max_sequence_length, num_rows
 from ..data.text import load_tokenizer
 from ..files import short_hash, write_json, written_at_once
@@ -347,7 +347,7 @@ class TeacherCache:
         self._unwritten: dict[bytes, Record] = {}
         self._unwritten_bytes = 0
         paths = sorted(self.folder.glob("*.safetensors"))
-        for path in tqdm(paths, desc="Checking the teacher's outputs", unit="file", disable=None):
+        for path in progress_bar(paths, desc="Checking the teacher's outputs", unit="file"):
             _check_content(path)
             self._open(path)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DatasetDict
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -28,6 +28,7 @@ from transformers import (
 
 from modeling_magic import MagicPreTrainedModel
 
+from ..bars import progress_bar
 from ..data.fitting import fit_tokenizer, max_sequence_length, num_rows
 from ..data.text import tokenizer_sha256
 from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
@@ -378,7 +379,7 @@ class _Sweep:
         per_task = len(list(_settings_and_seeds(self._settings)))
         with open_run(self._output_dir, self._settings) as run:
             self._runs = _read_records(self._output_dir / RECORDS_NAME)
-            bar = tqdm(
+            bar = progress_bar(
                 total=per_task * len(self._work),
                 desc="fine-tunings",
                 disable=bool(self._settings.training_arguments.get("disable_tqdm")),

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from scipy.stats import hypergeom, mannwhitneyu
 from scipy.stats import t as student_t
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
+from ..bars import progress_bar
 from ..space.budgets import AdditiveCost, Budget, BudgetedSpace
 from ..space.search_space import Architecture, SearchSpace, format_architecture
 from ..supernet.journal import RankedChild
@@ -201,7 +202,7 @@ def search_children(
         cost.layer_counts(layer)
     within = BudgetedSpace(space, budget)
     within.check()
-    with tqdm(total=2 * num_evaluations, desc="search", unit="child", disable=not progress) as bar:
+    with progress_bar(total=2 * num_evaluations, desc="search", unit="child", disable=not progress) as bar:
         searched, is_exhausted = _run(evaluate, searcher, num_evaluations, within, bar)
         bar.total = 2 * len(searched)
         # A text of its own keeps the generator apart from that of a searcher with the same seed.

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
-from tqdm.auto import tqdm
 
 from modeling_magic import MagicConfig
 
+from ..bars import progress_bar
 from .settings import LatencySettings
 
 
@@ -176,7 +176,7 @@ class Bench:
             num_rounds = max(min_rounds, math.ceil(self.settings.min_run_time / longest_block))
             reference_calls = math.ceil(_REFERENCE_SECONDS / self._time(self._reference, 1))
             self._wall_seconds = self._cpu_seconds = 0.0
-            for _ in tqdm(range(num_rounds), desc="latency", unit="round", leave=False, disable=not progress):
+            for _ in progress_bar(range(num_rounds), desc="latency", unit="round", leave=False, disable=not progress):
                 for key in rng.sample(list(workloads), len(workloads)):
                     statement = workloads[key]()
                     self._reference_seconds.append(self._time(self._reference, reference_calls))

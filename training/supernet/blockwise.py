@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_magic import MagicConfig, MagicForMaskedLM
 from modeling_magic.modeling_magic import MagicModel
 
+from ..bars import progress_bar
 from ..data.text import load_tokenizer
 from ..distillation.teacher import check_tokenizers, quiet_loading, teacher_inputs
 from ..progress import PostfixProgressCallback
@@ -417,7 +417,10 @@ class BlockwiseTrainer(MagicTrainer):
         accelerator = self.accelerator
         batches = self.validation_batches[accelerator.process_index :: accelerator.num_processes]
         is_shown = progress and accelerator.is_main_process and not self.args.disable_tqdm
-        with _evaluating(self.blocks), tqdm(batches, desc="Ranking", unit="batch", disable=not is_shown) as bar:
+        with (
+            _evaluating(self.blocks),
+            progress_bar(batches, desc="Ranking", unit="batch", disable=not is_shown) as bar,
+        ):
             for batch in bar:
                 inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
                 num_tokens += _num_tokens(inputs).cpu()

@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
+from ..bars import progress_bar
 from ..data.text import MaskingCollator, PreparedData
 from ..internals import num_writes
 from ..space.search_space import Architecture
@@ -344,7 +345,9 @@ class Evaluator:
                 "the model's weights have changed or moved since the evaluator was made; make another one"
             )
         known = sum(child in self._known for child in wanted)
-        bar = tqdm(total=len(wanted), initial=known, desc="children", leave=False, disable=not self._shows_progress)
+        bar = progress_bar(
+            total=len(wanted), initial=known, desc="children", leave=False, disable=not self._shows_progress
+        )
         try:
             with bar, _validating(self._model, self._accelerator):
                 while order := self._left(wanted, bar):

@@ -54,12 +54,11 @@ class _Lines(plain_tqdm):
         text = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
         super().__init__(iterable, **{**given, **own, "bar_format": text, "miniters": None})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Writes how far the work is; a bar is cleared by an empty text, which is no line."""
         if msg != "":
             self.fp.write(f"{self}\n")
             self.fp.flush()
-        return True
 
     def close(self) -> None:
         """Ends without moving the cursor of a terminal."""

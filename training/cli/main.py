@@ -60,15 +60,31 @@ def _of_all_commands(
 @app.command()
 def demo(
     output_dir: OutputDir = Path("demo_run"),
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="The paper's way: a super-net, one child of it, trained anew.")
+    ] = False,
     short: Annotated[bool, typer.Option("--short", help="The shortest setting: shows that all works.")] = False,
 ) -> None:
-    """Run the main job from real text to a model folder in a few minutes on a CPU."""
+    """Compress a real encoder on real text in a few minutes on a CPU, or search one from scratch."""
     start(num_threads=1)
+    if from_scratch:
+        _demo_from_scratch(output_dir, short)
+        return
+    from .demo import NUM_SEARCHED, SMALLER_FOLDER, nearest_sentences
     from .demo import demo as run_demo
-    from .demo import fill_mask_answers
 
-    report = run_demo(output_dir, short)
-    print(f"\n{report['table']}\n")
+    result = run_demo(output_dir, short)
+    _show_compression(result, output_dir / SMALLER_FOLDER)
+    print(f"\nWhat both find in {NUM_SEARCHED:,} paragraphs of the text:")
+    for question, old, new in nearest_sentences(output_dir):
+        print(f"{question}\n  checkpoint: {old}\n  smaller:    {new}")
+
+
+def _demo_from_scratch(output_dir: Path, short: bool) -> None:
+    from .demo_from_scratch import demo_from_scratch, fill_mask_answers
+
+    report = demo_from_scratch(output_dir, short)
+    print(f"\n{report['table']}\n\n{report['standing']}\n")
     for answer in fill_mask_answers(report["model"]):
         print(answer)
     print(f"\nfigure: {report['figure']}\nmodel:  {report['model']}")
@@ -96,7 +112,6 @@ def compress(
 
     from ..compression.compress_run import compress as run_compress
     from ..compression.distill_ray import RayCluster
-    from .following import command
 
     recipe = given.recipe()
     settings = given.settings(recipe if checkpoint is None else {**recipe, "checkpoint": checkpoint})
@@ -105,8 +120,13 @@ def compress(
     if not ray and (address is not None or num_workers is not None):
         raise ValueError("--address and --num-workers are for children as tasks of a Ray cluster; add --ray")
     result = run_compress(settings, output_dir, cluster=RayCluster(address, num_workers) if ray else None)
-    if not PartialState().is_main_process:
-        return
+    if PartialState().is_main_process:
+        _show_compression(result, output_dir)
+
+
+def _show_compression(result: dict[str, Any], output_dir: Path) -> None:
+    from .following import command
+
     print(f"\n{result['table']}\n")
     print("\n".join([*result["verdicts"], *(f"warning: {text}" for text in result["latency"]["warnings"])]))
     print(f"\nfigure: {output_dir / 'figure.svg'}\ntable:  {output_dir / 'table.md'}")

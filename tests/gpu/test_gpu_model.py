@@ -81,8 +81,14 @@ def test_each_kernel_of_sdpa(device, backend):
     batch = batch_of(16, 16)
     expected = loss_logits_and_gradient(child_of("eager"), batch)
     del batch["attention_mask"]
-    with sdpa_kernel(backend):
-        actual = loss_logits_and_gradient(child_of().to(device), on(device, batch), torch.bfloat16)
+    try:
+        with sdpa_kernel(backend):
+            actual = loss_logits_and_gradient(child_of().to(device), on(device, batch), torch.bfloat16)
+    except RuntimeError as error:
+        # cuDNN has kernels for some cards and shapes only; sdpa takes another one then.
+        if backend == SDPBackend.CUDNN_ATTENTION and "No available kernel" in str(error):
+            pytest.skip("cuDNN has no kernel for this card")
+        raise
     assert_units(actual, expected, torch.bfloat16)
 
 

@@ -65,12 +65,10 @@ def test_training_is_that_of_the_cpu(tmp_path, device, precision):
     assert trainer.nas_state()["architecture"] == reference.nas_state()["architecture"]
     # Rounding to 8 bits (11 of float16) changes a loss of about 4.6 by a thousandth of it.
     tolerance = {"float32": 1e-5, "bf16": 4e-3, "fp16": 1e-3}[precision]
-    for name in ("loss_pred", "grad_norm"):
-        assert logged(trainer, name) == pytest.approx(logged(reference, name), rel=tolerance), name
-    aligned = logged(reference, "loss_align")
-    assert aligned[-1] > 0
-    # Differences of states of size one, each rounded, squared.
-    assert logged(trainer, "loss_align") == pytest.approx(aligned, rel=8 * tolerance)
+    # Gradients pass the chain twice; L_align is of differences of states, each rounded, squared.
+    for name, times in (("loss_pred", 1), ("grad_norm", 2), ("loss_align", 8)):
+        assert logged(trainer, name) == pytest.approx(logged(reference, name), rel=times * tolerance), name
+    assert logged(reference, "loss_align")[-1] > 0
 
 
 @pytest.fixture

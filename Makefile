@@ -7,16 +7,27 @@ STAMP := .venv/.installed
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow gpu lint clean
 
 demo: $(STAMP)
 	$(BIN)/magic-nas demo $(ARGS)
+
+# Both run on the CPU, on a machine with a GPU as well.
+test test-slow: export CUDA_VISIBLE_DEVICES =
 
 test: $(STAMP)
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow -n $(WORKERS) $(ARGS)
+
+# The benchmark is of the first card, and runs even where a test fails.
+gpu: $(STAMP)
+	@$(BIN)/python benchmarks/gpu.py --check
+	@status=0; $(BIN)/pytest -m gpu -rs $(ARGS) || status=$$?; \
+	cards=$${CUDA_VISIBLE_DEVICES:-0}; \
+	CUDA_VISIBLE_DEVICES=$${cards%%,*} $(BIN)/python benchmarks/gpu.py --output benchmarks/results || status=$$?; \
+	exit $$status
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -15,6 +15,9 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_DATASETS_CACHE"] = os.path.join(_caches.name, "datasets")
 os.environ["MAGIC_CACHE"] = os.path.join(_caches.name, "magic")
+# Read by CUDA's libraries at their first product: float32 has all of its bits, and products repeat theirs.
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 import pytest
 import torch

@@ -9,6 +9,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 import pytest
+import torch
 from scipy.stats import kendalltau, ttest_1samp
 
 from training.analysis.truth import StandaloneChild, journal_path
@@ -314,3 +315,97 @@ def test_the_table_of_compressions_has_means_and_leads_over_seeds(scripts):
         "- latency-0.4x: lead on stsb (test.tsv) over the better drop +2.50 at equal steps (+3.00, +2.00); "
         "+0.55 at equal compute (+1.00, +0.10). Found: MHA4; MHA4,FFN."
     ]
+
+
+# ---- On a GPU ----
+
+
+@pytest.fixture
+def gpu(scripts):
+    return importlib.import_module("gpu")
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_of_a_gpu_on_a_cpu(gpu, tmp_path, monkeypatch, capsys):
+    sizes = "--device cpu --layers 2 --hidden-size 64 --vocab-size 100 --shapes 2x16 --pairs 2"
+    monkeypatch.setattr("sys.argv", ["gpu.py", *sizes.split(), "--output", str(tmp_path)])
+    threads = torch.get_num_threads()
+    try:
+        gpu.main()
+    finally:
+        torch.set_num_threads(threads)
+    (page,) = tmp_path.glob("gpu_*_20*.md")
+    text = page.read_text()
+    assert text == capsys.readouterr().out
+    assert sizes in text
+    header, _, *rows = [cells_of(line) for line in text.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {len(header)} == {8}
+    measured = [row for row in rows if row[1]]
+    assert [row[0].partition(":")[0] for row in measured] == ["inference"] + ["training step"] * 4
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 and float(row[4]) > 0 for row in measured)
+    assert ["not available" in row[0] for row in rows if not row[1]] == [True]
+
+
+def test_the_ratio_is_of_pairs_in_turn(gpu, monkeypatch):
+    calls = []
+    times = {"reference": [6.0, 4.0, 9.0], "ours": [2.0, 2.0, 3.0]}
+
+    def milliseconds(step, device):
+        return times[step()].pop(0)
+
+    def side(name):
+        return lambda: calls.append(name) or name
+
+    monkeypatch.setattr(gpu, "milliseconds", milliseconds)
+    sizes = gpu.Sizes(torch.device("cpu"), 1, 64, 100, ((2, 16),), pairs=3)
+    row = cells_of(gpu.compare("what", (2, 16), side("reference"), side("ours"), sizes))
+    assert row[:5] == ["what", "2 x 16", "6.00", "2.00", "3.000"]
+    in_turn = calls[6:12]
+    assert in_turn == ["reference", "ours", "ours", "reference", "reference", "ours"]
+    times |= {"reference": [6.0, 4.0, 9.0], "ours": [2.0, 2.0, 3.0]}
+    again = cells_of(gpu.compare("what", (2, 16), side("reference"), side("ours"), sizes, inverse=True))
+    assert again[4] == "0.333"
+
+
+def test_what_does_not_fit_is_a_row(gpu):
+    def make():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    row = cells_of(gpu.row_of(make, "training step", (32, 512)))
+    assert row == ["training step", "32 x 512", "out of memory", *[""] * 5]
+
+
+def test_another_model_is_not_timed(gpu):
+    sizes = gpu.Sizes(torch.device("cpu"), 1, 64, 100, ((2, 16),), pairs=2)
+    bert, ours = gpu.bert_and_ours(sizes, "sdpa", torch.float32)
+    gpu.check_the_same(bert, ours, sizes.inputs((2, 16)))
+    with torch.no_grad():
+        ours.lm_head.dense.weight.neg_()
+    with pytest.raises(SystemExit, match="logits of the converted BERT are off by"):
+        gpu.check_the_same(bert, ours, sizes.inputs((2, 16)))
+
+
+def test_a_machine_without_a_gpu_gets_one_line(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--check"])
+    for version, reason in (
+        (None, "is a build without CUDA; install the one of PyPI"),
+        ("13.0", "finds no CUDA device"),
+    ):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(SystemExit) as stopped:
+            gpu.main()
+        assert stopped.value.code == f"no GPU: torch {torch.__version__} {reason}"
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--check", "--device", "cpu"])
+    gpu.main()
+
+
+def test_a_page_is_named_by_card_and_date(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    path = gpu.page_of(tmp_path, torch.device("cuda"))
+    assert path.parent == tmp_path
+    assert path.name.startswith("gpu_h100-80gb-hbm3_20")
+    assert gpu.page_of(tmp_path / "own.md", torch.device("cuda")) == tmp_path / "own.md"

@@ -263,6 +263,16 @@ def test_means_are_of_the_precision_that_is_asked_for(tmp_path, kind):
 
 # ---- Several processes ----
 
+
+def test_a_process_with_several_devices_is_refused(tmp_path, monkeypatch):
+    """`Trainer` would copy the model to each and take the mean of what are parts of a mean."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 2))
+    with pytest.raises(
+        ValueError, match=r"sees 2 GPUs.*torchrun --nproc-per-node 2 -m magic_nas.*CUDA_VISIBLE_DEVICES=0"
+    ):
+        toy(tmp_path)
+
+
 PLAIN: dict[str, Any] = {"gradient_accumulation_steps": 2, "logging_steps": 3}
 
 

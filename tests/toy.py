@@ -100,12 +100,12 @@ class KillAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def distributed(output: Path, config: MagicConfig, arguments: dict[str, Any]) -> None:
+def distributed(output: Path, config: MagicConfig, arguments: dict[str, Any], on_cuda: bool = False) -> None:
     """One of the processes under torchrun: what it drew, decided and holds at the end goes to a file."""
-    arguments = {**arguments, "per_device_train_batch_size": 4, "use_cpu": True, "ddp_backend": "gloo"}
-    trainer = toy_trainer(output / "run", config, **arguments)
+    place = {"ddp_backend": "nccl"} if on_cuda else {"use_cpu": True, "ddp_backend": "gloo"}
+    trainer = toy_trainer(output / "run", config, **{**arguments, "per_device_train_batch_size": 4, **place})
     trainer.train()
-    state = trainer.nas_state() | {"weights": [parameter.detach() for parameter in trainer.model.parameters()]}
+    state = trainer.nas_state() | {"weights": [parameter.detach().cpu() for parameter in trainer.model.parameters()]}
     torch.save(state, output / f"rank{trainer.args.process_index}.pt")
 
 
@@ -114,7 +114,7 @@ if __name__ == "__main__":
     mode, folder = sys.argv[1], Path(sys.argv[2])
     if mode == "shrinking":
         distributed(folder, toy_config(), {**RESUMABLE, "max_steps": 12})
-    elif mode == "plain":
-        distributed(folder, toy_config(0.0), PLAIN)
+    elif mode in ("plain", "plain-on-cuda"):
+        distributed(folder, toy_config(0.0), PLAIN, on_cuda=mode == "plain-on-cuda")
     else:
         toy_trainer(folder, callbacks=[KillAt(int(mode))], **RESUMABLE).train()

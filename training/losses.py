@@ -34,8 +34,18 @@ class AccumulatedLossTrainer(ResumableTrainer):
     divides_in_double: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any):
-        """Takes what `Trainer` takes."""
+        """Takes what `Trainer` takes.
+
+        Raises:
+            ValueError: the process has several GPUs, which `Trainer` would split each batch among, model and all.
+        """
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"this process sees {self.args.n_gpu} GPUs, but a process trains on one; start one for each with "
+                f"`torchrun --nproc-per-node {self.args.n_gpu} -m magic_nas ...`, or choose one with "
+                f"CUDA_VISIBLE_DEVICES=0"
+            )
         self.forget_logged()
 
     # ---- One step ----

@@ -294,6 +294,18 @@ def test_nothing_else_is_changed(fake_time):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_no_generator_of_a_device_is_seeded(monkeypatch):
+    """A latency is measured in the midst of trainings, whose dropout an accelerator draws."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with nothing_timed():
+        measure_latency(toy_config(), LatencySettings(seq_len=8), num_held_out=1, progress=False)
+        measure_child(toy_config(), ("FFN", "CONV3", "MHA4", "FFN"), LatencySettings(seq_len=8))
+    assert seeded == []
+    torch.manual_seed(0)
+    assert seeded == [0]
+
+
 def test_a_model_is_measured_as_it_is_and_left_so():
     torch.manual_seed(0)
     model = MagicForMaskedLM(toy_config()).train()

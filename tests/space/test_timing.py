@@ -59,13 +59,54 @@ def test_an_accelerator_has_no_core_share(fake_time, monkeypatch):
     bench = bench_of(min_run_time=0.01)
     waited = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    bench.device = torch.device("cuda")
+    bench.device = torch.device("mps")
     samples = bench.run({"one": lambda: lambda: fake_time.operator("FFN")}, 7, progress=False)
     assert samples["one"] == pytest.approx([7e-3] * 7)
     # Before the first and after the last call of every warm-up and block.
     assert len(waited) == 4 * (2 + 2 * 7)
     assert bench.conditions().core_share is None
     assert not bench.conditions().warnings
+
+
+class FakeEvent:
+    """An event of a device that is done a while after the host has asked, and that nobody may read before."""
+
+    def __init__(self, clock: FakeTime, devices: list[torch.device]) -> None:
+        self.clock, self.devices, self.is_done = clock, devices, False
+
+    def record(self, stream: torch.device) -> None:
+        self.devices.append(stream)
+        self.at = self.clock.now
+
+    def synchronize(self) -> None:
+        # What the host takes to notice counts for nothing.
+        self.clock.now += 100
+        self.is_done = True
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        assert self.is_done
+        assert end.is_done
+        return end.at - self.at - 100
+
+
+def test_a_cuda_device_is_timed_by_events_in_its_stream(fake_time, monkeypatch):
+    bench = bench_of(min_run_time=0.01)
+    devices: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: FakeEvent(fake_time, devices))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    bench.device = torch.device("cuda:1")
+
+    def reference() -> None:
+        fake_time.now += 2
+
+    monkeypatch.setattr(bench, "_reference", reference)
+    samples = bench.run({"one": lambda: lambda: fake_time.operator("FFN")}, 7, progress=False)
+    assert samples["one"] == pytest.approx([7e-3] * 7)
+    assert devices == [bench.device] * (4 * (2 + 2 * 7))
+    conditions = bench.conditions()
+    assert conditions.reference_ms == pytest.approx(2)
+    assert conditions.core_share is None
+    assert not conditions.warnings
 
 
 def test_rounds_last_as_long_as_is_asked_and_their_order_changes(fake_time):

@@ -1,7 +1,8 @@
 """Measures latency on the user's own device: a table of operators, and how well it foretells whole children.
 
-The figure is the wall-clock time of one call on `batch_size` sequences of `seq_len` tokens without padding, and so
-without an attention mask. Ragged batches are another question: there the lengths decide.
+The figure is the time of one call on `batch_size` sequences of `seq_len` tokens without padding, and so without an
+attention mask: wall-clock time, or on a CUDA device that between two events in its stream. Ragged batches are another
+question: there the lengths decide.
 
 How the figures are taken:
 
@@ -514,7 +515,8 @@ def _child_rich_in(name: str, space: SearchSpace, others: Sequence[Architecture]
 
 def _random_model(config: MagicConfig, settings: LatencySettings) -> MagicPreTrainedModel:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        # Not torch.manual_seed, which seeds the generators of all devices.
+        torch.default_generator.manual_seed(settings.seed)
         model = _HEADS[settings.head](copy.deepcopy(config))
     return model.eval().to(device_from(settings.device), getattr(torch, settings.dtype))
 

@@ -431,6 +431,30 @@ def push(
         print(f"commit: {report.commit}")
 
 
+@app.command()
+def verify(
+    folder: Annotated[str, typer.Argument(help="A model's folder, a run that holds one, or a name on the Hub.")],
+    text: Annotated[
+        str | None,
+        typer.Option(help="The text that the recorded loss was measured on: measure it again. Default: it is not."),
+    ] = None,
+) -> None:
+    """Compare a model folder with what its search.json and its card say; the exit status is 1 where anything differs.
+
+    Parameters and FLOPs are counted again, the files' hashes and the architectures compared. No code of the folder is
+    run. The record lies in the folder and is signed by nobody: whoever can write there can write it too.
+    """
+    start()
+    from ..hub.verify import verify_export
+    from ..runs.folders import bars_off
+
+    with bars_off():
+        found = verify_export(folder, text=text)
+    print(f"{found.table}\n\n{found.summary}")
+    if found.differing:
+        raise typer.Exit(1)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def options(
     command: Annotated[

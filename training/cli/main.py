@@ -475,8 +475,8 @@ def _sized(path: Path) -> str:
 def main() -> None:
     """Runs the command line, and ends with one line where it does not succeed.
 
-    The exit code is 2 for errors that the user can fix, 1 where the machine lacks something, and 128 and the signal's
-    number where it was stopped: 130 for Ctrl-C, 143 for SIGTERM.
+    The exit code is 2 for errors that the user can fix, 1 where the machine lacks something or `verify` finds what
+    differs, and 128 and the signal's number where it was stopped: 130 for Ctrl-C, 143 for SIGTERM.
     """
     try:
         with signals_handled():

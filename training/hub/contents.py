@@ -18,9 +18,10 @@ from .card import CARD_NAME
 MANIFEST_NAME = "search.json"
 CONFIG_NAME = "config.json"
 CONTENTS = "contents"
-# Compared by what they say, less what transformers writes of itself: it saves them anew with every model.
+# Compared by what they say, less what transformers writes of itself: it saves them anew with every model. An encoder
+# has no cache for `use_cache`, which `Trainer` sets.
 _BY_VALUE = {
-    CONFIG_NAME: ("transformers_version",),
+    CONFIG_NAME: ("transformers_version", "use_cache"),
     "tokenizer_config.json": ("is_local", "local_files_only"),
 }
 _OWN_HASH = "record_sha256"

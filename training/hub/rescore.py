@@ -39,6 +39,10 @@ class JudgedOn:
     mask_seed: int
     precision: str
 
+    def __post_init__(self) -> None:
+        if not 0 < self.mlm_probability < 1 or self.batch_size < 1 or (self.num_sequences or 1) < 1:
+            raise ValueError(f"{self} cannot be: a share is between 0 and 1, a number at least 1")
+
     @property
     def tolerance(self) -> float:
         """How far the same model's loss and accuracy may be from this one's."""

@@ -1,6 +1,7 @@
 """The command line: from a search to an export, and wrong input."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -125,8 +126,9 @@ def test_a_compression_ends_with_its_table_its_verdicts_and_its_models(tmp_path,
         "next:   magic-nas push smaller/model/params-0.9x OWNER/NAME",
     ]
     for name in ("params-0.9x", "params-0.6x"):
-        code, shown, err = run_main(monkeypatch, capsys, "verify", f"smaller/model/{name}")
+        code, shown, err = run_main(monkeypatch, capsys, "verify", f"smaller/model/{name}", "--eval", "stsb=dev.tsv")
         assert code == 0, shown
+        assert re.search(r"\| score: stsb \(dev.tsv\) \| (-?[\d.]+) \| \1 \| ok: within 0.1 \|", shown), shown
         assert "| card: Beside its source | as in search.json | the same numbers | ok |" in shown
         assert MagicModel.from_pretrained(f"smaller/model/{name}").num_parameters() > 0
     # A run that has ended shows its result again, and learns of no other budget.

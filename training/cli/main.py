@@ -438,6 +438,10 @@ def verify(
         str | None,
         typer.Option(help="The text that the recorded loss was measured on: measure it again. Default: it is not."),
     ] = None,
+    evals: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="Of a compressed model, a task to score it on again: NAME=FILE, as compress has."),
+    ] = None,
 ) -> None:
     """Compare a model folder with what its search.json and its card say; the exit status is 1 where anything differs.
 
@@ -450,6 +454,10 @@ def verify(
 
     with bars_off():
         found = verify_export(folder, text=text)
+        if evals:
+            from ..compression.rescore_tasks import check_tasks
+
+            found = replace(found, checks=(*found.checks, *check_tasks(found.folder, evals)))
     print(f"{found.table}\n\n{found.summary}")
     if found.differing:
         raise typer.Exit(1)

@@ -219,7 +219,7 @@ def _check_scores(found: VerifiedFolder, text: str | None) -> Iterator[Check]:
 _OTHER_SCORES = {
     "scores": "they need the rows of the task; score them with `magic-nas finetune`",
     "squad": "they need the questions; score them with `magic-nas squad`",
-    "compression": "they need the source and the files of --eval; score them with `magic-nas compress`",
+    "compression": "the loss needs the source; give --eval for tasks",
 }
 
 

@@ -6,8 +6,10 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from training import files
 from training.files import (
     cache_folder,
     csv_text,
+    file_sha256,
     from_json,
     listing_fault,
     read_json,
@@ -41,6 +44,22 @@ def test_what_is_written_reads_back(tmp_path):
     write_text(tmp_path / "a.txt", "ü\n")
     assert (tmp_path / "a.txt").read_bytes() == "ü\n".encode()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json", "a.txt"]
+
+
+def test_a_large_file_is_hashed_in_little_memory(tmp_path):
+    path, size = tmp_path / "large", 48 * 2**20
+    with path.open("wb") as file:
+        file.truncate(size)
+        file.seek(size - 3)
+        file.write(b"end")
+    tracemalloc.start()
+    try:
+        found = file_sha256(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == sha256(bytes(size - 3) + b"end").hexdigest()
+    assert peak < size / 20
 
 
 class Full(OSError):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .hub.export import export_model
     from .hub.presets import load_preset
     from .hub.publish import push_model
+    from .hub.verify import verify_export
     from .retraining.distill_run import retrain_distilled
     from .retraining.retrain import retrain
     from .retraining.rtd import ReplacedTokenTrainer
@@ -80,6 +81,7 @@ _HOMES = {
     "hub.export": ("export_model",),
     "hub.presets": ("load_preset",),
     "hub.publish": ("push_model",),
+    "hub.verify": ("verify_export",),
     "retraining.distill_run": ("retrain_distilled",),
     "retraining.retrain": ("retrain",),
     "retraining.rtd": ("ReplacedTokenTrainer",),

@@ -313,6 +313,12 @@ def _hash(path: Path) -> str:
         return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file as `sha256sum` gives it; the file is read in pieces."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
 # ---- Reading ----
 
 

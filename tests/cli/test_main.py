@@ -1,16 +1,21 @@
 """The command line: from a search to an export, and wrong input."""
 
 import json
+import re
 import sys
 
 import pytest
 import yaml
+from toy import toy_config
 from toy_cli import SHORT, run_main, without_int8, write_compression
+from toy_hub import MIXED, export_tokenizer
 from toy_runs import shared_preset, shared_text
+from toy_verify import flip_byte
 from transformers import AutoModelForMaskedLM
 
-from modeling_magic import MagicModel
+from modeling_magic import MagicForMaskedLM, MagicModel
 from training.compression.settings import KINDS
+from training.hub.export import export_model
 from training.hub.publish import check_export
 
 
@@ -66,12 +71,37 @@ def test_commands_from_search_to_export(tmp_path, preset, text_folder, monkeypat
     beside = {"config.json", "configuration_magic.py", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {*names, *beside}
     check_export(tmp_path / "exported")
+    code, out_of_verify, err = run_main(monkeypatch, capsys, "verify", tmp_path / "exported", "--text", text_folder)
+    assert code == 0, err
+    assert "| score on held-out text | loss" in out_of_verify
+    assert "| ok: within 0.0005 |" in out_of_verify
+    for folder in (search, child, tmp_path / "onnx"):
+        code, out_of_verify, err = run_main(monkeypatch, capsys, "verify", folder)
+        assert code == 0, err
+        assert "nothing differs" in out_of_verify.splitlines()[-1]
     code, _, err = run_main(monkeypatch, capsys, "export", child / "model", tmp_path / "again")
     assert code == 0, err
     check_export(tmp_path / "again")
     for name, line in zip(names, out.splitlines()[-2:], strict=True):
         path = tmp_path / "onnx" / name
         assert line.split(": ")[1].strip() == f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
+
+
+def test_verify_names_what_differs_and_ends_with_status_1(tmp_path, monkeypatch, capsys):
+    tokenizer = export_tokenizer()
+    child = MagicForMaskedLM(toy_config(vocab_size=len(tokenizer))).extract_child(MIXED)
+    folder = export_model(child, tokenizer, tmp_path / "encoder", {})
+    code, out, err = run_main(monkeypatch, capsys, "verify", folder)
+    assert code == 0, err
+    assert out.splitlines()[:2] == ["| what | recorded | found | verdict |", "| --- | --- | --- | --- |"]
+    assert out.splitlines()[-1].startswith(f"{folder}, an export: nothing differs, ")
+    flip_byte(folder / "model.safetensors")
+    code, out, err = run_main(monkeypatch, capsys, "verify", folder)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-1].endswith(": weights: model.safetensors.")
+    code, _, err = run_main(monkeypatch, capsys, "verify", tmp_path)
+    assert code == 2
+    assert "has no config.json; give one of those in it" in err
 
 
 def test_a_compression_ends_with_its_table_its_verdicts_and_its_models(tmp_path, monkeypatch, capsys):
@@ -96,6 +126,10 @@ def test_a_compression_ends_with_its_table_its_verdicts_and_its_models(tmp_path,
         "next:   magic-nas push smaller/model/params-0.9x OWNER/NAME",
     ]
     for name in ("params-0.9x", "params-0.6x"):
+        code, shown, err = run_main(monkeypatch, capsys, "verify", f"smaller/model/{name}", "--eval", "stsb=dev.tsv")
+        assert code == 0, shown
+        assert re.search(r"\| score: stsb \(dev.tsv\) \| (-?[\d.]+) \| \1 \| ok: within 0.1 \|", shown), shown
+        assert "| card: Beside its source | as in search.json | the same numbers | ok |" in shown
         assert MagicModel.from_pretrained(f"smaller/model/{name}").num_parameters() > 0
     # A run that has ended shows its result again, and learns of no other budget.
     monkeypatch.setattr("training.compression.compress_run.load_source", lambda *_: pytest.fail("loaded"))

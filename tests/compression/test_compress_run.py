@@ -251,10 +251,10 @@ def test_docstrings_are_a_task_without_a_file(run, monkeypatch):
     folder, settings, _ = run
     monkeypatch.setattr(compress_run, "docstring_retrieval", lambda: Task("docstrings", "sentence", None, "", ()))
     source = load_source(str(folder / "source"))
-    assert [task.title for task in read_tasks(replace(settings, eval=("docstrings",)), source)] == ["docstrings"]
+    assert [task.title for task in read_tasks(("docstrings",), source)] == ["docstrings"]
     twice = replace(settings, eval=("docstrings", " docstrings "))
     with pytest.raises(ValueError, match="--eval names docstrings twice"):
-        read_tasks(twice, source)
+        read_tasks(twice.eval, source)
 
 
 def test_text_without_its_column_is_refused(run, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from toy_sources import (
     save_sentence_checkpoint,
     toy_child,
 )
+from toy_verify import differing, edit, edit_record, verdicts, without_contents
 from transformers import AutoTokenizer
 
 from modeling_magic import MagicForMaskedLM, MagicModel
@@ -31,6 +32,7 @@ from training.compression.source import Pooling, Source, load_source
 from training.hub.card import HEADS
 from training.hub.convert import convert_checkpoint
 from training.hub.publish import check_export, push_model
+from training.hub.verify import verify_export
 
 
 BUDGET = "at most 0.40 times the latency of the source"
@@ -214,6 +216,24 @@ def test_the_card_of_sentence_embeddings(sentence_source, sentence_export):
     again = load_source(str(sentence_export))
     assert again.notes[-1] == "prompts: query, kept in what is written; texts are embedded without"
     assert again.notes[0] == "kind: sentence, because modules.json is that of a sentence-transformers model"
+
+
+def test_an_untouched_folder_is_as_recorded_and_an_edited_table_is_not(exports, sentence_export, tmp_path):
+    for _, folder in exports.values():
+        assert not verify_export(folder).differing
+    folder = shutil.copytree(sentence_export, tmp_path / "small")
+    found = verdicts(verify_export(folder).checks)
+    assert set(found.values()) == {"ok"}
+    edit(folder / "README.md", "| this model | 81.4 |", "| this model | 91.4 |")
+    assert differing(folder) == {"card: Beside its source"}
+    edit(folder / "README.md", "## Beside its source", "## Scores")
+    assert differing(folder) >= {"card: Results", "card: Training"}
+    edit_json(folder / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
+    assert "1_Pooling/config.json" in differing(folder)
+    # What a table says of an export of an earlier release is not known.
+    old = without_contents(shutil.copytree(sentence_export, tmp_path / "old"))
+    edit_record(old, lambda record: record.pop("table"))
+    assert not differing(old)
 
 
 def test_a_name_on_the_hub_is_the_base_model(sentence_source, tmp_path):

@@ -26,6 +26,7 @@ from training.data.documents import is_held_out, text_pieces
 from training.data.text import (
     MaskingCollator,
     encode_text,
+    held_out_texts,
     load_tokenizer,
     pack_blocks,
     prepare_data,
@@ -644,6 +645,20 @@ def test_default_corpus_is_fingerprinted_by_its_packages(package, monkeypatch, t
     assert prepared.fingerprint["versions"]["prosaic"] == "1.0"
     assert sum(prepared.fingerprint["documents"].values()) == 60
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()) == ["docstrings", "prepared"]
+
+
+@pytest.mark.parametrize("reading", [{}, {"max_documents": 40, "document": "line"}, {"streaming": True}])
+def test_the_held_out_text_is_read_again_as_it_was(text_file, tmp_path, tokenizer, reading):
+    prepared = prepare_data(text_file, tokenizer=tokenizer, block_size=16, seed=3, validation_fraction=0.2, **reading)
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(text_file.read_bytes())
+    held_out = held_out_texts(str(moved), prepared.fingerprint)
+    assert pack_blocks(held_out, tokenizer, 16)["input_ids"][:] == prepared.validation["input_ids"][:]
+    moved.write_text(moved.read_text().upper())
+    with pytest.raises(
+        ValueError, match=r"moved.txt is another text: the SHA-256 of its held-out documents begins with"
+    ):
+        held_out_texts(str(moved), prepared.fingerprint)
 
 
 def test_unknown_tokens_of_the_held_out_text_are_warned_of(text_file, tmp_path, tokenizer, caplog):

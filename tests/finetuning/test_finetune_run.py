@@ -20,6 +20,7 @@ from training.finetuning.tasks import glue_task
 from training.hub.export import export_model
 from training.hub.model_folders import public_name
 from training.hub.publish import check_export
+from training.hub.verify import verify_export
 from training.runs.recipes import load_recipe
 
 
@@ -180,6 +181,7 @@ def test_pairs_for_a_model_of_one_token_type_end_in_an_export(tmp_path):
     result = run_finetuning(settings, tmp_path / "run")
     folder = tmp_path / "run" / "mine" / "model"
     check_export(folder)
+    assert not verify_export(folder).differing
     assert str(tmp_path) not in "".join(file.read_text() for file in folder.glob("*.json"))
     manifest = json.loads((folder / "search.json").read_text())
     assert (manifest["converted_from"], manifest["license"]) == ("ada/roberta", "mit")

@@ -29,6 +29,7 @@ from training.finetuning.squad_data import load_squad, make_windows, split_by_ar
 from training.finetuning.squad_metrics import squad_v1_metrics, squad_v2_metrics
 from training.finetuning.squad_run import SquadTrainer, load_span_model, run_squad, squad_table
 from training.hub.export import export_model
+from training.hub.verify import verify_export
 
 
 COLOURS = ["red", "blue", "green", "black", "white", "brown"]
@@ -154,6 +155,7 @@ def test_a_run_ends_with_a_model_that_answers(finished, files):
 
 def test_the_export_tells_where_it_is_from(finished):
     folder, result = finished
+    assert not verify_export(folder).differing
     manifest = json.loads((folder / "model" / "search.json").read_text())
     assert manifest["squad"] == result["metrics"]
     assert manifest["search"]["seed"] == 5

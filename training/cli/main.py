@@ -450,6 +450,38 @@ def push(
         print(f"commit: {report.commit}")
 
 
+@app.command()
+def verify(
+    folder: Annotated[str, typer.Argument(help="A model's folder, a run that holds one, or a name on the Hub.")],
+    text: Annotated[
+        str | None,
+        typer.Option(help="The text that the recorded loss was measured on: measure it again. Default: it is not."),
+    ] = None,
+    evals: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="Of a compressed model, a task to score it on again: NAME=FILE, as compress has."),
+    ] = None,
+) -> None:
+    """Compare a model folder with what its search.json and its card say; the exit status is 1 where anything differs.
+
+    Parameters and FLOPs are counted again, the files' hashes and the architectures compared. No code of the folder is
+    run. The record lies in the folder and is signed by nobody: whoever can write there can write it too.
+    """
+    start()
+    from ..hub.verify import verify_export
+    from ..runs.folders import bars_off
+
+    with bars_off():
+        found = verify_export(folder, text=text)
+        if evals:
+            from ..compression.rescore_tasks import check_tasks
+
+            found = replace(found, checks=(*found.checks, *check_tasks(found.folder, evals)))
+    print(f"{found.table}\n\n{found.summary}")
+    if found.differing:
+        raise typer.Exit(1)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def options(
     command: Annotated[
@@ -470,8 +502,8 @@ def _sized(path: Path) -> str:
 def main() -> None:
     """Runs the command line, and ends with one line where it does not succeed.
 
-    The exit code is 2 for errors that the user can fix, 1 where the machine lacks something, and 128 and the signal's
-    number where it was stopped: 130 for Ctrl-C, 143 for SIGTERM.
+    The exit code is 2 for errors that the user can fix, 1 where the machine lacks something or `verify` finds what
+    differs, and 128 and the signal's number where it was stopped: 130 for Ctrl-C, 143 for SIGTERM.
     """
     try:
         with signals_handled():

@@ -101,7 +101,7 @@ def compress(
     with _threads(settings.num_threads):
         source = load_source(settings.checkpoint, settings.kind)
         _say(*source.notes)
-        tasks = read_tasks(settings, source)
+        tasks = read_tasks(settings.eval, source)
         labelled = read_labelled(settings, source)
         check_space(settings, source)
         with state.main_process_first():
@@ -166,14 +166,14 @@ def _say(*lines: str) -> None:
 # ---- What can be refused before any work ----
 
 
-def read_tasks(settings: CompressSettings, source: Source) -> list[Task]:
+def read_tasks(evals: Sequence[str], source: Source) -> list[Task]:
     """Returns the tasks that models are scored on in the end, read and checked.
 
     Raises:
         ValueError: one is not written as NAME=FILE, is not known, its file cannot be used, or two have one title.
     """
     tasks = dict[str, Task]()
-    for text in settings.eval:
+    for text in evals:
         task = _read_task(text, source)
         if task.title in tasks:
             raise ValueError(f"--eval names {task.title} twice; give each task once, and files names of their own")
@@ -232,6 +232,7 @@ def _compress(
         "kind": bench.source.kind,
         "corpus": bench.sentences.fingerprint,
         "precision": bench.accelerator.mixed_precision,
+        "eval": {task.title: task.sha256 for task in tasks},
         "members": [{"name": member.name, "budget": str(member.budget), "share": member.share} for member in members],
         "models": [row.to_json() for row in rows],
         "latency": measured.to_json(),
@@ -435,6 +436,7 @@ def _export(
             "loss": found.loss if math.isfinite(found.loss) else None,
             "verdict": verdict(rows, member.name),
             "models": [row.to_json() for row in own],
+            "eval": result["eval"],
             "versions": result["versions"],
         }
     }

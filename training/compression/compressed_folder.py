@@ -63,7 +63,7 @@ def export_compressed(
         output_dir: where to write; an older export in its place is replaced.
         manifest: further facts for search.json, such as the search and the training.
         budget: what the search had to keep to, in words, such as "at most 0.40 times the latency of the source".
-        table: the compressed model beside its source, as Markdown.
+        table: the compressed model beside its source, as Markdown, for the card and search.json.
 
     Raises:
         ValueError: the model is a super-net, of another class or size than the source, or `output_dir` holds something
@@ -78,7 +78,7 @@ def export_compressed(
         # Calls leave their truncation and padding behind in a tokenizer.
         read_tokenizer(source.model_folder, source.name, source.model.config, source.kind),
         output_dir,
-        {**facts, **manifest},
+        {**facts, **manifest, "table": table},
         card=_render_card(source, model, name, license_and_language, budget, table),
         files=_sentence_files(source),
     )

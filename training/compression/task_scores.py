@@ -15,11 +15,13 @@
 Files of rows are CSV, TSV or JSON lines, as `finetuning.task_files.read_table` takes them. All scores are in percent.
 """
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from ..data.docstrings import (
     source_files,
     triple_quoted,
 )
+from ..files import file_sha256
 from ..finetuning.metrics import (
     accuracy,
     entity_f1,
@@ -115,6 +118,12 @@ class Task:
         texts = f"text in {' and '.join(map(repr, self.columns))}, " if self.columns else ""
         num_rows = len(self.texts[0]) if self.texts else len(self.truth.questions)
         return f"{self.title}: {texts}{counted(num_rows, 'row')}, scored by {self.metric}"
+
+    @property
+    def sha256(self) -> str:
+        """A hash of the file or, where there is none, of the texts."""
+        texts = json.dumps(self.texts).encode()
+        return sha256(texts).hexdigest() if self.path is None else file_sha256(self.path)
 
     @property
     def title(self) -> str:

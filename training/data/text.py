@@ -66,6 +66,8 @@ _MOST_STRIPPED = 0.005
 # Of the tokens of held-out text; more are warned of.
 _MOST_UNKNOWN = 0.01
 _WORD = re.compile(r"\S+")
+# What a fingerprint says of how the text was read.
+_READING = ("max_documents", "streaming", "dataset_config", "split", "text_column", "document")
 
 
 # ---- Tokenizer ----
@@ -527,6 +529,30 @@ def load_data(settings: DataSettings, max_positions: int | None = None) -> Prepa
         max_positions: the longest input of the model, which a block is not longer than unless the settings say so.
     """
     return prepare_data(**asdict(settings), max_positions=max_positions)
+
+
+def held_out_texts(source: str, fingerprint: Mapping[str, Any]) -> Dataset:
+    """Returns the documents that `prepare_data` held out, read again from where the text is now.
+
+    Args:
+        source: the text.
+        fingerprint: of the data, which says how the text was read and split.
+
+    Raises:
+        ValueError: the text cannot be read so, or is another one than that of the fingerprint.
+    """
+    reading = {name: fingerprint[name] for name in _READING}
+    documents = load_documents(source, **reading)
+    head = Dataset.from_list(list(documents.take(_STREAM_HEAD))) if reading["streaming"] else documents
+    held_out = split_documents(head, fingerprint["validation_fraction"], fingerprint["seed"])[1]
+    assert isinstance(held_out, Dataset)
+    found, recorded = _describe_texts(held_out)["sha256"], fingerprint["sha256"]["validation"]
+    if found != recorded:
+        raise ValueError(
+            f"{source} is another text: the SHA-256 of its held-out documents begins with {found[:12]}, the recorded "
+            f"one with {str(recorded)[:12]}"
+        )
+    return held_out
 
 
 def _usual_block_size(tokenizer: PreTrainedTokenizerBase | None, max_positions: int | None) -> int:

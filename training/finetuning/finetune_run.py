@@ -33,7 +33,8 @@ from ..data.fitting import fit_tokenizer, max_sequence_length, num_rows
 from ..data.text import tokenizer_sha256
 from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
 from ..files import read_json, short_hash, write_json, write_text, written_at_once
-from ..hub.export import FINETUNING_NAME, MANIFEST_NAME, export_model
+from ..hub.contents import MANIFEST_NAME
+from ..hub.export import FINETUNING_NAME, export_model
 from ..hub.model_folders import provenance, public_name
 from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run, versions
 from ..runs.training import training_arguments

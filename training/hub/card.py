@@ -158,7 +158,7 @@ def card_metadata(
     manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
 ) -> ModelCardData:
     """Returns the front matter of the card: nothing but what the manifest holds; arguments as `render_model_card`."""
-    head, corpus = HEADS[kind], _corpus(manifest)
+    head, corpus = HEADS[kind], corpus_of(manifest)
     evaluations = _evaluations(manifest, kind) + _task_evaluations(manifest, kind)
     sentences = manifest.get("sentence_embeddings") is not None
     example = {"text": _sentence(kind, mask_token)}
@@ -182,18 +182,22 @@ def card_metadata(
     )
 
 
-def _corpus(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The record of the text that the weights were trained on; empty where there is none."""
+def corpus_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of the text that the weights were trained on; empty where there is none."""
     return ((manifest.get("training") or manifest.get("search") or {}).get("corpus")) or {}
 
 
-def _own_result(manifest: dict[str, Any], kind: str) -> dict[str, float]:
-    """Masked-LM loss and accuracy of these very weights on the held-out text; empty where they are not known.
+def own_result(manifest: dict[str, Any], kind: str) -> dict[str, float]:
+    """Returns masked-LM loss and accuracy of these very weights on the held-out text; empty if they are not known.
 
     A row of results holds several seeds of one architecture: of them only the seed of these weights counts.
+
+    Args:
+        manifest: as in search.json.
+        kind: name of the model's class, a key of `HEADS`.
     """
     training, search = manifest.get("training"), manifest.get("search") or {}
-    if kind != "MagicForMaskedLM" or not _corpus(manifest):
+    if kind != "MagicForMaskedLM" or not corpus_of(manifest):
         return {}
     if training is None:
         own = {"loss": search.get("val_loss"), "accuracy": search.get("val_accuracy")}
@@ -204,12 +208,12 @@ def _own_result(manifest: dict[str, Any], kind: str) -> dict[str, float]:
             return {}
         index = seeds.index(training["seed"])
         own = {"loss": rows[0]["val_loss"][index], "accuracy": rows[0]["val_accuracy"][index]}
-    return {name: round(value, 4) for name, value in own.items() if value is not None}
+    return {name: value for name, value in own.items() if value is not None}
 
 
 def _evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
     """The results in the form of a card's model-index."""
-    corpus = _corpus(manifest)
+    corpus = corpus_of(manifest)
     on_hub = corpus.get("source_kind") == "hub"
     names = {"loss": "masked-LM loss (nats per masked token)", "accuracy": "accuracy on masked tokens"}
     return [
@@ -224,21 +228,21 @@ def _evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
             dataset_args={"sha256": corpus["sha256"]["validation"]},
             metric_type=metric,
             metric_name=names[metric],
-            metric_value=value,
+            metric_value=round(value, 4),
         )
-        for metric, value in _own_result(manifest, kind).items()
+        for metric, value in own_result(manifest, kind).items()
     ]
 
 
 def write_benchmark_results(manifest: dict[str, Any], kind: str, folder: Path) -> None:
     """Writes .eval_results/<data set>.yaml, the Hub's own form, which can only speak of data sets on the Hub."""
-    corpus, own = _corpus(manifest), _own_result(manifest, kind)
+    corpus, own = corpus_of(manifest), own_result(manifest, kind)
     if "accuracy" not in own or corpus["source_kind"] != "hub":
         return
     entry = EvalResultEntry(
         dataset_id=corpus["source"],
         task_id=corpus.get("dataset_config") or "default",
-        value=own["accuracy"],
+        value=round(own["accuracy"], 4),
         notes=f"accuracy on masked tokens; documents held out from the {corpus['split']} split",
     )
     path = folder / ".eval_results" / f"{corpus['source'].rpartition('/')[2]}.yaml"

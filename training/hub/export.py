@@ -15,6 +15,7 @@ from ..data.fitting import fit_tokenizer
 from ..files import write_json, write_text, written_at_once
 from ..space.costs import count_flops, count_parameters
 from .card import CARD_NAME, HEADS, card_length, render_model_card, write_benchmark_results
+from .contents import CONFIG_NAME, MANIFEST_NAME, with_contents
 from .sentence_folders import MODULES_NAME, SENTENCE_CONFIG_NAME, TRANSFORMER_CONFIG_NAME
 
 
@@ -23,7 +24,7 @@ def training_manifest(result: dict[str, Any], search: dict[str, Any] | None) -> 
     kept = ("objective", "steps", "tokens_per_step", "training_flops", "seed", "start", "corpus", "versions")
     return {
         "search": search_manifest(search),
-        "training": {key: result[key] for key in kept},
+        "training": {key: result[key] for key in (*kept, *(["judged_on"] if "judged_on" in result else []))},
         "results": [summarise("this model", [result])],
     }
 
@@ -44,8 +45,6 @@ def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         **{key: [result[key] for result in results] for key in ("val_loss", "val_accuracy", "seed")},
     }
 
-
-MANIFEST_NAME = "search.json"
 
 FIGURE_NAME = "architecture.png"
 # Of a fine-tuning, which finds its own model by it.
@@ -95,7 +94,7 @@ WEIGHT_FILES = (
 )
 
 OTHER_FILES = (
-    "config.json",
+    CONFIG_NAME,
     CARD_NAME,
     MANIFEST_NAME,
     FINETUNING_NAME,
@@ -130,8 +129,8 @@ def export_model(
     """Writes a child as a model folder of its own and returns its path.
 
     The folder holds config, safetensors, tokenizer, the model's code (so that it loads without this package, with
-    `trust_remote_code=True`), a model card with a figure, and search.json. It is written under a temporary name and
-    renamed; an older export in its place is replaced.
+    `trust_remote_code=True`), a model card with a figure, and search.json, which has hashes of the other files for
+    `verify_export`. It is written under a temporary name and renamed; an older export in its place is replaced.
 
     Args:
         model: a child of any class; a super-net has to be given one with `extract_child` first.
@@ -154,17 +153,20 @@ def export_model(
         raise ValueError("the model is a super-net; export one of its children: model.extract_child(architecture)")
     kind = type(model).__name__
     facts = describe_model(model.config, HEADS[kind].flops)
-    manifest = {**facts, "num_parameters": model.num_parameters(), **_without_paths(manifest)}
+    facts["num_parameters"] = model.num_parameters()
+    # What is counted wins over what the manifest of another export says, and stands first.
+    manifest = {**facts, **_without_paths(manifest), **facts}
     with written_at_once(output_dir, replaces=True) as temporary:
         _save_model(model, temporary)
         fit_tokenizer(tokenizer, model.config).save_pretrained(temporary)
-        write_json(temporary / MANIFEST_NAME, manifest)
         draw_architecture(manifest["architecture"], temporary / FIGURE_NAME, HEADS[kind].name)
         if card is None:
             card = render_model_card(model.config, manifest, output_dir.resolve().name, tokenizer.mask_token, kind)
             write_benchmark_results(manifest, kind, temporary)
         write_text(temporary / CARD_NAME, card)
         write_files(temporary, files or {})
+        # Last: it speaks of all the others.
+        write_json(temporary / MANIFEST_NAME, with_contents(manifest, temporary))
     return output_dir
 
 

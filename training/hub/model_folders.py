@@ -1,5 +1,7 @@
 """What lies in the folder of a model, or in its repository on the Hub, beside its weights; a folder made whole."""
 
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_magic.conversion import load_magic
 
-from ..files import read_json
+from ..files import file_sha256, read_json
 from .card import CARD_NAME
-from .export import MANIFEST_NAME, SENTENCE_FILES, TOKENIZER_FILES, export_model
+from .contents import MANIFEST_NAME, recorded_hashes
+from .export import SENTENCE_FILES, TOKENIZER_FILES, export_model
 from .sentence_folders import json_of
 
 
@@ -54,17 +57,22 @@ def file_of_model(name_or_path: str, filename: str) -> Path | None:
         return None
 
 
-def fetch_folder(name: str) -> Path:
+def fetch_folder(name: str, further: Sequence[str] = ()) -> Path:
     """Returns a local folder with the files of a model on the Hub, weights included.
+
+    Args:
+        name: on the Hub.
+        further: patterns of files that are wanted beside those that a model is loaded from.
 
     Raises:
         ValueError: the Hub has no such model, or cannot be reached.
     """
+    wanted = [*_WANTED_FILES, *further]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_WANTED_FILES, ignore_patterns=_OTHER_RUNTIMES))
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_OTHER_RUNTIMES))
         if not any(folder.rglob("*.safetensors")):
             # Read as tensors alone, whatever else they hold.
-            weights = [*_WANTED_FILES, "*pytorch_model*.bin"]
+            weights = [*wanted, "*pytorch_model*.bin"]
             folder = Path(snapshot_download(name, allow_patterns=weights, ignore_patterns=_OTHER_RUNTIMES))
     except (OSError, HTTPError, HFValidationError) as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
@@ -125,8 +133,8 @@ def public_name(name_or_path: str | Path) -> str:
 def export_folder(source: str | Path, output_dir: str | Path) -> Path:
     """Writes the MAGIC model of a folder as a whole export and returns its path; for what `Trainer.save_model` wrote.
 
-    The manifest of the source is kept; where it has none, the card tells what the `Trainer` has measured, which is
-    read from its eval_results.json or trainer_state.json.
+    The manifest of the source is kept. Where it has none, or speaks of other weights, since they were trained on, the
+    card tells what the `Trainer` has measured, which is read from its eval_results.json or trainer_state.json.
 
     Args:
         source: a model folder, with its tokenizer.
@@ -139,10 +147,19 @@ def export_folder(source: str | Path, output_dir: str | Path) -> Path:
     model, tokenizer = load_magic(folder), tokenizer_of(folder)
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer; save the one that the model was trained with into it")
-    manifest = json_of(folder / MANIFEST_NAME) or {**card_facts(str(folder)), "scores": _trainer_scores(folder)}
+    manifest = json_of(folder / MANIFEST_NAME)
+    if not manifest or _has_other_weights(folder, manifest):
+        inherited = {key: manifest[key] for key in _INHERITED if key in manifest}
+        manifest = {**inherited, **card_facts(str(folder)), "scores": _trainer_scores(folder)}
     kept = [name for name in SENTENCE_FILES if (folder / name).is_file()]
     files = {name: (folder / name).read_text(encoding="utf-8") for name in kept}
     return export_model(model, tokenizer, output_dir, manifest, files=files)
+
+
+def _has_other_weights(folder: Path, manifest: dict[str, Any]) -> bool:
+    recorded = recorded_hashes(manifest)
+    names = [name for name in recorded if any(fnmatch(name, pattern) for pattern in _WEIGHTS)]
+    return any(not (folder / name).is_file() or file_sha256(folder / name) != recorded[name] for name in names)
 
 
 def _trainer_scores(folder: Path) -> list[dict[str, Any]]:

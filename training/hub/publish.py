@@ -34,7 +34,8 @@ from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..data.fitting import num_rows
 from .card import CARD_NAME, HEADS, card_template
-from .export import MANIFEST_NAME, OTHER_FILES, WEIGHT_FILES
+from .contents import MANIFEST_NAME
+from .export import OTHER_FILES, WEIGHT_FILES
 from .model_folders import export_folder
 from .presets import load_preset
 

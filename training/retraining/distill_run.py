@@ -25,7 +25,7 @@ from ..hub.export import describe_model
 from ..progress import show_progress
 from ..runs.folders import Run, bars_off, finished_result, open_run
 from ..runs.training import finish_training
-from ..supernet.evaluation import Batch, evaluate_child, judging_batches
+from ..supernet.evaluation import Batch, evaluate_child, judging_batches, judging_record
 from .retrain import ChildStart, child_flops, compute_record, export_trained, plan_child, start_child, training_record
 from .settings import DistillSettings
 
@@ -68,9 +68,8 @@ def _train(
     run: Run, start: ChildStart, teacher: PreTrainedModel, settings: DistillSettings, search: dict[str, Any] | None
 ) -> dict[str, Any]:
     model, args, data = start.inherited or MagicForMaskedLM(start.config), start.args, start.data
-    batches = judging_batches(
-        data, settings.mlm_probability, args.per_device_eval_batch_size, settings.num_validation_sequences
-    )
+    judged = (settings.mlm_probability, args.per_device_eval_batch_size, settings.num_validation_sequences)
+    batches = judging_batches(data, *judged)
     fingerprint = weights_hash(teacher)
     trainer = MaskedLMDistillationTrainer(
         model,
@@ -92,6 +91,7 @@ def _train(
         **describe_model(model.config),
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
+        "judged_on": judging_record(trainer.accelerator, *judged),
         **compute_record(trainer, data, child_flops(model.config, settings, data)),
         # On how many sequences this process ran the teacher.
         "teacher_sequences": {"run": trainer.num_teacher_sequences, "cached": trainer.num_cached_sequences},

@@ -29,7 +29,7 @@ from ..runs.training import (
 )
 from ..space.costs import training_flops
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
-from ..supernet.evaluation import evaluate_child, judging_batches
+from ..supernet.evaluation import evaluate_child, judging_batches, judging_record
 from ..supernet.loading import check_vocabulary, load_supernet, read_search, supernet_folder
 from ..supernet.setup import fit_to_text
 from .settings import RetrainSettings
@@ -133,9 +133,8 @@ def start_child(plan: ChildPlan, settings: RetrainSettings, teacher: PreTrainedC
 def _train(run: Run, start: ChildStart, settings: RetrainSettings, search: dict[str, Any] | None) -> dict[str, Any]:
     model, args, data = start.inherited or MagicForMaskedLM(start.config), start.args, start.data
     model.config.sparse_prediction = True
-    batches = judging_batches(
-        data, settings.mlm_probability, args.per_device_eval_batch_size, settings.num_validation_sequences
-    )
+    judged = (settings.mlm_probability, args.per_device_eval_batch_size, settings.num_validation_sequences)
+    batches = judging_batches(data, *judged)
     trainer = ResumableTrainer(
         model=model,
         args=args,
@@ -151,6 +150,7 @@ def _train(run: Run, start: ChildStart, settings: RetrainSettings, search: dict[
         **describe_model(model.config),
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
+        "judged_on": judging_record(trainer.accelerator, *judged),
         **compute_record(trainer, data, child_flops(model.config, settings, data)),
         **training_record(trainer, settings, data, seconds, objective),
     }

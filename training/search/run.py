@@ -31,7 +31,7 @@ from ..space.costs import count_parameters
 from ..space.latency import LatencyTable
 from ..space.limits import BudgetSettings, budget_of, costs_of
 from ..space.search_space import Architecture, SearchSpace, compact_architecture
-from ..supernet.evaluation import Evaluator, judging_batches
+from ..supernet.evaluation import Evaluator, judging_batches, judging_record
 from ..supernet.journal import Journal, RankedChild
 from ..supernet.loading import check_vocabulary, load_supernet, supernet_folder
 from ..tables import counted, counted_children, markdown_table
@@ -72,7 +72,8 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
     with accelerator.main_process_first():
         data = load_data(settings.data, model.config.max_sequence_length)
     check_vocabulary(settings.supernet, data)
-    batches = judging_batches(data, settings.mlm_probability, settings.batch_size, settings.num_validation_sequences)
+    judged = (settings.mlm_probability, settings.batch_size, settings.num_validation_sequences)
+    batches = judging_batches(data, *judged)
     model = model.to(accelerator.device)
     with open_run(output_dir, settings, accelerator.is_main_process) as run:
         if run.result is not None:
@@ -93,10 +94,11 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
             "seconds": time.perf_counter() - start,
             "num_evaluated": evaluator.num_evaluated,
             "corpus": data.fingerprint,
+            "judged_on": judging_record(accelerator, *judged),
         }
         record: dict[str, Any] = {}
         if run.writes:
-            model_folder = _export_winner(settings, model, data.tokenizer, found, data.fingerprint, output_dir)
+            model_folder = _export_winner(settings, model, data.tokenizer, found, facts, output_dir)
             check_exported(model_folder, settings.budget)
             latency, latency_text = _winner_latency(settings.budget, model_folder, found.winner.architecture)
             report = _report(settings, found, costs, latency, facts)
@@ -191,11 +193,12 @@ def _export_winner(
     model: MagicForMaskedLM,
     tokenizer: PreTrainedTokenizerBase,
     found: SearchResult,
-    corpus: dict[str, Any],
+    facts: dict[str, Any],
     output_dir: Path,
 ) -> Path:
     child = model.extract_child(found.winner.architecture).cpu()
-    record = {**_search_record(settings, model.config, found), "versions": versions(), "corpus": corpus}
+    judged = {name: facts[name] for name in ("corpus", "judged_on")}
+    record = {**_search_record(settings, model.config, found), "versions": versions(), **judged}
     return export_model(child, tokenizer, output_dir / MODEL_FOLDER, {"search": record})
 
 

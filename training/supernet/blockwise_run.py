@@ -119,7 +119,7 @@ def _train(
         **_search_record(trainer, best[0]),
         **_blockwise_record(trainer, ranking, best, settings),
         "init_from": settings.init_from,
-        **supernet_facts(trainer, data, time.perf_counter() - start),
+        **supernet_facts(trainer, data, time.perf_counter() - start, settings.mlm_probability),
     }
     return save_supernet(run, model, data, result)
 

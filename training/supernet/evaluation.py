@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..bars import progress_bar
 from ..data.text import MaskingCollator, PreparedData
+from ..hub.rescore import JudgedOn
 from ..internals import num_writes
 from ..space.search_space import Architecture
 from .journal import Journal, RankedChild
@@ -63,6 +65,21 @@ def judging_batches(data: PreparedData, mlm_probability: float, batch_size: int,
     """
     collator = MaskingCollator(data.tokenizer, mlm_probability=mlm_probability, seed=0)
     return validation_batches(data.validation, collator, batch_size, num_sequences)
+
+
+def judging_record(
+    accelerator: Accelerator, mlm_probability: float, batch_size: int, num_sequences: int | None, mask_seed: int = 0
+) -> dict[str, Any]:
+    """Returns what a masked LM's loss depends on beside weights and text, for `rescore`.
+
+    Args:
+        accelerator: that the batches are run with.
+        mlm_probability: share of the tokens that are masked.
+        batch_size: sequences in a batch; the masks depend on what a batch holds.
+        num_sequences: of the held-out text, `None` for all.
+        mask_seed: of the masks; `judging_batches` has 0.
+    """
+    return asdict(JudgedOn(mlm_probability, batch_size, num_sequences, mask_seed, accelerator.mixed_precision))
 
 
 @contextmanager

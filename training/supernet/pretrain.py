@@ -25,6 +25,7 @@ from ..space.costs import count_flops, count_parameters
 from ..space.search_space import format_architecture
 from ..tables import markdown_table
 from .arguments import MagicTrainingArguments
+from .evaluation import judging_record
 from .journal import RankedChild
 from .loading import SUPERNET_FOLDER
 from .settings import PretrainSettings
@@ -87,13 +88,17 @@ def _train_supernet(
     result = {
         **_search_record(trainer, found),
         "init_from": settings.init_from,
-        **supernet_facts(trainer, data, time.perf_counter() - start),
+        **supernet_facts(trainer, data, time.perf_counter() - start, settings.mlm_probability),
     }
     return save_supernet(run, model, data, result)
 
 
-def supernet_facts(trainer: MagicTrainer, data: PreparedData, seconds: float) -> dict[str, Any]:
+def supernet_facts(
+    trainer: MagicTrainer, data: PreparedData, seconds: float, mlm_probability: float
+) -> dict[str, Any]:
     """Returns what every super-net run has on record beside the child that it found."""
+    args = trainer.args
+    judged = (mlm_probability, args.per_device_eval_batch_size, args.num_validation_sequences)
     return {
         "seconds": seconds,
         "shrink_history": trainer.shrink_history,
@@ -103,6 +108,8 @@ def supernet_facts(trainer: MagicTrainer, data: PreparedData, seconds: float) ->
         "budget": str(trainer.budget),
         "log_history": trainer.state.log_history,
         "corpus": data.fingerprint,
+        # Masked by the collator of the training.
+        "judged_on": judging_record(trainer.accelerator, *judged, mask_seed=args.seed),
     }
 
 

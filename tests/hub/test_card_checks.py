@@ -1,0 +1,171 @@
+"""Numbers of a card against those of its folder."""
+
+import shutil
+
+import pytest
+import torch
+from toy_hub import MIXED, SEARCH, export_child, export_tokenizer
+from toy_verify import edit, edit_record, manifest_of, verdicts, without_contents
+
+from modeling_magic import MagicForMaskedLM
+from training.hub.card_checks import card_numbers, check_card, metadata_results, missing_row, section, table_numbers
+from training.hub.export import export_model
+from training.hub.publish import _card_for
+from training.hub.verified_folder import DIFFERS, NOT_RECORDED, OK, VerifiedFolder
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_config, tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = export_tokenizer()
+    child = export_child(MagicForMaskedLM(tiny_config()).eval(), tokenizer)
+    return export_model(child, tokenizer, tmp_path_factory.mktemp("cards") / "model", manifest_of(MIXED, SEARCH))
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "model")
+
+
+def wrong(folder) -> list[str]:
+    return [one.what for one in check_card(VerifiedFolder(folder)) if one.verdict == DIFFERS]
+
+
+# ---- Reading ----
+
+
+def test_numbers_of_a_card_are_read_back(exported):
+    config = VerifiedFolder(exported).child
+    numbers = card_numbers((exported / "README.md").read_text())
+    assert numbers == (MagicForMaskedLM(config).num_parameters(), "3.36e+06", MIXED, (4, 32))
+    assert card_numbers("# A card\n") == (None, None, None, None)
+    assert card_numbers("| parameters | 22,713,216, the source 1 |").num_parameters == 22713216
+
+
+def test_rows_are_told_by_their_numbers_in_order():
+    table = "| what | value |\n| --- | ---: |\n| seed | 3 |\n| rows | 1,000 of 2e+08 |\n| name | none |\n"
+    assert table_numbers(table) == [("3",), ("1,000", "2e+08")]
+    assert missing_row(table, table) is None
+    assert missing_row(table, table.replace("| rows", "| own | 7 |\n| lines")) is None
+    assert missing_row(table, table.replace("1,000", "1,001")) == ("1,000", "2e+08")
+    swapped = "| seed | 1,000 of 2e+08 |\n| rows | 3 |\n"
+    assert missing_row(table, swapped) == ("1,000", "2e+08")
+
+
+def test_sections_end_where_the_next_begins():
+    text = "# Title\n\n## One\n\na\n### in it\nb\n\n## Two\nc\n"
+    assert section(text, "One") == "\n\na\n### in it\nb\n\n"
+    assert section(text, "Three") is None
+
+
+def test_a_front_matter_that_is_none_is_an_error():
+    assert metadata_results("# A card\n") == []
+    with pytest.raises(ValueError, match="its front matter cannot be read"):
+        metadata_results("---\na: [1\n---\n")
+
+
+# ---- Checks ----
+
+
+def test_an_untouched_card_is_as_recorded(exported):
+    found = verdicts(check_card(VerifiedFolder(exported)))
+    assert set(found.values()) == {OK}
+    assert set(found) == {
+        "card: parameters",
+        "card: FLOPs",
+        "card: architecture",
+        "card: sizes",
+        "card: Where it is from",
+        "card: Training",
+        "card: Results",
+        "card: results of its metadata",
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("| parameters | 19,", "| parameters | 9,", "card: parameters"),
+        ("| parameters | 19,", "| weights | 19,", "card: parameters"),
+        ("| 3.36e+06 |", "| 3.36e+05 |", "card: FLOPs"),
+        ("MHA4,CONV3,FFN,CONV5", "MHA4,CONV3,FFN,CONV3", "card: architecture"),
+        ("hidden size 32", "hidden size 64", "card: sizes"),
+        ("4 layers, 256 children", "9 layers, 256 children", "card: Where it is from"),
+        ("## Where it is from", "## Origin", "card: Where it is from"),
+        ("| steps | 800 |", "| steps | 80 |", "card: Training"),
+        ("| 5.125 +- 0.125 |", "| 4.125 +- 0.125 |", "card: Results"),
+        ("| 23.0 +- 2.0% |", "| 93.0 +- 2.0% |", "card: Results"),
+        ("value: 5.25", "value: 4.25", "card: results of its metadata"),
+        ("type: accuracy\n      value: 0.21", "type: accuracy\n      value: 0.91", "card: results of its metadata"),
+        ("model-index:", "model-index: [", "card: results of its metadata"),
+    ],
+)
+def test_an_edited_number_is_named_and_nothing_else(folder, old, new, what):
+    edit(folder / "README.md", old, new)
+    assert wrong(folder) == [what]
+    # Of an export of an earlier release, too; its card may be divided otherwise.
+    without_contents(folder)
+    assert wrong(folder) == ([] if old.startswith("##") else [what])
+
+
+def test_a_card_that_is_missing_or_no_text_is_named(folder):
+    (folder / "README.md").write_bytes(b"\xff\xfe")
+    assert wrong(folder) == ["card: README.md"]
+    (folder / "README.md").unlink()
+    assert wrong(folder) == ["card: README.md"]
+    without_contents(folder)
+    assert not list(check_card(VerifiedFolder(folder)))
+
+
+def test_what_a_push_writes_into_a_card_changes_no_number(folder):
+    (folder / "README.md").write_bytes(_card_for(folder / "README.md", "ada/a-name-with-7"))
+    assert set(verdicts(check_card(VerifiedFolder(folder))).values()) == {OK}
+
+
+def test_text_and_rows_of_the_owner_are_no_difference(folder):
+    edit(
+        folder / "README.md",
+        "## Results\n",
+        "## Results\n\nMeasured on 3 machines.\n\n| own | 77 |\n| --- | --- |\n| a | 78 |\n",
+    )
+    edit(folder / "README.md", "## Limits", "## Thanks\n\nTo 5 people.\n\n## Limits")
+    assert not wrong(folder)
+
+
+def test_a_card_of_the_owner_has_to_say_nothing_and_says_nothing_false(folder):
+    (folder / "README.md").write_text("# My model\n\nIt is good.\n")
+    found = verdicts(check_card(VerifiedFolder(folder)))
+    assert set(found.values()) == {NOT_RECORDED}
+    (folder / "README.md").write_text("# My model\n\n| parameters | 5 |\n")
+    assert wrong(folder) == ["card: parameters"]
+
+
+def test_results_that_the_record_has_not_are_told(folder):
+    # A row of another architecture has no result of these weights.
+    edit_record(folder, lambda record: record["results"][0].update(architecture=["FFN"]))
+    found = {one.what: one for one in check_card(VerifiedFolder(folder))}
+    metadata = found["card: results of its metadata"]
+    assert (metadata.verdict, metadata.note) == (NOT_RECORDED, "search.json has not all of them")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"results": [{}]},
+        {"results": 3},
+        {"training": {"corpus": 3}},
+        {"search": {"candidate_operators": 4}},
+        {"flops": "x"},
+        {"architecture": None},
+        {"scores": [{"data": 1}]},
+    ],
+)
+def test_a_damaged_record_is_a_finding(folder, change):
+    edit_record(folder, lambda record: record.update(change))
+    assert "card: tables" in wrong(folder)
+
+
+def test_a_section_that_is_not_of_its_making_hides_no_table(folder):
+    edit(folder / "README.md", "## Results", "## Beside its source\n\n## Results")
+    edit(folder / "README.md", "| steps | 800 |", "| steps | 80 |")
+    assert wrong(folder) == ["card: Training"]

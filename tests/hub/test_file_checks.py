@@ -1,0 +1,199 @@
+"""Files of an export that are not the exported ones any longer, each named for what it is."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from toy_finetune import toy_tokenizer
+from toy_hub import MIXED, SEARCH, export_child, export_tokenizer
+from toy_verify import edit, edit_record, flip_byte, manifest_of, verdicts, without_contents
+from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments
+
+from training.hub.export import CODE_FILES, export_model
+from training.hub.file_checks import check_files, check_record
+from training.hub.verified_folder import DIFFERS, NOT_RECORDED, OK, VerifiedFolder
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_config, tmp_path_factory):
+    import torch
+
+    from modeling_magic import MagicForMaskedLM
+
+    torch.manual_seed(0)
+    tokenizer = export_tokenizer()
+    child = export_child(MagicForMaskedLM(tiny_config()).eval(), tokenizer)
+    return export_model(child, tokenizer, tmp_path_factory.mktemp("files") / "model", manifest_of(MIXED, SEARCH))
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "model")
+
+
+def checks_of(folder: Path):
+    return [check_record(VerifiedFolder(folder)), *check_files(VerifiedFolder(folder))]
+
+
+def wrong(folder: Path) -> dict[str, str]:
+    """The notes of what differs, by its name."""
+    return {one.what: one.note for one in checks_of(folder) if one.verdict == DIFFERS}
+
+
+def test_an_untouched_export_is_as_recorded(exported):
+    found = checks_of(exported)
+    assert {one.verdict for one in found} == {OK}
+    assert {one.what for one in found} >= {"search.json", "config.json", "weights: model.safetensors"}
+    code = [one for one in found if one.what.startswith("code: ")]
+    assert [one.note for one in code] == ["as in the installed magic-nas"] * len(CODE_FILES)
+
+
+def append(path: Path) -> None:
+    with path.open("a") as file:
+        file.write("\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "what"),
+    [
+        ("model.safetensors", flip_byte, "weights: model.safetensors"),
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-100]), "weights: model.safetensors"),
+        ("model.safetensors", Path.unlink, "weights: model.safetensors"),
+        ("modeling_magic.py", append, "code: modeling_magic.py"),
+        ("kernels_magic.py", Path.unlink, "code: kernels_magic.py"),
+        ("tokenizer.json", append, "tokenizer: tokenizer.json"),
+        ("tokenizer_config.json", lambda path: edit(path, "[MASK]", "[mask]"), "tokenizer: tokenizer_config.json"),
+        ("tokenizer_config.json", Path.unlink, "tokenizer: tokenizer_config.json"),
+        ("config.json", lambda path: edit(path, '"CONV5"', '"CONV3"'), "config.json"),
+        ("config.json", lambda path: edit(path, '"gelu"', '"relu"'), "config.json"),
+        ("config.json", lambda path: path.write_text("{"), "config.json"),
+        ("config.json", Path.unlink, "config.json"),
+        ("architecture.png", flip_byte, "architecture.png"),
+        ("search.json", lambda path: edit(path, '"steps": 800', '"steps": 900'), "search.json"),
+        ("search.json", lambda path: path.write_text("[1]"), "search.json"),
+        ("search.json", Path.unlink, "search.json"),
+    ],
+)
+def test_what_was_changed_is_named_and_nothing_else(folder, name, damage, what):
+    damage(folder / name)
+    assert list(wrong(folder)) == [what]
+
+
+def test_a_changed_key_of_a_configuration_is_named_with_both_values(folder):
+    edit(folder / "config.json", '"hidden_act": "gelu"', '"hidden_act": "relu"')
+    (changed,) = [one for one in checks_of(folder) if one.verdict == DIFFERS]
+    assert (changed.recorded, changed.found) == ("hidden_act gelu", "hidden_act relu")
+
+
+def test_a_hash_that_was_made_to_fit_is_found_by_that_of_the_record(folder):
+    flip_byte(folder / "model.safetensors")
+    found = VerifiedFolder(folder).files["model.safetensors"]
+    from training.files import file_sha256
+
+    edit_record(folder, lambda record: record["contents"]["sha256"].update({"model.safetensors": file_sha256(found)}))
+    assert list(wrong(folder)) == ["search.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("pytorch_model.bin", "weights: pytorch_model.bin"),
+        ("model.safetensors.index.json", "weights: model.safetensors.index.json"),
+        ("adapter_config.json", "adapter_config.json"),
+        ("evil.py", "code: evil.py"),
+        ("vocab.txt", "tokenizer: vocab.txt"),
+        ("modules.json", "modules.json"),
+        ("sub/evil.py", "code: sub/evil.py"),
+    ],
+)
+def test_a_file_more_that_something_is_loaded_from_differs(folder, name, what):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    assert list(wrong(folder)) == [what]
+
+
+def test_files_that_nothing_is_loaded_from_are_listed(folder):
+    for name in ("LICENSE", "onnx/model.onnx", "onnx/configuration_magic.py", ".gitattributes"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    further = checks_of(folder)[-1]
+    assert (further.what, further.verdict) == ("further files", NOT_RECORDED)
+    assert further.found == "LICENSE, onnx/configuration_magic.py, onnx/model.onnx"
+    assert not wrong(folder)
+
+
+def test_names_on_record_that_lead_out_of_the_folder_are_missing(folder, tmp_path):
+    (tmp_path / "secret").write_text("x")
+    edit_record(folder, lambda record: record["contents"]["sha256"].update({"../secret": "0" * 64, "/etc/passwd": 3}))
+    found = {one.what: one.found for one in checks_of(folder) if one.verdict == DIFFERS}
+    assert found["../secret"] == found["/etc/passwd"] == "missing"
+
+
+# ---- What was done honestly ----
+
+
+def test_a_model_and_a_tokenizer_that_are_saved_again_are_the_same(folder):
+    AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    edit(folder / "config.json", '"transformers_version": "', '"transformers_version": "9')
+    assert not wrong(folder)
+
+
+def test_a_training_in_the_folder_is_told_as_that(folder):
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model.lm_head.bias.data += 1
+    model.save_pretrained(folder)
+    what = "weights: model.safetensors"
+    assert wrong(folder) == {what: "the weights are not the exported ones"}
+    args = TrainingArguments(str(folder), report_to="none", use_cpu=True)
+    Trainer(model, args, processing_class=AutoTokenizer.from_pretrained(folder)).save_model()
+    assert wrong(folder) == {
+        what: "the weights are not the exported ones; training_args.bin tells of a training in this folder"
+    }
+
+
+def test_code_of_the_installed_package_is_no_stranger(folder):
+    """What another release exported and this one saved again."""
+    edit_record(folder, lambda record: record["contents"]["sha256"].update({"modeling_magic.py": "0" * 64}))
+    (code,) = [one for one in checks_of(folder) if one.what == "code: modeling_magic.py"]
+    assert (code.verdict, code.note) == (OK, "not the exported one, but as in the installed magic-nas")
+
+
+def test_code_of_another_release_is_as_recorded(folder):
+    append(folder / "modeling_magic.py")
+    from training.files import file_sha256
+
+    now = file_sha256(folder / "modeling_magic.py")
+    edit_record(folder, lambda record: record["contents"]["sha256"].update({"modeling_magic.py": now}))
+    (code,) = [one for one in checks_of(folder) if one.what == "code: modeling_magic.py"]
+    assert (code.verdict, code.note) == (OK, "of another version than the installed magic-nas")
+
+
+def test_exports_of_earlier_releases_have_no_hashes(folder):
+    without_contents(folder)
+    append(folder / "heads_magic.py")
+    found = checks_of(folder)
+    assert {one.verdict for one in found} == {NOT_RECORDED}
+    shown = {one.what: one.found for one in found}
+    assert shown["code: heads_magic.py"] == "of another version than the installed magic-nas"
+    assert shown["code: modeling_magic.py"] == "as in the installed magic-nas"
+    (folder / "config.json").write_text("{")
+    assert list(wrong(folder)) == ["config.json"]
+
+
+def test_a_folder_without_a_record_is_no_export_unless_its_card_names_one(folder):
+    (folder / "search.json").unlink()
+    edit(folder / "README.md", "`search.json` beside the weights", "Nothing")
+    assert verdicts(checks_of(folder))["search.json"] == NOT_RECORDED
+
+
+def test_slow_tokenizers_and_sentence_files_are_on_record(supernet, tmp_path):
+    tokenizer = toy_tokenizer()
+    files = {"modules.json": "[]\n", "1_Pooling/config.json": "{}\n"}
+    child = supernet.extract_child(MIXED)
+    child.resize_token_embeddings(len(tokenizer))
+    folder = export_model(child, tokenizer, tmp_path / "model", {}, files=files)
+    assert {one.verdict for one in checks_of(folder)} == {OK}
+    for name in files:
+        (folder / name).write_text('{"a": 1}')
+    assert sorted(wrong(folder)) == ["1_Pooling/config.json", "modules.json"]

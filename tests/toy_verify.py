@@ -1,0 +1,75 @@
+"""Exports that are to be verified, and what may have happened to them since."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from training.hub.verify import verify_export
+
+
+CORPUS: dict[str, Any] = {
+    "source": "docstrings",
+    "dataset_config": None,
+    "split": "train",
+    "sha256": {"train": "a" * 64, "validation": "b" * 64},
+}
+TRAINING: dict[str, Any] = {
+    "seed": 1,
+    "steps": 800,
+    "tokens_per_step": 4096,
+    "start": "random weights",
+    "versions": {"torch": "2"},
+    "corpus": CORPUS,
+}
+
+
+def manifest_of(architecture: tuple[str, ...], search: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What an export of a re-trained child says of it, two seeds in its row of results."""
+    row = {
+        "name": "this model",
+        "architecture": list(architecture),
+        "num_parameters": 1000,
+        "flops": 2e8,
+        "steps": 800,
+        "seed": [0, 1],
+        "val_loss": [5.0, 5.25],
+        "val_accuracy": [0.25, 0.21],
+    }
+    return {"search": search, "training": TRAINING, "results": [row]}
+
+
+def flip_byte(path: Path, place: int = -1) -> None:
+    """Changes a byte of a file, and leaves its size."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replaces a text in a file, once."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def edit_record(folder: Path, change) -> None:
+    """Lets a function change what search.json holds."""
+    record = json.loads((folder / "search.json").read_text())
+    change(record)
+    (folder / "search.json").write_text(json.dumps(record))
+
+
+def without_contents(folder: Path) -> Path:
+    """Makes an export one of an earlier release, which has no hashes."""
+    edit_record(folder, lambda record: record.pop("contents"))
+    return folder
+
+
+def differing(folder: Path) -> set[str]:
+    """The names of all checks of a folder that differ."""
+    return set(verify_export(folder).differing)
+
+
+def verdicts(checks) -> dict[str, str]:
+    """Verdicts by the names of the checks."""
+    return {one.what: one.verdict for one in checks}

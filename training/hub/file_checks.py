@@ -1,0 +1,140 @@
+"""Whether the files of an export are those that its search.json has hashes of, and that record itself."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import modeling_magic
+
+from ..files import file_sha256
+from .card import CARD_NAME
+from .contents import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    differing_keys,
+    record_sha256,
+    recorded_hashes,
+    recorded_json,
+    recorded_sha256,
+)
+from .export import CODE_FILES, SENTENCE_FILES, TOKENIZER_FILES
+from .sentence_folders import json_of
+from .verified_folder import DIFFERS, NO_JSON, NOT_RECORDED, OK, UNREADABLE, Check, VerifiedFolder, check, compare
+
+
+# By which the card of an export is known.
+MENTIONS_RECORD = f"`{MANIFEST_NAME}` beside the weights"
+
+_SHOWN_DIGITS = 12
+_SAME_CODE = "as in the installed magic-nas"
+_OTHER_CODE = "of another version than the installed magic-nas"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".index.json")
+# What a training leaves beside the weights that it has changed.
+_TRACES = ("training_args.bin", "trainer_state.json", "eval_results.json", "optimizer.pt")
+
+
+def check_record(folder: VerifiedFolder) -> Check:
+    """Returns whether search.json is there, can be read, and says what it said when it was written."""
+    if MANIFEST_NAME not in folder.files:
+        if folder.card is not None and MENTIONS_RECORD in folder.card:
+            return check(MANIFEST_NAME, "named by the card", "missing", DIFFERS)
+        return check(MANIFEST_NAME, None, "missing", NOT_RECORDED)
+    if fault := folder.faults.get(MANIFEST_NAME):
+        return check(MANIFEST_NAME, None, fault, DIFFERS)
+    recorded = recorded_sha256(folder.record)
+    return _compare_hashes(MANIFEST_NAME, recorded, record_sha256(folder.record), "it was edited after the export")
+
+
+def check_files(folder: VerifiedFolder) -> Iterator[Check]:
+    """Yields for each file whether it is the exported one, and what lies there that is not on record."""
+    hashes, values = recorded_hashes(folder.record), recorded_json(folder.record)
+    if not hashes and MANIFEST_NAME in folder.files and MANIFEST_NAME not in folder.faults:
+        yield check("hashes of the files", None, None, NOT_RECORDED, "it is an export of an earlier release")
+    if CONFIG_NAME not in values and (fault := folder.faults.get(CONFIG_NAME)):
+        yield check(CONFIG_NAME, None, fault, DIFFERS)
+    for name, recorded in sorted(values.items()):
+        yield _check_json(folder, name, recorded)
+    for name, recorded in sorted(hashes.items()):
+        yield _check_file(folder, name, recorded)
+    for name in (name for name in CODE_FILES if name in folder.files and name not in hashes):
+        is_same = _is_installed(name, file_sha256(folder.files[name]))
+        yield check(_called(name), None, _SAME_CODE if is_same else _OTHER_CODE, NOT_RECORDED)
+    if hashes:
+        yield from _check_strays(folder, {*hashes, *values, CARD_NAME, MANIFEST_NAME})
+
+
+def _check_json(folder: VerifiedFolder, name: str, recorded: Any) -> Check:
+    what = _called(name)
+    if name not in folder.files:
+        return check(what, "a file", "missing", DIFFERS)
+    try:
+        found = json_of(folder.files[name])
+        keys = differing_keys(name, recorded, found)
+    except UNREADABLE:
+        return check(what, "a JSON mapping", NO_JSON, DIFFERS)
+    if not keys:
+        return check(what, f"{len(recorded)} keys", "the same values", OK)
+    shown = ", ".join(f"{key} {found.get(key)}" for key in keys)
+    return check(what, ", ".join(f"{key} {recorded.get(key)}" for key in keys), shown, DIFFERS)
+
+
+def _check_file(folder: VerifiedFolder, name: str, recorded: Any) -> Check:
+    if name not in folder.files:
+        return _compare_hashes(_called(name), recorded, "missing")
+    found = file_sha256(folder.files[name])
+    if name not in CODE_FILES:
+        return _compare_hashes(_called(name), recorded, found, _why_other(folder, name))
+    if found != recorded and _is_installed(name, found):
+        # Saved anew with this package: the code that is taken where it is installed.
+        return check(_called(name), _short(recorded), _short(found), OK, f"not the exported one, but {_SAME_CODE}")
+    known = _SAME_CODE if _is_installed(name, found) else _OTHER_CODE
+    same = _compare_hashes(_called(name), recorded, found)
+    return same if same.verdict != OK else check(same.what, same.recorded, same.found, OK, known)
+
+
+def _why_other(folder: VerifiedFolder, name: str) -> str:
+    if not name.endswith(_WEIGHT_SUFFIXES):
+        return ""
+    traces = [trace for trace in _TRACES if trace in folder.files]
+    told = f"; {traces[0]} tells of a training in this folder" if traces else ""
+    return f"the weights are not the exported ones{told}"
+
+
+def _compare_hashes(what: str, recorded: Any, found: str, note: str = "") -> Check:
+    same = compare(what, recorded, found, note)
+    return Check(what, _short(same.recorded), _short(same.found), same.verdict, same.note)
+
+
+def _short(value: Any) -> str:
+    return str(value)[:_SHOWN_DIGITS]
+
+
+def _is_installed(name: str, found: str) -> bool:
+    return found == file_sha256(Path(modeling_magic.__file__).with_name(name))
+
+
+def _check_strays(folder: VerifiedFolder, known: set[str]) -> Iterator[Check]:
+    """Yields what is not on record: a file that a model could be loaded from differs, others are listed."""
+    strays = [name for name in folder.files if name not in known]
+    for name in filter(_is_loaded, strays):
+        yield check(_called(name), "no such file", "a file", DIFFERS)
+    if others := [name for name in strays if not _is_loaded(name)]:
+        yield check("further files", None, ", ".join(others), NOT_RECORDED)
+
+
+def _is_loaded(name: str) -> bool:
+    if name in _TRACES or name.startswith("onnx/"):
+        return False
+    is_tokenizer = name in (*TOKENIZER_FILES, *SENTENCE_FILES)
+    return is_tokenizer or name == "adapter_config.json" or name.endswith((*_WEIGHT_SUFFIXES, ".py"))
+
+
+def _called(name: str) -> str:
+    """Returns how a file is called in the table: what it is for, and its path."""
+    kinds: Mapping[str, bool] = {
+        "weights": name.endswith(_WEIGHT_SUFFIXES),
+        "code": name.endswith(".py"),
+        "tokenizer": name in TOKENIZER_FILES,
+    }
+    kind = next((kind for kind, is_it in kinds.items() if is_it), None)
+    return name if kind is None else f"{kind}: {name}"

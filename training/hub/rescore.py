@@ -1,0 +1,109 @@
+"""The loss of an exported masked LM on held-out text, measured once more as it was when it was put on record."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
+
+from modeling_magic import MagicForMaskedLM
+
+from ..data.text import MaskingCollator, held_out_texts, pack_blocks
+from ..files import from_json
+
+
+# How far a score measured again may be from that on record. Sums of float32 in another order moved the loss of a model
+# of six layers by 6e-7; float16, whose mantissa is as long as that of TF32 on a GPU, by 3e-5; bfloat16 by 5e-4. Deeper
+# models lose more, and tables show three decimals.
+_EXACT, _SIXTEEN_BITS = 0.0005, 0.01
+
+
+@dataclass(frozen=True)
+class JudgedOn:
+    """What the loss of a masked LM depends on beside its weights and the text.
+
+    Attributes:
+        mlm_probability: share of the tokens that are masked.
+        batch_size: sequences in a batch; the masks depend on what a batch holds.
+        num_sequences: the first ones of the held-out text, `None` for all.
+        mask_seed: of the masks.
+        precision: accelerate's name of it: "no" is float32.
+    """
+
+    mlm_probability: float
+    batch_size: int
+    num_sequences: int | None
+    mask_seed: int
+    precision: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mlm_probability < 1 or self.batch_size < 1 or (self.num_sequences or 1) < 1:
+            raise ValueError(f"{self} cannot be: a share is between 0 and 1, a number at least 1")
+
+    @property
+    def tolerance(self) -> float:
+        """How far the same model's loss and accuracy may be from this one's."""
+        return _EXACT if self.precision == "no" else _SIXTEEN_BITS
+
+
+class TextScore(NamedTuple):
+    """Means over the masked tokens: the loss in nats, and the share that is predicted right."""
+
+    loss: float
+    accuracy: float
+
+
+def read_judged_on(record: Mapping[str, Any]) -> JudgedOn | None:
+    """Returns how a model of search.json was judged, `None` where an earlier release has not put that on record.
+
+    Args:
+        record: the training or the search.
+
+    Raises:
+        ValueError: it is not as this package writes it.
+    """
+    value = record.get("judged_on")
+    return None if value is None else from_json(JudgedOn, value, "judged_on")
+
+
+def rescore(folder: Path, text: str, corpus: Mapping[str, Any], judged_on: JudgedOn) -> TextScore:
+    """Returns loss and accuracy of the model in a folder on the held-out documents of a text, in float32 on the CPU.
+
+    Args:
+        folder: of a `MagicForMaskedLM`, with its tokenizer.
+        text: where the text is now.
+        corpus: the record of the text.
+        judged_on: how the model was judged.
+
+    Raises:
+        ValueError: it is another text, or the model or its tokenizer does not load.
+    """
+    documents = held_out_texts(text, corpus)
+    model: Any
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = MagicForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    # What tokenizers and safetensors raise for a damaged file has no class in common.
+    except Exception as error:
+        raise ValueError(f"the model does not load ({' '.join(str(error).split())})") from None
+    blocks = pack_blocks(documents, tokenizer, corpus["block_size"], tokenizer.model_max_length)
+    rows = list(blocks.take(len(blocks) if judged_on.num_sequences is None else judged_on.num_sequences))
+    collator = MaskingCollator(tokenizer, mlm_probability=judged_on.mlm_probability, seed=judged_on.mask_seed)
+    starts = range(0, len(rows), judged_on.batch_size)
+    return _score(model, [collator(rows[start : start + judged_on.batch_size]) for start in starts])
+
+
+@torch.no_grad()
+def _score(model: Any, batches: list[dict[str, torch.Tensor]]) -> TextScore:
+    model.eval().config.sparse_prediction = True
+    loss, correct, tokens = 0.0, 0, 0
+    for batch in batches:
+        labels = batch["labels"][batch["labels"] != -100]
+        logits = model(**batch).logits
+        loss += cross_entropy(logits, labels, reduction="sum").item()
+        correct += int((logits.argmax(dim=-1) == labels).sum())
+        tokens += len(labels)
+    return TextScore(loss / max(tokens, 1), correct / max(tokens, 1))

@@ -1,0 +1,241 @@
+"""A model folder that is to be verified, each part read once, and what a check of it says.
+
+What is read may be anything: a part that cannot be read is a finding, no error.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+import modeling_magic
+from modeling_magic import MagicConfig
+
+from .card import CARD_NAME, HEADS
+from .contents import CONFIG_NAME, MANIFEST_NAME, files_in, recorded_hashes
+from .presets import load_preset
+from .publish import check_weights
+from .sentence_folders import json_of
+
+
+OK, DIFFERS, NOT_CHECKED, NOT_RECORDED = "ok", "differs", "not checked", "not recorded"
+# What reading a record that is not as this package writes it may raise.
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+# What a super-net's run has beside the super-net.
+SUPERNET_NAME, RESULT_NAME = "supernet", "result.json"
+NO_JSON = "damaged: it is no JSON mapping"
+
+_LONGEST_CELL = 100
+
+
+# ---- Checks ----
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        recorded: what the record says of it.
+        found: what the folder holds.
+        verdict: "ok", "differs", "not checked" or "not recorded".
+        note: why, or what else is known; may be empty.
+    """
+
+    what: str
+    recorded: str
+    found: str
+    verdict: str
+    note: str = ""
+
+
+def check(what: str, recorded: Any, found: Any, verdict: str, note: str = "") -> Check:
+    """Returns a check whose values are as a table shows them: in one line, without control characters, not too long.
+
+    Args:
+        what: its name.
+        recorded: what the record says, `None` where it says nothing.
+        found: likewise.
+        verdict: see `Check`.
+        note: likewise.
+    """
+    shown = ["-" if value is None else _shown(value) for value in (recorded, found)]
+    return Check(_line(what), shown[0], shown[1], verdict, _line(note))
+
+
+def compare(what: str, recorded: Any, found: Any, note: str = "") -> Check:
+    """Returns the check whether a value is as recorded; `None` is a value that is not there.
+
+    Args:
+        what: its name.
+        recorded: what the record says.
+        found: what the folder holds.
+        note: what to say where they differ.
+    """
+    if recorded is None:
+        return check(what, recorded, found, NOT_RECORDED)
+    if found is None:
+        return check(what, recorded, found, NOT_CHECKED, "it cannot be counted")
+    return check(what, recorded, found, OK) if recorded == found else check(what, recorded, found, DIFFERS, note)
+
+
+def _line(value: Any) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(value).split()))
+
+
+def _shown(value: Any) -> str:
+    text = _line(f"{value:,}" if type(value) is int else value)
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 3]}..."
+
+
+# ---- The folder ----
+
+
+class VerifiedFolder:
+    """What a model folder holds.
+
+    Attributes:
+        folder: its path.
+        files: by their paths in it, without hidden ones.
+        faults: what is wrong with a file that could not be read, by its name.
+        values: of config.json.
+        record: of search.json; of a super-net, what its run has found.
+        config: `None` where it cannot be read, or is that of another family than MAGIC.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Reads all but the card and the weights."""
+        self.folder, self.faults = folder, dict[str, str]()
+        self.files = {name: path for name, path in files_in(folder).items() if not _is_litter(name)}
+        self.values, self.record = self._read(CONFIG_NAME), self._read(MANIFEST_NAME)
+        self.config = self._read_config()
+        if self.is_supernet and folder.name == SUPERNET_NAME and (folder.parent / RESULT_NAME).is_file():
+            self.record = {"search": json_of(folder.parent / RESULT_NAME), **self.record}
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            return json_of(self.folder / name)
+        except ValueError:
+            self.faults[name] = NO_JSON
+            return {}
+
+    def _read_config(self) -> MagicConfig | None:
+        if not self.is_magic:
+            return None
+        try:
+            return load_preset(self.folder)
+        except UNREADABLE as error:
+            self.faults[CONFIG_NAME] = str(error)
+            return None
+
+    @property
+    def is_magic(self) -> bool:
+        """Whether config.json says so."""
+        return self.values.get("model_type") == MagicConfig.model_type
+
+    @property
+    def is_supernet(self) -> bool:
+        """Whether some layer offers a choice."""
+        return self.config is not None and self.config.is_supernet
+
+    @property
+    def child(self) -> MagicConfig | None:
+        """The configuration of a MAGIC model such as exports are, `None` for any other."""
+        return None if self.is_supernet or self.class_name not in HEADS else self.config
+
+    @property
+    def class_name(self) -> str:
+        """The class that config.json names, empty where it names none."""
+        names = self.values.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are safetensors."""
+        return SAFE_WEIGHTS_NAME in self.files or SAFE_WEIGHTS_INDEX_NAME in self.files
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it holds a model for ONNX Runtime alone."""
+        return not self.has_weights and any(name.endswith(".onnx") for name in self.files)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether search.json speaks of the other files."""
+        return bool(recorded_hashes(self.record))
+
+    @cached_property
+    def card(self) -> str | None:
+        """The text of the card, `None` where there is none or it is not text."""
+        if CARD_NAME not in self.files:
+            return None
+        try:
+            return self.files[CARD_NAME].read_text(encoding="utf-8")
+        except ValueError:
+            self.faults[CARD_NAME] = "damaged: it is not UTF-8"
+            return None
+
+    # ---- Weights ----
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """The shape of every tensor by the headers of the weights' files, `None` where they cannot be read."""
+        try:
+            return check_weights(self.folder)
+        except UNREADABLE as error:
+            self.faults[SAFE_WEIGHTS_NAME] = str(error).partition(";")[0]
+            return None
+
+    @cached_property
+    def model(self) -> PreTrainedModel | None:
+        """The model that config.json describes, on the meta device; `None` where it describes none."""
+        try:
+            kind = getattr(modeling_magic if self.is_magic else transformers, self.class_name)
+            config: Any = self.config
+            if not self.is_magic:
+                config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+                # More layers than tensors would fill the memory; MAGIC's own configuration has a bound.
+                if getattr(config, "num_hidden_layers", 0) > len(self.shapes or ()):
+                    return None
+            with torch.device("meta"):
+                return kind(config) if config is not None and issubclass(kind, PreTrainedModel) else None
+        # What transformers raises for a configuration that makes no model has no class in common.
+        except Exception:
+            return None
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """The tensors of the model that are others of its tensors, by name."""
+        return dict((self.model.all_tied_weights_keys if self.model is not None else None) or {})
+
+    @cached_property
+    def num_parameters(self) -> int | None:
+        """Counted in the headers, tied tensors once and no buffers; `None` where they cannot be read."""
+        if self.shapes is None:
+            return None
+        buffers = set[str]() if self.model is None else {name for name, _ in self.model.named_buffers()}
+        twice = {name for name, other in self.tied.items() if other in self.shapes}
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if name not in buffers | twice)
+
+    def misfits(self) -> Sequence[str]:
+        """Returns the names of tensors that are the model's or the files' alone, or have another shape in each."""
+        assert self.model is not None
+        assert self.shapes is not None
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        tied = {name for pair in self.tied.items() for name in pair}
+        lacking = wanted.keys() - self.shapes.keys() - tied
+        return sorted(lacking | {name for name, shape in self.shapes.items() if wanted.get(name) != shape})
+
+
+def _is_litter(name: str) -> bool:
+    parts = name.split("/")
+    hidden = any(part.startswith(".") for part in parts) and parts[0] != ".eval_results"
+    return hidden or "__pycache__" in parts

@@ -205,3 +205,24 @@ def test_an_export_to_int8_without_its_packages_writes_no_child(tmp_path, monkey
     code, _, err = run_main(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out", "--onnx", "--int8")
     assert code == 2
     assert "pip install 'magic-nas[onnx]'" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain", "--preset", "magic-tiny", "--text", "nowhere"],
+        ["retrain", "--preset", "magic-tiny", "--architecture", "(MHA4,FFN)*13", "--text", "nowhere"],
+        ["retrain", "--objective", "rtd", "--preset", "magic-tiny", "--architecture", "(MHA4,FFN)*13"],
+        ["finetune", "--model", "nowhere", "--train-file", "nowhere.csv"],
+        ["squad", "--model", "nowhere", "--train-file", "nowhere/squad"],
+        ["analyze", "standalone", "--preset", "magic-micro", "--text", "nowhere"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:3]),
+)
+def test_every_training_refuses_an_unknown_tracker_before_it_reads_anything(tmp_path, monkeypatch, capsys, arguments):
+    output = tmp_path / "run"
+    given = [*arguments, "-o", output, "--set", "training_arguments.report_to=none_such"]
+    code, _, err = run_main(monkeypatch, capsys, *given)
+    assert code == 2
+    assert "report_to is 'none_such'" in err
+    assert not output.exists()

@@ -355,6 +355,7 @@ REFUSED = {
     "best": ({"training_arguments": {"save_strategy": "no"}}, "best epoch on dev is always kept"),
     "accumulation": ({"training_arguments": {"gradient_accumulation_steps": 3}}, "choose a divisor"),
     "unknown argument": ({"training_arguments": {"optim": "sdg"}}, "sdg"),
+    "tracker": ({"training_arguments": {"report_to": "none_such"}, "model": "nowhere"}, "report_to is 'none_such'"),
     "positions": ({"max_length": 41}, "max_length is 41"),
     "folder": ({"glue_folder": "nowhere"}, "there is no folder nowhere"),
     "teacher": ({"teacher": "nowhere"}, "nowhere"),

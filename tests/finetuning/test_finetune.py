@@ -190,6 +190,67 @@ def test_the_best_epoch_is_the_best_and_its_weights_are_kept(tmp_path, magic_fol
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2
 
 
+@pytest.fixture
+def flat_args(tmp_path):
+    """Arguments of a training that learns nothing, so that no epoch is better than the first."""
+
+    def of(name, task, **changes):
+        return arguments(tmp_path / name, task, num_train_epochs=8, learning_rate=1e-12, **changes)
+
+    return of
+
+
+def test_a_training_ends_when_its_patience_does_with_the_best_weights(flat_args, magic_folder, sst2_rows):
+    task = glue_task("sst2")
+    model = load_for_task(magic_folder, task, seed=5)
+    result = finetune(model, sst2_rows, task, flat_args("run", task), toy_tokenizer(), early_stopping_patience=3)
+    assert [epoch["epoch"] for epoch in result.epochs] == [1, 2, 3, 4]
+    assert (result.best_step, result.steps) == (6, 24)
+
+
+def test_the_best_epoch_is_found_though_a_better_one_might_follow(tmp_path, magic_folder, sst2_rows):
+    task = glue_task("sst2")
+    args = arguments(tmp_path, task, num_train_epochs=5, learning_rate=5e-3)
+    model = load_for_task(magic_folder, task, seed=9)
+    result = finetune(model, sst2_rows, task, args, toy_tokenizer(), None, early_stopping_patience=1)
+    scores = [epoch["validation"]["score"] for epoch in result.epochs]
+    assert scores[-1] <= max(scores[:-1])
+    assert len(scores) < 5
+    assert result.score == max(scores)
+
+
+@pytest.mark.parametrize("num_steps", [15, 21])
+def test_a_stopped_training_goes_on_with_its_patience(num_steps, flat_args, magic_folder, sst2_rows):
+    task, patience = glue_task("sst2"), {"early_stopping_patience": 3}
+    stopped = load_for_task(magic_folder, task, seed=5)
+    stop_after(stopped, num_steps)
+    with pytest.raises(Stopped):
+        finetune(stopped, sst2_rows, task, flat_args("run", task), toy_tokenizer(), **patience)
+    again = load_for_task(magic_folder, task, seed=5)
+    result = finetune(again, sst2_rows, task, flat_args("run", task), toy_tokenizer(), **patience)
+    assert (len(result.epochs), result.steps) == (4, 24)
+    # Its result was lost: nothing is left to train.
+    third = load_for_task(magic_folder, task, seed=6)
+    stop_after(third, 0)
+    known = finetune(third, sst2_rows, task, flat_args("run", task), toy_tokenizer(), **patience)
+    assert without_seconds(known) == without_seconds(result)
+    assert same_weights(third, again)
+
+
+def test_of_the_loss_less_is_better(tmp_path, magic_folder, sst2_rows):
+    task = glue_task("sst2").by_metric("loss")
+    args = arguments(tmp_path, task, num_train_epochs=5, learning_rate=5e-3)
+    result = finetune(load_for_task(magic_folder, task, 9), sst2_rows, task, args, toy_tokenizer())
+    losses = [epoch["validation"]["loss"] for epoch in result.epochs]
+    best = losses.index(min(losses))
+    assert best < 4
+    assert result.best_step == result.epochs[best]["step"]
+    assert result.score == pytest.approx(-min(losses))
+    # Accuracy alone would have chosen another epoch.
+    accuracies = [epoch["validation"]["accuracy"] for epoch in result.epochs]
+    assert accuracies.index(max(accuracies)) != best
+
+
 def test_mnli_is_judged_on_both_sets_and_chosen_on_the_matched_one(tmp_path, glue, magic_folder):
     task = glue_task("mnli")
     args = arguments(tmp_path, task, num_train_epochs=1)

@@ -332,6 +332,32 @@ def test_a_teacher_that_does_not_fit_is_named_before_training(tmp_path, settings
     assert not trained
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_task_of_glue_is_judged_by_a_metric_of_it(tmp_path, settings, trained, metric):
+    short = replace(settings, tasks=("rte",), metric_for_best_model=metric, early_stopping_patience=1, num_epochs=3)
+    result = run_finetuning(short, tmp_path / "run")
+    (row,) = result["tasks"]
+    assert list(result["columns"]) == ["RTE-24", "AVG"]
+    assert row["metric_for_best_model"] == metric
+    of_best = row["metrics"]["validation"][metric]["median"]
+    assert row["metrics"]["validation"]["score"]["median"] == pytest.approx(-of_best if metric == "loss" else of_best)
+    runs = json.loads((tmp_path / "run" / "runs.json").read_text())
+    chosen = (min if metric == "loss" else max)(run["metrics"]["validation"][metric] for run in runs)
+    assert of_best == chosen
+    assert (tmp_path / "run" / "submission" / "RTE.tsv").is_file()
+    assert f"are the best by {metric}." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+
+
+def test_own_files_are_judged_by_the_loss(tmp_path, settings, trained):
+    path = write_own(tmp_path / "mine.csv", OWN_ROWS)
+    own = replace(settings, tasks=(), train_file=path, validation_file=path, test_file=path)
+    result = run_finetuning(replace(own, metric_for_best_model="loss"), tmp_path / "run")
+    (row,) = result["tasks"]
+    assert list(result["columns"]) == ["mine: accuracy", "mine: macro_f1"]
+    assert set(row["test"]["metrics"]) == {"accuracy", "macro_f1"}
+    assert "of mine are the best by loss." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+
+
 # ---- Checks before training ----
 
 
@@ -340,7 +366,9 @@ REFUSED = {
     "nothing": ({"tasks": ()}, "nothing to fine-tune on"),
     "half": ({"tasks": (), "validation_file": "a.csv"}, "or a train_file"),
     "test of GLUE": ({"test_file": "a.csv"}, "give either"),
-    "metric of GLUE": ({"metric_for_best_model": "f1"}, "'f1', which is for files of one's own"),
+    "metric of GLUE": ({"metric_for_best_model": "f1"}, "is 'f1'; RTE has accuracy and loss"),
+    "threshold": ({"early_stopping_threshold": 0.1}, "set early_stopping_patience, or leave it out"),
+    "patience": ({"early_stopping_patience": 0}, "early_stopping_patience is 0; it must be at least 1"),
     "both": ({"train_file": "a.csv", "validation_file": "b.csv"}, "give either"),
     "model": ({"model": ""}, "no model is named"),
     "no model": ({"model": "nowhere"}, "nowhere"),

@@ -27,20 +27,18 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_magic import MagicConfig, MagicForSequenceClassification
 
 from ..distillation.teacher import quiet_loading
 from ..distillation.trainers import DistillationTrainer
-from ..internals import load_weights
 from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
-from ..resuming import last_complete_checkpoint
-from ..runs.checkpoints import load_finished
+from ..runs.early_stopping import EarlyStopping
+from ..runs.training import finish_training
 from .label_units import standardized_labels
 from .metrics import compute_metrics, task_score
-from .settings import REGRESSION, TOKENS
+from .settings import LOSS, REGRESSION, TOKENS
 from .tasks import IGNORED, Task, predictions_and_references
 
 
@@ -52,7 +50,8 @@ class FinetuneResult:
     """What one fine-tuning came to.
 
     Attributes:
-        score: of the task on its first validation split, after the best epoch.
+        score: of the task on its first validation split, after the best epoch; the more the better, so that of a task
+            which is judged by its loss it is the loss below 0.
         metrics: for each validation split the metrics, the score and the loss after the best epoch.
         best_step: optimizer steps after which the score was best; the first of several equal ones.
         epochs: the same metrics after every epoch, with its "epoch" and "step".
@@ -157,6 +156,8 @@ def best_epoch_arguments(task: Task) -> dict[str, Any]:
         "load_best_model_at_end": True,
         "metric_for_best_model": f"{task.validation_splits[0]}_{SCORE}",
         "greater_is_better": True,
+        # The score may be the loss, which the metrics are otherwise computed without.
+        "include_for_metrics": ["loss"] if task.best_metric == LOSS else [],
     }
 
 
@@ -191,6 +192,8 @@ def finetune(
     distillation_weight: float = 0.5,
     temperature: float = 1.0,
     teacher_cache: str | Path | None = None,
+    early_stopping_patience: int | None = None,
+    early_stopping_threshold: float = 0.0,
 ) -> FinetuneResult:
     """Fine-tunes `model` on a task and returns the result; the model then has the weights of the best epoch on dev.
 
@@ -208,6 +211,8 @@ def finetune(
         distillation_weight: of the teacher's loss, see `DistillationTrainer`.
         temperature: of both distributions.
         teacher_cache: folder of the teacher's outputs.
+        early_stopping_patience: epochs without a better score after which training ends; `None` trains all epochs.
+        early_stopping_threshold: by how much a score must be better than the best so far.
 
     Raises:
         ValueError: the arguments keep no best epoch, a split is missing, or the training has diverged.
@@ -240,8 +245,10 @@ def finetune(
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(PostfixProgressCallback(["loss", f"eval_{wanted}"]))
+    if early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(early_stopping_patience, early_stopping_threshold))
     with _unpadded(model, args.device), _standardized(model, task, data["train"]):
-        _train(trainer)
+        finish_training(trainer)
     return _result(trainer, task, time.perf_counter() - start)
 
 
@@ -259,19 +266,11 @@ def _metrics(task: Task, prediction: EvalPrediction) -> dict[str, float]:
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
     metrics = compute_metrics(task.metrics, *predictions_and_references(task, logits, labels))
+    if task.best_metric == LOSS:
+        assert isinstance(prediction.losses, np.ndarray)
+        # Of a score more is better.
+        return {**metrics, SCORE: -float(prediction.losses.mean())}
     return {**metrics, SCORE: task_score(task.score_metrics, metrics)}
-
-
-def _train(trainer: Trainer) -> None:
-    """Trains from the start or from the last checkpoint to the end; the model then has the best weights."""
-    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir), tells=True)
-    if checkpoint is None or not load_finished(trainer, checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
-        return
-    best = Path(str(trainer.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.best_global_step}"
-    if not best.is_dir():
-        raise ValueError(f"{best}, with the best weights, is not there; delete {best.parent} to train anew")
-    load_weights(trainer, str(best))
 
 
 def _result(trainer: Trainer, task: Task, seconds: float) -> FinetuneResult:
@@ -336,14 +335,14 @@ def predict(
 
 
 def score_predictions(task: Task, rows: Dataset, predicted: Any) -> dict[str, float]:
-    """Returns the metrics and the score of what `predict` gave for rows with labels."""
+    """Returns the metrics of what `predict` gave for rows with labels, and the score unless that is the loss."""
     labels = rows["labels"][:]
     if task.problem_type == TOKENS:
         true: Any = [[task.labels[label] for label in row if label != IGNORED] for row in labels]
     else:
         true = np.asarray(labels, dtype=predicted.dtype)
     metrics = compute_metrics(task.metrics, predicted, true)
-    return {**metrics, SCORE: task_score(task.score_metrics, metrics)}
+    return metrics if task.best_metric == LOSS else {**metrics, SCORE: task_score(task.score_metrics, metrics)}
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:

@@ -75,6 +75,7 @@ _OPTIMIZER = {"max_grad_norm": 1.0, "lr_scheduler_type": "linear"}
 _GLUE_OPTIMIZER = {**_OPTIMIZER, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
 # Part of the key of a fine-tuning: raise it when the same settings train other weights.
 _TRAINING_VERSION = 3
+_STOPPING = ("early_stopping_patience", "early_stopping_threshold")
 
 
 # ---- Checks before any work ----
@@ -92,11 +93,8 @@ def check_finetuning(settings: FinetuneSettings) -> list[Task]:
     tasks = list(dict.fromkeys(glue_task(name) for name in names))
     if tasks and any((settings.train_file, settings.validation_file, settings.test_file)):
         raise ValueError("tasks of GLUE and files of one's own are two sweeps; give either")
-    if tasks and settings.metric_for_best_model is not None:
-        raise ValueError(
-            f"metric_for_best_model is {settings.metric_for_best_model!r}, which is for files of one's own; a task of "
-            f"GLUE is scored by the mean of its metrics"
-        )
+    if settings.metric_for_best_model is not None:
+        tasks = [task.by_metric(settings.metric_for_best_model) for task in tasks]
     if not tasks and settings.train_file is None:
         raise ValueError(
             f"there is nothing to fine-tune on; name tasks ({', '.join(GLUE)} or {ALL_TASKS}), or a train_file"
@@ -357,7 +355,7 @@ class _Sweep:
         settings = self._settings
         # Loaded to be checked; kept only while its task is trained.
         teacher = self._load_teacher(task)
-        names = ("num_epochs", "warmup_fraction", "weight_decay", "max_steps", "group_by_length")
+        names = ("num_epochs", "warmup_fraction", "weight_decay", "max_steps", "group_by_length", *_STOPPING)
         distilled = ("distillation_weight", "temperature") if teacher is not None else ()
         trained = {split: rows for split, rows in data.items() if split in ("train", *task.validation_splits)}
         return {
@@ -411,10 +409,11 @@ class _Sweep:
         if self._settings.submission:
             self._submit(work)
         num_scored = len(work.data[work.task.validation_splits[0]])
-        metrics = [name for name in work.task.metrics if name != work.task.best_metric]
-        own = () if work.task.best_metric is None else (work.task.best_metric, *metrics)
+        task = work.task
+        # The one that is the score first, unless that is the loss.
+        own = () if self._settings.tasks else tuple(sorted(task.metrics, key=lambda name: name != task.best_metric))
         test = self._test(work) if own and "test" in work.data else None
-        return TaskRow(work.task.name, work.title, best_setting(runs), num_scored, own, test)
+        return TaskRow(task.name, work.title, best_setting(runs), num_scored, own, test, task.best_metric)
 
     def _best_of(self, group: str) -> FinetuneRun | None:
         """Returns the best of the fine-tunings on record that differ in learning rate, batch size and seed only."""
@@ -465,6 +464,8 @@ class _Sweep:
                 distillation_weight=settings.distillation_weight,
                 temperature=settings.temperature,
                 teacher_cache=settings.teacher_cache,
+                early_stopping_patience=settings.early_stopping_patience,
+                early_stopping_threshold=settings.early_stopping_threshold,
             )
         except ValueError as error:
             which = f"learning rate {learning_rate:g}, batch size {batch_size}, seed {seed}"
@@ -531,7 +532,7 @@ class _Sweep:
     def _submit(self, work: _Work) -> None:
         """Writes the leaderboard's files of a task from the best model on dev."""
         splits = [split for split in work.task.test_splits if split in work.data]
-        if GLUE.get(work.task.name) != work.task or not splits:
+        if not self._settings.tasks or not splits:
             return
         folder = self._output_dir / SUBMISSION_FOLDER
         facts = read_json(self._model_folder(work.task.name) / FINETUNING_NAME)
@@ -544,7 +545,7 @@ class _Sweep:
         predictions = {
             split: predict(model, work.data[split], work.task, self._tokenizer, size).tolist() for split in splits
         }
-        write_submission(work.task, predictions, folder)
+        write_submission(GLUE[work.task.name], predictions, folder)
         write_json(stamp, wanted)
 
     def _test(self, work: _Work) -> ScoresOnTest:

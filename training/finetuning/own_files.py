@@ -77,7 +77,7 @@ def load_files(
         class_names: of the classes, in the order of their numbers where the labels are numbers; `None` takes the
             labels that the training file has.
         validation_fraction: of the training file, where there is no validation file.
-        metric_for_best_model: the task's score; `None` takes the first of its metrics.
+        metric_for_best_model: the task's score, one of its metrics or "loss"; `None` takes the first metric.
 
     Raises:
         ValueError: whatever is wrong with a file, with its name and line, or cannot be inferred from it, with the
@@ -102,11 +102,8 @@ def load_files(
     tables = {split: _with_labels(table, label, read) for split, table in tables.items()}
     classes = tuple(class_names or label_names(tables["train"], label, kind))
     metrics = _metrics(kind, classes)
-    best = metric_for_best_model or metrics[0]
-    if best not in metrics:
-        raise ValueError(f"metric_for_best_model is {best!r}; {whole.path} has {', '.join(metrics)}")
     name = whole.path.stem
-    task = Task(name, name, kind, texts, classes, metrics, best_metric=best)
+    task = Task(name, name, kind, texts, classes, metrics).by_metric(metric_for_best_model or metrics[0])
     if "validation" not in tables:
         tables["train"], tables["validation"] = _split_off(tables["train"], texts, validation_fraction)
     ids = {name: number for number, name in enumerate(classes)}

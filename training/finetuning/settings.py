@@ -5,13 +5,21 @@ from typing import Any
 
 from ..distillation.settings import distillation_weight_option, temperature_option
 from ..options import Settings, option
-from ..runs.settings import TRAINING_FLAGS, training_arguments_option
+from ..runs.settings import (
+    TRAINING_FLAGS,
+    check_early_stopping,
+    early_stopping_patience_option,
+    early_stopping_threshold_option,
+    training_arguments_option,
+)
 
 
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 TOKENS = "token_classification"
+# The metric that every task has, and of which less is better.
+LOSS = "loss"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, TOKENS)
 # Arguments that a sweep sets itself, and what sets them.
 SWEPT_ARGUMENTS = {
@@ -32,6 +40,7 @@ BEST_EPOCH_ARGUMENTS = (
     "load_best_model_at_end",
     "metric_for_best_model",
     "greater_is_better",
+    "include_for_metrics",
 )
 
 
@@ -93,9 +102,16 @@ class FinetuneSettings(Settings):
     )
     metric_for_best_model: str | None = option(
         None,
-        help="The metric of your own data by which the best epoch, setting and model are chosen. Default: accuracy, "
-        "pearson, micro_f1, entity_f1 or token_accuracy, by the kind of task. GLUE has the mean of its metrics.",
+        flag="--metric-for-best-model",
+        help="The metric by which the best epoch, setting and model are chosen: one of the task, or loss, of which "
+        "less is better. Default: of your own data accuracy, pearson, micro_f1, entity_f1 or token_accuracy, by the "
+        "kind of task; of GLUE the mean of the task's metrics.",
     )
+    early_stopping_patience: int | None = early_stopping_patience_option(
+        "epochs",
+        "Stop a training after so many epochs in a row without a better `metric_for_best_model`. Default: all epochs.",
+    )
+    early_stopping_threshold: float = early_stopping_threshold_option("metrics are from 0 to 1")
     mnli_model: str | None = option(
         None,
         flag="--mnli-model",
@@ -178,6 +194,7 @@ class FinetuneSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_early_stopping(self.early_stopping_patience, self.early_stopping_threshold)
         for name in (*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS):
             if name in self.training_arguments:
                 own = {**SWEPT_ARGUMENTS, "metric_for_best_model": "metric_for_best_model"}
@@ -246,12 +263,23 @@ class SquadSettings(Settings):
     distillation_weight: float = distillation_weight_option()
     temperature: float = temperature_option()
     teacher_cache: str | None = option(None, help="Folder that keeps the teacher's logits for further runs.")
+    early_stopping_patience: int | None = early_stopping_patience_option(
+        "evaluations",
+        "Keep the model of the best epoch by `training_arguments.metric_for_best_model`, f1 unless it is given, and "
+        "stop after so many evaluations in a row that are no better. Default: all epochs, and the last model.",
+    )
+    early_stopping_threshold: float = early_stopping_threshold_option("measures are in percent")
     training_arguments: dict[str, Any] = training_arguments_option(
         TRAINING_FLAGS, "Training arguments of transformers, over those of `squad_run.RECIPE`."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_early_stopping(self.early_stopping_patience, self.early_stopping_threshold)
+        if self.early_stopping_patience is not None and self.train_file is None:
+            raise ValueError(
+                "early_stopping_patience is given but no train_file, so that nothing is trained; name one"
+            )
         if self.null_threshold is not None and not self.version_2:
             raise ValueError("null_threshold is for questions without an answer; set version_2, or leave it out")
         if self.train_file is None and self.validation_file is not None and self.teacher is not None:

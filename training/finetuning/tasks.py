@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.text import tokenizer_sha256
 from ..files import cache_folder, short_hash, written_at_once
-from .settings import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
+from .settings import LOSS, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
 from .task_files import Table, label_of, read_table, require_columns, text_of, words_of
 
 
@@ -51,7 +51,7 @@ class Task:
         validation_splits: those that are scored.
         test_splits: those that are predicted for the leaderboard.
         num_train: rows of the whole training set, where it is known; see `measured_title`.
-        best_metric: the metric that is the task's score; `None` takes the mean of all, as GLUE does.
+        best_metric: the metric that is the task's score, or "loss"; `None` takes the mean of all, as GLUE does.
     """
 
     name: str
@@ -68,8 +68,20 @@ class Task:
 
     @property
     def score_metrics(self) -> tuple[str, ...]:
-        """The metrics whose mean is the task's score, by which the best epoch is chosen."""
+        """The metrics whose mean is the task's score, by which the best epoch is chosen, unless it is the loss."""
         return self.metrics if self.best_metric is None else (self.best_metric,)
+
+    def by_metric(self, name: str) -> "Task":
+        """Returns the same task with a metric, or "loss", as its score.
+
+        Raises:
+            ValueError: the task does not have it; the message names those that it has.
+        """
+        if name not in (*self.metrics, LOSS):
+            raise ValueError(
+                f"metric_for_best_model is {name!r}; {self.title} has {', '.join(self.metrics)} and {LOSS}"
+            )
+        return replace(self, best_metric=name)
 
     @property
     def num_labels(self) -> int:

@@ -358,6 +358,31 @@ def test_own_files_are_judged_by_the_loss(tmp_path, settings, trained):
     assert "of mine are the best by loss." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
 
 
+def test_class_weights_are_told_before_training_and_recorded(tmp_path, settings, trained, caplog):
+    rows = [*OWN_ROWS, ("great a", "yes"), ("great b", "yes"), ("great c", "yes"), ("great d", "yes")]
+    path = write_own(tmp_path / "mine.csv", rows)
+    own = replace(settings, tasks=(), train_file=path, validation_file=path, learning_rates=(1e-3,))
+    with caplog.at_level("INFO"):
+        result = run_finetuning(replace(own, class_weights="balanced"), tmp_path / "run")
+    assert "class weights of mine, in the loss of training alone: no 1.25, yes 0.8333" in caplog.text
+    (row,) = result["tasks"]
+    assert row["class_weights"] == {"no": 1.25, "yes": pytest.approx(20 / 24)}
+    assert "Class weights of mine in the loss of training: no 1.25" in (tmp_path / "run" / "table.md").read_text()
+    manifest = json.loads((tmp_path / "run" / "mine" / "model" / "search.json").read_text())
+    assert manifest["finetuning"]["class_weights"] == row["class_weights"]
+    # Other weights train another model.
+    plain = run_finetuning(own, tmp_path / "plain")["tasks"][0]
+    assert "class_weights" not in plain
+    assert plain["metrics"]["validation"]["loss"] != row["metrics"]["validation"]["loss"]
+    trained.clear()
+    with pytest.raises(ValueError, match="names 'maybe', but the classes of mine are no, yes"):
+        run_finetuning(replace(own, class_weights={"maybe": 2}), tmp_path / "wrong")
+    with pytest.raises(ValueError, match="STS-B is a task of regression"):
+        run_finetuning(replace(settings, tasks=("stsb",), class_weights="balanced"), tmp_path / "wrong")
+    assert not trained
+    assert not (tmp_path / "wrong").exists()
+
+
 # ---- Checks before training ----
 
 

@@ -36,6 +36,7 @@ from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
 from ..runs.early_stopping import EarlyStopping
 from ..runs.training import finish_training
+from .class_weights import sum_of_weights, weighted_loss_sum
 from .label_units import standardized_labels
 from .metrics import compute_metrics, task_score
 from .settings import LOSS, REGRESSION, TOKENS
@@ -182,6 +183,35 @@ class FinetuneTrainer(AccumulatedLossTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class ClassWeightsTrainer(FinetuneTrainer):
+    """Trains with weights of the classes; losses of evaluation and metrics have none.
+
+    A step's loss is that of torch's `CrossEntropyLoss(weight=...)`, or `BCEWithLogitsLoss(pos_weight=...)`, over its
+    whole accumulated batch: the sum of all rows' weighted losses over the sum of their weights.
+    """
+
+    def __init__(self, *args: Any, class_weights: Sequence[float], **kwargs: Any):
+        """Takes what `Trainer` takes, and a weight for each class."""
+        super().__init__(*args, **kwargs)
+        self.class_weights = torch.tensor(class_weights, dtype=torch.float32)
+
+    def count_items(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """Returns the sum of the weights of a micro-batch's rows, `None` where it is not labelled."""
+        labels = batch.get("labels")
+        return None if labels is None else sum_of_weights(labels, self.class_weights.to(labels.device))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Returns a micro-batch's sum of weighted losses over the weights of the accumulated batch."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        _, outputs = super().compute_loss(model, inputs, True)
+        weights, labels = self.class_weights.to(inputs["labels"].device), inputs["labels"]
+        total = sum_of_weights(labels, weights) if num_items_in_batch is None else num_items_in_batch
+        # Not `share`, for which less than one item is one: weights may sum to less.
+        loss = self.over_processes(weighted_loss_sum(outputs["logits"], labels, weights)) / total
+        return (loss, outputs) if return_outputs else loss
+
+
 def finetune(
     model: PreTrainedModel,
     data: DatasetDict,
@@ -194,6 +224,7 @@ def finetune(
     teacher_cache: str | Path | None = None,
     early_stopping_patience: int | None = None,
     early_stopping_threshold: float = 0.0,
+    class_weights: Sequence[float] | None = None,
 ) -> FinetuneResult:
     """Fine-tunes `model` on a task and returns the result; the model then has the weights of the best epoch on dev.
 
@@ -213,6 +244,7 @@ def finetune(
         teacher_cache: folder of the teacher's outputs.
         early_stopping_patience: epochs without a better score after which training ends; `None` trains all epochs.
         early_stopping_threshold: by how much a score must be better than the best so far.
+        class_weights: of the classes in the loss of training, for one class or several labels a row and no teacher.
 
     Raises:
         ValueError: the arguments keep no best epoch, a split is missing, or the training has diverged.
@@ -220,11 +252,15 @@ def finetune(
     wanted = best_epoch_arguments(task)["metric_for_best_model"]
     if not args.load_best_model_at_end or args.metric_for_best_model != wanted:
         raise ValueError("the best epoch is not kept; pass TrainingArguments(..., **best_epoch_arguments(task))")
+    if class_weights is not None and teacher is not None:
+        raise ValueError("class_weights and a teacher change the loss in two ways; leave one of them out")
     missing = [split for split in ("train", task.validation_splits[0]) if split not in data]
     if missing:
         raise ValueError(f"{task.title} has no split {missing[0]!r}; the data have {', '.join(data)}")
     start = time.perf_counter()
     kind: Any = FinetuneTrainer
+    if class_weights is not None:
+        kind = partial(ClassWeightsTrainer, class_weights=class_weights)
     if teacher is not None:
         kind = partial(
             DistillationTrainer,

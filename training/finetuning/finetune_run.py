@@ -36,6 +36,7 @@ from ..hub.export import FINETUNING_NAME, MANIFEST_NAME, export_model
 from ..hub.model_folders import provenance, public_name
 from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run, versions
 from ..runs.training import training_arguments
+from .class_weights import find_class_weights
 from .finetune import (
     auto_class,
     best_epoch_arguments,
@@ -150,6 +151,7 @@ class _Work:
     source: str
     key: str
     has_test_labels: bool
+    class_weights: dict[str, float] | None
 
 
 def _load_data(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[tuple[Task, DatasetDict]]:
@@ -310,10 +312,12 @@ class _Sweep:
                 start, num_parameters = _encoder_hash(source)
                 if source == settings.model:
                     source_hash, self._num_parameters = start, num_parameters
-            key = short_hash(start, self._key_of(task, data))
+            class_weights = self._class_weights(task, data)
+            key = short_hash(start, self._key_of(task, data), class_weights)
             tokenized = tokenize(data, task, self._tokenizer, self._max_length)
             has_test_labels = "test" in data and "label" in data["test"].column_names
-            self._work.append(_Work(task, measured_title(task, data), tokenized, source, key, has_test_labels))
+            title = measured_title(task, data)
+            self._work.append(_Work(task, title, tokenized, source, key, has_test_labels, class_weights))
         if not self._num_parameters:
             self._num_parameters = _encoder_hash(settings.model)[1]
         # Those on record, by their keys; read once the folder is this process's alone.
@@ -331,6 +335,14 @@ class _Sweep:
 
     def _model_folder(self, task_name: str) -> Path:
         return self._output_dir / task_name / MODEL_FOLDER
+
+    def _class_weights(self, task: Task, data: DatasetDict) -> dict[str, float] | None:
+        if self._settings.class_weights is None:
+            return None
+        weights = find_class_weights(task, data["train"], self._settings.class_weights)
+        shown = ", ".join(f"{name} {weight:.4g}" for name, weight in weights.items())
+        logger.info(f"class weights of {task.title}, in the loss of training alone: {shown}")
+        return weights
 
     def _load_teacher(self, task: Task) -> PreTrainedModel | None:
         if self._settings.teacher is None:
@@ -413,7 +425,8 @@ class _Sweep:
         # The one that is the score first, unless that is the loss.
         own = () if self._settings.tasks else tuple(sorted(task.metrics, key=lambda name: name != task.best_metric))
         test = self._test(work) if own and "test" in work.data else None
-        return TaskRow(task.name, work.title, best_setting(runs), num_scored, own, test, task.best_metric)
+        best_runs, weights = best_setting(runs), work.class_weights
+        return TaskRow(task.name, work.title, best_runs, num_scored, own, test, task.best_metric, weights)
 
     def _best_of(self, group: str) -> FinetuneRun | None:
         """Returns the best of the fine-tunings on record that differ in learning rate, batch size and seed only."""
@@ -466,6 +479,7 @@ class _Sweep:
                 teacher_cache=settings.teacher_cache,
                 early_stopping_patience=settings.early_stopping_patience,
                 early_stopping_threshold=settings.early_stopping_threshold,
+                class_weights=None if work.class_weights is None else list(work.class_weights.values()),
             )
         except ValueError as error:
             which = f"learning rate {learning_rate:g}, batch size {batch_size}, seed {seed}"
@@ -512,6 +526,7 @@ class _Sweep:
                 "data": work.title,
                 "start": public_name(work.source),
                 **taught,
+                **({} if work.class_weights is None else {"class_weights": work.class_weights}),
                 **{name: getattr(run, name) for name in ("learning_rate", "batch_size", "seed", "steps", "best_step")},
                 "versions": versions(),
             },

@@ -1,5 +1,6 @@
 """What a fine-tuning is asked to do."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 TOKENS = "token_classification"
+# Class weights that follow from the rows.
+BALANCED = "balanced"
 # The metric that every task has, and of which less is better.
 LOSS = "loss"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, TOKENS)
@@ -112,6 +115,13 @@ class FinetuneSettings(Settings):
         "Stop a training after so many epochs in a row without a better `metric_for_best_model`. Default: all epochs.",
     )
     early_stopping_threshold: float = early_stopping_threshold_option("metrics are from 0 to 1")
+    class_weights: dict[str, float] | str | None = option(
+        None,
+        flag="--class-weights",
+        help="Weights of the classes in the loss of training, and in no metric: balanced, which makes up for the "
+        "number of their rows, or weights by name such as {spam: 5}, where all other classes have 1. Default: all "
+        "rows count alike.",
+    )
     mnli_model: str | None = option(
         None,
         flag="--mnli-model",
@@ -195,6 +205,7 @@ class FinetuneSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_early_stopping(self.early_stopping_patience, self.early_stopping_threshold)
+        self._check_class_weights()
         for name in (*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS):
             if name in self.training_arguments:
                 own = {**SWEPT_ARGUMENTS, "metric_for_best_model": "metric_for_best_model"}
@@ -212,6 +223,22 @@ class FinetuneSettings(Settings):
                 raise ValueError(
                     f"a batch of {size} rows cannot be accumulated in {accumulation} equal steps; choose a divisor"
                 )
+
+    def _check_class_weights(self) -> None:
+        weights = self.class_weights
+        if weights is None:
+            return
+        if isinstance(weights, str) and weights != BALANCED:
+            raise ValueError(f"class_weights is {weights!r}; it must be {BALANCED}, or weights by name: {{spam: 5}}")
+        if isinstance(weights, dict):
+            if not weights:
+                raise ValueError("class_weights is empty; name a class and its weight, or leave it out")
+            for name, weight in weights.items():
+                if not 0 < weight < math.inf:
+                    raise ValueError(f"class_weights.{name} is {weight}; it must be a number above 0")
+        for name in ("teacher", "label_smoothing_factor"):
+            if self.training_arguments.get(name) or (name == "teacher" and self.teacher is not None):
+                raise ValueError(f"class_weights and {name} change the loss in two ways; leave one of them out")
 
 
 @dataclass(frozen=True)

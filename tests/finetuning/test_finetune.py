@@ -184,7 +184,7 @@ def test_the_best_epoch_is_the_best_and_its_weights_are_kept(tmp_path, magic_fol
     assert max(scores) > scores[-1]
     assert result.score == max(scores)
     assert result.best_step == result.epochs[scores.index(max(scores))]["step"]
-    predicted = predict(model, sst2_rows["validation"], task, toy_tokenizer())
+    predicted = predict(model, sst2_rows["validation"], task, toy_tokenizer()).values
     again = compute_metrics(task.metrics, predicted, sst2_rows["validation"]["labels"][:])
     assert again["accuracy"] == result.metrics["validation"]["accuracy"] == result.score
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2
@@ -384,7 +384,7 @@ def test_predictions_of_each_kind_are_scored_as_the_rows_they_are_of(tmp_path, m
     path.write_text("".join(json.dumps(row) + "\n" for row in KINDS[problem_type] * 4), encoding="utf-8")
     task, data, _ = load_files(path, path, problem_type=problem_type)
     rows = tokenize(data, task, toy_tokenizer(), max_length=40)["validation"]
-    predicted = predict(load_for_task(magic_folder, task, 0), rows, task, toy_tokenizer(), 2)
+    predicted = predict(load_for_task(magic_folder, task, 0), rows, task, toy_tokenizer(), 2).values
     assert len(predicted) == len(rows)
     # Equal rows are predicted alike, wherever they stand.
     period = len(KINDS[problem_type])
@@ -408,7 +408,7 @@ def test_predictions_are_in_the_order_of_the_rows(tmp_path, magic_folder, sst2_r
     with torch.no_grad():
         logits = torch.cat([model(torch.tensor([row["input_ids"]])).logits for row in rows])
         model.classifier.out_proj.bias[0] += (logits[:, 1] - logits[:, 0]).median() + 1e-4
-    predicted = predict(model, rows, task, toy_tokenizer(), batch_size=5)
+    predicted = predict(model, rows, task, toy_tokenizer(), batch_size=5).values
     alone = [int(model(torch.tensor([row["input_ids"]])).logits.argmax()) for row in rows]
     assert len(set(alone)) == 2
     assert sorted(rows["length"]) != list(rows["length"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
@@ -30,7 +31,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from modeling_magic import MagicConfig, MagicForSequenceClassification
 
-from ..distillation.teacher import quiet_loading
+from ..data.fitting import num_rows
+from ..distillation.teacher import check_length, quiet_loading
 from ..distillation.trainers import DistillationTrainer
 from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
@@ -84,6 +86,32 @@ def set_task(config: Any, task: Task) -> Any:
         config.label2id = {label: number for number, label in task.id2label.items()}
     config.problem_type = None if task.problem_type == TOKENS else task.problem_type
     return config
+
+
+def load_task_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a folder or of a name on the Hub.
+
+    Raises:
+        ValueError: there is none, or it has no vocabulary or nothing to pad with.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        raise ValueError(f"{name!r} holds no tokenizer; name one with tokenizer") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer of {name!r} has no vocabulary or no pad token; name another with tokenizer")
+    return tokenizer
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raises a ValueError where a model lacks embeddings for a tokenizer's ids, or positions for a length."""
+    config = model.config
+    if num_rows(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids up to {num_rows(tokenizer) - 1} but the model's embeddings {config.vocab_size} "
+            f"rows; name the tokenizer that the model was trained with"
+        )
+    check_length(config, "the model", "max_length", max_length)
 
 
 def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
@@ -334,10 +362,22 @@ def _result(trainer: Trainer, task: Task, seconds: float) -> FinetuneResult:
 # ---- Predictions ----
 
 
+class Predictions(NamedTuple):
+    """What a model says of rows, in their order.
+
+    Attributes:
+        logits: (num_rows, num_labels), of tokens (num_rows, seq_len, num_labels).
+        values: what they say, in the form of `predictions_and_references`.
+    """
+
+    logits: np.ndarray
+    values: Any
+
+
 def predict(
     model: PreTrainedModel, rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32
-) -> Any:
-    """Returns what the model says of tokenised rows, in their order, in the form of `predictions_and_references`.
+) -> Predictions:
+    """Returns what the model says of tokenised rows.
 
     Args:
         model: fine-tuned on the task.
@@ -345,6 +385,9 @@ def predict(
         task: what the rows are of.
         tokenizer: pads.
         batch_size: rows of a batch; rows of like length share one.
+
+    Raises:
+        ValueError: an output is not finite.
     """
     order = np.argsort(np.asarray(rows["length"][:]), kind="stable")
     kept = [name for name in rows.column_names if name != "labels"]
@@ -366,18 +409,21 @@ def predict(
     labels = np.zeros(len(logits), dtype=np.int64)
     if task.problem_type == TOKENS:
         labels = _padded(rows["labels"][:], logits.shape[1])
-    predicted, _ = predictions_and_references(task, logits[places], labels)
-    return predicted
+    logits = logits[places]
+    return Predictions(logits, predictions_and_references(task, logits, labels)[0])
+
+
+def references_of(task: Task, rows: Dataset) -> Any:
+    """Returns the labels of tokenised rows in the form of `predictions_and_references`."""
+    labels = rows["labels"][:]
+    if task.problem_type == TOKENS:
+        return [[task.labels[label] for label in row if label != IGNORED] for row in labels]
+    return np.asarray(labels, dtype=np.float64 if task.problem_type == REGRESSION else np.int64)
 
 
 def score_predictions(task: Task, rows: Dataset, predicted: Any) -> dict[str, float]:
     """Returns the metrics of what `predict` gave for rows with labels, and the score unless that is the loss."""
-    labels = rows["labels"][:]
-    if task.problem_type == TOKENS:
-        true: Any = [[task.labels[label] for label in row if label != IGNORED] for row in labels]
-    else:
-        true = np.asarray(labels, dtype=predicted.dtype)
-    metrics = compute_metrics(task.metrics, predicted, true)
+    metrics = compute_metrics(task.metrics, predicted, references_of(task, rows))
     return metrics if task.best_metric == LOSS else {**metrics, SCORE: task_score(task.score_metrics, metrics)}
 
 

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,7 +27,7 @@ from transformers import (
 
 from modeling_magic import MagicPreTrainedModel
 
-from ..data.fitting import fit_tokenizer, max_sequence_length, num_rows
+from ..data.fitting import fit_tokenizer, max_sequence_length
 from ..data.text import tokenizer_sha256
 from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
 from ..files import read_json, short_hash, write_json, write_text, written_at_once
@@ -40,8 +39,10 @@ from .class_weights import find_class_weights
 from .finetune import (
     auto_class,
     best_epoch_arguments,
+    check_fit,
     finetune,
     load_for_task,
+    load_task_tokenizer,
     predict,
     score_predictions,
     set_task,
@@ -202,17 +203,6 @@ def _encoder_hash(source: str) -> tuple[str, int]:
     return weights_hash(encoder), encoder.num_parameters()
 
 
-def _load_tokenizer(settings: FinetuneSettings) -> PreTrainedTokenizerBase:
-    name = settings.tokenizer or settings.model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        raise ValueError(f"{name!r} holds no tokenizer; name one with tokenizer") from None
-    if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.pad_token is None:
-        raise ValueError(f"the tokenizer of {name!r} has no vocabulary or no pad token; name another with tokenizer")
-    return tokenizer
-
-
 def _load_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
@@ -233,16 +223,6 @@ def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: P
     if length < USUAL_LENGTH:
         logger.info(f"max_length: {length} tokens, the most that the model takes")
     return length
-
-
-def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    config = model.config
-    if num_rows(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has ids up to {num_rows(tokenizer) - 1} but the model's embeddings {config.vocab_size} "
-            f"rows; name the tokenizer that the model was trained with"
-        )
-    check_length(config, "the model", "max_length", max_length)
 
 
 def _model_of(run_or_model: str, task: Task) -> str:
@@ -289,7 +269,7 @@ class _Sweep:
         """Reads all data and loads all models once, so that nothing is found wrong after hours of training."""
         self._settings, self._output_dir = settings, output_dir
         loaded = _load_data(settings, tasks)
-        tokenizer = _load_tokenizer(settings)
+        tokenizer = load_task_tokenizer(settings.tokenizer or settings.model)
         if any(task.problem_type == TOKENS for task, _ in loaded):
             tokenizer = with_word_spaces(tokenizer)
         self._tokenizer = fit_tokenizer(tokenizer, _load_config(settings.model))
@@ -308,7 +288,7 @@ class _Sweep:
                 # Known when it is trained.
                 start = ""
             else:
-                _check_fit(load_for_task(source, task, seed=0), self._tokenizer, self._max_length)
+                check_fit(load_for_task(source, task, seed=0), self._tokenizer, self._max_length)
                 start, num_parameters = _encoder_hash(source)
                 if source == settings.model:
                     source_hash, self._num_parameters = start, num_parameters
@@ -503,7 +483,7 @@ class _Sweep:
     def _keep_model(self, work: _Work, model: PreTrainedModel, run: FinetuneRun) -> None:
         folder = self._model_folder(run.task)
         facts = {name: value for name, value in asdict(run).items() if name != "epochs"}
-        facts["model"] = public_name(self._settings.model)
+        facts |= {"model": public_name(self._settings.model), **self._input_facts(work)}
         if isinstance(model, MagicPreTrainedModel):
             if not (folder / MANIFEST_NAME).is_file():
                 # Of a run of an earlier release, whose models were no exports.
@@ -516,6 +496,10 @@ class _Sweep:
             fit_tokenizer(self._tokenizer, model.config).save_pretrained(temporary)
             write_json(temporary / FINETUNING_NAME, facts)
 
+    def _input_facts(self, work: _Work) -> dict[str, Any]:
+        """Returns what tells how further rows are to be read by the model."""
+        return {"text_columns": list(work.task.text_columns), "max_length": self._max_length}
+
     def _manifest(self, work: _Work, run: FinetuneRun) -> dict[str, Any]:
         """Returns what is published of a fine-tuned model: where it is from, how it was trained, what it scored."""
         teacher = self._settings.teacher
@@ -527,6 +511,7 @@ class _Sweep:
                 "start": public_name(work.source),
                 **taught,
                 **({} if work.class_weights is None else {"class_weights": work.class_weights}),
+                **self._input_facts(work),
                 **{name: getattr(run, name) for name in ("learning_rate", "batch_size", "seed", "steps", "best_step")},
                 "versions": versions(),
             },
@@ -558,7 +543,8 @@ class _Sweep:
         model = auto_class(work.task).from_pretrained(self._model_folder(work.task.name), dtype=torch.float32)
         size = self._settings.training_arguments.get("per_device_eval_batch_size", 32)
         predictions = {
-            split: predict(model, work.data[split], work.task, self._tokenizer, size).tolist() for split in splits
+            split: predict(model, work.data[split], work.task, self._tokenizer, size).values.tolist()
+            for split in splits
         }
         write_submission(GLUE[work.task.name], predictions, folder)
         write_json(stamp, wanted)
@@ -573,7 +559,7 @@ class _Sweep:
             return ScoresOnTest(**known["scores"])
         model = auto_class(task).from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
         size = self._settings.training_arguments.get("per_device_eval_batch_size", 32)
-        predicted = predict(model, rows, task, self._tokenizer, size)
+        predicted = predict(model, rows, task, self._tokenizer, size).values
         names = predicted_names(task, predicted)
         lines = [json.dumps({"idx": number, "prediction": name}) + "\n" for number, name in enumerate(names)]
         write_text(predictions, "".join(lines))

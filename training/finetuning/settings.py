@@ -242,6 +242,47 @@ class FinetuneSettings(Settings):
 
 
 @dataclass(frozen=True)
+class EvaluateSettings(Settings):
+    """How a file is read that a fine-tuned classifier is scored on; the flags of `magic-nas evaluate`."""
+
+    command = "evaluate"
+
+    text_columns: tuple[str, ...] = option(
+        (),
+        flag="--text-column",
+        splits=True,
+        help="One or two columns of the file that hold text. Default: those that the model was fine-tuned on, else "
+        "those whose values are text.",
+    )
+    label_column: str | None = option(
+        None, flag="--label-column", help="The column of the label. Default: label, else labels, score or tags."
+    )
+    problem_type: str | None = option(
+        None, flag="--problem-type", choices=PROBLEM_TYPES, help="What the model predicts. Default: as it says itself."
+    )
+    tokenizer: str | None = option(
+        None, flag="--tokenizer", help="A tokenizer's folder or name. Default: the model's."
+    )
+    max_length: int | None = option(
+        None,
+        flag="--max-length",
+        at_least=1,
+        unit="tokens",
+        help="Longer rows are truncated. Default: what the model was fine-tuned with, else what it takes.",
+    )
+    batch_size: int = option(
+        32, flag="--batch-size", at_least=1, unit="rows", help="Rows of a batch; those of like length share one."
+    )
+
+
+@dataclass(frozen=True)
+class PredictSettings(EvaluateSettings):
+    """How a file is read that a fine-tuned classifier predicts; the flags of `magic-nas predict`."""
+
+    command = "predict"
+
+
+@dataclass(frozen=True)
 class SquadSettings(Settings):
     """What a SQuAD run does; the keys of a recipe for `magic-nas squad`."""
 

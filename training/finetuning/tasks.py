@@ -333,7 +333,7 @@ def tokenize(
         ValueError: `max_length` is more than the model takes or leaves no room for text, or the tokenizer cannot tell
             which pieces are of which word.
     """
-    _check_tokenizer(task, tokenizer, max_length)
+    check_tokenizer(task, tokenizer, max_length)
     key = short_hash(_TOKENIZED_VERSION, task.problem_type, task.text_columns, task.labels, max_length)
     key = short_hash(key, _tokenizer_key(tokenizer), {split: _rows_sha256(rows) for split, rows in data.items()})
     folder = cache_folder(cache_dir) / f"tokenized-{key}"
@@ -343,7 +343,8 @@ def tokenize(
     return load_from_disk(folder)
 
 
-def _check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raises a ValueError where `tokenize` cannot cut a task's rows to a length with a tokenizer."""
     num_special = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)
     smallest = num_special + len(task.text_columns)
     if not smallest <= max_length <= tokenizer.model_max_length:
@@ -409,6 +410,13 @@ def _rows_sha256(rows: Dataset) -> str:
     for batch in rows.iter(1000):
         digest.update(json.dumps(batch).encode())
     return digest.hexdigest()
+
+
+def tokenize_rows(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Returns rows of one split as `tokenize` does, in memory, where they are kept nowhere; see `check_tokenizer`."""
+    encode = _encode_words if task.problem_type == TOKENS else _encode_texts
+    features = _token_features(task, tokenizer, with_labels="label" in rows.column_names)
+    return Dataset.from_dict(encode(rows[:], task, tokenizer, max_length), features=features)
 
 
 def _tokenize(data: DatasetDict, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

@@ -93,6 +93,51 @@ def test_python_of_the_hub_page_runs(supernet, tmp_path, monkeypatch):
     assert AutoModelForSequenceClassification.from_pretrained("classifier").config.num_labels == 2
 
 
+# PEFT asks for a name of transformers that has become another.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_python_of_the_recipe_for_lora_runs(supernet, tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    tokenizer = train_tokenizer(["it is good", "it is bad", "a sentence", "another one"] * 20, vocab_size=60)
+    child = supernet.extract_child(("MHA4", "CONV3", "FFN", "CONV5"))
+    child.resize_token_embeddings(len(tokenizer))
+    export_model(child, tokenizer, tmp_path / "encoder" / "model", {})
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    recipe, mapping = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "peft" in code)
+    before, _, after = recipe.partition("# ... Trainer")
+    names: dict = {}
+    exec(before, names)
+    adapted, batch = names["adapted"], tokenizer(["it is good", "it is bad"], return_tensors="pt")
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    for operator in ("MHA4.query", "CONV3.intermediate", "FFN.intermediate", "CONV5.dense"):
+        assert any(f"{operator}.lora_A" in name for name in trained)
+    assert all("lora_" in name or "classifier" in name for name in trained)
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(4):
+        adapted(**batch, labels=torch.tensor([1, 0])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = adapted.eval()(**batch).logits
+    exec(f"# {after}", names)
+    merged = AutoModelForSequenceClassification.from_pretrained("merged").eval()
+    torch.testing.assert_close(merged(**batch).logits, expected, rtol=0, atol=1e-5)
+    # The head of another start is the adapter's.
+    start = AutoModelForSequenceClassification.from_pretrained("encoder/model", num_labels=2)
+    again = peft.PeftModel.from_pretrained(start, "adapter").eval()
+    torch.testing.assert_close(again(**batch).logits, expected, rtol=0, atol=1e-6)
+    # Without target modules.
+    start = AutoModelForSequenceClassification.from_pretrained("encoder/model", num_labels=2)
+    with pytest.raises(ValueError, match="target_modules"):
+        peft.get_peft_model(start, peft.LoraConfig(task_type="SEQ_CLS"))
+    table = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    monkeypatch.setitem(table, "magic", None)
+    exec(mapping, {})
+    adapted = peft.get_peft_model(start, peft.LoraConfig(task_type="SEQ_CLS"))
+    trained = [name for name, parameter in adapted.named_parameters() if "lora_A" in name and parameter.requires_grad]
+    # Query and value, and the first layer of each of three other operators.
+    assert len(trained) == 2 + 3
+
+
 def test_python_of_the_page_on_compression_runs(tmp_path, monkeypatch):
     """With a budget that a toy can have, and for a few steps."""
     write_compression(tmp_path)

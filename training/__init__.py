@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from .data.text import MaskingCollator, prepare_data
     from .distillation.teacher import load_teacher
     from .distillation.trainers import DistillationTrainer, MaskedLMDistillationTrainer
+    from .finetuning.file_predictions import evaluate_file, predict_file
     from .finetuning.finetune_run import run_finetuning
-    from .finetuning.settings import FinetuneSettings, SquadSettings
+    from .finetuning.settings import EvaluateSettings, FinetuneSettings, PredictSettings, SquadSettings
     from .finetuning.squad_run import run_squad
     from .hub.convert import convert_checkpoint
     from .hub.export import export_model
@@ -74,8 +75,9 @@ _HOMES = {
     "data.text": ("MaskingCollator", "prepare_data"),
     "distillation.teacher": ("load_teacher",),
     "distillation.trainers": ("DistillationTrainer", "MaskedLMDistillationTrainer"),
+    "finetuning.file_predictions": ("evaluate_file", "predict_file"),
     "finetuning.finetune_run": ("run_finetuning",),
-    "finetuning.settings": ("FinetuneSettings", "SquadSettings"),
+    "finetuning.settings": ("EvaluateSettings", "FinetuneSettings", "PredictSettings", "SquadSettings"),
     "finetuning.squad_run": ("run_squad",),
     "hub.convert": ("convert_checkpoint",),
     "hub.export": ("export_model",),

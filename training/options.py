@@ -276,11 +276,13 @@ def read_value(name: str, value: Any, hint: Any) -> Any:
         return _read_list(name, value, get_args(lists[0])[0])
     if is_section(hint):
         return value if isinstance(value, hint) else build(hint, _mapping(name, value), name)
-    if get_origin(hint) is dict:
+    mappings = [one for one in wanted if get_origin(one) is dict]
+    if mappings and (isinstance(value, dict) or len(wanted) == 1):
         # YAML reads a key such as 1 as a number.
-        inner = get_args(hint)[1]
+        inner = get_args(mappings[0])[1]
         return {str(key): read_value(f"{name}.{key}", own, inner) for key, own in _mapping(name, value).items()}
-    return _read_plain(name, value, wanted) if set(wanted) <= set(_NAMES) else value
+    plain = [one for one in wanted if one not in mappings]
+    return _read_plain(name, value, plain) if set(plain) <= set(_NAMES) else value
 
 
 def _read_list(name: str, value: Any, hint: Any) -> tuple[Any, ...]:

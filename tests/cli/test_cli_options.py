@@ -34,6 +34,7 @@ class Toy(Settings):
     words: tuple[str, ...] = option((), flag="--word", help="Words.")
     tasks: tuple[str, ...] = option((), flag="--task", splits=True, help="Tasks.")
     values: tuple[Any, ...] = option((), flag="--value", help="Values.")
+    shares: dict[str, float] | str | None = option(None, flag="--shares", help="Numbers by name, or a word.")
     hidden: int = option(3, help="No flag.")
 
 
@@ -93,11 +94,15 @@ def test_flags_are_read_as_recipes_are(tmp_path, monkeypatch):
         values=(1, [1, 2], "x"),
     )
     assert toy(["--soft"], {"loud": True}) == Toy()
+    assert toy(["--shares", "even"]) == Toy(shares="even")
+    assert toy(["--shares", "{a: 2, 1: 0.5, no: 3}"]) == Toy(shares={"a": 2, "1": 0.5, "no": 3})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--shares", "[1]"], "shares is .*; it must be text or null"),
+        (["--shares", "{a: b}"], "shares.a is 'b'; it must be a number"),
         (["--size", "0"], "size is 0; it must be at least 1"),
         (["--size", "many"], "size is 'many'; it must be a whole number or null"),
         (["--size", ""], "size is ''; it must be a whole number or null"),

@@ -5,13 +5,15 @@ import re
 import sys
 
 import pytest
+import torch
 import yaml
 from toy import toy_config
 from toy_cli import SHORT, run_main, without_int8, write_compression
+from toy_finetune import SIZES, toy_tokenizer
 from toy_hub import MIXED, export_tokenizer
 from toy_runs import shared_preset, shared_text
 from toy_verify import flip_byte
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig, BertForSequenceClassification
 
 from modeling_magic import MagicForMaskedLM, MagicModel
 from training.compression.settings import KINDS
@@ -239,3 +241,47 @@ def test_an_export_to_int8_without_its_packages_writes_no_child(tmp_path, monkey
     code, _, err = run_main(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out", "--onnx", "--int8")
     assert code == 2
     assert "pip install 'magic-nas[onnx]'" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain", "--preset", "magic-tiny", "--text", "nowhere"],
+        ["retrain", "--preset", "magic-tiny", "--architecture", "(MHA4,FFN)*13", "--text", "nowhere"],
+        ["retrain", "--objective", "rtd", "--preset", "magic-tiny", "--architecture", "(MHA4,FFN)*13"],
+        ["finetune", "--model", "nowhere", "--train-file", "nowhere.csv"],
+        ["squad", "--model", "nowhere", "--train-file", "nowhere/squad"],
+        ["analyze", "standalone", "--preset", "magic-micro", "--text", "nowhere"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:3]),
+)
+def test_every_training_refuses_an_unknown_tracker_before_it_reads_anything(tmp_path, monkeypatch, capsys, arguments):
+    output = tmp_path / "run"
+    given = [*arguments, "-o", output, "--set", "training_arguments.report_to=none_such"]
+    code, _, err = run_main(monkeypatch, capsys, *given)
+    assert code == 2
+    assert "report_to is 'none_such'" in err
+    assert not output.exists()
+
+
+def test_a_classifier_is_scored_and_predicts_a_file(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    config = BertConfig(**SIZES, num_hidden_layers=1, num_attention_heads=4, id2label={0: "no", 1: "yes"})
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    toy_tokenizer().save_pretrained(tmp_path / "bert")
+    file, output = tmp_path / "mine.csv", tmp_path / "out" / "predicted.csv"
+    file.write_text("one,two,label\nfine a,b c,yes\ndull b,c d,no\n", encoding="utf-8")
+    given = [tmp_path / "bert", "--file", file, "--text-column", "one,two"]
+    code, out, err = run_main(monkeypatch, capsys, "evaluate", *given, "-o", tmp_path / "scores" / "result.json")
+    assert code == 0, err
+    assert "| accuracy | macro_f1 | matthews_correlation | f1 | rows |" in out
+    result = json.loads((tmp_path / "scores" / "result.json").read_text())
+    assert f"| {100 * result['metrics']['accuracy']:.2f} |" in out
+    assert result["text_columns"] == ["one", "two"]
+    code, out, err = run_main(monkeypatch, capsys, "predict", *given, "-o", output)
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"predictions: {output}"
+    assert output.read_text().splitlines()[0] == "one,two,label,prediction,probability"
+    code, _, err = run_main(monkeypatch, capsys, "predict", *given, "-o", tmp_path / "out.xlsx")
+    assert code == 2
+    assert "name a file that ends in .csv or .jsonl" in err

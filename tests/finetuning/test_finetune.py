@@ -184,10 +184,71 @@ def test_the_best_epoch_is_the_best_and_its_weights_are_kept(tmp_path, magic_fol
     assert max(scores) > scores[-1]
     assert result.score == max(scores)
     assert result.best_step == result.epochs[scores.index(max(scores))]["step"]
-    predicted = predict(model, sst2_rows["validation"], task, toy_tokenizer())
+    predicted = predict(model, sst2_rows["validation"], task, toy_tokenizer()).values
     again = compute_metrics(task.metrics, predicted, sst2_rows["validation"]["labels"][:])
     assert again["accuracy"] == result.metrics["validation"]["accuracy"] == result.score
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+
+
+@pytest.fixture
+def flat_args(tmp_path):
+    """Arguments of a training that learns nothing, so that no epoch is better than the first."""
+
+    def of(name, task, **changes):
+        return arguments(tmp_path / name, task, num_train_epochs=8, learning_rate=1e-12, **changes)
+
+    return of
+
+
+def test_a_training_ends_when_its_patience_does_with_the_best_weights(flat_args, magic_folder, sst2_rows):
+    task = glue_task("sst2")
+    model = load_for_task(magic_folder, task, seed=5)
+    result = finetune(model, sst2_rows, task, flat_args("run", task), toy_tokenizer(), early_stopping_patience=3)
+    assert [epoch["epoch"] for epoch in result.epochs] == [1, 2, 3, 4]
+    assert (result.best_step, result.steps) == (6, 24)
+
+
+def test_the_best_epoch_is_found_though_a_better_one_might_follow(tmp_path, magic_folder, sst2_rows):
+    task = glue_task("sst2")
+    args = arguments(tmp_path, task, num_train_epochs=5, learning_rate=5e-3)
+    model = load_for_task(magic_folder, task, seed=9)
+    result = finetune(model, sst2_rows, task, args, toy_tokenizer(), None, early_stopping_patience=1)
+    scores = [epoch["validation"]["score"] for epoch in result.epochs]
+    assert scores[-1] <= max(scores[:-1])
+    assert len(scores) < 5
+    assert result.score == max(scores)
+
+
+@pytest.mark.parametrize("num_steps", [15, 21])
+def test_a_stopped_training_goes_on_with_its_patience(num_steps, flat_args, magic_folder, sst2_rows):
+    task, patience = glue_task("sst2"), {"early_stopping_patience": 3}
+    stopped = load_for_task(magic_folder, task, seed=5)
+    stop_after(stopped, num_steps)
+    with pytest.raises(Stopped):
+        finetune(stopped, sst2_rows, task, flat_args("run", task), toy_tokenizer(), **patience)
+    again = load_for_task(magic_folder, task, seed=5)
+    result = finetune(again, sst2_rows, task, flat_args("run", task), toy_tokenizer(), **patience)
+    assert (len(result.epochs), result.steps) == (4, 24)
+    # Its result was lost: nothing is left to train.
+    third = load_for_task(magic_folder, task, seed=6)
+    stop_after(third, 0)
+    known = finetune(third, sst2_rows, task, flat_args("run", task), toy_tokenizer(), **patience)
+    assert without_seconds(known) == without_seconds(result)
+    assert same_weights(third, again)
+
+
+def test_of_the_loss_less_is_better(tmp_path, magic_folder, sst2_rows):
+    task = glue_task("sst2").by_metric("loss")
+    args = arguments(tmp_path, task, num_train_epochs=5, learning_rate=5e-3)
+    result = finetune(load_for_task(magic_folder, task, 9), sst2_rows, task, args, toy_tokenizer())
+    losses = [epoch["validation"]["loss"] for epoch in result.epochs]
+    best = losses.index(min(losses))
+    assert best < 4
+    assert result.best_step == result.epochs[best]["step"]
+    assert result.score == pytest.approx(-min(losses))
+    # Accuracy alone would have chosen another epoch.
+    accuracies = [epoch["validation"]["accuracy"] for epoch in result.epochs]
+    assert accuracies.index(max(accuracies)) != best
 
 
 def test_mnli_is_judged_on_both_sets_and_chosen_on_the_matched_one(tmp_path, glue, magic_folder):
@@ -323,7 +384,7 @@ def test_predictions_of_each_kind_are_scored_as_the_rows_they_are_of(tmp_path, m
     path.write_text("".join(json.dumps(row) + "\n" for row in KINDS[problem_type] * 4), encoding="utf-8")
     task, data, _ = load_files(path, path, problem_type=problem_type)
     rows = tokenize(data, task, toy_tokenizer(), max_length=40)["validation"]
-    predicted = predict(load_for_task(magic_folder, task, 0), rows, task, toy_tokenizer(), 2)
+    predicted = predict(load_for_task(magic_folder, task, 0), rows, task, toy_tokenizer(), 2).values
     assert len(predicted) == len(rows)
     # Equal rows are predicted alike, wherever they stand.
     period = len(KINDS[problem_type])
@@ -347,7 +408,7 @@ def test_predictions_are_in_the_order_of_the_rows(tmp_path, magic_folder, sst2_r
     with torch.no_grad():
         logits = torch.cat([model(torch.tensor([row["input_ids"]])).logits for row in rows])
         model.classifier.out_proj.bias[0] += (logits[:, 1] - logits[:, 0]).median() + 1e-4
-    predicted = predict(model, rows, task, toy_tokenizer(), batch_size=5)
+    predicted = predict(model, rows, task, toy_tokenizer(), batch_size=5).values
     alone = [int(model(torch.tensor([row["input_ids"]])).logits.argmax()) for row in rows]
     assert len(set(alone)) == 2
     assert sorted(rows["length"]) != list(rows["length"])

@@ -334,6 +334,57 @@ def test_a_teacher_that_does_not_fit_is_named_before_training(tmp_path, settings
     assert not trained
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_task_of_glue_is_judged_by_a_metric_of_it(tmp_path, settings, trained, metric):
+    short = replace(settings, tasks=("rte",), metric_for_best_model=metric, early_stopping_patience=1, num_epochs=3)
+    result = run_finetuning(short, tmp_path / "run")
+    (row,) = result["tasks"]
+    assert list(result["columns"]) == ["RTE-24", "AVG"]
+    assert row["metric_for_best_model"] == metric
+    of_best = row["metrics"]["validation"][metric]["median"]
+    assert row["metrics"]["validation"]["score"]["median"] == pytest.approx(-of_best if metric == "loss" else of_best)
+    runs = json.loads((tmp_path / "run" / "runs.json").read_text())
+    chosen = (min if metric == "loss" else max)(run["metrics"]["validation"][metric] for run in runs)
+    assert of_best == chosen
+    assert (tmp_path / "run" / "submission" / "RTE.tsv").is_file()
+    assert f"are the best by {metric}." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+
+
+def test_own_files_are_judged_by_the_loss(tmp_path, settings, trained):
+    path = write_own(tmp_path / "mine.csv", OWN_ROWS)
+    own = replace(settings, tasks=(), train_file=path, validation_file=path, test_file=path)
+    result = run_finetuning(replace(own, metric_for_best_model="loss"), tmp_path / "run")
+    (row,) = result["tasks"]
+    assert list(result["columns"]) == ["mine: accuracy", "mine: macro_f1"]
+    assert set(row["test"]["metrics"]) == {"accuracy", "macro_f1"}
+    assert "of mine are the best by loss." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+
+
+def test_class_weights_are_told_before_training_and_recorded(tmp_path, settings, trained, caplog):
+    rows = [*OWN_ROWS, ("great a", "yes"), ("great b", "yes"), ("great c", "yes"), ("great d", "yes")]
+    path = write_own(tmp_path / "mine.csv", rows)
+    own = replace(settings, tasks=(), train_file=path, validation_file=path, learning_rates=(1e-3,))
+    with caplog.at_level("INFO"):
+        result = run_finetuning(replace(own, class_weights="balanced"), tmp_path / "run")
+    assert "class weights of mine, in the loss of training alone: no 1.25, yes 0.8333" in caplog.text
+    (row,) = result["tasks"]
+    assert row["class_weights"] == {"no": 1.25, "yes": pytest.approx(20 / 24)}
+    assert "Class weights of mine in the loss of training: no 1.25" in (tmp_path / "run" / "table.md").read_text()
+    manifest = json.loads((tmp_path / "run" / "mine" / "model" / "search.json").read_text())
+    assert manifest["finetuning"]["class_weights"] == row["class_weights"]
+    # Other weights train another model.
+    plain = run_finetuning(own, tmp_path / "plain")["tasks"][0]
+    assert "class_weights" not in plain
+    assert plain["metrics"]["validation"]["loss"] != row["metrics"]["validation"]["loss"]
+    trained.clear()
+    with pytest.raises(ValueError, match="names 'maybe', but the classes of mine are no, yes"):
+        run_finetuning(replace(own, class_weights={"maybe": 2}), tmp_path / "wrong")
+    with pytest.raises(ValueError, match="STS-B is a task of regression"):
+        run_finetuning(replace(settings, tasks=("stsb",), class_weights="balanced"), tmp_path / "wrong")
+    assert not trained
+    assert not (tmp_path / "wrong").exists()
+
+
 # ---- Checks before training ----
 
 
@@ -342,7 +393,9 @@ REFUSED = {
     "nothing": ({"tasks": ()}, "nothing to fine-tune on"),
     "half": ({"tasks": (), "validation_file": "a.csv"}, "or a train_file"),
     "test of GLUE": ({"test_file": "a.csv"}, "give either"),
-    "metric of GLUE": ({"metric_for_best_model": "f1"}, "'f1', which is for files of one's own"),
+    "metric of GLUE": ({"metric_for_best_model": "f1"}, "is 'f1'; RTE has accuracy and loss"),
+    "threshold": ({"early_stopping_threshold": 0.1}, "set early_stopping_patience, or leave it out"),
+    "patience": ({"early_stopping_patience": 0}, "early_stopping_patience is 0; it must be at least 1"),
     "both": ({"train_file": "a.csv", "validation_file": "b.csv"}, "give either"),
     "model": ({"model": ""}, "no model is named"),
     "no model": ({"model": "nowhere"}, "nowhere"),
@@ -357,6 +410,7 @@ REFUSED = {
     "best": ({"training_arguments": {"save_strategy": "no"}}, "best epoch on dev is always kept"),
     "accumulation": ({"training_arguments": {"gradient_accumulation_steps": 3}}, "choose a divisor"),
     "unknown argument": ({"training_arguments": {"optim": "sdg"}}, "sdg"),
+    "tracker": ({"training_arguments": {"report_to": "none_such"}, "model": "nowhere"}, "report_to is 'none_such'"),
     "positions": ({"max_length": 41}, "max_length is 41"),
     "folder": ({"glue_folder": "nowhere"}, "there is no folder nowhere"),
     "teacher": ({"teacher": "nowhere"}, "nowhere"),

@@ -54,7 +54,7 @@ def test_avg_is_the_mean_of_the_eight_medians_and_spreads_over_seeds():
 def test_own_data_have_a_column_for_each_metric_whatever_they_are_called(tmp_path):
     run = made_run("rte", 0.5, accuracy=0.75, macro_f1=0.5)
     scores = ScoresOnTest(10, {"accuracy": 0.25, "macro_f1": 0.125, "score": 0.125}, "rte/test_predictions.jsonl")
-    row = TaskRow("rte", "rte", (run,), 7, ("macro_f1", "accuracy"), scores)
+    row = TaskRow("rte", "rte", (run,), 7, ("macro_f1", "accuracy"), scores, "macro_f1")
     assert {name: column["median"] for name, column in table_columns([row]).items()} == {
         "rte: macro_f1": 50.0,
         "rte: accuracy": 75.0,

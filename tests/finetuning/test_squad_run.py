@@ -430,3 +430,35 @@ def test_a_model_that_a_killed_run_left_is_replaced(tmp_path, models, files):
         weights.append((folder / "model" / "model.safetensors").read_bytes())
         (folder / "result.json").unlink()
     assert weights[0] != weights[1]
+
+
+# ---- Early stopping ----
+
+
+@pytest.mark.parametrize("version_2", [False, True])
+def test_a_run_ends_when_its_patience_does_with_the_best_model(tmp_path, models, files, version_2):
+    # Steps too small to change an answer: the first epoch stays the best.
+    arguments = {"max_steps": -1, "num_train_epochs": 5, "learning_rate": 1e-12, "save_steps": 500}
+    settings = run_settings(models["child"], files, version_2, early_stopping_patience=2, training_arguments=arguments)
+    result = run_squad(settings, tmp_path / "run")
+    f1s = [entry["eval_f1"] for entry in result["log_history"] if "eval_f1" in entry]
+    assert len(f1s) == 3
+    assert result["f1"] == pytest.approx(f1s[0])
+    # A run that lost its result after its end trains no more.
+    (tmp_path / "run" / "result.json").unlink()
+    again = run_squad(settings, tmp_path / "run")
+    assert (again["steps"], again["f1"]) == (result["steps"], result["f1"])
+
+
+@pytest.mark.parametrize(
+    ("version_2", "arguments", "message"),
+    [
+        (False, {"metric_for_best_model": "exact"}, "is 'exact'; a run of SQuAD has exact_match, f1"),
+        (True, {"metric_for_best_model": "exact_match"}, "is 'exact_match'; a run of SQuAD has exact, f1"),
+        (True, {"load_best_model_at_end": False}, "load_best_model_at_end is false; leave one"),
+    ],
+)
+def test_a_best_model_that_cannot_be_chosen_is_refused(tmp_path, models, files, version_2, arguments, message):
+    settings = run_settings(models["child"], files, version_2, early_stopping_patience=1, training_arguments=arguments)
+    with pytest.raises(ValueError, match=message):
+        run_squad(settings, tmp_path / "run")

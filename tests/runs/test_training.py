@@ -1,5 +1,6 @@
 """What the runs that train on `Trainer` have in common."""
 
+import importlib.util
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from training.data.text import PreparedData
+from training.runs import training as training_module
 from training.runs.settings import FEWEST_STEPS
 from training.runs.training import (
     pretraining_arguments,
@@ -36,6 +38,33 @@ def test_what_is_given_wins_over_the_defaults_of_runs(tmp_path):
 def test_what_is_refused_is_a_value_error(tmp_path, kind, given, message):
     with pytest.raises(ValueError, match=message):
         training_arguments(kind, tmp_path, given)
+
+
+@pytest.mark.parametrize(
+    ("report_to", "message"),
+    [
+        ("wandb", "report_to is 'wandb', which is not installed; run `pip install wandb`"),
+        (["tensorboard", "mlflow"], "report_to is 'mlflow', which is not installed; run `pip install mlflow`"),
+        ("azure_ml", "pip install azureml-sdk"),
+        ("none_such", "report_to is 'none_such', which cannot be used: .* only azure_ml, comet_ml"),
+        ("kubeflow", "report_to is 'kubeflow', which cannot be used: .*KUBEFLOW_TRAINER_SERVER_URL"),
+    ],
+)
+def test_a_tracker_that_cannot_be_used_is_refused_with_the_remedy(tmp_path, monkeypatch, report_to, message):
+    known = importlib.util.find_spec
+    missing = ("wandb", "mlflow", "azureml")
+    monkeypatch.setattr(training_module, "find_spec", lambda name: None if name in missing else known(name))
+    with pytest.raises(ValueError, match=message):
+        training_arguments(TrainingArguments, tmp_path, {"report_to": report_to})
+
+
+def test_trackers_that_are_there_are_taken_as_transformers_takes_them(tmp_path, monkeypatch):
+    integrations = "transformers.integrations.integration_utils"
+    monkeypatch.setattr(f"{integrations}.is_tensorboard_available", lambda: True)
+    for given, found in (("none", []), (["none"], []), ("tensorboard", ["tensorboard"])):
+        assert training_arguments(TrainingArguments, tmp_path, {"report_to": given}).report_to == found
+    everything = training_arguments(TrainingArguments, tmp_path, {"report_to": "all"}).report_to
+    assert everything == TrainingArguments(str(tmp_path), report_to="all").report_to
 
 
 def test_tokens_of_a_step_are_of_all_micro_batches_and_devices():

@@ -297,6 +297,11 @@ def _arguments(
     settings: StandaloneSettings, output_dir: str | Path, seed: int, data: PreparedData | None = None
 ) -> TrainingArguments:
     """Returns the training arguments of a child, their length settled where the text is there."""
+    if (report_to := settings.training_arguments.get("report_to")) not in (None, "none", ["none"]):
+        raise ValueError(
+            f"training_arguments: report_to is {report_to!r}, but children that are trained alone log nothing; leave "
+            f"it out"
+        )
     given = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     given = {**settings.training_arguments, **given, "seed": seed}
     hidden_size = load_preset(settings.preset).hidden_size

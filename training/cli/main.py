@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..compression.settings import CompressSettings
-from ..finetuning.settings import FinetuneSettings, SquadSettings
+from ..finetuning.settings import EvaluateSettings, FinetuneSettings, PredictSettings, SquadSettings
 from ..options import Settings, read_value
 from ..retraining.settings import DistillSettings, RetrainSettings, RtdSettings
 from ..search.settings import SearchSettings
@@ -19,7 +19,7 @@ from ..supernet.settings import BlockwiseSettings, PretrainSettings
 from ..tables import counted
 from .analyze import app as analyze_app
 from .failures import failure, goes_on
-from .options import Child, Given, OutputDir, start, takes
+from .options import Child, Given, OutputDir, Threads, start, takes
 
 
 app = typer.Typer(
@@ -334,6 +334,47 @@ def finetune(
 
     run_finetuning(given.settings(), output_dir)
     print(f"\n{(output_dir / 'table.md').read_text(encoding='utf-8')}\ntable: {output_dir / 'table.csv'}")
+
+
+@app.command()
+@takes(EvaluateSettings, recipe=False)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder, or a name on the Hub.")],
+    file: Annotated[Path, typer.Option("--file", help="A file with labels: CSV, TSV, JSON lines or CoNLL.")],
+    given: Given,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file for the result.")] = None,
+    num_threads: Threads = None,
+) -> None:
+    """Score a fine-tuned classifier on a file with labels."""
+    start(num_threads)
+    from ..files import write_json
+    from ..finetuning.file_predictions import evaluate_file, scores_table
+
+    if output is not None:
+        # Before the work, which is not to be lost to a folder that cannot be made.
+        output.parent.mkdir(parents=True, exist_ok=True)
+    result = evaluate_file(model, file, EvaluateSettings(**given.changes(EvaluateSettings)))
+    print(f"\n{scores_table(result)}")
+    if output is not None:
+        write_json(output, result)
+        print(f"\nresult: {output}")
+
+
+@app.command()
+@takes(PredictSettings, recipe=False)
+def predict(
+    model: Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder, or a name on the Hub.")],
+    file: Annotated[Path, typer.Option("--file", help="A file of texts: CSV, TSV, JSON lines or CoNLL.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .csv or .jsonl file to write.")],
+    given: Given,
+    num_threads: Threads = None,
+) -> None:
+    """Predict the rows of a file with a fine-tuned classifier, and write them beside its columns."""
+    start(num_threads)
+    from ..finetuning.file_predictions import predict_file
+
+    path = predict_file(model, file, output, PredictSettings(**given.changes(PredictSettings)))
+    print(f"\npredictions: {path}")
 
 
 @app.command()

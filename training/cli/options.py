@@ -99,7 +99,7 @@ class Flag:
         if self.facts.is_path:
             return str(Path(text).resolve())
         kinds = _kinds(self.hint)
-        if str in kinds:
+        if str in kinds and not any(get_origin(kind) is dict for kind in kinds):
             return text
         return _number(text) if {int, float} & kinds else read_value_text(self.name, text)
 

@@ -8,7 +8,7 @@ from ..analysis.settings import InterferenceSettings, RankingSettings, Standalon
 from ..cells.settings import CellSweepSettings
 from ..compression.settings import CompressSettings
 from ..data.settings import DataSettings
-from ..finetuning.settings import FinetuneSettings, SquadSettings
+from ..finetuning.settings import EvaluateSettings, FinetuneSettings, PredictSettings, SquadSettings
 from ..options import (
     Option,
     Settings,
@@ -39,6 +39,8 @@ ALL_SETTINGS: tuple[type[Settings], ...] = (
     DistillSettings,
     FinetuneSettings,
     SquadSettings,
+    EvaluateSettings,
+    PredictSettings,
     InterferenceSettings,
     StandaloneSettings,
     RankingSettings,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
@@ -27,20 +28,20 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_magic import MagicConfig, MagicForSequenceClassification
 
-from ..distillation.teacher import quiet_loading
+from ..data.fitting import num_rows
+from ..distillation.teacher import check_length, quiet_loading
 from ..distillation.trainers import DistillationTrainer
-from ..internals import load_weights
 from ..losses import AccumulatedLossTrainer
 from ..progress import PostfixProgressCallback
-from ..resuming import last_complete_checkpoint
-from ..runs.checkpoints import load_finished
+from ..runs.early_stopping import EarlyStopping
+from ..runs.training import finish_training
+from .class_weights import sum_of_weights, weighted_loss_sum
 from .label_units import standardized_labels
 from .metrics import compute_metrics, task_score
-from .settings import REGRESSION, TOKENS
+from .settings import LOSS, REGRESSION, TOKENS
 from .tasks import IGNORED, Task, predictions_and_references
 
 
@@ -52,7 +53,8 @@ class FinetuneResult:
     """What one fine-tuning came to.
 
     Attributes:
-        score: of the task on its first validation split, after the best epoch.
+        score: of the task on its first validation split, after the best epoch; the more the better, so that of a task
+            which is judged by its loss it is the loss below 0.
         metrics: for each validation split the metrics, the score and the loss after the best epoch.
         best_step: optimizer steps after which the score was best; the first of several equal ones.
         epochs: the same metrics after every epoch, with its "epoch" and "step".
@@ -84,6 +86,32 @@ def set_task(config: Any, task: Task) -> Any:
         config.label2id = {label: number for number, label in task.id2label.items()}
     config.problem_type = None if task.problem_type == TOKENS else task.problem_type
     return config
+
+
+def load_task_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a folder or of a name on the Hub.
+
+    Raises:
+        ValueError: there is none, or it has no vocabulary or nothing to pad with.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        raise ValueError(f"{name!r} holds no tokenizer; name one with tokenizer") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer of {name!r} has no vocabulary or no pad token; name another with tokenizer")
+    return tokenizer
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raises a ValueError where a model lacks embeddings for a tokenizer's ids, or positions for a length."""
+    config = model.config
+    if num_rows(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids up to {num_rows(tokenizer) - 1} but the model's embeddings {config.vocab_size} "
+            f"rows; name the tokenizer that the model was trained with"
+        )
+    check_length(config, "the model", "max_length", max_length)
 
 
 def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
@@ -157,6 +185,8 @@ def best_epoch_arguments(task: Task) -> dict[str, Any]:
         "load_best_model_at_end": True,
         "metric_for_best_model": f"{task.validation_splits[0]}_{SCORE}",
         "greater_is_better": True,
+        # The score may be the loss, which the metrics are otherwise computed without.
+        "include_for_metrics": ["loss"] if task.best_metric == LOSS else [],
     }
 
 
@@ -181,6 +211,35 @@ class FinetuneTrainer(AccumulatedLossTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class ClassWeightsTrainer(FinetuneTrainer):
+    """Trains with weights of the classes; losses of evaluation and metrics have none.
+
+    A step's loss is that of torch's `CrossEntropyLoss(weight=...)`, or `BCEWithLogitsLoss(pos_weight=...)`, over its
+    whole accumulated batch: the sum of all rows' weighted losses over the sum of their weights.
+    """
+
+    def __init__(self, *args: Any, class_weights: Sequence[float], **kwargs: Any):
+        """Takes what `Trainer` takes, and a weight for each class."""
+        super().__init__(*args, **kwargs)
+        self.class_weights = torch.tensor(class_weights, dtype=torch.float32)
+
+    def count_items(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """Returns the sum of the weights of a micro-batch's rows, `None` where it is not labelled."""
+        labels = batch.get("labels")
+        return None if labels is None else sum_of_weights(labels, self.class_weights.to(labels.device))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Returns a micro-batch's sum of weighted losses over the weights of the accumulated batch."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        _, outputs = super().compute_loss(model, inputs, True)
+        weights, labels = self.class_weights.to(inputs["labels"].device), inputs["labels"]
+        total = sum_of_weights(labels, weights) if num_items_in_batch is None else num_items_in_batch
+        # Not `share`, for which less than one item is one: weights may sum to less.
+        loss = self.over_processes(weighted_loss_sum(outputs["logits"], labels, weights)) / total
+        return (loss, outputs) if return_outputs else loss
+
+
 def finetune(
     model: PreTrainedModel,
     data: DatasetDict,
@@ -191,6 +250,9 @@ def finetune(
     distillation_weight: float = 0.5,
     temperature: float = 1.0,
     teacher_cache: str | Path | None = None,
+    early_stopping_patience: int | None = None,
+    early_stopping_threshold: float = 0.0,
+    class_weights: Sequence[float] | None = None,
 ) -> FinetuneResult:
     """Fine-tunes `model` on a task and returns the result; the model then has the weights of the best epoch on dev.
 
@@ -208,6 +270,9 @@ def finetune(
         distillation_weight: of the teacher's loss, see `DistillationTrainer`.
         temperature: of both distributions.
         teacher_cache: folder of the teacher's outputs.
+        early_stopping_patience: epochs without a better score after which training ends; `None` trains all epochs.
+        early_stopping_threshold: by how much a score must be better than the best so far.
+        class_weights: of the classes in the loss of training, for one class or several labels a row and no teacher.
 
     Raises:
         ValueError: the arguments keep no best epoch, a split is missing, or the training has diverged.
@@ -215,11 +280,15 @@ def finetune(
     wanted = best_epoch_arguments(task)["metric_for_best_model"]
     if not args.load_best_model_at_end or args.metric_for_best_model != wanted:
         raise ValueError("the best epoch is not kept; pass TrainingArguments(..., **best_epoch_arguments(task))")
+    if class_weights is not None and teacher is not None:
+        raise ValueError("class_weights and a teacher change the loss in two ways; leave one of them out")
     missing = [split for split in ("train", task.validation_splits[0]) if split not in data]
     if missing:
         raise ValueError(f"{task.title} has no split {missing[0]!r}; the data have {', '.join(data)}")
     start = time.perf_counter()
     kind: Any = FinetuneTrainer
+    if class_weights is not None:
+        kind = partial(ClassWeightsTrainer, class_weights=class_weights)
     if teacher is not None:
         kind = partial(
             DistillationTrainer,
@@ -240,8 +309,10 @@ def finetune(
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(PostfixProgressCallback(["loss", f"eval_{wanted}"]))
+    if early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(early_stopping_patience, early_stopping_threshold))
     with _unpadded(model, args.device), _standardized(model, task, data["train"]):
-        _train(trainer)
+        finish_training(trainer)
     return _result(trainer, task, time.perf_counter() - start)
 
 
@@ -259,19 +330,11 @@ def _metrics(task: Task, prediction: EvalPrediction) -> dict[str, float]:
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
     metrics = compute_metrics(task.metrics, *predictions_and_references(task, logits, labels))
+    if task.best_metric == LOSS:
+        assert isinstance(prediction.losses, np.ndarray)
+        # Of a score more is better.
+        return {**metrics, SCORE: -float(prediction.losses.mean())}
     return {**metrics, SCORE: task_score(task.score_metrics, metrics)}
-
-
-def _train(trainer: Trainer) -> None:
-    """Trains from the start or from the last checkpoint to the end; the model then has the best weights."""
-    checkpoint = last_complete_checkpoint(str(trainer.args.output_dir), tells=True)
-    if checkpoint is None or not load_finished(trainer, checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
-        return
-    best = Path(str(trainer.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.best_global_step}"
-    if not best.is_dir():
-        raise ValueError(f"{best}, with the best weights, is not there; delete {best.parent} to train anew")
-    load_weights(trainer, str(best))
 
 
 def _result(trainer: Trainer, task: Task, seconds: float) -> FinetuneResult:
@@ -299,10 +362,22 @@ def _result(trainer: Trainer, task: Task, seconds: float) -> FinetuneResult:
 # ---- Predictions ----
 
 
+class Predictions(NamedTuple):
+    """What a model says of rows, in their order.
+
+    Attributes:
+        logits: (num_rows, num_labels), of tokens (num_rows, seq_len, num_labels).
+        values: what they say, in the form of `predictions_and_references`.
+    """
+
+    logits: np.ndarray
+    values: Any
+
+
 def predict(
     model: PreTrainedModel, rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32
-) -> Any:
-    """Returns what the model says of tokenised rows, in their order, in the form of `predictions_and_references`.
+) -> Predictions:
+    """Returns what the model says of tokenised rows.
 
     Args:
         model: fine-tuned on the task.
@@ -310,6 +385,9 @@ def predict(
         task: what the rows are of.
         tokenizer: pads.
         batch_size: rows of a batch; rows of like length share one.
+
+    Raises:
+        ValueError: an output is not finite.
     """
     order = np.argsort(np.asarray(rows["length"][:]), kind="stable")
     kept = [name for name in rows.column_names if name != "labels"]
@@ -331,19 +409,22 @@ def predict(
     labels = np.zeros(len(logits), dtype=np.int64)
     if task.problem_type == TOKENS:
         labels = _padded(rows["labels"][:], logits.shape[1])
-    predicted, _ = predictions_and_references(task, logits[places], labels)
-    return predicted
+    logits = logits[places]
+    return Predictions(logits, predictions_and_references(task, logits, labels)[0])
+
+
+def references_of(task: Task, rows: Dataset) -> Any:
+    """Returns the labels of tokenised rows in the form of `predictions_and_references`."""
+    labels = rows["labels"][:]
+    if task.problem_type == TOKENS:
+        return [[task.labels[label] for label in row if label != IGNORED] for row in labels]
+    return np.asarray(labels, dtype=np.float64 if task.problem_type == REGRESSION else np.int64)
 
 
 def score_predictions(task: Task, rows: Dataset, predicted: Any) -> dict[str, float]:
-    """Returns the metrics and the score of what `predict` gave for rows with labels."""
-    labels = rows["labels"][:]
-    if task.problem_type == TOKENS:
-        true: Any = [[task.labels[label] for label in row if label != IGNORED] for row in labels]
-    else:
-        true = np.asarray(labels, dtype=predicted.dtype)
-    metrics = compute_metrics(task.metrics, predicted, true)
-    return {**metrics, SCORE: task_score(task.score_metrics, metrics)}
+    """Returns the metrics of what `predict` gave for rows with labels, and the score unless that is the loss."""
+    metrics = compute_metrics(task.metrics, predicted, references_of(task, rows))
+    return metrics if task.best_metric == LOSS else {**metrics, SCORE: task_score(task.score_metrics, metrics)}
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,7 +28,7 @@ from transformers import (
 from modeling_magic import MagicPreTrainedModel
 
 from ..bars import progress_bar
-from ..data.fitting import fit_tokenizer, max_sequence_length, num_rows
+from ..data.fitting import fit_tokenizer, max_sequence_length
 from ..data.text import tokenizer_sha256
 from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
 from ..files import read_json, short_hash, write_json, write_text, written_at_once
@@ -38,11 +37,14 @@ from ..hub.export import FINETUNING_NAME, export_model
 from ..hub.model_folders import provenance, public_name
 from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run, versions
 from ..runs.training import training_arguments
+from .class_weights import find_class_weights
 from .finetune import (
     auto_class,
     best_epoch_arguments,
+    check_fit,
     finetune,
     load_for_task,
+    load_task_tokenizer,
     predict,
     score_predictions,
     set_task,
@@ -77,6 +79,7 @@ _OPTIMIZER = {"max_grad_norm": 1.0, "lr_scheduler_type": "linear"}
 _GLUE_OPTIMIZER = {**_OPTIMIZER, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
 # Part of the key of a fine-tuning: raise it when the same settings train other weights.
 _TRAINING_VERSION = 3
+_STOPPING = ("early_stopping_patience", "early_stopping_threshold")
 
 
 # ---- Checks before any work ----
@@ -94,11 +97,8 @@ def check_finetuning(settings: FinetuneSettings) -> list[Task]:
     tasks = list(dict.fromkeys(glue_task(name) for name in names))
     if tasks and any((settings.train_file, settings.validation_file, settings.test_file)):
         raise ValueError("tasks of GLUE and files of one's own are two sweeps; give either")
-    if tasks and settings.metric_for_best_model is not None:
-        raise ValueError(
-            f"metric_for_best_model is {settings.metric_for_best_model!r}, which is for files of one's own; a task of "
-            f"GLUE is scored by the mean of its metrics"
-        )
+    if settings.metric_for_best_model is not None:
+        tasks = [task.by_metric(settings.metric_for_best_model) for task in tasks]
     if not tasks and settings.train_file is None:
         raise ValueError(
             f"there is nothing to fine-tune on; name tasks ({', '.join(GLUE)} or {ALL_TASKS}), or a train_file"
@@ -154,6 +154,7 @@ class _Work:
     source: str
     key: str
     has_test_labels: bool
+    class_weights: dict[str, float] | None
 
 
 def _load_data(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[tuple[Task, DatasetDict]]:
@@ -204,17 +205,6 @@ def _encoder_hash(source: str) -> tuple[str, int]:
     return weights_hash(encoder), encoder.num_parameters()
 
 
-def _load_tokenizer(settings: FinetuneSettings) -> PreTrainedTokenizerBase:
-    name = settings.tokenizer or settings.model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        raise ValueError(f"{name!r} holds no tokenizer; name one with tokenizer") from None
-    if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.pad_token is None:
-        raise ValueError(f"the tokenizer of {name!r} has no vocabulary or no pad token; name another with tokenizer")
-    return tokenizer
-
-
 def _load_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
@@ -235,16 +225,6 @@ def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: P
     if length < USUAL_LENGTH:
         logger.info(f"max_length: {length} tokens, the most that the model takes")
     return length
-
-
-def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    config = model.config
-    if num_rows(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has ids up to {num_rows(tokenizer) - 1} but the model's embeddings {config.vocab_size} "
-            f"rows; name the tokenizer that the model was trained with"
-        )
-    check_length(config, "the model", "max_length", max_length)
 
 
 def _model_of(run_or_model: str, task: Task) -> str:
@@ -291,7 +271,7 @@ class _Sweep:
         """Reads all data and loads all models once, so that nothing is found wrong after hours of training."""
         self._settings, self._output_dir = settings, output_dir
         loaded = _load_data(settings, tasks)
-        tokenizer = _load_tokenizer(settings)
+        tokenizer = load_task_tokenizer(settings.tokenizer or settings.model)
         if any(task.problem_type == TOKENS for task, _ in loaded):
             tokenizer = with_word_spaces(tokenizer)
         self._tokenizer = fit_tokenizer(tokenizer, _load_config(settings.model))
@@ -310,14 +290,16 @@ class _Sweep:
                 # Known when it is trained.
                 start = ""
             else:
-                _check_fit(load_for_task(source, task, seed=0), self._tokenizer, self._max_length)
+                check_fit(load_for_task(source, task, seed=0), self._tokenizer, self._max_length)
                 start, num_parameters = _encoder_hash(source)
                 if source == settings.model:
                     source_hash, self._num_parameters = start, num_parameters
-            key = short_hash(start, self._key_of(task, data))
+            class_weights = self._class_weights(task, data)
+            key = short_hash(start, self._key_of(task, data), class_weights)
             tokenized = tokenize(data, task, self._tokenizer, self._max_length)
             has_test_labels = "test" in data and "label" in data["test"].column_names
-            self._work.append(_Work(task, measured_title(task, data), tokenized, source, key, has_test_labels))
+            title = measured_title(task, data)
+            self._work.append(_Work(task, title, tokenized, source, key, has_test_labels, class_weights))
         if not self._num_parameters:
             self._num_parameters = _encoder_hash(settings.model)[1]
         # Those on record, by their keys; read once the folder is this process's alone.
@@ -335,6 +317,14 @@ class _Sweep:
 
     def _model_folder(self, task_name: str) -> Path:
         return self._output_dir / task_name / MODEL_FOLDER
+
+    def _class_weights(self, task: Task, data: DatasetDict) -> dict[str, float] | None:
+        if self._settings.class_weights is None:
+            return None
+        weights = find_class_weights(task, data["train"], self._settings.class_weights)
+        shown = ", ".join(f"{name} {weight:.4g}" for name, weight in weights.items())
+        logger.info(f"class weights of {task.title}, in the loss of training alone: {shown}")
+        return weights
 
     def _load_teacher(self, task: Task) -> PreTrainedModel | None:
         if self._settings.teacher is None:
@@ -359,7 +349,7 @@ class _Sweep:
         settings = self._settings
         # Loaded to be checked; kept only while its task is trained.
         teacher = self._load_teacher(task)
-        names = ("num_epochs", "warmup_fraction", "weight_decay", "max_steps", "group_by_length")
+        names = ("num_epochs", "warmup_fraction", "weight_decay", "max_steps", "group_by_length", *_STOPPING)
         distilled = ("distillation_weight", "temperature") if teacher is not None else ()
         trained = {split: rows for split, rows in data.items() if split in ("train", *task.validation_splits)}
         return {
@@ -413,10 +403,12 @@ class _Sweep:
         if self._settings.submission:
             self._submit(work)
         num_scored = len(work.data[work.task.validation_splits[0]])
-        metrics = [name for name in work.task.metrics if name != work.task.best_metric]
-        own = () if work.task.best_metric is None else (work.task.best_metric, *metrics)
+        task = work.task
+        # The one that is the score first, unless that is the loss.
+        own = () if self._settings.tasks else tuple(sorted(task.metrics, key=lambda name: name != task.best_metric))
         test = self._test(work) if own and "test" in work.data else None
-        return TaskRow(work.task.name, work.title, best_setting(runs), num_scored, own, test)
+        best_runs, weights = best_setting(runs), work.class_weights
+        return TaskRow(task.name, work.title, best_runs, num_scored, own, test, task.best_metric, weights)
 
     def _best_of(self, group: str) -> FinetuneRun | None:
         """Returns the best of the fine-tunings on record that differ in learning rate, batch size and seed only."""
@@ -467,6 +459,9 @@ class _Sweep:
                 distillation_weight=settings.distillation_weight,
                 temperature=settings.temperature,
                 teacher_cache=settings.teacher_cache,
+                early_stopping_patience=settings.early_stopping_patience,
+                early_stopping_threshold=settings.early_stopping_threshold,
+                class_weights=None if work.class_weights is None else list(work.class_weights.values()),
             )
         except ValueError as error:
             which = f"learning rate {learning_rate:g}, batch size {batch_size}, seed {seed}"
@@ -490,7 +485,7 @@ class _Sweep:
     def _keep_model(self, work: _Work, model: PreTrainedModel, run: FinetuneRun) -> None:
         folder = self._model_folder(run.task)
         facts = {name: value for name, value in asdict(run).items() if name != "epochs"}
-        facts["model"] = public_name(self._settings.model)
+        facts |= {"model": public_name(self._settings.model), **self._input_facts(work)}
         if isinstance(model, MagicPreTrainedModel):
             if not (folder / MANIFEST_NAME).is_file():
                 # Of a run of an earlier release, whose models were no exports.
@@ -503,6 +498,10 @@ class _Sweep:
             fit_tokenizer(self._tokenizer, model.config).save_pretrained(temporary)
             write_json(temporary / FINETUNING_NAME, facts)
 
+    def _input_facts(self, work: _Work) -> dict[str, Any]:
+        """Returns what tells how further rows are to be read by the model."""
+        return {"text_columns": list(work.task.text_columns), "max_length": self._max_length}
+
     def _manifest(self, work: _Work, run: FinetuneRun) -> dict[str, Any]:
         """Returns what is published of a fine-tuned model: where it is from, how it was trained, what it scored."""
         teacher = self._settings.teacher
@@ -513,6 +512,8 @@ class _Sweep:
                 "data": work.title,
                 "start": public_name(work.source),
                 **taught,
+                **({} if work.class_weights is None else {"class_weights": work.class_weights}),
+                **self._input_facts(work),
                 **{name: getattr(run, name) for name in ("learning_rate", "batch_size", "seed", "steps", "best_step")},
                 "versions": versions(),
             },
@@ -533,7 +534,7 @@ class _Sweep:
     def _submit(self, work: _Work) -> None:
         """Writes the leaderboard's files of a task from the best model on dev."""
         splits = [split for split in work.task.test_splits if split in work.data]
-        if GLUE.get(work.task.name) != work.task or not splits:
+        if not self._settings.tasks or not splits:
             return
         folder = self._output_dir / SUBMISSION_FOLDER
         facts = read_json(self._model_folder(work.task.name) / FINETUNING_NAME)
@@ -544,9 +545,10 @@ class _Sweep:
         model = auto_class(work.task).from_pretrained(self._model_folder(work.task.name), dtype=torch.float32)
         size = self._settings.training_arguments.get("per_device_eval_batch_size", 32)
         predictions = {
-            split: predict(model, work.data[split], work.task, self._tokenizer, size).tolist() for split in splits
+            split: predict(model, work.data[split], work.task, self._tokenizer, size).values.tolist()
+            for split in splits
         }
-        write_submission(work.task, predictions, folder)
+        write_submission(GLUE[work.task.name], predictions, folder)
         write_json(stamp, wanted)
 
     def _test(self, work: _Work) -> ScoresOnTest:
@@ -559,7 +561,7 @@ class _Sweep:
             return ScoresOnTest(**known["scores"])
         model = auto_class(task).from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
         size = self._settings.training_arguments.get("per_device_eval_batch_size", 32)
-        predicted = predict(model, rows, task, self._tokenizer, size)
+        predicted = predict(model, rows, task, self._tokenizer, size).values
         names = predicted_names(task, predicted)
         lines = [json.dumps({"idx": number, "prediction": name}) + "\n" for number, name in enumerate(names)]
         write_text(predictions, "".join(lines))

@@ -34,7 +34,7 @@ class FinetuneRun:
         key: hash of all that the result depends on.
         group: hash of the same without learning rate, batch size and seed.
         task: name of the task.
-        score: of the task on its first validation split, after the best epoch.
+        score: of the task on its first validation split, after the best epoch; of the loss, its negative.
         metrics: for each validation split its metrics, score and loss after that epoch.
         epochs: the same after every epoch.
     """
@@ -79,6 +79,8 @@ class TaskRow:
         num_scored: rows of the first validation split, which may be a part of it; left out, not known.
         own_metrics: of a user's own data the metrics, the one that is the score first; none for GLUE.
         test: on a user's own test file.
+        class_weights: in the loss of training, by class; left out, all rows count alike.
+        best_metric: what epoch, setting and model are chosen by; left out, the mean of the task's metrics.
     """
 
     task: str
@@ -87,6 +89,8 @@ class TaskRow:
     num_scored: int | None = None
     own_metrics: tuple[str, ...] = ()
     test: ScoresOnTest | None = None
+    best_metric: str | None = None
+    class_weights: dict[str, float] | None = None
 
     @property
     def shown(self) -> str:
@@ -113,6 +117,8 @@ class TaskRow:
             "seeds": [run.seed for run in self.runs],
             "num_scored": self.num_scored,
             "shown": self.shown,
+            "metric_for_best_model": self.best_metric,
+            **({} if self.class_weights is None else {"class_weights": self.class_weights}),
             **({} if self.test is None else {"test": asdict(self.test)}),
             "metrics": {
                 split: {
@@ -238,8 +244,12 @@ def _markdown(
     if any(not row.own_metrics for row in rows):
         lines[-1] += _GLUE_CAPTION
     for row in rows:
-        if row.own_metrics:
-            lines[-1] += f" Epoch, setting and model of {row.title} are the best by {row.shown}."
+        if row.best_metric:
+            lines[-1] += f" Epoch, setting and model of {row.title} are the best by {row.best_metric}."
+        if row.class_weights is not None:
+            shown = ", ".join(f"{name} {weight:.4g}" for name, weight in row.class_weights.items())
+            lines[-1] += f" Class weights of {row.title} in the loss of training: {shown}."
+    for row in rows:
         lines += _test_lines(row)
     paper = [row for row in rows if not row.own_metrics and row.task in PAPER_COLUMNS]
     if 1 < len(paper) < len(PAPER_COLUMNS):

@@ -77,7 +77,7 @@ def load_files(
         class_names: of the classes, in the order of their numbers where the labels are numbers; `None` takes the
             labels that the training file has.
         validation_fraction: of the training file, where there is no validation file.
-        metric_for_best_model: the task's score; `None` takes the first of its metrics.
+        metric_for_best_model: the task's score, one of its metrics or "loss"; `None` takes the first metric.
 
     Raises:
         ValueError: whatever is wrong with a file, with its name and line, or cannot be inferred from it, with the
@@ -98,15 +98,12 @@ def load_files(
     kind = problem_type or infer_problem_type(whole, texts, label)
     if kind == TOKENS and len(texts) > 1:
         raise ValueError(f"token_classification takes one column of words, not {', '.join(texts)}; choose one")
-    read = _label_reader(whole, label, kind, class_names)
-    tables = {split: _with_labels(table, label, read) for split, table in tables.items()}
+    read = label_reader(whole, label, kind, class_names)
+    tables = {split: with_labels(table, label, read) for split, table in tables.items()}
     classes = tuple(class_names or label_names(tables["train"], label, kind))
-    metrics = _metrics(kind, classes)
-    best = metric_for_best_model or metrics[0]
-    if best not in metrics:
-        raise ValueError(f"metric_for_best_model is {best!r}; {whole.path} has {', '.join(metrics)}")
+    metrics = metrics_of(kind, classes)
     name = whole.path.stem
-    task = Task(name, name, kind, texts, classes, metrics, best_metric=best)
+    task = Task(name, name, kind, texts, classes, metrics).by_metric(metric_for_best_model or metrics[0])
     if "validation" not in tables:
         tables["train"], tables["validation"] = _split_off(tables["train"], texts, validation_fraction)
     ids = {name: number for number, name in enumerate(classes)}
@@ -115,7 +112,8 @@ def load_files(
     return OwnFiles(task, data, notes)
 
 
-def _metrics(problem_type: str, classes: Sequence[str]) -> tuple[str, ...]:
+def metrics_of(problem_type: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Returns the metrics of a kind of task, the usual one first."""
     if problem_type == TOKENS:
         return ("entity_f1", "token_accuracy") if are_bio(classes) else ("token_accuracy",)
     return _METRICS[problem_type]
@@ -124,10 +122,20 @@ def _metrics(problem_type: str, classes: Sequence[str]) -> tuple[str, ...]:
 # ---- Labels by name ----
 
 
-def _label_reader(
+def label_reader(
     table: Table, column: str, problem_type: str, names: Sequence[str] | None
 ) -> Callable[[Row], Cell] | None:
-    """Returns what gives a row's label with classes by name in place of numbers and vectors; `None` for regression."""
+    """Returns what gives a row's label with classes by name in place of numbers and vectors; `None` for regression.
+
+    Args:
+        table: whose values tell whether labels are numbers or vectors.
+        column: of the label.
+        problem_type: the kind of task.
+        names: of the classes, in the order of their numbers; `None` where the labels name them.
+
+    Raises:
+        ValueError: the names do not fit the kind or the vectors.
+    """
     if names is not None and (problem_type == REGRESSION or len(set(names)) != len(names)):
         why = "a regression has no classes" if problem_type == REGRESSION else "a name comes twice"
         raise ValueError(f"class_names is {', '.join(names)}, but {why}; leave it out or mend it")
@@ -196,7 +204,12 @@ def _parts(cell: Cell, problem_type: str) -> list[Cell]:
     return [cell]
 
 
-def _with_labels(table: Table, column: str, read: Callable[[Row], Cell] | None) -> Table:
+def with_labels(table: Table, column: str, read: Callable[[Row], Cell] | None) -> Table:
+    """Returns a table with the labels that `label_reader` gives, where it has labels.
+
+    Raises:
+        ValueError: a label is none, with its file and line.
+    """
     if column not in table.columns or read is None:
         return table
     return replace(table, rows=[Row(row.where, {**row.cells, column: read(row)}) for row in table.rows])

@@ -122,8 +122,15 @@ def find_label_column(table: Table, given: str | None) -> str:
     return found[0]
 
 
+def label_column_if_any(table: Table, given: str | None) -> str | None:
+    """Returns the column of the label as `find_label_column` does, `None` where no or several columns may be it."""
+    if given is None and "label" not in table.columns and sum(name in table.columns for name in _LABEL_NAMES) != 1:
+        return None
+    return find_label_column(table, given)
+
+
 def find_text_columns(
-    table: Table, given: Sequence[str] | None, label_column: str, way: str = "with text_columns"
+    table: Table, given: Sequence[str] | None, label_column: str | None, way: str = "with text_columns"
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns the one or two columns of text, and why each of the others is none.
 
@@ -133,7 +140,7 @@ def find_text_columns(
     Args:
         table: the rows.
         given: columns; `None` infers them.
-        label_column: the column of the label.
+        label_column: the column of the label; `None` where there is none.
         way: how its user names the columns, for errors.
 
     Raises:
@@ -154,9 +161,9 @@ def find_text_columns(
     return texts, others
 
 
-def _columns_of_text(table: Table, label_column: str, way: str) -> tuple[tuple[str, ...], dict[str, str]]:
+def _columns_of_text(table: Table, label_column: str | None, way: str) -> tuple[tuple[str, ...], dict[str, str]]:
     cells = {name: [row.cells[name] for row in table.rows] for name in table.columns if name != label_column}
-    labels = [row.cells[label_column] for row in table.rows]
+    labels = [] if label_column is None else [row.cells[label_column] for row in table.rows]
     others = {name: why for name in cells if (why := _no_text(name, cells[name]))}
     texts = [name for name in cells if name not in others]
     words = [name for name in texts if all(isinstance(cell, list) for cell in cells[name])]
@@ -173,7 +180,7 @@ def _columns_of_text(table: Table, label_column: str, way: str) -> tuple[tuple[s
         for name in list(texts):
             if len(texts) == 1 or (_are_sentences(cells[name]) and not _are_categories(cells[name])):
                 continue
-            if _name_each_other(cells[name], labels):
+            if labels and _name_each_other(cells[name], labels):
                 others[name] = f"{label_column!r} in other words"
                 texts.remove(name)
             else:

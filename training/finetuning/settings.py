@@ -1,17 +1,28 @@
 """What a fine-tuning is asked to do."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from ..distillation.settings import distillation_weight_option, temperature_option
 from ..options import Settings, option
-from ..runs.settings import TRAINING_FLAGS, training_arguments_option
+from ..runs.settings import (
+    TRAINING_FLAGS,
+    check_early_stopping,
+    early_stopping_patience_option,
+    early_stopping_threshold_option,
+    training_arguments_option,
+)
 
 
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 TOKENS = "token_classification"
+# Class weights that follow from the rows.
+BALANCED = "balanced"
+# The metric that every task has, and of which less is better.
+LOSS = "loss"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, TOKENS)
 # Arguments that a sweep sets itself, and what sets them.
 SWEPT_ARGUMENTS = {
@@ -32,6 +43,7 @@ BEST_EPOCH_ARGUMENTS = (
     "load_best_model_at_end",
     "metric_for_best_model",
     "greater_is_better",
+    "include_for_metrics",
 )
 
 
@@ -93,8 +105,22 @@ class FinetuneSettings(Settings):
     )
     metric_for_best_model: str | None = option(
         None,
-        help="The metric of your own data by which the best epoch, setting and model are chosen. Default: accuracy, "
-        "pearson, micro_f1, entity_f1 or token_accuracy, by the kind of task. GLUE has the mean of its metrics.",
+        flag="--metric-for-best-model",
+        help="The metric by which the best epoch, setting and model are chosen: one of the task, or loss, of which "
+        "less is better. Default: of your own data accuracy, pearson, micro_f1, entity_f1 or token_accuracy, by the "
+        "kind of task; of GLUE the mean of the task's metrics.",
+    )
+    early_stopping_patience: int | None = early_stopping_patience_option(
+        "epochs",
+        "Stop a training after so many epochs in a row without a better `metric_for_best_model`. Default: all epochs.",
+    )
+    early_stopping_threshold: float = early_stopping_threshold_option("metrics are from 0 to 1")
+    class_weights: dict[str, float] | str | None = option(
+        None,
+        flag="--class-weights",
+        help="Weights of the classes in the loss of training, and in no metric: balanced, which makes up for the "
+        "number of their rows, or weights by name such as {spam: 5}, where all other classes have 1. Default: all "
+        "rows count alike.",
     )
     mnli_model: str | None = option(
         None,
@@ -178,6 +204,8 @@ class FinetuneSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_early_stopping(self.early_stopping_patience, self.early_stopping_threshold)
+        self._check_class_weights()
         for name in (*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS):
             if name in self.training_arguments:
                 own = {**SWEPT_ARGUMENTS, "metric_for_best_model": "metric_for_best_model"}
@@ -195,6 +223,63 @@ class FinetuneSettings(Settings):
                 raise ValueError(
                     f"a batch of {size} rows cannot be accumulated in {accumulation} equal steps; choose a divisor"
                 )
+
+    def _check_class_weights(self) -> None:
+        weights = self.class_weights
+        if weights is None:
+            return
+        if isinstance(weights, str) and weights != BALANCED:
+            raise ValueError(f"class_weights is {weights!r}; it must be {BALANCED}, or weights by name: {{spam: 5}}")
+        if isinstance(weights, dict):
+            if not weights:
+                raise ValueError("class_weights is empty; name a class and its weight, or leave it out")
+            for name, weight in weights.items():
+                if not 0 < weight < math.inf:
+                    raise ValueError(f"class_weights.{name} is {weight}; it must be a number above 0")
+        for name in ("teacher", "label_smoothing_factor"):
+            if self.training_arguments.get(name) or (name == "teacher" and self.teacher is not None):
+                raise ValueError(f"class_weights and {name} change the loss in two ways; leave one of them out")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(Settings):
+    """How a file is read that a fine-tuned classifier is scored on; the flags of `magic-nas evaluate`."""
+
+    command = "evaluate"
+
+    text_columns: tuple[str, ...] = option(
+        (),
+        flag="--text-column",
+        splits=True,
+        help="One or two columns of the file that hold text. Default: those that the model was fine-tuned on, else "
+        "those whose values are text.",
+    )
+    label_column: str | None = option(
+        None, flag="--label-column", help="The column of the label. Default: label, else labels, score or tags."
+    )
+    problem_type: str | None = option(
+        None, flag="--problem-type", choices=PROBLEM_TYPES, help="What the model predicts. Default: as it says itself."
+    )
+    tokenizer: str | None = option(
+        None, flag="--tokenizer", help="A tokenizer's folder or name. Default: the model's."
+    )
+    max_length: int | None = option(
+        None,
+        flag="--max-length",
+        at_least=1,
+        unit="tokens",
+        help="Longer rows are truncated. Default: what the model was fine-tuned with, else what it takes.",
+    )
+    batch_size: int = option(
+        32, flag="--batch-size", at_least=1, unit="rows", help="Rows of a batch; those of like length share one."
+    )
+
+
+@dataclass(frozen=True)
+class PredictSettings(EvaluateSettings):
+    """How a file is read that a fine-tuned classifier predicts; the flags of `magic-nas predict`."""
+
+    command = "predict"
 
 
 @dataclass(frozen=True)
@@ -246,12 +331,23 @@ class SquadSettings(Settings):
     distillation_weight: float = distillation_weight_option()
     temperature: float = temperature_option()
     teacher_cache: str | None = option(None, help="Folder that keeps the teacher's logits for further runs.")
+    early_stopping_patience: int | None = early_stopping_patience_option(
+        "evaluations",
+        "Keep the model of the best epoch by `training_arguments.metric_for_best_model`, f1 unless it is given, and "
+        "stop after so many evaluations in a row that are no better. Default: all epochs, and the last model.",
+    )
+    early_stopping_threshold: float = early_stopping_threshold_option("measures are in percent")
     training_arguments: dict[str, Any] = training_arguments_option(
         TRAINING_FLAGS, "Training arguments of transformers, over those of `squad_run.RECIPE`."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_early_stopping(self.early_stopping_patience, self.early_stopping_threshold)
+        if self.early_stopping_patience is not None and self.train_file is None:
+            raise ValueError(
+                "early_stopping_patience is given but no train_file, so that nothing is trained; name one"
+            )
         if self.null_threshold is not None and not self.version_2:
             raise ValueError("null_threshold is for questions without an answer; set version_2, or leave it out")
         if self.train_file is None and self.validation_file is not None and self.teacher is not None:

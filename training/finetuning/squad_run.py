@@ -36,6 +36,7 @@ from ..hub.export import describe_model, export_model, training_manifest
 from ..hub.model_folders import provenance
 from ..losses import AccumulatedLossTrainer
 from ..progress import show_progress
+from ..runs.early_stopping import EarlyStopping
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
 from ..runs.training import finish_training, training_arguments
 from ..tables import markdown_table
@@ -60,6 +61,15 @@ RECIPE: dict[str, Any] = {
     "adam_beta2": 0.98,
     "adam_epsilon": 1e-6,
 }
+# Beside the recipe, where a training ends with its best model.
+_BEST_EPOCH: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "f1",
+}
+_MEASURES = ("exact_match", "f1")
+_MEASURES_OF_VERSION_2 = ("exact", "f1", "best_exact", "best_f1")
 
 
 # ---- Trainers ----
@@ -142,8 +152,10 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     """
     output_dir = Path(output_dir)
     _check_files(settings)
-    given = {**RECIPE, **settings.training_arguments}
+    best_epoch = {} if settings.early_stopping_patience is None else _BEST_EPOCH
+    given = {**RECIPE, **best_epoch, **settings.training_arguments}
     args: TrainingArguments = training_arguments(TrainingArguments, output_dir, given)
+    _check_best_model(args, settings)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     config, tokenizer = _load_config(settings.model), load_tokenizer(settings.model)
@@ -183,6 +195,19 @@ def _check_files(settings: SquadSettings) -> None:
             f"{settings.train_file} has no validation_file beside it; name one, or cut the file in two by article "
             f"with magic-nas squad-split"
         )
+
+
+def _check_best_model(args: TrainingArguments, settings: SquadSettings) -> None:
+    """Raises a ValueError where there is no such measure to choose a model by, or early stopping keeps none."""
+    if settings.early_stopping_patience is not None and not args.load_best_model_at_end:
+        raise ValueError(
+            "early_stopping_patience ends a training with its best model, but load_best_model_at_end is false; leave "
+            "one of them out"
+        )
+    measures = _MEASURES_OF_VERSION_2 if settings.version_2 else _MEASURES
+    metric = (args.metric_for_best_model or measures[0]).removeprefix("eval_")
+    if args.load_best_model_at_end and metric not in measures:
+        raise ValueError(f"metric_for_best_model is {metric!r}; a run of SQuAD has {', '.join(measures)}")
 
 
 def _load_config(name: str) -> PreTrainedConfig:
@@ -287,6 +312,8 @@ def _make_trainer(
             temperature=settings.temperature,
             teacher_cache=settings.teacher_cache,
         )
+    if settings.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(settings.early_stopping_patience, settings.early_stopping_threshold))
     show_progress(trainer, ["loss", "learning_rate", "eval_f1"])
     return trainer
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.text import tokenizer_sha256
 from ..files import cache_folder, short_hash, written_at_once
-from .settings import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
+from .settings import LOSS, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
 from .task_files import Table, label_of, read_table, require_columns, text_of, words_of
 
 
@@ -51,7 +51,7 @@ class Task:
         validation_splits: those that are scored.
         test_splits: those that are predicted for the leaderboard.
         num_train: rows of the whole training set, where it is known; see `measured_title`.
-        best_metric: the metric that is the task's score; `None` takes the mean of all, as GLUE does.
+        best_metric: the metric that is the task's score, or "loss"; `None` takes the mean of all, as GLUE does.
     """
 
     name: str
@@ -68,8 +68,20 @@ class Task:
 
     @property
     def score_metrics(self) -> tuple[str, ...]:
-        """The metrics whose mean is the task's score, by which the best epoch is chosen."""
+        """The metrics whose mean is the task's score, by which the best epoch is chosen, unless it is the loss."""
         return self.metrics if self.best_metric is None else (self.best_metric,)
+
+    def by_metric(self, name: str) -> "Task":
+        """Returns the same task with a metric, or "loss", as its score.
+
+        Raises:
+            ValueError: the task does not have it; the message names those that it has.
+        """
+        if name not in (*self.metrics, LOSS):
+            raise ValueError(
+                f"metric_for_best_model is {name!r}; {self.title} has {', '.join(self.metrics)} and {LOSS}"
+            )
+        return replace(self, best_metric=name)
 
     @property
     def num_labels(self) -> int:
@@ -321,7 +333,7 @@ def tokenize(
         ValueError: `max_length` is more than the model takes or leaves no room for text, or the tokenizer cannot tell
             which pieces are of which word.
     """
-    _check_tokenizer(task, tokenizer, max_length)
+    check_tokenizer(task, tokenizer, max_length)
     key = short_hash(_TOKENIZED_VERSION, task.problem_type, task.text_columns, task.labels, max_length)
     key = short_hash(key, _tokenizer_key(tokenizer), {split: _rows_sha256(rows) for split, rows in data.items()})
     folder = cache_folder(cache_dir) / f"tokenized-{key}"
@@ -331,7 +343,8 @@ def tokenize(
     return load_from_disk(folder)
 
 
-def _check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raises a ValueError where `tokenize` cannot cut a task's rows to a length with a tokenizer."""
     num_special = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)
     smallest = num_special + len(task.text_columns)
     if not smallest <= max_length <= tokenizer.model_max_length:
@@ -397,6 +410,13 @@ def _rows_sha256(rows: Dataset) -> str:
     for batch in rows.iter(1000):
         digest.update(json.dumps(batch).encode())
     return digest.hexdigest()
+
+
+def tokenize_rows(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Returns rows of one split as `tokenize` does, in memory, where they are kept nowhere; see `check_tokenizer`."""
+    encode = _encode_words if task.problem_type == TOKENS else _encode_texts
+    features = _token_features(task, tokenizer, with_labels="label" in rows.column_names)
+    return Dataset.from_dict(encode(rows[:], task, tokenizer, max_length), features=features)
 
 
 def _tokenize(data: DatasetDict, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

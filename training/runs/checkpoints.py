@@ -10,6 +10,7 @@ from transformers.trainer_callback import TrainerState
 
 from ..files import read_json
 from ..internals import load_weights
+from .early_stopping import has_stopped_early
 
 
 NAS_STATE_NAME = "nas_state.json"
@@ -30,11 +31,22 @@ def read_nas_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
 def load_finished(trainer: Trainer, checkpoint: str) -> bool:
     """Loads a checkpoint into `trainer` if it is the end of the run, and returns whether it is.
 
-    `Trainer` itself would train one step more: it looks whether the end is reached after a step only.
+    `Trainer` itself would train one step more: it looks whether the end is reached after a step only. With
+    `load_best_model_at_end` the weights are the best ones, as after a training.
+
+    Raises:
+        ValueError: the checkpoint with the best weights is not there.
     """
     state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
-    if state.global_step < (trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps):
+    last_step = trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps
+    if state.global_step < last_step and not has_stopped_early(state):
         return False
-    load_weights(trainer, checkpoint)
+    weights = Path(checkpoint)
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        # The folder may have moved since.
+        weights = weights.with_name(Path(state.best_model_checkpoint).name)
+        if not weights.is_dir():
+            raise ValueError(f"{weights}, with the best weights, is not there; delete {weights.parent} to train anew")
+    load_weights(trainer, str(weights))
     trainer.state = state
     return True

@@ -57,3 +57,23 @@ def validation_option(default: int = 256) -> Any:
         unit="sequences",
         help="Held-out sequences that models are validated on, the same for all.",
     )
+
+
+def early_stopping_patience_option(unit: str, help: str) -> Any:
+    """Returns the field `early_stopping_patience`, which counts in `unit`."""
+    return option(None, flag="--early-stopping-patience", at_least=1, unit=unit, help=help)
+
+
+def early_stopping_threshold_option(scale: str) -> Any:
+    """Returns the field `early_stopping_threshold`; `scale` says what the metrics run from and to."""
+    text = f"By how much the metric must be better than the best so far, with `early_stopping_patience`; {scale}."
+    return option(0.0, at_least=0, help=text)
+
+
+def check_early_stopping(patience: int | None, threshold: float) -> None:
+    """Raises a ValueError where a threshold is given that nothing asks for."""
+    if threshold and patience is None:
+        raise ValueError(
+            f"early_stopping_threshold is {threshold:g}, but nothing is stopped early; set early_stopping_patience, "
+            f"or leave it out"
+        )

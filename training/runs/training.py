@@ -4,12 +4,14 @@ import logging
 import math
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.text import PreparedData
 from ..resuming import last_complete_checkpoint
@@ -22,6 +24,24 @@ logger = logging.getLogger(__name__)
 
 # The paper's peak learning rate and its width, and the rate of the recipes for narrow models.
 _RATE, _RATE_WIDTH, _LARGEST_RATE = 5e-4, 768, 2e-3
+
+
+class _Tracker(NamedTuple):
+    """Of a tracker the module that is imported and the package that has it."""
+
+    module: str
+    package: str
+
+
+# Those of one package. Callbacks of some complain in their destructors where it is missing.
+_TRACKERS = {
+    **{name: _Tracker(name, name) for name in ("clearml", "codecarbon", "dvclive", "mlflow", "neptune", "swanlab")},
+    **{name: _Tracker(name, name) for name in ("trackio", "wandb")},
+    "azure_ml": _Tracker("azureml", "azureml-sdk"),
+    "comet_ml": _Tracker("comet_ml", "comet-ml"),
+    "dagshub": _Tracker("dagshub", "dagshub mlflow"),
+    "flyte": _Tracker("flytekit", "flytekit"),
+}
 
 
 def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]) -> Any:
@@ -42,9 +62,27 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
             f"with `torchrun --nproc-per-node N -m magic_nas ...`, or leave ddp_backend out"
         )
     try:
-        return kind(output_dir=str(output_dir), **{**defaults, **given})
+        args = kind(output_dir=str(output_dir), **{**defaults, **given})
     except (TypeError, ImportError, RuntimeError) as error:
         raise ValueError(f"training_arguments: {error}") from None
+    _check_trackers(args)
+    return args
+
+
+def _check_trackers(args: TrainingArguments) -> None:
+    """Raises a ValueError where `report_to` names a tracker that is unknown, not installed or not set up."""
+    for name in args.report_to or ():
+        asked = f"training_arguments: report_to is {name!r}"
+        if name in _TRACKERS and find_spec(_TRACKERS[name].module) is None:
+            raise ValueError(
+                f"{asked}, which is not installed; run `pip install {_TRACKERS[name].package}`, or leave report_to out"
+            )
+        try:
+            # `Trainer` makes them as well, but when all data are prepared. Nothing is sent before training begins.
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise ValueError(f"{asked}, which cannot be used: {error} Or leave report_to out") from None
 
 
 def pretraining_arguments(kind: type, output_dir: str | Path, given: dict[str, Any], hidden_size: int) -> Any:

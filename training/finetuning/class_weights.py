@@ -1,0 +1,78 @@
+"""Weights of classes in the loss of training: how they follow from what is asked for, and the loss that has them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from .settings import BALANCED, MULTI_LABEL, SINGLE_LABEL
+from .tasks import Task
+
+
+def find_class_weights(task: Task, rows: Dataset, asked: str | Mapping[str, float]) -> dict[str, float]:
+    """Returns the weight of each class by its name, in the order of the classes.
+
+    Balanced weights are those of scikit-learn: rows / (classes * rows of the class). Of several labels a row it is the
+    weight of the rows that have the label, as `pos_weight` of torch: rows without the label / rows with it. A class
+    that is in no row, or a label that is in all, has the weight 1.
+
+    Args:
+        task: of one class or several labels a row.
+        rows: of the training split, with a column "label".
+        asked: "balanced", or weights by name; classes without one have the weight 1.
+
+    Raises:
+        ValueError: the task is of another kind, or has no class of such a name.
+    """
+    if task.problem_type not in (SINGLE_LABEL, MULTI_LABEL):
+        raise ValueError(
+            f"class_weights are for the classification of texts, but {task.title} is a task of {task.problem_type}; "
+            f"leave them out"
+        )
+    if not isinstance(asked, str):
+        unknown = [name for name in asked if name not in task.labels]
+        if unknown:
+            raise ValueError(
+                f"class_weights names {unknown[0]!r}, but the classes of {task.title} are {', '.join(task.labels)}"
+            )
+        return {name: float(asked.get(name, 1.0)) for name in task.labels}
+    assert asked == BALANCED
+    labels = np.asarray(rows["label"][:])
+    if task.problem_type == MULTI_LABEL:
+        counts = labels.sum(axis=0)
+        wanted = len(labels) - counts
+    else:
+        counts = np.bincount(labels, minlength=task.num_labels)
+        wanted = np.full(task.num_labels, len(labels) / (counts > 0).sum())
+    weights = [want / count if want and count else 1.0 for want, count in zip(wanted, counts, strict=True)]
+    return dict(zip(task.labels, map(float, weights), strict=True))
+
+
+def sum_of_weights(labels: Tensor, weights: Tensor) -> Tensor:
+    """Returns what `weighted_loss_sum` is divided by for a mean, as torch does: the weights of the rows' classes.
+
+    Of several labels a row it is the number of labels, whatever their weights.
+
+    Args:
+        labels: class ids (batch,), or 0 and 1 for each label (batch, num_labels).
+        weights: of the classes, (num_labels,).
+    """
+    if labels.ndim == 2:
+        return weights.new_tensor(labels.numel())
+    return weights.to(labels.device)[labels].sum()
+
+
+def weighted_loss_sum(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Returns the cross-entropy with weights of the classes, summed over a batch.
+
+    Args:
+        logits: (batch, num_labels).
+        labels: class ids (batch,), or 0 and 1 for each label (batch, num_labels).
+        weights: of the classes, (num_labels,).
+    """
+    weights, logits = weights.to(logits.device), logits.float()
+    if labels.ndim == 2:
+        return binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights, reduction="sum")
+    return cross_entropy(logits, labels, weight=weights, reduction="sum")

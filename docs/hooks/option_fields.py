@@ -12,7 +12,12 @@ class OptionFields(Extension):
     def on_attribute_instance(self, *, node: ast.AST | ObjectNode, attr: Attribute, **_: Any) -> None:
         """Takes help and default from `name: type = option(default, help="...")`."""
         value = getattr(node, "value", None)
-        if not isinstance(value, ast.Call) or ast.unparse(value.func) != "option":
+        if not isinstance(value, ast.Call):
+            return
+        if ast.unparse(value.func).endswith("_option"):
+            # A function that several settings share: its name is no default.
+            attr.value = None
+        if ast.unparse(value.func) != "option":
             return
         given = {word.arg: word.value for word in value.keywords}
         attr.value = ast.unparse(value.args[0]) if value.args else None

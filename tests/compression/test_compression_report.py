@@ -250,7 +250,10 @@ def test_a_result_is_shown_as_its_table_and_its_verdicts():
     ]
     models = json.loads(json.dumps([one.to_json() for one in rows]))
     verdicts = ["latency-0.4x: better than <b>dropping</b> blocks."]
-    result = CompressionResult(checkpoint="minilm", models=models, verdicts=verdicts, loss_name="1 - cosine")
+    latency = {"warnings": ["the machine was <b>busy</b>"]}
+    result = CompressionResult(
+        checkpoint="minilm", models=models, verdicts=verdicts, latency=latency, loss_name="1 - cosine"
+    )
     assert repr(result) == f"CompressionResult of minilm\n{verdicts[0]}"
     shown = result._repr_html_()
     assert shown.count("<tr>") == 1 + len(rows)
@@ -261,6 +264,7 @@ def test_a_result_is_shown_as_its_table_and_its_verdicts():
         "<td>0.2000</td>",
     ):
         assert expected in shown
+    assert "<p>warning: the machine was &lt;b&gt;busy&lt;/b&gt;</p>" in shown
     assert "SKIP" not in shown
     assert "<b>" not in shown
     assert "<script" not in shown

@@ -187,7 +187,8 @@ class CompressionResult(dict[str, Any]):
         # Results of earlier versions do not have the names.
         columns = _columns(self.get("loss_name", "loss"), self.get("score_name", "second score"), tasks)
         cells = [(row.name, without_skips(row.architecture), *_measured_cells(row, rows[0], tasks)) for row in rows]
-        return html_table(columns, cells) + html_paragraphs(self["verdicts"])
+        warnings = [f"warning: {text}" for text in self["latency"]["warnings"]]
+        return html_table(columns, cells) + html_paragraphs([*self["verdicts"], *warnings])
 
 
 # ---- Figure ----

@@ -46,7 +46,7 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f'<td style="text-align:left">{operator_boxes(value)}</td>'
+        return f'<td style="text-align:left;min-width:20em">{operator_boxes(value)}</td>'
     return f"<td>{escape(str(value))}</td>"
 
 

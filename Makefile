@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: demo test test-slow gpu lint clean
+.PHONY: demo test test-slow gpu lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/magic-nas demo $(ARGS)
@@ -34,11 +34,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Warnings are errors: a broken link, anchor or cross-reference, a page outside of the navigation.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test,dev,docs]'
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

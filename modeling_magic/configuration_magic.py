@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from huggingface_hub.dataclasses import strict
@@ -255,7 +255,7 @@ class MagicConfig(PreTrainedConfig):
                 f"num_attention_heads out, and say the heads of each operator in candidate_operators, such as MHA12"
             )
 
-    def child_config(self, architecture) -> "MagicConfig":
+    def child_config(self, architecture: Sequence[str]) -> "MagicConfig":
         """Returns a copy of this configuration for one child, which has no layer where it skips one.
 
         Args:

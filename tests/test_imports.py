@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The floors of `training`, from the ground up. A room imports from the rooms below it, and siblings on one floor never
 # import each other; `training/__init__.py`, which loads lazily, stands above all.
 FLOORS = (
-    {"bars", "extras", "files", "internals", "objectives", "options", "stopping", "tables"},
+    {"bars", "displays", "extras", "files", "internals", "objectives", "options", "stopping", "tables"},
     {"space", "data", "drawing", "progress", "resuming"},
     {"hub", "runs", "losses"},
     {"distillation"},
@@ -26,7 +26,13 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What a module may import beside the standard library, where that is less than everything.
-ONLY: dict[str, set[str]] = {"space.search_space": set(), "space.samplers": {"training"}, "objectives": {"torch"}}
+ONLY: dict[str, set[str]] = {
+    "displays": set(),
+    "tables": set(),
+    "space.search_space": {"training"},
+    "space.samplers": {"training"},
+    "objectives": {"torch"},
+}
 
 PACKAGE = ROOT / "training"
 TRAINING = {

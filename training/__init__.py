@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from .analysis.sweep_run import run_sweep
     from .analysis.truth import load_truth
     from .compression.compress_run import compress
+    from .compression.compression_report import CompressionResult
     from .compression.settings import CompressSettings
     from .data.settings import DataSettings
-    from .data.text import MaskingCollator, prepare_data
+    from .data.text import MaskingCollator, PreparedData, prepare_data
     from .distillation.teacher import load_teacher
     from .distillation.trainers import DistillationTrainer, MaskedLMDistillationTrainer
     from .finetuning.file_predictions import evaluate_file, predict_file
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .retraining.rtd_run import retrain_rtd
     from .retraining.settings import DistillSettings, RetrainSettings, RtdSettings
     from .runs.recipes import load_recipe, settings_from
-    from .search.compare import search_children
+    from .search.compare import SearchResult, search_children
     from .search.run import search_supernet
     from .search.searchers import EvolutionSearcher, ParetoSearcher, RandomSearcher
     from .search.settings import SearchSettings
@@ -70,9 +71,10 @@ _HOMES = {
     "analysis.sweep_run": ("run_sweep",),
     "analysis.truth": ("load_truth",),
     "compression.compress_run": ("compress",),
+    "compression.compression_report": ("CompressionResult",),
     "compression.settings": ("CompressSettings",),
     "data.settings": ("DataSettings",),
-    "data.text": ("MaskingCollator", "prepare_data"),
+    "data.text": ("MaskingCollator", "PreparedData", "prepare_data"),
     "distillation.teacher": ("load_teacher",),
     "distillation.trainers": ("DistillationTrainer", "MaskedLMDistillationTrainer"),
     "finetuning.file_predictions": ("evaluate_file", "predict_file"),
@@ -91,7 +93,7 @@ _HOMES = {
     "retraining.rtd_run": ("retrain_rtd",),
     "retraining.settings": ("DistillSettings", "RetrainSettings", "RtdSettings"),
     "runs.recipes": ("load_recipe", "settings_from"),
-    "search.compare": ("search_children",),
+    "search.compare": ("SearchResult", "search_children"),
     "search.run": ("search_supernet",),
     "search.searchers": ("EvolutionSearcher", "ParetoSearcher", "RandomSearcher"),
     "search.settings": ("SearchSettings",),

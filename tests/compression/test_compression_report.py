@@ -18,6 +18,7 @@ from training.compression.compression_report import (
     ROLES,
     TEACHER,
     TEACHER_INT8,
+    CompressionResult,
     ModelRow,
     compression_table,
     draw_compression,
@@ -236,3 +237,34 @@ def test_a_loss_that_rounding_put_below_zero_is_shown_as_none():
     table = compression_table([row(TEACHER, "", loss=-1e-9)], "1 - cosine", "similarity correlation")
     assert " 0.0000 " in table
     assert "-0.0000" not in table
+
+
+# ---- What a notebook shows ----
+
+
+def test_a_result_is_shown_as_its_table_and_its_verdicts():
+    rows = [
+        TEACHER_ROW,
+        row(FOUND, architecture=("MHA6", "SKIP", "FFN"), tasks={"<script>": 81.0}),
+        row("block_drop", loss=0.2),
+    ]
+    models = json.loads(json.dumps([one.to_json() for one in rows]))
+    verdicts = ["latency-0.4x: better than <b>dropping</b> blocks."]
+    latency = {"warnings": ["the machine was <b>busy</b>"]}
+    result = CompressionResult(
+        checkpoint="minilm", models=models, verdicts=verdicts, latency=latency, loss_name="1 - cosine"
+    )
+    assert repr(result) == f"CompressionResult of minilm\n{verdicts[0]}"
+    shown = result._repr_html_()
+    assert shown.count("<tr>") == 1 + len(rows)
+    for expected in (
+        "<th>1 - cosine</th>",
+        "<th>&lt;script&gt;</th>",
+        "<td>latency-0.4x: found</td>",
+        "<td>0.2000</td>",
+    ):
+        assert expected in shown
+    assert "<p>warning: the machine was &lt;b&gt;busy&lt;/b&gt;</p>" in shown
+    assert "SKIP" not in shown
+    assert "<b>" not in shown
+    assert "<script" not in shown

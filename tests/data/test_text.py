@@ -25,6 +25,7 @@ from training.data import text as data
 from training.data.documents import is_held_out, text_pieces
 from training.data.text import (
     MaskingCollator,
+    PreparedData,
     encode_text,
     held_out_texts,
     load_tokenizer,
@@ -727,3 +728,25 @@ def test_a_model_without_a_vocabulary_is_no_tokenizer(tmp_path):
     BertConfig(vocab_size=50).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no vocabulary; name a model or a folder that holds a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+# ---- What a notebook shows ----
+
+
+def test_prepared_data_are_shown_by_their_sizes(text_file):
+    prepared = prepare_data(text_file, vocab_size=200, block_size=16)
+    assert (
+        repr(prepared)
+        == f"PreparedData(source={str(text_file)!r}, block_size=16, vocab_size={len(prepared.tokenizer)})"
+    )
+    shown = prepared._repr_html_()
+    assert f"<td>{len(prepared.train):,}</td>" in shown
+    assert f"<td>{len(prepared.validation):,}</td>" in shown
+
+
+def test_what_is_not_known_of_a_stream_is_left_empty():
+    fingerprint = {"source": "<script>", "block_size": 8, "blocks": {"train": None, "validation": 2000}}
+    shown = PreparedData(None, [], [], fingerprint)._repr_html_()
+    assert "<script" not in shown
+    assert "<tr><td>train</td><td></td><td></td><td></td><td></td></tr>" in shown
+    assert "<tr><td>validation</td><td></td><td></td><td>2,000</td><td></td></tr>" in shown

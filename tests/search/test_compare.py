@@ -5,6 +5,7 @@ import math
 import random
 import re
 import time
+from html import escape
 
 import numpy as np
 import pytest
@@ -709,3 +710,28 @@ def test_the_json_holds_what_a_report_needs():
     assert told["better_than_random"]["better"] is result.better_than_random.better
     assert told["found_by"] == result.found_by
     assert result.better_than_random.text in told["summary"]
+
+
+# ---- What a notebook shows ----
+
+
+def test_a_result_is_shown_with_its_controls():
+    result = run(EvolutionSearcher, planted_losses(0, 4))
+    winner = ",".join(result.winner.architecture)
+    assert repr(result) == (
+        f"SearchResult(winner={winner!r}, val_loss={result.winner.val_loss:.4f}, found_by={result.found_by!r})"
+    )
+    shown = result._repr_html_()
+    assert [shown.count(name) for name in ("<td>winner</td>", "<td>best of random search</td>")] == [1, 1]
+    assert f"<td>{min(child.val_loss for child in result.random):.4f}</td>" in shown
+    assert f"<p>{escape(result.better_than_random.text)}</p>" in shown
+
+
+def test_names_in_a_shown_result_are_escaped():
+    evil = ("<script>", "FFN")
+    space = SearchSpace((("<script>",), ("FFN",)))
+    cost = AdditiveCost("<script>", 1, {"<script>": 1, "FFN": 2})
+    child = RankedChild(evil, 1.0, 0.5)
+    result = search_children(lambda asked: [child], space, Budget(), Script([evil]), 1, bert_pattern_cost=cost)
+    assert "<script" not in result._repr_html_()
+    assert "&lt;script&gt;" in result._repr_html_()

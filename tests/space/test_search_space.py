@@ -191,3 +191,14 @@ def test_distinct_children_are_the_first_uniform_ones(space, seed, number):
 
 def test_operator_names_come_once_in_the_order_of_layers():
     assert SearchSpace((("FFN", "MHA4"), ("MHA4", "CONV3"), ("FFN",))).operator_names == ["FFN", "MHA4", "CONV3"]
+
+
+def test_a_notebook_shows_layers_that_are_alike_in_one_row():
+    space = SearchSpace((("MHA4", "FFN"), ("MHA4", "FFN"), ("CONV3",)))
+    shown = space._repr_html_()
+    assert shown.startswith("<p>3 layers, 4 children</p>")
+    assert [shown.count(cell) for cell in ("<td>0 to 1</td>", "<td>2</td>", ">FFN<")] == [1, 1, 1]
+    one = SearchSpace((("MHA4",), ("<script>",)))._repr_html_()
+    assert "<table>" not in one
+    assert "<script" not in one
+    assert one.index(">MHA4<") < one.index(">&lt;script&gt;<")

@@ -416,3 +416,10 @@ def test_without_locks_of_the_system_every_claim_is_granted(tmp_path, monkeypatc
     with Journal(path, KEY).claim(architecture) as is_granted:
         assert is_granted
         assert claims(path, architecture) == [True]
+
+
+def test_a_child_is_shown_by_its_operators_and_what_it_is_ranked_by():
+    shown = RankedChild(("MHA4", "<script>"), 4.25, 0.125)._repr_html_()
+    assert shown.endswith("<p>val_loss 4.2500, val_accuracy 12.5%</p>")
+    assert shown.index(">MHA4<") < shown.index(">&lt;script&gt;<")
+    assert "<script" not in shown

@@ -25,7 +25,16 @@ from ..supernet.evaluation import Evaluator, journal_key
 from ..tables import counted
 from .choices import Choices, best_additive, best_first, choose
 from .compressed_folder import export_compressed
-from .compression_report import BEST_DROPS, EQUAL_STEPS, FOUND, ModelRow, compression_table, draw_compression, verdict
+from .compression_report import (
+    BEST_DROPS,
+    EQUAL_STEPS,
+    FOUND,
+    CompressionResult,
+    ModelRow,
+    compression_table,
+    draw_compression,
+    verdict,
+)
 from .distill import Compute, distill
 from .distill_ray import RayCluster, Training, check_ray, distill_on_ray
 from .judging import Distilled, judge_models
@@ -71,7 +80,7 @@ Models = dict[str, dict[str, Distilled]]
 @bars_off()
 def compress(
     settings: CompressSettings, output_dir: str | Path, progress: bool = True, cluster: RayCluster | None = None
-) -> dict[str, Any]:
+) -> CompressionResult:
     """Finds, distils and writes a smaller encoder for each budget, and returns the result with all controls.
 
     The folder then holds `model/` (with several budgets `model/<budget>/`), which is what the checkpoint was and
@@ -95,7 +104,7 @@ def compress(
     if not settings.text:
         raise ValueError("no text is given; name unlabelled text like that which the encoder will see with --text")
     if (result := finished_result(folder, settings)) is not None:
-        return result
+        return CompressionResult(result)
     state = process_state()
     progress = progress and state.is_main_process
     with _threads(settings.num_threads):
@@ -112,11 +121,11 @@ def compress(
         _say(*sentences.notes, *(f"warning: {warning}" for warning in sentences.warnings))
         with open_run(folder, settings, state.is_main_process) as run:
             if run.result is not None:
-                return run.result
+                return CompressionResult(run.result)
             accelerator = new_accelerator(run_precision(folder, settings))
             try:
                 bench = Workbench(settings, source, sentences, folder, accelerator, labelled)
-                return _compress(run, bench, tasks, progress, cluster)
+                return CompressionResult(_compress(run, bench, tasks, progress, cluster))
             finally:
                 # The caller's next accelerator has a precision of its own.
                 forget_accelerator()
@@ -238,6 +247,8 @@ def _compress(
         "latency": measured.to_json(),
         "verdicts": verdicts,
         "table": table,
+        "loss_name": bench.objective.loss_name,
+        "score_name": bench.objective.score_name,
     }
 
     def export(result: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from modeling_magic.configuration_magic import without_skips
 
+from ..displays import html_paragraphs, html_table
 from ..drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, clean
 from ..space.search_space import compact_architecture
 from ..tables import markdown_table
@@ -83,6 +84,11 @@ class ModelRow:
         """The role in words."""
         return ROLES.get(self.role, self.role)
 
+    @property
+    def name(self) -> str:
+        """The role in words, after the budget that it is of."""
+        return f"{self.member}: {self.label}" if self.member else self.label
+
     def to_json(self) -> dict[str, Any]:
         """Returns the row as JSON."""
         return asdict(self)
@@ -90,27 +96,27 @@ class ModelRow:
 
 def compression_table(rows: Sequence[ModelRow], loss_name: str, score_name: str) -> str:
     """Returns the models as a Markdown table, in the order given."""
-    tasks = list(dict.fromkeys(title for row in rows for title in row.tasks))
-    columns = (
-        "model",
-        "operators",
-        "parameters",
-        "FLOPs",
-        "latency, padded",
-        "unpadded",
-        "steps",
-        loss_name,
-        score_name,
-        *tasks,
-    )
-    return markdown_table(columns, [_cells(row, rows[0], tasks) for row in rows], "llrrrrrrr" + "r" * len(tasks))
+    tasks = _task_titles(rows)
+    cells = [_cells(row, rows[0], tasks) for row in rows]
+    return markdown_table(_columns(loss_name, score_name, tasks), cells, "llrrrrrrr" + "r" * len(tasks))
+
+
+def _task_titles(rows: Sequence[ModelRow]) -> list[str]:
+    return list(dict.fromkeys(title for row in rows for title in row.tasks))
+
+
+def _columns(loss_name: str, score_name: str, tasks: Sequence[str]) -> tuple[str, ...]:
+    measured = ("parameters", "FLOPs", "latency, padded", "unpadded", "steps", loss_name, score_name)
+    return ("model", "operators", *measured, *tasks)
 
 
 def _cells(row: ModelRow, teacher: ModelRow, tasks: Sequence[str]) -> list[str]:
-    name = row.label if not row.member else f"{row.member}: {row.label}"
+    name = f"**{row.name}**" if row.role == FOUND else row.name
+    return [name, compact_architecture(without_skips(row.architecture)), *_measured_cells(row, teacher, tasks)]
+
+
+def _measured_cells(row: ModelRow, teacher: ModelRow, tasks: Sequence[str]) -> list[str]:
     return [
-        f"**{name}**" if row.role == FOUND else name,
-        compact_architecture(without_skips(row.architecture)),
         f"{row.num_parameters / 1e6:.2f}M",
         f"{row.flops / teacher.flops:.2f}x",
         _ratio(row.padded),
@@ -164,6 +170,25 @@ def _by_loss(row: ModelRow) -> tuple[bool, float]:
 
 def _on_tasks(found: ModelRow, other: ModelRow) -> str:
     return "".join(f"; {title} {value:.2f} against {other.tasks[title]:.2f}" for title, value in found.tasks.items())
+
+
+# ---- In a notebook ----
+
+
+class CompressionResult(dict[str, Any]):
+    """What result.json of a compression holds, which a notebook shows as its table and its verdicts."""
+
+    def __repr__(self) -> str:
+        return "\n".join((f"CompressionResult of {self['checkpoint']}", *self["verdicts"]))
+
+    def _repr_html_(self) -> str:
+        rows = [ModelRow(**row) for row in self["models"]]
+        tasks = _task_titles(rows)
+        # Results of earlier versions do not have the names.
+        columns = _columns(self.get("loss_name", "loss"), self.get("score_name", "second score"), tasks)
+        cells = [(row.name, without_skips(row.architecture), *_measured_cells(row, rows[0], tasks)) for row in rows]
+        warnings = [f"warning: {text}" for text in self["latency"]["warnings"]]
+        return html_table(columns, cells) + html_paragraphs([*self["verdicts"], *warnings])
 
 
 # ---- Figure ----

@@ -39,6 +39,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..displays import html_paragraphs, html_table
 from ..files import cache_folder, remove_leftovers, short_hash, written_at_once
 from .docstrings import docstring_versions
 from .documents import DOCSTRINGS, Documents, check_fraction, load_documents, split_documents, text_pieces
@@ -397,7 +398,7 @@ class MaskingCollator(DataCollatorForLanguageModeling):
 # ---- All together ----
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PreparedData:
     """What a run trains and validates on.
 
@@ -420,6 +421,22 @@ class PreparedData:
     def block_size(self) -> int:
         """Length of each block, in tokens."""
         return self.fingerprint["block_size"]
+
+    def __repr__(self) -> str:
+        return f"PreparedData({', '.join(f'{name}={value!r}' for name, value in self._short_facts().items())})"
+
+    def _repr_html_(self) -> str:
+        """The sizes of both sets for a notebook; an empty cell is not known."""
+        title = ", ".join(f"{name} {value}" for name, value in self._short_facts().items())
+        sizes = {name: self.fingerprint.get(name, {}) for name in ("documents", "words", "blocks", "tokens")}
+        rows = [
+            (side, *("" if (size := of.get(side)) is None else f"{size:,}" for of in sizes.values()))
+            for side in ("train", "validation")
+        ]
+        return html_paragraphs([title]) + html_table(("set", *sizes), rows)
+
+    def _short_facts(self) -> dict[str, Any]:
+        return {name: self.fingerprint.get(name) for name in ("source", "block_size", "vocab_size")}
 
 
 def prepare_data(

@@ -17,7 +17,6 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from scipy.special import expit, softmax
 from sklearn.metrics import precision_recall_fscore_support
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -29,6 +28,7 @@ from transformers import (
 
 from modeling_magic import MagicConfig
 
+from ..bars import progress_bar
 from ..data.fitting import fit_tokenizer, max_sequence_length
 from ..distillation.teacher import quiet_loading
 from ..files import from_json, read_json, written_at_once
@@ -181,7 +181,7 @@ class _Job:
         """Yields rows as the model reads them with what it says of them, part by part, in the order of the file."""
         task, model, tokenizer = self.task, self.classifier.model, self.classifier.tokenizer
         num_cut = 0
-        with tqdm(total=len(self.rows), unit="row", desc="predicting") as bar:
+        with progress_bar(total=len(self.rows), unit="row", desc="predicting") as bar:
             for start in range(0, len(self.rows), _ROWS_AT_ONCE):
                 part = self.rows.select(range(start, min(start + _ROWS_AT_ONCE, len(self.rows))))
                 tokenized = tokenize_rows(part, task, tokenizer, self.max_length)

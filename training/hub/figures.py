@@ -6,11 +6,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from ..displays import KIND_COLORS, KIND_NAMES, OTHER_COLOR, kind_of, operator_color
 from ..drawing import write_figure
 
 
-KIND_COLORS = {"MHA": "#f4a582", "FFN": "#92c5de", "CONV": "#a6d96a"}
-KIND_NAMES = {"MHA": "attention", "FFN": "feed-forward", "CONV": "convolution"}
 # A higher chain of boxes goes on in a column to the right.
 _ROWS = 12
 
@@ -23,9 +22,9 @@ def draw_architecture(architecture: Sequence[str], path: str | Path, head: str =
         path: where to write.
         head: what stands on top of the encoder; nothing where it is empty.
     """
-    boxes = [("embeddings", "#dddddd")]
-    boxes += [(f"{layer}  {name}", KIND_COLORS[_kind(name)]) for layer, name in enumerate(architecture)]
-    boxes += [(head, "#dddddd")] if head else []
+    boxes = [("embeddings", OTHER_COLOR)]
+    boxes += [(f"{layer}  {name}", operator_color(name)) for layer, name in enumerate(architecture)]
+    boxes += [(head, OTHER_COLOR)] if head else []
     num_columns = -(-len(boxes) // _ROWS)
     num_rows = -(-len(boxes) // num_columns)
     figure = Figure(figsize=(0.4 + 2.2 * num_columns, 0.9 + 0.42 * num_rows), layout="constrained")
@@ -45,12 +44,8 @@ def draw_architecture(architecture: Sequence[str], path: str | Path, head: str =
             else:
                 start, end = (x + 1.0, row + 0.3), (x + 1.3, next_row + 0.3)
             axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": "#333333"})
-    shown = [kind for kind in KIND_COLORS if any(_kind(name) == kind for name in architecture)]
+    shown = [kind for kind in KIND_COLORS if any(kind_of(name) == kind for name in architecture)]
     handles = [FancyBboxPatch((0, 0), 1, 1, fc=KIND_COLORS[kind], ec="#333333") for kind in shown]
     labels = [f"{kind}: {KIND_NAMES[kind]}" for kind in shown]
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(shown), num_columns), fontsize=8)
     return write_figure(path, figure, dpi=120)
-
-
-def _kind(name: str) -> str:
-    return next(kind for kind in KIND_COLORS if name.startswith(kind))

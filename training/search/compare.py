@@ -8,7 +8,7 @@ budget. Whether the search did better than its controls is another question, and
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from scipy.stats import hypergeom, mannwhitneyu
@@ -16,6 +16,7 @@ from scipy.stats import t as student_t
 from tqdm import tqdm
 
 from ..bars import progress_bar
+from ..displays import html_paragraphs, html_table
 from ..space.budgets import AdditiveCost, Budget, BudgetedSpace
 from ..space.search_space import Architecture, SearchSpace, format_architecture
 from ..supernet.journal import RankedChild
@@ -58,7 +59,7 @@ class Comparison:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """The answer of a search, and what it is compared with.
 
@@ -80,8 +81,8 @@ class SearchResult:
 
     winner: RankedChild
     found_by: FoundBy
-    searched: tuple[RankedChild, ...] = field(repr=False)
-    random: tuple[RankedChild, ...] = field(repr=False)
+    searched: tuple[RankedChild, ...]
+    random: tuple[RankedChild, ...]
     bert_pattern: RankedChild | None
     better_than_random: Comparison
     better_than_bert: Comparison | None
@@ -137,6 +138,33 @@ class SearchResult:
             "stopped": self.stopped,
             "summary": self.summary,
         }
+
+    def __repr__(self) -> str:
+        winner = format_architecture(self.winner.architecture)
+        return f"SearchResult(winner={winner!r}, val_loss={self.winner.val_loss:.4f}, found_by={self.found_by!r})"
+
+    def _repr_html_(self) -> str:
+        """Winner and controls as a table, and what the winner is worth in sentences, for a notebook."""
+        children = {
+            "winner": self.winner,
+            "best of the search": min(self.searched, key=rank_key, default=None),
+            "best of random search": min(self.random, key=rank_key, default=None),
+            "BERT pattern": self.bert_pattern,
+        }
+        rows = [
+            (
+                name,
+                child.architecture,
+                f"{child.val_loss:.4f}",
+                *(f"{cost(child.architecture):,}" for cost in self.costs.values()),
+            )
+            for name, child in children.items()
+            if child is not None
+        ]
+        # The table says the first two lines of the summary.
+        return html_table(("", "operators", "val_loss", *self.costs), rows) + html_paragraphs(
+            self.summary.splitlines()[2:]
+        )
 
     def _child_json(self, child: RankedChild) -> dict[str, Any]:
         return {

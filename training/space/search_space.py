@@ -1,7 +1,7 @@
 """Search spaces of chain-styled super-nets and the samplers that pick the child of each training step.
 
 A child is an `Architecture`: one operator name per layer, the first layer first. Layers are counted from 0, as in the
-parameter names of the model. This module needs the standard library only.
+parameter names of the model. This module, with what it imports, needs the standard library only.
 """
 
 import math
@@ -9,8 +9,11 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from typing import Any
+
+from ..displays import html_paragraphs, html_table, operator_boxes
+from ..tables import counted, counted_children
 
 
 Architecture = tuple[str, ...]
@@ -149,6 +152,18 @@ class SearchSpace:
     def children(self) -> Iterator[Architecture]:
         """Every child once, the last layer changing fastest; look at `size` before walking them all."""
         return product(*self.candidates)
+
+    def _repr_html_(self) -> str:
+        """The candidates of each layer for a notebook, layers that are alike in one row; of one child its layers."""
+        if self.size == 1:
+            return operator_boxes(next(self.children()))
+        numbers = iter(range(self.num_layers))
+        rows = []
+        for candidates, layers in groupby(self.candidates):
+            first, *rest = [next(numbers) for _ in layers]
+            rows.append((f"{first} to {rest[-1]}" if rest else f"{first}", candidates))
+        title = f"{counted(self.num_layers, 'layer')}, {counted_children(self.size)}"
+        return html_paragraphs([title]) + html_table(("layer", "candidates"), rows)
 
 
 def _checked_candidates(candidates: Any) -> tuple[tuple[str, ...], ...]:

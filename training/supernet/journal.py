@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 from filelock import FileLock
 
+from ..displays import html_paragraphs, operator_boxes
 from ..files import from_json
 from ..space.search_space import Architecture, format_architecture, parse_architecture
 
@@ -66,6 +67,11 @@ class RankedChild:
     val_loss: float
     val_accuracy: float
     batch_losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        """The operators from the bottom up, and what they are ranked by, for a notebook."""
+        numbers = f"val_loss {self.val_loss:.4f}, val_accuracy {100 * self.val_accuracy:.1f}%"
+        return operator_boxes(self.architecture) + html_paragraphs([numbers])
 
 
 Child = TypeVar("Child", bound=RankedChild)

@@ -1,0 +1,41 @@
+"""What mkdocs calls: adds the pages that docs/ does not hold, and turns links between files into links of the site."""
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
+from site_links import site_links
+from site_pages import made_pages, notebook_page, pages_from_elsewhere
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Gives headings the anchors that GitHub gives them, so that one link holds in both."""
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds what stands outside of docs/, notebooks as pages, and what is made of other files."""
+    root = _root(config)
+    for path, place in pages_from_elsewhere(root).items():
+        text = (root / path).read_text(encoding="utf-8")
+        content = notebook_page(text, Path(path).name) if path.endswith(".ipynb") else text
+        files.append(File.generated(config, place, content=content))
+    for place, content in made_pages(root).items():
+        files.append(File.generated(config, place, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
+    """Turns the links of a page into links of the site."""
+    places = pages_from_elsewhere(_root(config))
+    place = page.file.src_uri
+    path = next((path for path, its in places.items() if its == place), f"docs/{place}")
+    return site_links(markdown, path, place, places)
+
+
+def _root(config: MkDocsConfig) -> Path:
+    return Path(config.config_file_path or "").parent

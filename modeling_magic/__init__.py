@@ -17,7 +17,13 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from .configuration_magic import MagicConfig, OperatorSpec, operator_inner_size, parse_operator
+from .configuration_magic import (
+    MagicConfig,
+    OperatorSpec,
+    operator_inner_size,
+    parse_operator,
+    register_operator,
+)
 from .modeling_magic import (
     MagicForMaskedLM,
     MagicForMultipleChoice,
@@ -77,6 +83,7 @@ __all__ = [
     "OperatorSpec",
     "operator_inner_size",
     "parse_operator",
+    "register_operator",
 ]
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -18,6 +19,12 @@ OPERATOR_GRAMMAR = (
     "MHA<heads>, FFN or CONV<odd kernel>, each with an optional x<inner size>, as in MHA12 or FFNx3200, or SKIP"
 )
 _OPERATOR_PATTERN = re.compile(r"(?P<kind>MHA|FFN|CONV)(?P<size>[1-9][0-9]*)?(?:x(?P<inner_size>[1-9][0-9]*))?")
+
+_OWN_PATTERN = re.compile(r"(?P<kind>[A-Z]+)(?P<size>[1-9][0-9]*)?(?:x(?P<inner_size>[1-9][0-9]*))?")
+_KIND_PATTERN = re.compile(r"[A-Z]{2,12}")
+_KINDS = ("MHA", "FFN", "CONV", SKIP)
+# The classes of kinds that a program has registered.
+_OWN_OPERATORS: dict[str, type] = {}
 
 # A configuration may come from anywhere. What is above these is a mistake, or made to take all memory.
 MAX_WIDTH = 2**16
@@ -47,15 +54,45 @@ class OperatorSpec:
     """One candidate operator, read from its name.
 
     Attributes:
-        kind: `"MHA"` (multi-head attention), `"FFN"` (feed-forward), `"CONV"` (depth-wise separable convolution) or
-            `"SKIP"` (the identity).
-        size: number of heads of an MHA, kernel width of a CONV, 0 for an FFN and a SKIP.
+        kind: `"MHA"` (multi-head attention), `"FFN"` (feed-forward), `"CONV"` (depth-wise separable convolution),
+            `"SKIP"` (the identity) or one that `register_operator` has added.
+        size: number of heads of an MHA, kernel width of a CONV, 0 for an FFN, a SKIP and a name without one.
         inner_size: width between the projections, `None` for the default of the kind (see `operator_inner_size`).
     """
 
     kind: str
     size: int
     inner_size: int | None
+
+
+def register_operator(kind: str, operator: type) -> None:
+    """Adds a kind of operator to the grammar of this process: `kind` with an optional size and inner size.
+
+    A model with such an operator is loaded by programs that have registered it; the code that an exported folder
+    carries does not know it.
+
+    Args:
+        kind: capital letters, such as "GLU"; the names are then GLU, GLU4, GLUx256 and GLU4x256.
+        operator: a module class that is called as `operator(config, size, inner_size)`. Its `forward` takes hidden
+            states (batch, seq_len, hidden), attention mask, padding mask (batch, seq_len, 1), packing and keyword
+            arguments, and returns the normed output and `None`. Its static method
+            `macs(config, size, inner_size, seq_len)` returns the multiply-adds of a token.
+
+    Raises:
+        ValueError: the kind is no such word, or it is taken by another class; or the class counts no multiply-adds.
+    """
+    if not _KIND_PATTERN.fullmatch(kind):
+        raise ValueError(f"the kind of operator {kind!r} is not a word of 2 to 12 capital letters, such as GLU")
+    if kind in _KINDS or _OWN_OPERATORS.get(kind, operator) is not operator:
+        raise ValueError(f"the kind of operator {kind} exists already; take another name")
+    if not callable(getattr(operator, "macs", None)):
+        raise ValueError(f"{operator.__name__} has no static method macs(config, size, inner_size, seq_len); add it")
+    _OWN_OPERATORS[kind] = operator
+
+
+def own_operator(kind: str) -> Any:
+    """Returns the class of a registered kind, `None` for the kinds of this package."""
+    return _OWN_OPERATORS.get(kind)
 
 
 def parse_operator(name: str) -> OperatorSpec:
@@ -72,10 +109,13 @@ def parse_operator(name: str) -> OperatorSpec:
             f"operator {name[:_LONGEST_NAME]!r}... has {len(name):,} characters; an operator is {OPERATOR_GRAMMAR}, "
             f"its numbers at most {MAX_WIDTH:,}"
         )
-    match = _OPERATOR_PATTERN.fullmatch(name)
+    match = _OWN_PATTERN.fullmatch(name)
+    if match is None or match["kind"] not in _OWN_OPERATORS:
+        match = _OPERATOR_PATTERN.fullmatch(name)
     kind = match["kind"] if match else None
-    if match is None or (match["size"] is None) != (kind == "FFN"):
-        raise ValueError(f"unknown operator {name!r}; an operator is {OPERATOR_GRAMMAR}")
+    if match is None or (kind in _KINDS and (match["size"] is None) != (kind == "FFN")):
+        also = f", or one of the registered kinds {', '.join(_OWN_OPERATORS)}" if _OWN_OPERATORS else ""
+        raise ValueError(f"unknown operator {name!r}; an operator is {OPERATOR_GRAMMAR}{also}")
     size = int(match["size"] or 0)
     for number in (size, int(match["inner_size"] or 0)):
         if number > MAX_WIDTH:
@@ -88,7 +128,7 @@ def parse_operator(name: str) -> OperatorSpec:
 def operator_inner_size(spec: OperatorSpec, config: "MagicConfig") -> int:
     """Width between the projections of an operator: what its name says, else the default of its kind.
 
-    The defaults are `hidden_size` for MHA and CONV and `intermediate_size` for FFN, as in BERT (5.1). A SKIP has no
+    The defaults are `intermediate_size` for FFN and `hidden_size` for all others, as in BERT (5.1). A SKIP has no
     projections: 0.
     """
     if spec.kind == SKIP:
@@ -357,4 +397,13 @@ class MagicConfig(PreTrainedConfig):
                 raise ValueError(f"unknown configuration key {key!r}; did you mean {close[0]!r}?")
 
 
-__all__ = ["SKIP", "MagicConfig", "OperatorSpec", "operator_inner_size", "parse_operator", "without_skips"]
+__all__ = [
+    "SKIP",
+    "MagicConfig",
+    "OperatorSpec",
+    "operator_inner_size",
+    "own_operator",
+    "parse_operator",
+    "register_operator",
+    "without_skips",
+]

@@ -30,7 +30,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_magic import SKIP, MagicConfig, operator_inner_size, parse_operator
+from .configuration_magic import SKIP, MagicConfig, operator_inner_size, own_operator, parse_operator
 from .heads_magic import (
     MagicClassificationHead,
     MagicDiscriminatorHead,
@@ -290,6 +290,8 @@ class MagicSkip(nn.Module):
 def _build_operator(config: MagicConfig, name: str) -> nn.Module:
     spec = parse_operator(name)
     inner_size = operator_inner_size(spec, config)
+    if (own := own_operator(spec.kind)) is not None:
+        return own(config, spec.size, inner_size)
     if spec.kind == "MHA":
         return MagicAttention(config, spec.size, inner_size)
     if spec.kind == "FFN":

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import typer
-from toy import toy_config
+from torch.utils.flop_counter import FlopCounterMode
+from toy import collate, toy_config, toy_data, toy_trainer
 from toy_cli import without_int8, write_compression
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, TrainerCallback
 
-from modeling_magic import MagicForMaskedLM
+from modeling_magic import MagicForMaskedLM, configuration_magic
 from training.analysis import standalone, sweep_run
 from training.cli.main import app, main
 from training.cli.options import path_of
@@ -28,6 +29,7 @@ from training.options import own_keys, sections_of
 from training.runs.recipes import load_recipe
 from training.search.compare import search_children
 from training.space.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
+from training.space.costs import count_flops, count_parameters
 from training.space.search_space import SearchSpace
 from training.supernet.arguments import MagicTrainingArguments
 from training.supernet.journal import RankedChild
@@ -66,9 +68,9 @@ def test_python_runs_as_it_stands(tmp_path, monkeypatch):
     assert names["trainer"].state.global_step == 4
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "encoder").config.chain == names["child"].config.chain
     exec(loading, {})
-    supernet = MagicForMaskedLM(toy_config(vocab_size=len(names["tokenizer"]), max_position_embeddings=128))
+    supernet = MagicForMaskedLM(toy_config(vocab_size=len(names["data"].tokenizer), max_position_embeddings=128))
     supernet.save_pretrained(tmp_path / "run" / "supernet")
-    names["tokenizer"].save_pretrained(tmp_path / "run" / "supernet")
+    names["data"].tokenizer.save_pretrained(tmp_path / "run" / "supernet")
     for old, new in {"batch_size=16, num_sequences=256": "batch_size=2, num_sequences=4", ", 500)": ", 6)"}.items():
         assert under_a_budget.count(old) == 1
         under_a_budget = under_a_budget.replace(old, new)
@@ -168,6 +170,42 @@ def test_the_searcher_of_the_search_page_climbs():
 
     found = search_children(evaluate, space, within.budget, names["Climber"](within, seed=0), 60)
     assert min(child.val_loss for child in found.searched) == 0.0
+
+
+def test_what_the_page_on_extending_adds_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(configuration_magic, "_OWN_OPERATORS", {})
+    sampling, operator = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    names: dict = {}
+    exec(sampling, names)
+    exec(operator, names)
+    config = toy_config(0.0, candidate_operators=[["MHA4", "FFN", "GLU", "GLUx24"]] * 4)
+    own = toy_trainer(tmp_path / "run", config, max_steps=12)
+    sets = {"train_dataset": toy_data(), "eval_dataset": toy_data()[:16], "data_collator": collate}
+    trainer = names["FewAttentionTrainer"](own.model, own.args, **sets)
+    drawn: list = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            drawn.append(trainer.architecture)
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert len(set(drawn)) > 6
+    assert all(sum(name == "MHA4" for name in child) <= 2 for child in drawn)
+    child = trainer.model.extract_child(("GLU", "MHA4", "GLUx24", "FFN"))
+    assert count_parameters(child.config, child.config.chain, head="mlm") == child.num_parameters()
+    ids = torch.arange(5, 15).view(1, 10)
+    # What the counter sees of attention.
+    child.set_attn_implementation("eager")
+    counter = FlopCounterMode(display=False)
+    with counter:
+        child.magic(ids)
+    assert count_flops(child.config, child.config.chain, 10, "torch", head="none") == counter.get_total_flops()
+    child.save_pretrained(tmp_path / "encoder")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "encoder")
+    torch.testing.assert_close(again.eval()(ids).logits, child.eval()(ids).logits)
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

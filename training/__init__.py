@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .space.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
     from .space.latency import LatencyTable, measure_latency
     from .space.limits import budget_of
+    from .space.samplers import UniformSampler
     from .space.search_space import SearchSpace
     from .space.settings import BudgetSettings
     from .supernet.arguments import MagicTrainingArguments
@@ -100,6 +101,7 @@ _HOMES = {
     "space.budgets": ("AdditiveCost", "Budget", "BudgetedSpace", "Limit"),
     "space.latency": ("LatencyTable", "measure_latency"),
     "space.limits": ("budget_of",),
+    "space.samplers": ("UniformSampler",),
     "space.search_space": ("SearchSpace",),
     "space.settings": ("BudgetSettings",),
     "supernet.arguments": ("MagicTrainingArguments",),

@@ -20,8 +20,18 @@ from transformers import (
     BertForMaskedLM,
 )
 
-from modeling_magic import MagicConfig, MagicForMaskedLM, MagicModel, OperatorSpec, operator_inner_size, parse_operator
+from modeling_magic import (
+    MagicConfig,
+    MagicForMaskedLM,
+    MagicModel,
+    OperatorSpec,
+    configuration_magic,
+    operator_inner_size,
+    parse_operator,
+    register_operator,
+)
 from modeling_magic.modeling_magic import AUTO_MAP, DepthwiseConv1d, Packing, dropout
+from training.space.costs import additive_cost
 
 
 MIXED = ("MHA4", "CONV3", "FFN", "CONV5")
@@ -790,3 +800,68 @@ def test_unpadded_training_has_the_gradients_of_padded(tiny_config, checkpointin
     assert rows == [3, 1]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# ---- Operators that a program registers ----
+
+
+class Scaled(torch.nn.Module):
+    """As many multiply-adds as features."""
+
+    def __init__(self, config, size, inner_size):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((config.hidden_size,), float(size or inner_size)))
+
+    def forward(self, hidden_states, attention_mask=None, padding_mask=None, packing=None, **kwargs):
+        return hidden_states * self.scale, None
+
+    @staticmethod
+    def macs(config, size, inner_size, seq_len):
+        return config.hidden_size
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    monkeypatch.setattr(configuration_magic, "_OWN_OPERATORS", {})
+    register_operator("SCALE", Scaled)
+
+
+@pytest.mark.usefixtures("scaled")
+def test_a_registered_operator_is_read_and_run_as_any_other(tiny_config):
+    assert parse_operator("SCALE2x8") == OperatorSpec("SCALE", 2, 8)
+    assert parse_operator("SCALE") == OperatorSpec("SCALE", 0, None)
+    # Those of the package are what they were.
+    assert parse_operator("CONV3x16") == OperatorSpec("CONV", 3, 16)
+    config = tiny_config(candidate_operators=[["SCALE2", "FFN"], ["SCALEx3", "MHA4"]])
+    model = MagicModel(config).eval()
+    ids = torch.arange(5, 11).view(1, 6)
+    states = model(ids, architecture=["SCALE2", "SCALEx3"]).last_hidden_state
+    torch.testing.assert_close(states, 6 * model.embeddings(ids))
+    # Twice, the class is the same; another class of that name is refused.
+    register_operator("SCALE", Scaled)
+    with pytest.raises(ValueError, match=r"unknown operator 'GLU'; .* or one of the registered kinds SCALE"):
+        parse_operator("GLU")
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator", "message"),
+    [
+        ("SCALE", torch.nn.Linear, "the kind of operator SCALE exists already"),
+        ("MHA", Scaled, "the kind of operator MHA exists already"),
+        ("Scale", Scaled, "'Scale' is not a word of 2 to 12 capital letters"),
+        ("GLU2", Scaled, "'GLU2' is not a word"),
+        ("GLU", torch.nn.Linear, "Linear has no static method macs"),
+    ],
+)
+@pytest.mark.usefixtures("scaled")
+def test_what_cannot_be_registered_is_refused(kind, operator, message):
+    with pytest.raises(ValueError, match=message):
+        register_operator(kind, operator)
+
+
+@pytest.mark.usefixtures("scaled")
+def test_what_a_registered_operator_keeps_is_not_known(tiny_config):
+    config = tiny_config(candidate_operators=[["SCALE2", "FFN"]])
+    with pytest.raises(ValueError, match="what SCALE2 keeps for the backward pass is not known"):
+        additive_cost(config, "activation_mb", seq_len=8)
+    assert additive_cost(config, "num_parameters").operators["SCALE2"] == config.hidden_size

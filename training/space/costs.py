@@ -10,6 +10,7 @@ FLOPs come in named conventions, because published figures differ by them:
 - "torch": what `torch.utils.flop_counter.FlopCounterMode` counts with eager attention, twice the "macs". On a CPU the
   counter misses the depth-wise part of CONV, which the model computes there without a convolution kernel.
 
+Of an operator that a program has registered the multiply-adds are counted, which its class tells, and its parameters.
 SKIP costs nothing in any of them, and nothing else either: an extracted child has no layer for it.
 """
 
@@ -17,7 +18,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from modeling_magic.configuration_magic import SKIP, MagicConfig, operator_inner_size, parse_operator
+import torch
+
+from modeling_magic.configuration_magic import (
+    SKIP,
+    MagicConfig,
+    operator_inner_size,
+    own_operator,
+    parse_operator,
+)
 
 from ..internals import attention_implementation
 from .budgets import AdditiveCost
@@ -55,6 +64,9 @@ def operator_parameters(name: str, config: MagicConfig) -> int:
     kind, size, inner = _read_operator(name, config)
     if kind == SKIP:
         return 0
+    if (own := own_operator(kind)) is not None:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in own(config, size, inner).parameters())
     hidden = config.hidden_size
     projection_in = hidden * inner + inner
     projection_out_and_norm = inner * hidden + hidden + 2 * hidden
@@ -116,6 +128,8 @@ def operator_flops(name: str, config: MagicConfig, seq_len: int = 128, conventio
     operator = _read_operator(name, config)
     if operator[0] == SKIP:
         return 0
+    if (own := own_operator(operator[0])) is not None:
+        return seq_len * _in_convention(convention, own.macs(config, *operator[1:], seq_len), 0)
     macs = _operator_macs(operator, config.hidden_size, seq_len)
     elementwise = _operator_elementwise(operator, config.hidden_size, seq_len)
     return seq_len * _in_convention(convention, macs, elementwise)
@@ -176,6 +190,8 @@ def operator_activation_bytes(name: str, config: MagicConfig, seq_len: int, batc
     kind, size, inner = _read_operator(name, config)
     if kind == SKIP:
         return 0
+    if own_operator(kind) is not None:
+        raise ValueError(f"what {name} keeps for the backward pass is not known; leave the limit on activations out")
     tokens, hidden = batch_size * seq_len, config.hidden_size
     # Its input, what goes into the norm, the norm's mean and deviation, and the mask of the dropout.
     around = tokens * (2 * hidden + 2) + _dropout_mask(config, tokens * hidden)

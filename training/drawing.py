@@ -14,6 +14,9 @@ from .files import write_bytes
 # Colours of Okabe and Ito, which people with any of the common colour deficiencies tell apart.
 BLUE, GREEN, RED, ORANGE, PURPLE = "#0072b2", "#009e73", "#d55e00", "#e69f00", "#cc79a7"
 GREY, INK = "#777777", "#222222"
+SKY, YELLOW = "#56b4e9", "#d9c31c"
+# Of lines that have no meaning of their own, in order.
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, GREY, YELLOW)
 
 
 def clean(axes: Axes) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..analysis.ranking import MethodTau, Scores, check_scores, compare_rankings, evaluate_ranking, method_tau
 from ..analysis.ranking_run import file_name, flat_intervals, write_rows
 from ..analysis.truth import Truth
-from ..drawing import clean, write_figure
+from ..drawing import SERIES, clean, write_figure
 from ..files import read_json, write_json
 from ..runs.folders import Run, bars_off, check_one_process, finished_result
 from ..runs.recipes import settings_from
@@ -352,9 +352,13 @@ def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
         own = [point for point in points if point["method"] == method]
         steps = sorted({point["step"] for point in own})
         means = [mean(point["tau_loss"] for point in own if point["step"] == step) for step in steps]
-        axes.plot(steps, means, color=f"C{index}", label=method)
+        axes.plot(steps, means, color=SERIES[index % len(SERIES)], label=method)
         axes.plot(
-            [point["step"] for point in own], [point["tau_loss"] for point in own], ".", color=f"C{index}", alpha=0.5
+            [point["step"] for point in own],
+            [point["tau_loss"] for point in own],
+            ".",
+            color=SERIES[index % len(SERIES)],
+            alpha=0.5,
         )
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("Kendall's tau with the published accuracy")

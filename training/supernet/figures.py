@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ..drawing import write_figure
+from ..drawing import BLUE, ORANGE, SERIES, write_figure
 from ..space.search_space import format_architecture
 
 
@@ -38,16 +38,16 @@ def _series(log_history: Sequence[dict[str, Any]], key: str) -> tuple[list[int],
 def _draw_supernet(axes: Axes, log_history: Sequence[dict[str, Any]]) -> None:
     steps, losses = _series(log_history, "loss_pred")
     if steps:
-        axes.plot(steps, losses, color="tab:blue", label="prediction loss")
+        axes.plot(steps, losses, color=BLUE, label="prediction loss")
         axes.set(title="super-net", xlabel="optimizer step", ylabel="masked-LM loss")
     else:
-        axes.plot(*_series(log_history, "loss"), color="tab:blue", label="sum of block losses")
+        axes.plot(*_series(log_history, "loss"), color=BLUE, label="sum of block losses")
         axes.set(title="super-net, block-wise", xlabel="optimizer step", ylabel="squared error")
     steps, losses = _series(log_history, "loss_align")
     lines = list(axes.lines)
     if any(losses):
         right = axes.twinx()
-        lines += right.plot(steps, losses, color="tab:orange", label="alignment loss")
+        lines += right.plot(steps, losses, color=ORANGE, label="alignment loss")
         right.set_ylabel("alignment loss, Eq. (1)")
         right.set_ylim(bottom=0)
     axes.legend(handles=lines)
@@ -60,9 +60,15 @@ def _draw_children(axes: Axes, trained: Mapping[str, Sequence[dict[str, Any]]]) 
             steps, losses = _series(result["log_history"], "loss")
             flops_per_step = result["training_flops"] / result["steps"]
             label = name if number == 0 else None
-            axes.plot([step * flops_per_step for step in steps], losses, color=f"C{index}", alpha=0.7, label=label)
+            axes.plot(
+                [step * flops_per_step for step in steps],
+                losses,
+                color=SERIES[index % len(SERIES)],
+                alpha=0.7,
+                label=label,
+            )
     if trained:
-        axes.legend()
+        axes.legend(fontsize="small")
     else:
         axes.text(0.5, 0.5, "nothing re-trained yet", ha="center", va="center", transform=axes.transAxes)
 
@@ -151,7 +157,7 @@ def _draw_heat_map(
 
 
 def _draw_distances(axes: Axes, counts: Sequence[int]) -> None:
-    axes.bar(range(len(counts)), counts, color="tab:blue")
+    axes.bar(range(len(counts)), counts, color=BLUE)
     axes.set(
         title="distance between consecutive children",
         xlabel="layers that differ",
@@ -167,7 +173,7 @@ def _draw_probes(axes: Axes, probes: Sequence[dict[str, Any]], search: dict[str,
         losses = [math.nan if loss is None else loss for loss in probe["val_losses"]]
         text = format_architecture(probe["architecture"])
         label = text if len(text) <= 40 else f"{text[:37]}..."
-        axes.plot(probe["steps"], losses, marker=".", color=f"C{index}", label=label)
+        axes.plot(probe["steps"], losses, marker=".", color=SERIES[index % len(SERIES)], label=label)
     rows = (("anchor changed", "anchor_history", "black"), ("operators deleted", "shrink_history", "grey"))
     for row, (label, key, color) in enumerate(rows):
         steps = [entry["step"] for entry in search[key]]

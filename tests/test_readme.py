@@ -290,7 +290,8 @@ def test_options_of_the_readme_exist():
 def test_python_of_the_page_on_fine_tuning_runs():
     page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
     names: dict = {}
-    exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    # The recipe for LoRA has a test of its own.
+    exec("".join(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "peft" not in code), names)
     ids = torch.arange(12).view(2, 6)
     assert names["pair"](ids, labels=ids).loss_rtd.isfinite()
 

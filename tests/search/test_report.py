@@ -136,6 +136,9 @@ def test_page_tells_everything(written):
     page = Page(written["page"])
     for text in (",".join(WINNER), REPORT.budget, *REPORT.comparisons.values(), *REPORT.facts.values()):
         assert text in page.text
+    # The answer comes first, before any table.
+    assert page.text.index(REPORT.answer) < page.text.index("architecture")
+    assert REPORT.answer.startswith(f"The best encoder within the budget {REPORT.budget} has a validation loss of")
     for text in ("4.000 ms", "5.000 ms (4.900 to 5.200); the prediction is off by -20.0%", "the machine was loaded"):
         assert text in page.text
     assert page.named("html") == [{"lang": "en"}]

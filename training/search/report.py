@@ -90,6 +90,18 @@ class Report:
         """The winner's first evaluation."""
         return next(child for child in self.children if child.architecture == self.winner)
 
+    @property
+    def answer(self) -> str:
+        """What was found, in a sentence."""
+        child = self.winning_child
+        costs = [f"{COST_LABELS.get(name, name)} {_exact_cost(name, known_cost(child, name))}" for name in self.names]
+        found = " and ".join(SOURCE_NAMES[source] for source in self.finders[self.winner])
+        within = "without a budget" if self.budget == "none" else f"within the budget {self.budget}"
+        return (
+            f"The best encoder {within} has a validation loss of {_loss(child.val_loss)} with shared weights "
+            f"({', '.join(costs)}); it was found by: {found}."
+        )
+
     @cached_property
     def finders(self) -> dict[Architecture, list[Source]]:
         """Who asked for each architecture: the search and a control can find the same child."""
@@ -281,7 +293,7 @@ def _page(report: Report, figures: Figures) -> str:
         title=html.escape(report.title),
         style=_STYLE,
         script=_SCRIPT,
-        budget=html.escape(report.budget),
+        answer=html.escape(report.answer),
         winner=_winner_table(report),
         comparisons=_comparisons(report),
         latency=_latency(report.latency),
@@ -467,7 +479,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <body>
 <main>
 <h1>$title</h1>
-<p><strong>Budget:</strong> $budget</p>
+<p><strong>$answer</strong></p>
 <h2>Winner</h2>
 $winner
 <h3>Against the controls</h3>

@@ -65,6 +65,8 @@ COMMANDS = {
     "compact-retrain": [*RETRAIN, *TEACHER],
     "compress-minilm": COMPRESS,
     "compress-quick": COMPRESS,
+    "demo-compress": COMPRESS,
+    "demo-compress-short": COMPRESS,
     "demo-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-pretrain-short": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "demo-retrain": RETRAIN,

@@ -1,15 +1,16 @@
 """The demo's comparison: children of like size, and equal compute."""
 
-from training.cli import demo
+from training.cli import demo_from_scratch as demo
 from training.hub.presets import load_preset
 from training.space.costs import count_parameters, training_flops
 
 
-def test_controls_are_a_bert_pattern_of_like_size_and_another_child():
+def test_controls_are_a_bert_pattern_of_like_size_and_other_children():
     config = load_preset("magic-tiny")
     found = ("MHA4", "FFN", "CONV3", "FFN", "CONV5", "FFN")
-    children = demo.controls(config, found)
-    bert, other = children[demo.BERT], children[demo.RANDOM]
+    children = demo.controls(config, found, num_random=5)
+    assert list(children) == [demo.FOUND, demo.BERT, *(f"random child {number}" for number in range(1, 6))]
+    bert, others = children[demo.BERT], list(children.values())[2:]
     assert set(bert[::2]) == {"MHA4"}
     assert set(bert[1::2]) == {"FFN"}
     size = {name: count_parameters(config, child, head="mlm") for name, child in children.items()}
@@ -18,15 +19,25 @@ def test_controls_are_a_bert_pattern_of_like_size_and_another_child():
         if pattern:
             distance = abs(count_parameters(config, pattern, head="mlm") - size[demo.FOUND])
             assert abs(size[demo.BERT] - size[demo.FOUND]) <= distance
-    assert other not in (found, bert)
-    assert len(other) == 6
+    assert len({found, bert, *others}) == 7
+    assert all(len(other) == 6 for other in others)
 
 
 def test_steps_give_equal_training_flops():
     config = load_preset("magic-tiny")
-    children = demo.controls(config, ("CONV3",) * 6)
+    children = demo.controls(config, ("CONV3",) * 6, num_random=2)
     steps = demo.equal_compute_steps(config, children, 1000)
     flops = {name: steps[name] * training_flops(config, children[name], 128, 2048) for name in children}
     assert steps[demo.FOUND] == 1000
     assert max(flops.values()) / min(flops.values()) < 1.005
     assert len(set(steps.values())) > 1
+
+
+def test_the_found_child_stands_among_random_ones():
+    losses = {demo.FOUND: [4.5, 4.7], demo.BERT: [5.9], "random child 1": [4.5], "random child 2": [4.7]}
+    rows = [{"name": name, "val_loss": values} for name, values in losses.items()]
+    rows.append({"name": "random child 3", "val_loss": [4.8]})
+    assert demo.standing_of(rows) == (
+        "The found child has a validation loss of 4.600; 3 random children of the same space have 4.667 in the mean, "
+        "standard deviation 0.153. It is better than 2 of them."
+    )

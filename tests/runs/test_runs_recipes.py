@@ -26,6 +26,8 @@ RECIPES = {
     "compact-retrain": DistillSettings,
     "compress-minilm": CompressSettings,
     "compress-quick": CompressSettings,
+    "demo-compress": CompressSettings,
+    "demo-compress-short": CompressSettings,
     "demo-pretrain": PretrainSettings,
     "demo-pretrain-short": PretrainSettings,
     "demo-retrain": RetrainSettings,

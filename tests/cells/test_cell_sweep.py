@@ -230,7 +230,7 @@ def test_another_table_is_not_taken_for_the_one_before(tmp_path, settings, monke
     monkeypatch.undo()
     table = Path(settings.table)
     table.write_text(re.sub(r",8\d", ",70", table.read_text()))
-    with pytest.raises(ValueError, match="was held against another table"):
+    with pytest.raises(ValueError, match="was compared with another table"):
         run_cells(settings, tmp_path / "sweep")
 
 

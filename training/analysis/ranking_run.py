@@ -358,7 +358,7 @@ def judge(
     scores: Sequence[Scores],
     output_dir: Path,
 ) -> dict[str, Any]:
-    """Writes the tables and figures of super-nets held against a truth, and returns what they tell.
+    """Writes the tables and figures of super-nets compared with a truth, and returns what they show.
 
     Raises:
         ValueError: scores are not finite or all the same.

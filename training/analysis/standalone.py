@@ -1,4 +1,4 @@
-"""Children trained one by one from scratch: the truth that the ranking of a super-net is held against (5.2)."""
+"""Children trained one by one from scratch: the truth that the ranking of a super-net is compared with (5.2)."""
 
 import os
 import random

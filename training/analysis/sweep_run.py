@@ -1,4 +1,4 @@
-"""The run of a sweep: super-nets trained over the values of an argument, held against the truth (Fig. 4a, 4b)."""
+"""The run of a sweep: super-nets trained over the values of an argument, compared with the truth (Fig. 4a, 4b)."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

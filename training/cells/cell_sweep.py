@@ -171,7 +171,7 @@ def _train_all(settings: CellSweepSettings, data: ImageData, truth: Truth, outpu
 def _train(method: str, settings: CellSettings, data: ImageData, truth: Truth, folder: Path) -> _Trained:
     result = train_cells(settings, data, truth, folder)
     if result["truth"] != truth_hash(truth):
-        raise ValueError(f"{folder} was held against another table; take another output folder, or that table")
+        raise ValueError(f"{folder} was compared with another table; take another output folder, or that table")
     batches = cell_batches(data, cell_arguments(settings, "cells"))
     trained = _Trained(method, folder, result, scored_children(folder, batches, list(truth.values)))
     if _ranks(trained.by_loss):

@@ -9,7 +9,7 @@ from ..runs.settings import training_arguments_option
 from .cell_space import OPERATORS
 
 
-# The ways to train a super-net that are compared: the first is what the others are held against.
+# The ways to train a super-net that are compared with one another; the first is the reference.
 METHODS: dict[str, dict[str, Any]] = {
     "SPOS": {"sampler": "uniform", "alignment": "none"},
     "FairNAS": {"sampler": "fair", "alignment": "none"},
@@ -51,7 +51,7 @@ class CellSettings(Settings):
         help="Operators of every edge; without `none` the space is of the 4,096 cells that have all edges.",
     )
     num_curve_points: int = option(
-        5, at_least=0, help="How often in training the ranking is held against the truth, its end included."
+        5, at_least=0, help="How often during training the ranking is compared with the truth, the end included."
     )
     num_curve_children: int = option(
         200, at_least=MIN_CHILDREN, unit="children", help="Uniform children that the curve is measured on."
@@ -91,8 +91,8 @@ class CellSweepSettings(Settings):
     sample_seed: int = option(0, help="Seed of the draw of these children.")
     methods: dict[str, dict[str, Any]] = option(
         default_factory=lambda: dict(METHODS),
-        help="Ways to train the super-net, by name, each with the training arguments that it changes; all are held "
-        "against the first. Default: SPOS, FairNAS, MAGIC-T with k from 1 to all, MAGIC-A and MAGIC-AT.",
+        help="Ways to train the super-net, by name, each with the training arguments that it changes; all are "
+        "compared with the first. Default: SPOS, FairNAS, MAGIC-T with k from 1 to all, MAGIC-A and MAGIC-AT.",
     )
     seeds: tuple[int, ...] = option(
         (0, 1, 2, 3, 4),

@@ -117,8 +117,10 @@ def _fewest_blocks(source: Architecture, budget: Budget) -> int | None:
     """Returns how many blocks have to be dropped at least, `None` where even one that is left is too much."""
     (limit,) = budget.limits
     num_blocks = len(source) // 2
-    dearest = sorted(range(num_blocks), key=lambda block: limit.cost.count(source[2 * block :][:2]), reverse=True)
-    return next((n for n in range(1, num_blocks) if budget.allows(without_blocks(source, dearest[:n]))), None)
+    most_expensive = sorted(
+        range(num_blocks), key=lambda block: limit.cost.count(source[2 * block :][:2]), reverse=True
+    )
+    return next((n for n in range(1, num_blocks) if budget.allows(without_blocks(source, most_expensive[:n]))), None)
 
 
 def _drop_one_by_one(source: Architecture, budget: Budget, evaluate: Evaluate) -> list[RankedChild]:
@@ -312,7 +314,7 @@ def choose(
 
 
 def _uniform_within(within: BudgetedSpace) -> list[Architecture]:
-    """Returns the children of one width within the budget: the dearest ones, should there be very many."""
+    """Returns the children of one width within the budget: the most expensive ones if there are very many."""
     (limit,) = within.budget.limits
     children = filter(within.__contains__, uniform_children(within.space))
     return nlargest(_MAX_FIRST, children, key=limit.cost.count)

@@ -36,9 +36,7 @@ class DataSettings(Settings):
     vocab_size: int = option(
         8192, at_least=1, unit="tokens", help="Vocabulary of a tokenizer that is trained on the text."
     )
-    lowercase: bool = option(
-        True, help="Whether a tokenizer that is trained on the text makes small letters of capital ones."
-    )
+    lowercase: bool = option(True, help="Whether a tokenizer trained on the text lowercases it.")
     strip_accents: bool | None = option(
         None,
         help="Whether a tokenizer that is trained on the text strips the marks of letters, vowel signs included. "

@@ -258,7 +258,10 @@ class EvaluateSettings(Settings):
         None, flag="--label-column", help="The column of the label. Default: label, else labels, score or tags."
     )
     problem_type: str | None = option(
-        None, flag="--problem-type", choices=PROBLEM_TYPES, help="What the model predicts. Default: as it says itself."
+        None,
+        flag="--problem-type",
+        choices=PROBLEM_TYPES,
+        help="What the model predicts. Default: what its configuration says.",
     )
     tokenizer: str | None = option(
         None, flag="--tokenizer", help="A tokenizer's folder or name. Default: the model's."

@@ -56,7 +56,7 @@ class WinnerLatency:
 
 @dataclass(frozen=True)
 class Report:
-    """What is told of a search.
+    """What the report of a search says.
 
     Attributes:
         children: every evaluation, of the search and of its controls (`pareto.report_children`).

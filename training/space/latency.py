@@ -1,4 +1,4 @@
-"""Measures latency on the user's own device: a table of operators, and how well it foretells whole children.
+"""Measures latency on the user's own device: a table of operators, and how well it predicts whole children.
 
 The figure is the time of one call on `batch_size` sequences of `seq_len` tokens without padding, and so without an
 attention mask: wall-clock time, or on a CUDA device that between two events in its stream. Ragged batches are another

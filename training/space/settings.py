@@ -54,7 +54,8 @@ class BudgetSettings(Settings):
     accept_noisy_latency: bool = option(
         False,
         flag="--accept-noisy-latency",
-        help="Take a `latency_table` whose measurement was disturbed or whose predictions miss, as it says itself.",
+        help="Take a `latency_table` whose measurement was disturbed or whose predictions are off, as its own "
+        "warnings say.",
     )
     sequence_length: int | None = option(
         None,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-# In units of one over the range of a cost: beyond it a layer takes its cheapest, or its dearest, operator anyway.
+# In units of one over the range of a cost: beyond it a layer takes its cheapest or most expensive operator anyway.
 _MAX_TILT = 1e6
 # Children drawn at a time: few where most are kept.
 _MIN_BATCH, _MAX_BATCH = 32, 4096

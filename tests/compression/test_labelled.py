@@ -113,8 +113,8 @@ def test_a_label_that_the_checkpoint_does_not_know_is_refused_before_any_work(tm
 def test_a_run_and_a_task_of_a_cluster_have_the_labelled_rows(tmp_path, monkeypatch):
     settings = labelled_settings(tmp_path, [{"text": "this one is new", "label": "yes"}])
     with pytest.MonkeyPatch.context() as stopping:
-        stopping.setattr(compress_run, "_compress", lambda run, bench, *_: bench)
-        bench = compress(settings, tmp_path / "out", progress=False)
+        stopping.setattr(compress_run, "_compress", lambda run, bench, *_: {"bench": bench})
+        bench = compress(settings, tmp_path / "out", progress=False)["bench"]
     monkeypatch.setenv("MAGIC_CACHE", str(tmp_path / "cache"))
     for each in (bench, open_bench(settings, tmp_path / "out")):
         assert [row[LABEL] for row in each.train if row[LABEL]] == [[1.0]]

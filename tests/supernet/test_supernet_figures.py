@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from training.drawing import BLUE, ORANGE
 from training.supernet import figures
 from training.supernet.figures import draw_health, draw_search
 
@@ -94,7 +95,7 @@ def test_trained_children_are_compared_at_equal_compute(drawn):
     assert curves == [([50, 100], [3.0, 2.0]), ([50, 100], [3.1, 2.1]), ([20, 40], [4.0, 3.5])]
     assert [text.get_text() for text in children.get_legend().get_texts()] == ["found", "BERT pattern"]
     # One colour for all seeds of a child.
-    assert [line.get_color() for line in children.lines] == ["C0", "C0", "C1"]
+    assert [line.get_color() for line in children.lines] == [BLUE, BLUE, ORANGE]
     _, empty, *_ = drawn(draw_search, search_of(), {}).axes
     assert [text.get_text() for text in empty.texts] == ["nothing re-trained yet"]
 

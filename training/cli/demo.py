@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers import SentenceTransformer
+
 from ..compression.compress_run import compress
 from ..compression.settings import CompressSettings
 from ..data.docstrings import docstring_documents
@@ -66,10 +68,8 @@ def checkpoint_folder() -> Path:
 def nearest_sentences(output_dir: str | Path) -> list[tuple[str, str, str]]:
     """Returns what checkpoint and smaller encoder find for a few questions: (question, of the one, of the other).
 
-    They search the first sentences of the demo's text.
+    They search the first paragraphs of the demo's text.
     """
-    from sentence_transformers import SentenceTransformer
-
     output_dir = Path(output_dir)
     lines = (output_dir / TEXT_NAME).read_text(encoding="utf-8").split("\n")
     sentences = [line for line in lines if line][:NUM_SEARCHED]

@@ -19,6 +19,20 @@ SEARCH: dict[str, Any] = {
     "seed": 3,
     "val_loss": 5.25,
 }
+CORPUS: dict[str, Any] = {
+    "source": "docstrings",
+    "dataset_config": None,
+    "split": "train",
+    "sha256": {"train": "a" * 64, "validation": "b" * 64},
+}
+TRAINING: dict[str, Any] = {
+    "seed": 1,
+    "steps": 800,
+    "tokens_per_step": 4096,
+    "start": "random weights",
+    "versions": {"torch": "2"},
+    "corpus": CORPUS,
+}
 BERT_SIZES: dict[str, Any] = {
     "vocab_size": 90,
     "hidden_size": 48,

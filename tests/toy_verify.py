@@ -4,23 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from toy_hub import MIXED, SEARCH, TRAINING, export_child, export_tokenizer
+
+from modeling_magic import MagicForMaskedLM
+from training.hub.export import export_model
 from training.hub.verify import verify_export
-
-
-CORPUS: dict[str, Any] = {
-    "source": "docstrings",
-    "dataset_config": None,
-    "split": "train",
-    "sha256": {"train": "a" * 64, "validation": "b" * 64},
-}
-TRAINING: dict[str, Any] = {
-    "seed": 1,
-    "steps": 800,
-    "tokens_per_step": 4096,
-    "start": "random weights",
-    "versions": {"torch": "2"},
-    "corpus": CORPUS,
-}
 
 
 def manifest_of(architecture: tuple[str, ...], search: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -73,3 +62,11 @@ def differing(folder: Path) -> set[str]:
 def verdicts(checks) -> dict[str, str]:
     """Verdicts by the names of the checks."""
     return {one.what: one.verdict for one in checks}
+
+
+def untouched_export(folder: Path, config: Any) -> Path:
+    """An export of a child of a super-net with the record of its search."""
+    torch.manual_seed(0)
+    tokenizer = export_tokenizer()
+    child = export_child(MagicForMaskedLM(config).eval(), tokenizer)
+    return export_model(child, tokenizer, folder, manifest_of(MIXED, SEARCH))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy_hub
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from toy_hub import MIXED, SEARCH, export_child, export_tokenizer
+from toy_hub import CORPUS, MIXED, SEARCH, export_child, export_tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from training.hub.card import results_table, spread
@@ -37,20 +38,7 @@ ROW: dict[str, Any] = {
     "val_accuracy": [0.25, 0.21],
     "seed": [3, 4],
 }
-CORPUS: dict[str, Any] = {
-    "source": "docstrings",
-    "dataset_config": None,
-    "split": "train",
-    "sha256": {"train": "a" * 64, "validation": "b" * 64},
-}
-TRAINING: dict[str, Any] = {
-    "seed": 4,
-    "steps": 800,
-    "tokens_per_step": 4096,
-    "start": "random weights",
-    "versions": {"torch": "2.13.0"},
-    "corpus": CORPUS,
-}
+TRAINING: dict[str, Any] = {**toy_hub.TRAINING, "seed": 4, "versions": {"torch": "2.13.0"}}
 
 
 def test_card_tells_what_was_measured(child, tokenizer, tmp_path):

@@ -3,23 +3,18 @@
 import shutil
 
 import pytest
-import torch
-from toy_hub import MIXED, SEARCH, export_child, export_tokenizer
-from toy_verify import edit, edit_record, manifest_of, verdicts, without_contents
+from toy_hub import MIXED
+from toy_verify import edit, edit_record, untouched_export, verdicts, without_contents
 
 from modeling_magic import MagicForMaskedLM
 from training.hub.card_checks import card_numbers, check_card, metadata_results, missing_row, section, table_numbers
-from training.hub.export import export_model
 from training.hub.publish import _card_for
 from training.hub.verified_folder import DIFFERS, NOT_RECORDED, OK, VerifiedFolder
 
 
 @pytest.fixture(scope="module")
 def exported(tiny_config, tmp_path_factory):
-    torch.manual_seed(0)
-    tokenizer = export_tokenizer()
-    child = export_child(MagicForMaskedLM(tiny_config()).eval(), tokenizer)
-    return export_model(child, tokenizer, tmp_path_factory.mktemp("cards") / "model", manifest_of(MIXED, SEARCH))
+    return untouched_export(tmp_path_factory.mktemp("cards") / "model", tiny_config())
 
 
 @pytest.fixture

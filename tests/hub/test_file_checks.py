@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from toy_finetune import toy_tokenizer
-from toy_hub import MIXED, SEARCH, export_child, export_tokenizer
-from toy_verify import edit, edit_record, flip_byte, manifest_of, verdicts, without_contents
+from toy_hub import MIXED
+from toy_verify import edit, edit_record, flip_byte, untouched_export, verdicts, without_contents
 from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments
 
 from training.hub.export import CODE_FILES, export_model
@@ -16,14 +16,7 @@ from training.hub.verified_folder import DIFFERS, NOT_RECORDED, OK, VerifiedFold
 
 @pytest.fixture(scope="module")
 def exported(tiny_config, tmp_path_factory):
-    import torch
-
-    from modeling_magic import MagicForMaskedLM
-
-    torch.manual_seed(0)
-    tokenizer = export_tokenizer()
-    child = export_child(MagicForMaskedLM(tiny_config()).eval(), tokenizer)
-    return export_model(child, tokenizer, tmp_path_factory.mktemp("files") / "model", manifest_of(MIXED, SEARCH))
+    return untouched_export(tmp_path_factory.mktemp("files") / "model", tiny_config())
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import torch
 from hub_server import READER, STRANGER, WRITER, hub_server, run_client
 from huggingface_hub import ModelCard
 from toy import toy_config
+from toy_hub import MIXED, TRAINING
+from toy_verify import manifest_of
 from transformers import AutoModelForSequenceClassification, BertweetTokenizer, Trainer, TrainingArguments
 
 from modeling_magic import MagicForMaskedLM
@@ -21,31 +23,7 @@ from training.hub.export import export_model
 from training.hub.publish import check_export, check_weights, push_model
 
 
-MIXED = ("MHA4", "CONV3", "FFN", "CONV5")
-CORPUS = {
-    "source": "docstrings",
-    "dataset_config": None,
-    "split": "train",
-    "sha256": {"train": "a" * 64, "validation": "b" * 64},
-}
-ROW = {
-    "name": "this model",
-    "architecture": MIXED,
-    "num_parameters": 1000,
-    "flops": 2e8,
-    "steps": 800,
-    "seed": [0, 1],
-    "val_loss": [5.0, 5.25],
-    "val_accuracy": [0.25, 0.21],
-}
-TRAINING = {
-    "seed": 1,
-    "steps": 800,
-    "tokens_per_step": 4096,
-    "start": "random weights",
-    "versions": {"torch": "2"},
-    "corpus": CORPUS,
-}
+(ROW,) = manifest_of(MIXED)["results"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What all figures share: their colours, the look of their axes, and how they become files."""
 
 import io
+import math
 import os
 from pathlib import Path
 
@@ -24,6 +25,22 @@ def clean(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def cut_steep_start(axes: Axes, share: float = 0.2) -> None:
+    """Ends the loss axis at the highest loss after the first `share` of each line, and notes that it does.
+
+    A loss falls fast at first; in the full range the differences that remain at the end cannot be seen.
+    """
+    ends = [line.get_ydata()[round(share * len(line.get_ydata())) :] for line in axes.lines]
+    shown = [value for end in ends for value in end if math.isfinite(value)]
+    everything = [value for line in axes.lines for value in line.get_ydata() if math.isfinite(value)]
+    if not shown or max(everything) <= max(shown):
+        return
+    low, high = min(everything), max(shown)
+    margin = 0.05 * (high - low) or 0.01 * abs(high)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_ylabel(f"{axes.get_ylabel()} (the start is cut off)")
 
 
 def render(figure: Figure, file_format: str, dpi: int = 150) -> bytes:

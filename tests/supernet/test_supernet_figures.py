@@ -66,7 +66,7 @@ def texts_of(axes) -> dict[tuple[float, float], str]:
 
 
 def test_losses_stand_at_their_steps_and_alignment_has_an_axis_of_its_own(drawn):
-    supernet, _, _, right = drawn(draw_search, search_of(), {}).axes
+    supernet, _, right = drawn(draw_search, search_of(), {}).axes
     assert lines_of(supernet) == {"prediction loss": [(10, 5.0), (20, 4.0)]}
     assert lines_of(right) == {"alignment loss": [(10, 0.25), (20, 0.125)]}
     assert right.get_ylim()[0] == 0
@@ -75,7 +75,7 @@ def test_losses_stand_at_their_steps_and_alignment_has_an_axis_of_its_own(drawn)
 
 def test_without_alignment_there_is_no_second_axis(drawn):
     logs = [{**entry, "loss_align": 0.0} for entry in LOGS]
-    assert len(drawn(draw_search, search_of(log_history=logs), {}).axes) == 3
+    assert len(drawn(draw_search, search_of(log_history=logs), {}).axes) == 2
 
 
 def test_a_block_wise_run_shows_its_loss(drawn):
@@ -96,12 +96,34 @@ def test_trained_children_are_compared_at_equal_compute(drawn):
     assert [text.get_text() for text in children.get_legend().get_texts()] == ["found", "BERT pattern"]
     # One colour for all seeds of a child.
     assert [line.get_color() for line in children.lines] == [BLUE, BLUE, ORANGE]
-    _, empty, *_ = drawn(draw_search, search_of(), {}).axes
-    assert [text.get_text() for text in empty.texts] == ["nothing re-trained yet"]
+
+
+def test_a_panel_without_content_is_left_out(drawn):
+    (supernet, right) = drawn(draw_search, search_of(shrink_history=[]), {}).axes
+    assert supernet.get_title() == "super-net"
+    assert right.get_ylabel().startswith("alignment")
+    titles = [axes.get_title() for axes in drawn(draw_health, search_of(health=health_of(probes=[]))).axes]
+    assert "probe children" not in titles
+    assert "distance between consecutive children" in titles
+
+
+def test_a_steep_start_leaves_room_for_the_end(drawn):
+    losses = [8.0, 7.0, 5.0, 4.9, 4.8, 4.8, 4.7, 4.7, 4.6, 4.6]
+    logs = [{"step": step, "loss_pred": loss} for step, loss in enumerate(losses)]
+    (supernet,) = drawn(draw_search, search_of(log_history=logs, shrink_history=[]), {}).axes
+    low, high = supernet.get_ylim()
+    assert 4.5 < low < 4.6
+    assert 5.0 < high < 5.1
+    assert supernet.get_ylabel() == "masked-LM loss (the start is cut off)"
+    # A loss that does not fall first keeps the full range.
+    logs = [{"step": step, "loss_pred": loss} for step, loss in enumerate([4.0, 4.0, 5.0, 8.0, 8.0])]
+    (supernet,) = drawn(draw_search, search_of(log_history=logs, shrink_history=[]), {}).axes
+    assert supernet.get_ylim()[1] > 8
+    assert supernet.get_ylabel() == "masked-LM loss"
 
 
 def test_operators_have_the_step_that_deleted_them(drawn):
-    _, _, operators, *_ = drawn(draw_search, search_of(), {}).axes
+    _, operators, *_ = drawn(draw_search, search_of(), {}).axes
     names = [label.get_text() for label in operators.get_yticklabels()]
     assert names == ["MHA4", "FFN", "CONV3"]
     shown = {(x, names[int(y)]): text for (x, y), text in texts_of(operators).items()}
@@ -196,4 +218,4 @@ def test_a_run_that_has_seen_nothing_is_drawn(drawn):
     )
     figure = drawn(draw_health, search_of(health=health, shrink_history=[], anchor_history=[]))
     assert np.ma.getmaskarray(np.ma.masked_invalid(figure.axes[0].images[0].get_array())).all()
-    assert figure.axes[3].get_legend() is None
+    assert "probe children" not in [axes.get_title() for axes in figure.axes]

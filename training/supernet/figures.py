@@ -1,7 +1,8 @@
 """Figures of a run (losses, operators that shrinking has left, health of the super-net) and of an architecture."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ..drawing import BLUE, ORANGE, SERIES, write_figure
+from ..drawing import BLUE, ORANGE, SERIES, cut_steep_start, write_figure
 from ..space.search_space import format_architecture
 
 
@@ -19,14 +20,18 @@ def draw_search(search: dict[str, Any], trained: Mapping[str, Sequence[dict[str,
 
     Args:
         search: the result of a super-net run (`pretrain.pretrain`).
-        trained: for each model its results (`retrain.retrain`), one for each seed; may be empty.
+        trained: for each model its results (`retrain.retrain`), one for each seed. Without any, and without
+            shrinking, the figure has no panel for them.
         path: where to write.
     """
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    supernet, children, operators = figure.subplots(1, 3)
-    _draw_supernet(supernet, search["log_history"])
-    _draw_children(children, trained)
-    _draw_operators(operators, search)
+    panels: list[Callable[[Axes], None]] = [partial(_draw_supernet, log_history=search["log_history"])]
+    if trained:
+        panels.append(partial(_draw_children, trained=trained))
+    if search["shrink_history"]:
+        panels.append(partial(_draw_operators, search=search))
+    figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
+    for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axes)
     return write_figure(path, figure, dpi=120)
 
 
@@ -40,6 +45,7 @@ def _draw_supernet(axes: Axes, log_history: Sequence[dict[str, Any]]) -> None:
     if steps:
         axes.plot(steps, losses, color=BLUE, label="prediction loss")
         axes.set(title="super-net", xlabel="optimizer step", ylabel="masked-LM loss")
+        cut_steep_start(axes)
     else:
         axes.plot(*_series(log_history, "loss"), color=BLUE, label="sum of block losses")
         axes.set(title="super-net, block-wise", xlabel="optimizer step", ylabel="squared error")
@@ -67,10 +73,8 @@ def _draw_children(axes: Axes, trained: Mapping[str, Sequence[dict[str, Any]]]) 
                 alpha=0.7,
                 label=label,
             )
-    if trained:
-        axes.legend(fontsize="small")
-    else:
-        axes.text(0.5, 0.5, "nothing re-trained yet", ha="center", va="center", transform=axes.transAxes)
+    cut_steep_start(axes)
+    axes.legend(fontsize="small")
 
 
 def _draw_operators(axes: Axes, search: dict[str, Any]) -> None:
@@ -115,7 +119,8 @@ def draw_health(search: dict[str, Any], path: str | Path) -> Path:
     """
     health, layers = search["health"], search["candidate_operators"]
     figure = Figure(figsize=(14, 9), layout="constrained")
-    (visits, norms), (distances, probes) = figure.subplots(2, 2)
+    probes = health["probes"]
+    panels = figure.subplot_mosaic([["visits", "norms"], ["distances", "probes" if probes else "distances"]])
     shares = [
         {name: count / fair[name] if fair[name] else math.nan for name, count in layer.items()}
         for layer, fair in zip(health["visits"], health["fair_visits"], strict=True)
@@ -125,14 +130,15 @@ def draw_health(search: dict[str, Any], path: str | Path) -> Path:
         for layer in health["gradient_norms"]
     ]
     warned = {(entry["layer"], entry["operator"]) for entry in health["warnings"]}
-    _draw_heat_map(visits, layers, shares, warned)
-    visits.set_title("visits, in units of uniform sampling's")
-    _draw_heat_map(norms, layers, means, warned)
-    norms.set_title("mean gradient norm, before clipping")
+    _draw_heat_map(panels["visits"], layers, shares, warned)
+    panels["visits"].set_title("visits, in units of uniform sampling's")
+    _draw_heat_map(panels["norms"], layers, means, warned)
+    panels["norms"].set_title("mean gradient norm, before clipping")
     if warned:
         figure.legend([FancyBboxPatch((0, 0), 1, 1, fc="none", ec="red")], ["warned of"], loc="outside upper right")
-    _draw_distances(distances, health["distances"])
-    _draw_probes(probes, health["probes"], search)
+    _draw_distances(panels["distances"], health["distances"])
+    if probes:
+        _draw_probes(panels["probes"], probes, search)
     return write_figure(path, figure, dpi=120)
 
 
@@ -181,5 +187,4 @@ def _draw_probes(axes: Axes, probes: Sequence[dict[str, Any]], search: dict[str,
             ticks = axes.vlines(steps, 0.05 * row, 0.05 * row + 0.04, transform=axes.get_xaxis_transform())
             ticks.set(color=color, label=label)
     axes.set(title="probe children", xlabel="optimizer step", ylabel="validation loss", ymargin=0.15)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
+    axes.legend(fontsize=7)

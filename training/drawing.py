@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,9 +33,9 @@ def cut_steep_start(axes: Axes, share: float = 0.2) -> None:
 
     A loss falls fast at first; in the full range the differences that remain at the end cannot be seen.
     """
-    ends = [line.get_ydata()[round(share * len(line.get_ydata())) :] for line in axes.lines]
-    shown = [value for end in ends for value in end if math.isfinite(value)]
-    everything = [value for line in axes.lines for value in line.get_ydata() if math.isfinite(value)]
+    losses = [[float(value) for value in np.asarray(line.get_ydata())] for line in axes.lines]
+    everything = [value for line in losses for value in line if math.isfinite(value)]
+    shown = [value for line in losses for value in line[round(share * len(line)) :] if math.isfinite(value)]
     if not shown or max(everything) <= max(shown):
         return
     low, high = min(everything), max(shown)

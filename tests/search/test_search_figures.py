@@ -56,6 +56,24 @@ def test_loss_axis_leaves_out_what_is_far_above_and_says_so():
     assert "3 children above" in [text.get_text() for text in figure.axes[0].texts]
 
 
+def test_a_bert_pattern_on_its_plateau_does_not_press_the_children_into_a_line():
+    children = [child for child in CHILDREN if child.source != "BERT pattern"]
+    costs = {name: 10 * value for name, value in children[0].costs.items()}
+    plateau = replace(single(source="BERT pattern", val_loss=60.0), costs=costs)
+    near = replace(plateau, val_loss=max(child.val_loss for child in children) + 0.05)
+    for draw in (
+        lambda group: draw_loss_against_cost(group, "num_parameters", WINNER),
+        lambda g: draw_history(g, WINNER),
+    ):
+        alone, beside, close = (draw(group).axes[0] for group in (children, [*children, plateau], [*children, near]))
+        assert beside.get_ylim() == alone.get_ylim()
+        assert beside.get_xlim() == alone.get_xlim()
+        assert "BERT pattern above, at 60" in [text.get_text() for text in beside.texts]
+        # One near them is shown.
+        assert close.get_ylim()[1] > near.val_loss
+        assert not close.texts
+
+
 def test_history_is_the_running_minimum_within_the_budget():
     losses = [5.0, 4.0, NAN, 1.0, 3.0, 3.5]
     children = [

@@ -47,7 +47,7 @@ def draw_loss_against_cost(
     drawn = [child for child in children if known_cost(child, cost) is not None and math.isfinite(child.val_loss)]
     for source in SOURCE_STYLES:
         _scatter(axes, [child for child in drawn if child.source == source], lambda child: child.costs[cost])
-    _window_losses(axes, drawn)
+    _window_costs(axes, [child.costs[cost] for child in _window_losses(axes, drawn)])
     _shade_outside(axes, windows)
     front = pareto_front(drawn, [cost])
     if front:
@@ -100,21 +100,47 @@ def _mark_winner(axes: Axes, x: float, y: float) -> None:
     )
 
 
-def _window_losses(axes: Axes, children: Sequence[ReportChild]) -> None:
-    """Limits the loss axis to where the children are: a few very bad ones would press all others into a line."""
+def _window_losses(axes: Axes, children: Sequence[ReportChild]) -> list[ReportChild]:
+    """Limits the loss axis to most of the children, notes what lies above it, and returns the children shown.
+
+    A few very bad children, or a BERT pattern that is still on its plateau, would press all others into a line.
+    """
     if not children:
-        return
-    losses = [child.val_loss for child in children]
+        return []
+    others = [child.val_loss for child in children if child.source != "BERT pattern"]
+    losses = others or [child.val_loss for child in children]
     lower_quartile, upper_quartile = np.quantile(losses, [0.25, 0.75])
     fence = upper_quartile + 3 * (upper_quartile - lower_quartile)
-    shown = [child.val_loss for child in children if child.val_loss <= fence or child.source == "BERT pattern"]
-    low, high = min(losses), max(shown)
+    low, high = min(losses), max(loss for loss in losses if loss <= fence)
+    # The BERT pattern is what the others are compared with, so it has as much room again.
+    shown = [
+        child
+        for child in children
+        if child.val_loss <= (2 * high - low if child.source == "BERT pattern" and others else fence)
+    ]
+    low, high = min(child.val_loss for child in shown), max(child.val_loss for child in shown)
     margin = 0.06 * (high - low) or 0.01 * abs(low) or 0.01
     axes.set_ylim(low - margin, high + margin)
-    above = sum(loss > high + margin for loss in losses)
-    if above:
-        text = f"{above:,} {'child' if above == 1 else 'children'} above"
+    _note_above(axes, [child for child in children if child.val_loss > high + margin])
+    return shown
+
+
+def _note_above(axes: Axes, children: Sequence[ReportChild]) -> None:
+    patterns = [child for child in children if child.source == "BERT pattern"]
+    above = len(children) - len(patterns)
+    notes = [f"{above:,} {'child' if above == 1 else 'children'} above"] if above else []
+    notes += [f"BERT pattern above, at {child.val_loss:.3g}" for child in patterns]
+    if notes:
+        text = "; ".join(notes)
         axes.text(0.99, 1.01, text, transform=axes.transAxes, ha="right", va="bottom", size=8, color="#555555")
+
+
+def _window_costs(axes: Axes, costs: Sequence[float]) -> None:
+    """Limits the cost axis to the children that the loss axis shows."""
+    if costs:
+        low, high = min(costs), max(costs)
+        margin = 0.05 * (high - low) or 0.01 * abs(low)
+        axes.set_xlim(low - margin, high + margin)
 
 
 def _shade_outside(axes: Axes, windows: Sequence[Window]) -> None:

@@ -171,6 +171,23 @@ def test_what_trainer_saves_is_sent_as_a_whole_export(exported, tokenizer, tmp_p
         push_model(tmp_path, "ada/encoder", dry_run=True)
 
 
+def test_weights_that_were_trained_further_are_not_sent_with_the_older_scores(folder, tokenizer, tmp_path, caplog):
+    unchanged = push_model(folder, "ada/encoder", dry_run=True).files
+    assert unchanged["search.json"] == (folder / "search.json").stat().st_size
+    assert not caplog.messages
+    # As `Trainer.save_model` leaves a folder that it was given as its own.
+    model = MagicForMaskedLM.from_pretrained(folder)
+    model.lm_head.bias.data += 1
+    model.save_pretrained(folder)
+    before = (folder / "search.json").read_bytes()
+    sent = push_model(folder, "ada/encoder", dry_run=True).files
+    assert sent["search.json"] < len(before)
+    assert sent.keys() == unchanged.keys()
+    assert (folder / "search.json").read_bytes() == before
+    (message,) = caplog.messages
+    assert "sent with a new card and without those scores" in message
+
+
 def test_ids_beyond_the_rows_are_refused_though_the_tokens_are_fewer(folder, tokenizer):
     vocab = dict(tokenizer.get_vocab())
     last = max(vocab, key=lambda token: vocab[token])

@@ -148,7 +148,7 @@ def export_folder(source: str | Path, output_dir: str | Path) -> Path:
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer; save the one that the model was trained with into it")
     manifest = json_of(folder / MANIFEST_NAME)
-    if not manifest or _has_other_weights(folder, manifest):
+    if not manifest or has_other_weights(folder):
         inherited = {key: manifest[key] for key in _INHERITED if key in manifest}
         manifest = {**inherited, **card_facts(str(folder)), "scores": _trainer_scores(folder)}
     kept = [name for name in SENTENCE_FILES if (folder / name).is_file()]
@@ -156,8 +156,10 @@ def export_folder(source: str | Path, output_dir: str | Path) -> Path:
     return export_model(model, tokenizer, output_dir, manifest, files=files)
 
 
-def _has_other_weights(folder: Path, manifest: dict[str, Any]) -> bool:
-    recorded = recorded_hashes(manifest)
+def has_other_weights(folder: str | Path) -> bool:
+    """Returns whether the weights in an export differ from those whose hashes its manifest records."""
+    folder = Path(folder)
+    recorded = recorded_hashes(json_of(folder / MANIFEST_NAME))
     names = [name for name in recorded if any(fnmatch(name, pattern) for pattern in _WEIGHTS)]
     return any(not (folder / name).is_file() or file_sha256(folder / name) != recorded[name] for name in names)
 

@@ -36,7 +36,7 @@ from ..data.fitting import num_rows
 from .card import CARD_NAME, HEADS, card_template
 from .contents import MANIFEST_NAME
 from .export import OTHER_FILES, WEIGHT_FILES
-from .model_folders import export_folder
+from .model_folders import export_folder, has_other_weights
 from .presets import load_preset
 
 
@@ -75,7 +75,8 @@ def push_model(
     The folder is checked before anything is sent. All files go in one commit, so that a branch never holds half of a
     model; weights and tokenizer files of an older push that the folder does not hold are removed in the same commit.
     The card on the Hub is the folder's, with the repository's name in place of the folder's. A model folder that is no
-    export, such as `Trainer.save_model` writes, is sent as `export_folder` makes it one; it stays as it is.
+    export, such as `Trainer.save_model` writes, and an export whose weights were trained further, are sent as
+    `export_folder` makes them exports, with a card of their own; the folder stays as it is.
 
     Args:
         folder: as `export_model` writes it, or of a MAGIC child with its tokenizer.
@@ -97,7 +98,15 @@ def push_model(
     send = partial(
         _push, repo_id=repo_id, private=private, revision=revision, dry_run=dry_run, token=token, title=commit_message
     )
-    if (folder / MANIFEST_NAME).is_file() or not (folder / "config.json").is_file():
+    if (folder / MANIFEST_NAME).is_file():
+        check_export(folder)
+        if not has_other_weights(folder):
+            return send(folder)
+        logger.warning(
+            f"the weights of {folder} are not those that its {MANIFEST_NAME} records, so its scores are not theirs; "
+            f"it is sent with a new card and without those scores"
+        )
+    elif not (folder / "config.json").is_file():
         return send(folder)
     with TemporaryDirectory() as temporary:
         return send(export_folder(folder, Path(temporary) / folder.resolve().name))

@@ -391,9 +391,9 @@ def test_little_text_is_warned_of(tmp_path, tokenizer):
     ("name", "content", "message"),
     [
         ("missing.txt", None, r"there is no file or folder '.*missing\.txt'; check the path"),
-        ("empty", "folder", r"folder .*empty holds no text; known suffixes: \.txt, \.tsv"),
+        ("empty", "folder", r"folder .*empty contains no text; known suffixes: \.txt, \.tsv"),
         ("blank.txt", " \n\n", r"there is no text in .*blank\.txt; name files or folders of text"),
-        ("paper.pdf", "text", r"paper\.pdf is not a kind of file that can be read; known suffixes: \.txt, \.tsv"),
+        ("paper.pdf", "text", r"paper\.pdf is not of a readable kind; known suffixes: \.txt, \.tsv"),
         ("latin.txt", "caf\xe9 au lait".encode("latin1"), r"latin\.txt is not UTF-8 \(.*byte 3\); convert it"),
         ("wide.txt", "Three words here".encode("utf-16-le"), r"wide\.txt is not UTF-8 \(it has zero bytes.*\); conv"),
         ("rows.csv", "title,body\na,b\n", r"rows\.csv' has no column 'text'; choose one of: title, body"),
@@ -431,7 +431,7 @@ def test_a_saved_data_set_without_the_split_or_the_column_is_named(tmp_path, tok
     DatasetDict({"a": rows, "b": rows}).save_to_disk(tmp_path / "two")
     with pytest.raises(ValueError, match="one has no column 'text'; choose one of: body"):
         read_sentences([tmp_path / "one"], tokenizer, 64)
-    with pytest.raises(ValueError, match="two has no split 'train'; name the folder of one: a, b"):
+    with pytest.raises(ValueError, match="two has no split 'train'; give the folder of a split: a, b"):
         read_sentences([tmp_path / "two"], tokenizer, 64)
 
 

@@ -189,7 +189,7 @@ def test_corpus_is_cached_by_version(package, tmp_path):
 
 def test_corpus_names_packages_it_cannot_read(package):
     package({"a.py": "'''Nothing.'''"})
-    with pytest.raises(ValueError, match=r"'no-such-package' is not installed; install it or leave it out"):
+    with pytest.raises(ValueError, match=r"'no-such-package' is not installed; install it or omit it"):
         docstring_documents(["numpy", "no-such-package"])
     with pytest.raises(ValueError, match=r"no English in the docstrings of prosaic; name packages with more text"):
         docstring_documents(["prosaic"])

@@ -153,7 +153,7 @@ def test_what_was_saved_to_disk_is_read(tmp_path, streaming):
     assert texts_of(load_documents(tmp_path / "one", streaming=streaming)) == TEXTS
     assert texts_of(load_documents(tmp_path / "two", streaming=streaming)) == TEXTS
     assert texts_of(load_documents(tmp_path / "two", split="dev", streaming=streaming)) == TEXTS[:3]
-    with pytest.raises(ValueError, match="two has no split 'test'; name the folder of one: train, dev"):
+    with pytest.raises(ValueError, match="two has no split 'test'; give the folder of a split: train, dev"):
         load_documents(tmp_path / "two", split="test", streaming=streaming)
     with pytest.raises(ValueError, match="one has no column 'body'; choose one of: n, text"):
         load_documents(tmp_path / "one", text_column="body", streaming=streaming)
@@ -186,7 +186,7 @@ def test_without_blank_lines_a_line_is_a_document(tmp_path, streaming, caplog):
     path.write_text("\n".join(TEXTS) + "\n\n")
     with caplog.at_level(logging.INFO, "training"):
         assert texts_of(load_documents(path, streaming=streaming)) == TEXTS
-    assert "documents are lines, since no line between them is blank; 30 lines in 1 file;" in caplog.text
+    assert "documents are lines, because there are no blank lines between them; 30 lines in 1 file;" in caplog.text
     path.write_text("\n".join([*TEXTS, "", "The last."]))
     assert texts_of(load_documents(path, streaming=streaming)) == ["\n".join(TEXTS), "The last."]
 
@@ -197,7 +197,7 @@ def test_stray_blank_lines_do_not_make_blocks(tmp_path, monkeypatch, caplog):
     path.write_text("\n".join([*TEXTS[:14], "", *TEXTS[14:]]))
     with caplog.at_level(logging.INFO, "training"):
         assert texts_of(load_documents(path)) == TEXTS
-    assert "documents are lines, since blank lines are 1,000 lines apart or more on average; 30 lines" in caplog.text
+    assert "documents are lines, because blank lines are 1,000 or more lines apart on average; 30 lines" in caplog.text
     path.write_text("\n".join([*TEXTS[:14], "", *TEXTS[14:17], "", *TEXTS[17:]]))
     assert texts_of(load_documents(path)) == TEXTS
     path.write_text("\n".join([*TEXTS[:4], "", *TEXTS[4:8], "", *TEXTS[8:12], "", *TEXTS[12:]]))
@@ -284,14 +284,14 @@ def test_docstrings_are_the_default(package, monkeypatch):
     [
         ("missing.txt", None, r"there is no file or folder '.*missing\.txt'; check the path"),
         ("missing", None, r"there is no file or folder '.*missing'; check the path"),
-        ("empty", "folder", r"folder .*empty holds no text; known suffixes: \.txt, .* also packed as \.gz"),
-        ("blank.txt", " \n\n", r"there is no text in .*blank\.txt; name files or folders of text"),
+        ("empty", "folder", r"folder .*empty contains no text; known suffixes: \.txt, .* also compressed as \.gz"),
+        ("blank.txt", " \n\n", r"there is no text in .*blank\.txt; give files or folders that contain text"),
         ("wide.txt", "Three words".encode("utf-16-le"), r"wide\.txt is not UTF-8 \(it has zero bytes.*\); convert it"),
-        ("broken.txt.gz", "text", r"cannot read .*broken\.txt\.gz \(Not a gzipped file.*\); mend it or leave it out"),
+        ("broken.txt.gz", "text", r"cannot read .*broken\.txt\.gz \(Not a gzipped file.*\); repair or remove it"),
         (
             "half.txt.gz",
             gzip.compress(b"text " * 99, mtime=0)[:-9],
-            r"cannot read .*half\.txt\.gz \(.*\); mend it or leave it",
+            r"cannot read .*half\.txt\.gz \(.*\); repair or remove it",
         ),
         ("rows.tsv", "title\tbody\na\tb\n", r"rows\.tsv has no column 'text'; choose one of: title, body"),
         ("none.tsv", "title\ttext\na\t\n", r"none\.tsv' has no text in column 'text'; choose another"),
@@ -299,7 +299,7 @@ def test_docstrings_are_the_default(package, monkeypatch):
         (
             "paper.pdf",
             "text",
-            r"paper\.pdf is not a kind of file that can be read; known suffixes: \.txt, .*rename plain",
+            r"paper\.pdf is not of a readable kind; known suffixes: \.txt, .*rename plain",
         ),
         ("rows.csv", "title,body\na,b\n", r"rows\.csv' has no column 'text'; choose one of: title, body"),
         ("empty.jsonl", "", r"cannot read data set '.*empty\.jsonl' \(it is empty\); check its name or the file"),
@@ -332,7 +332,7 @@ def test_unknown_data_set_is_named(name):
 def test_column_without_text_is_an_error(tmp_path):
     (tmp_path / "rows.csv").write_text("n,empty,text\n1,,Two.\n")
     for column in ("n", "empty"):
-        message = rf"rows\.csv' has no text in column '{column}'; choose among: n, empty, text"
+        message = rf"rows\.csv' has no text in column '{column}'; choose one of: n, empty, text"
         with pytest.raises(ValueError, match=message):
             load_documents(tmp_path / "rows.csv", text_column=column)
 
@@ -392,7 +392,7 @@ def test_fraction_is_checked(fraction):
 def test_empty_side_is_an_error(fraction, name):
     documents = Dataset.from_dict({"text": make_texts(10)})
     message = (
-        rf"none of 10 documents is left for the {name} set at validation_fraction {fraction}; give more documents"
+        rf"none of 10 documents are left for the {name} set at validation_fraction {fraction}; give more documents"
     )
     with pytest.raises(ValueError, match=message):
         split_documents(documents, fraction)

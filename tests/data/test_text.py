@@ -162,7 +162,7 @@ def test_marks_are_kept_where_they_are_many(text, kept, caplog, tmp_path):
 
 def test_vocabulary_needs_room_for_the_characters():
     with pytest.raises(
-        ValueError, match=r"vocab_size is 20 but the text needs \d+ pieces .*; take a larger vocab_size"
+        ValueError, match=r"vocab_size is 20 but the text needs \d+ pieces .*; choose a larger vocab_size"
     ):
         train_tokenizer(make_texts(10), vocab_size=20)
 
@@ -184,7 +184,7 @@ ROBERTA = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_t
 def test_tokenizer_without_mask_or_pad_token_is_refused(tmp_path, absent, message):
     given_tokens = {name: token for name, token in ROBERTA.items() if name not in absent}
     word_level_tokenizer(**given_tokens).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"has {message}; set it, or take the tokenizer of an encoder"):
+    with pytest.raises(ValueError, match=f"has {message}; set it, or use the tokenizer of an encoder"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=message):
         prepare_data("unread.txt", tokenizer=AutoTokenizer.from_pretrained(tmp_path))
@@ -192,7 +192,7 @@ def test_tokenizer_without_mask_or_pad_token_is_refused(tmp_path, absent, messag
 
 @pytest.mark.parametrize("name", ["no/such/folder", "owner/no-such-model"])
 def test_unknown_tokenizer_is_named(name):
-    with pytest.raises(ValueError, match=f"no tokenizer '{name}'; name a model or a folder that holds one"):
+    with pytest.raises(ValueError, match=f"no tokenizer '{name}'; give a model or a folder that contains one"):
         load_tokenizer(name)
 
 
@@ -266,11 +266,11 @@ def test_packing_does_not_warn_of_long_documents(tokenizer, caplog):
         ({"block_size": 7}, "block_size is 7; it must be at least 8"),
         (
             {"block_size": 129, "max_positions": 128},
-            "block_size is 129 but the model takes 128 tokens; take a smaller",
+            "block_size is 129 but the model accepts 128 tokens; choose a smaller",
         ),
         (
             {"block_size": 128},
-            r"2 documents hold 6 tokens, no full block of 128; give more text, a smaller block_size",
+            r"2 documents have 6 tokens, not a full block of 128; give more text, a smaller block_size",
         ),
     ],
 )
@@ -281,7 +281,7 @@ def test_blocks_that_cannot_be_cut_are_an_error(tokenizer, arguments, message):
 
 def test_blocks_need_class_and_separator_tokens(monkeypatch):
     bare = word_level_tokenizer(pad_token="<pad>", mask_token="<mask>")
-    message = "has no cls_token and no sep_token; set it, or take the tokenizer"
+    message = "has no cls_token and no sep_token; set it, or use the tokenizer"
     with pytest.raises(ValueError, match=message):
         pack_blocks(Dataset.from_dict({"text": make_texts(3)}), bare)
     monkeypatch.setattr(data, "load_documents", None)
@@ -657,7 +657,7 @@ def test_the_held_out_text_is_read_again_as_it_was(text_file, tmp_path, tokenize
     assert pack_blocks(held_out, tokenizer, 16)["input_ids"][:] == prepared.validation["input_ids"][:]
     moved.write_text(moved.read_text().upper())
     with pytest.raises(
-        ValueError, match=r"moved.txt is another text: the SHA-256 of its held-out documents begins with"
+        ValueError, match=r"moved.txt is a different text: the SHA-256 of its held-out documents begins with"
     ):
         held_out_texts(str(moved), prepared.fingerprint)
 
@@ -675,7 +675,7 @@ def test_unknown_tokens_of_the_held_out_text_are_warned_of(text_file, tmp_path, 
         assert prepared.fingerprint["unknown"] == held_out.count(tokenizer.unk_token_id) / len(held_out) > 0.01
         (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
         assert f"does not know {prepared.fingerprint['unknown']:.1%} of the tokens of the held-out" in record.message
-        assert "take one that was made for this text" in record.message
+        assert "use one made for this text" in record.message
     assert prepare(text_file, tmp_path / "cache").fingerprint["unknown"] == 0
 
 
@@ -703,7 +703,7 @@ def test_settings_are_checked_before_the_text_is_read(monkeypatch, changes, mess
 
 def test_block_is_checked_against_the_tokenizer(tokenizer, monkeypatch):
     monkeypatch.setattr(data, "load_documents", None)
-    with pytest.raises(ValueError, match="block_size is 600 but the model takes 512 tokens; take a smaller one"):
+    with pytest.raises(ValueError, match="block_size is 600 but the model accepts 512 tokens; choose a smaller one"):
         prepare_data(tokenizer=tokenizer, block_size=600)
 
 
@@ -726,7 +726,7 @@ def test_trained_tokenizer_takes_long_blocks(text_file, tmp_path):
 
 def test_a_model_without_a_vocabulary_is_no_tokenizer(tmp_path):
     BertConfig(vocab_size=50).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no vocabulary; name a model or a folder that holds a tokenizer"):
+    with pytest.raises(ValueError, match="has no vocabulary; give a model or folder that contains a tokenizer"):
         load_tokenizer(tmp_path)
 
 

@@ -862,6 +862,6 @@ def test_what_cannot_be_registered_is_refused(kind, operator, message):
 @pytest.mark.usefixtures("scaled")
 def test_what_a_registered_operator_keeps_is_not_known(tiny_config):
     config = tiny_config(candidate_operators=[["SCALE2", "FFN"]])
-    with pytest.raises(ValueError, match="what SCALE2 keeps for the backward pass is not known"):
+    with pytest.raises(ValueError, match="the memory that SCALE2 keeps for the backward pass is unknown"):
         additive_cost(config, "activation_mb", seq_len=8)
     assert additive_cost(config, "num_parameters").operators["SCALE2"] == config.hidden_size

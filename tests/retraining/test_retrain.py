@@ -55,7 +55,7 @@ def test_blocks_are_no_longer_than_a_model_that_takes_little(tmp_path, preset, d
         result = retrain(settings, tmp_path / "run")
     assert result["corpus"]["block_size"] == 16
     assert result["tokens_per_step"] == 8 * 16
-    assert "block_size: 16 tokens, the most that the model takes" in caplog.messages
+    assert "block_size: 16 tokens, the maximum of the model" in caplog.messages
     with pytest.raises(ValueError, match="block_size is 128 but the model has 16 positions"):
         retrain(train_settings(preset, replace(data, block_size=128)), tmp_path / "asked")
 

@@ -13,7 +13,7 @@ from training.space.settings import BudgetSettings
         ({"precision": "fp7"}, "precision is 'fp7'; choose one of: no, bf16, fp16"),
         ({"num_evaluations": 0}, "num_evaluations is 0; it must be at least 1"),
         ({"budget": {"max_param": 1}}, "unknown key 'max_param' in budget; did you mean 'max_params'"),
-        ({"budget": {"max_latency_ms": 3}}, "a latency is limited but no latency_table is given"),
+        ({"budget": {"max_latency_ms": 3}}, "latency is limited but no latency_table is given"),
     ],
 )
 def test_what_is_refused(values, message):

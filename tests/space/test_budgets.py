@@ -407,7 +407,7 @@ def test_feasibility_of_a_space_with_too_many_sums():
     )
     assert all(is_feasible(WIDE, Budget((limit,))) for limit in apart.limits)
     assert not is_feasible(WIDE, apart)
-    with pytest.raises(InfeasibleBudgetError, match=r"flops is not known, .*; widen a limit, or leave one out"):
+    with pytest.raises(InfeasibleBudgetError, match=r"flops is unknown, .*; widen or remove a limit"):
         BudgetedSpace(WIDE, apart).check()
 
 
@@ -424,7 +424,7 @@ def test_windows_too_narrow_for_a_space_with_too_many_sums():
     for cost in WIDE_COSTS:
         median = summarize_cost(WIDE, cost).median
         limits.append(Limit(cost, median * (1 - 1e-7), median * (1 + 1e-7)))
-    with pytest.raises(WideBudgetError, match="widen the narrowest window, give fewer limits, or take a space with"):
+    with pytest.raises(WideBudgetError, match="widen the narrowest limit, give fewer limits, or choose a space with"):
         BudgetedSpace(WIDE, Budget(tuple(limits)), max_transitions=1_000)
 
 
@@ -472,8 +472,8 @@ def test_budget_as_text(limits, text):
         ),
         (
             (Limit(COST, maximum=1), Limit(LATENCY, maximum=1)),
-            ": the limits other than num_parameters cannot be met, and without them the nearest reachable "
-            "num_parameters is 12 above the window; the limits other than latency_ms cannot be met, and without them "
+            ": the limits other than num_parameters cannot be met; without them, the nearest reachable "
+            "num_parameters is 12 above the window; the limits other than latency_ms cannot be met; without them, "
             "the nearest reachable latency_ms is 1.000002 above the window; move",
         ),
         (
@@ -492,7 +492,7 @@ def test_message_of_a_budget_that_cannot_be_met(limits, message):
     ("bounds", "message"),
     [
         ({"minimum": 5, "maximum": 4.5}, "the minimum of num_parameters, 5, is above its maximum, 4.5"),
-        ({"maximum": float("nan")}, "the maximum of num_parameters is nan; give a number from 0, or leave it out"),
+        ({"maximum": float("nan")}, "the maximum of num_parameters is nan; give a number of at least 0, or omit it"),
         ({"minimum": float("nan"), "maximum": 3}, "the minimum of num_parameters is nan"),
         ({"maximum": -1}, "the maximum of num_parameters is -1"),
         ({"minimum": -0.5}, "the minimum of num_parameters is -0.5"),
@@ -508,8 +508,8 @@ def test_wrong_limits_are_refused(bounds, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fixed": -1}, "flops of the constant is -1; give a whole number from 0"),
-        ({"operators": {"FFN": 1.5}}, "flops of FFN is 1.5; give a whole number from 0"),
+        ({"fixed": -1}, "flops of the constant is -1; it must be a whole number of at least 0"),
+        ({"operators": {"FFN": 1.5}}, "flops of FFN is 1.5; it must be a whole number of at least 0"),
         ({"operators": {"FFN": -2}}, "flops of FFN is -2"),
         ({"unit": 0}, "the unit of flops is 0; it must be a positive number"),
         ({"unit": float("nan")}, "the unit of flops is nan"),
@@ -521,7 +521,7 @@ def test_wrong_costs_are_refused(arguments, message):
 
 
 def test_operators_without_a_cost_are_named():
-    message = "num_parameters is not known of the operator 'MHA4'; known: FFN, CONV3"
+    message = "num_parameters is unknown for the operator 'MHA4'; known operators: FFN, CONV3"
     with pytest.raises(ValueError, match=message):
         COST(("FFN", "MHA4"))
     space = SearchSpace((("FFN", "MHA4"),))

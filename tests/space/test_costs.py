@@ -416,7 +416,7 @@ def test_bert_base_is_its_own_nearest_pattern():
 
 @pytest.mark.parametrize("num_layers", [0, 1, 7, -2])
 def test_bert_pattern_needs_pairs(num_layers):
-    with pytest.raises(ValueError, match=f"cannot have {num_layers} layers; choose an even number from 2"):
+    with pytest.raises(ValueError, match=f"cannot have {num_layers} layers; choose an even number of at least 2"):
         bert_pattern(num_layers, "MHA4", "FFN")
 
 
@@ -464,5 +464,5 @@ def test_other_wrong_arguments_are_refused():
         activation_bytes(config, ("FFN",), 8, 0)
     with pytest.raises(ValueError, match="seq_len is 21; max_position_embeddings allows 1 to 20"):
         operator_activation_bytes("FFN", config, 21)
-    with pytest.raises(ValueError, match="what the activation 'xielu' keeps is not known; known: gelu, "):
+    with pytest.raises(ValueError, match="the memory of the activation 'xielu' is unknown; known: gelu, "):
         activation_bytes(small_config(hidden_act="xielu"), ("FFN",), 8)

@@ -107,7 +107,7 @@ def test_what_is_estimated_of_a_wide_space_says_so():
 def test_a_budget_that_cannot_be_met():
     smallest = min(map(PARAMETERS, SPACE.children()))
     text = describe_space(CONFIG, 12, budget=Budget((Limit(PARAMETERS, maximum=5000),)))
-    assert "budget: num_parameters <= 5,000\nit cannot be met by any child\n" in text
+    assert "budget: num_parameters <= 5,000\nno child meets it\n" in text
     assert f"the nearest reachable num_parameters is {smallest:,} above the window" in text
 
 
@@ -116,8 +116,8 @@ def test_a_child_and_a_budget(config):
     budget = Budget((Limit(PARAMETERS, maximum=5000), Limit(LATENCY, maximum=4)))
     text = describe_space(config, 12, "MHA4,FFN,CONV5" if config is CONFIG else None, budget, [LATENCY])
     count = count_parameters(CONFIG, ("MHA4", "FFN", "CONV5"), head="mlm")
-    assert f"  num_parameters <= 5,000: not met, it is {count:,}" in text
-    assert "  latency_ms <= 4: met, it is 3.150002" in text
+    assert f"  num_parameters <= 5,000: not met, the value is {count:,}" in text
+    assert "  latency_ms <= 4: met, the value is 3.150002" in text
     assert numbers(text, "latency_ms") == [3.15]
 
 

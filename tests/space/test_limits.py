@@ -122,7 +122,7 @@ def test_a_table_of_another_model_is_refused(table_file):
             toy_config(candidate_operators=CONFIG.candidate_operators, hidden_size=64),
             BudgetSettings(latency_table=table_file),
         )
-    with pytest.raises(ValueError, match=r"nowhere.json is not a latency table"):
+    with pytest.raises(ValueError, match=r"nowhere.json is not a usable latency table"):
         budget_of(CONFIG, BudgetSettings(latency_table="nowhere.json", max_latency_ms=1.0))
 
 
@@ -141,7 +141,7 @@ def test_a_table_that_warns_of_itself_limits_nothing_unless_it_is_accepted(tmp_p
     table.save(tmp_path / "table.json")
     given = {"latency_table": str(tmp_path / "table.json")}
     message = (
-        r"table\.json is not to be trusted: whole children are missed by 50%.*accept it with --accept-noisy-latency"
+        r"table\.json is unreliable: the median error on whole children is 50%.*accept it with --accept-noisy-latency"
     )
     for limit in ("max_latency_ms", "min_latency_ms"):
         with pytest.raises(ValueError, match=message):

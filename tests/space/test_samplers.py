@@ -246,7 +246,7 @@ def test_seed_alone_decides(name):
 def test_foreign_states_are_refused(name):
     sampler = build(name, MIXED)
     other = SAMPLERS[SAMPLERS.index(name) - 1]
-    with pytest.raises(ValueError, match=f"state is of the sampler '{other}', this sampler is '{name}'"):
+    with pytest.raises(ValueError, match=f"state belongs to the sampler '{other}'; this sampler is '{name}'"):
         sampler.load_state_dict(build(other, MIXED).state_dict())
     with pytest.raises(ValueError, match=rf"state of the sampler '{name}' has \['kind'\], not \["):
         sampler.load_state_dict({"kind": name})
@@ -258,10 +258,10 @@ def test_foreign_states_are_refused(name):
     ("name", "change", "message"),
     [
         ("gradual", {"child": ["CONV5", "FFN", "FFN"]}, "layer 0 has no operator 'CONV5'; candidates: MHA12, FFN"),
-        ("gradual", {"child": ["FFN"]}, "'FFN' has 1 layers, the search space has 3"),
-        ("gradual", {"num_substitutions": 2}, "num_substitutions 2, this one has 1; continue with the same"),
+        ("gradual", {"child": ["FFN"]}, "'FFN' has 1 layers, but the search space has 3"),
+        ("gradual", {"num_substitutions": 2}, "num_substitutions 2, but this one has 1; continue with the same"),
         ("fair", {"waiting": [["FFN"], ["MHA12"], []]}, "layer 1 has no operator 'MHA12'; candidates: FFN, CONV5"),
-        ("fair", {"waiting": [[]]}, "the state has 1 layers, the space 3"),
+        ("fair", {"waiting": [[]]}, "the state has 1 layers, but the space has 3"),
         ("sandwich", {"position": 4}, "position 4 of a round; it must be from 0 to 3"),
     ],
 )
@@ -287,7 +287,7 @@ def test_make_sampler():
     assert [build(name, MIXED).kind for name in SAMPLERS] == list(SAMPLERS)
     with pytest.raises(ValueError, match="unknown sampler 'spos'; choose one of: uniform, gradual, fair, sandwich"):
         make_sampler("spos", MIXED, 0)
-    with pytest.raises(ValueError, match="'sandwich' needs the cost of an operator; pass cost"):
+    with pytest.raises(ValueError, match="'sandwich' needs the cost of the operators; pass cost"):
         make_sampler("sandwich", MIXED, 0)
     with pytest.raises(ValueError, match="num_substitutions is 9"):
         make_sampler("gradual", MIXED, 0, num_substitutions=9)

@@ -132,7 +132,7 @@ def test_check_names_layer_operator_and_candidates():
     MIXED.check(("MHA12", "FFN", "FFN"))
     with pytest.raises(ValueError, match="layer 1 has no operator 'MHA12'; candidates: FFN, CONV5, CONV3"):
         MIXED.check(("MHA12", "MHA12", "FFN"))
-    with pytest.raises(ValueError, match="'MHA12,FFN' has 2 layers, the search space has 3"):
+    with pytest.raises(ValueError, match="'MHA12,FFN' has 2 layers, but the search space has 3"):
         MIXED.check(("MHA12", "FFN"))
 
 
@@ -141,7 +141,7 @@ def test_distance_counts_differing_layers():
     assert MIXED.distance(child, child) == 0
     assert MIXED.distance(child, ("CONV3", "FFN", "MHA12")) == 2
     assert MIXED.without(0, "MHA12").distance(child, ("CONV3", "FFN", "MHA12")) == 2
-    with pytest.raises(ValueError, match="'FFN' has 1 layers, the search space has 3"):
+    with pytest.raises(ValueError, match="'FFN' has 1 layers, but the search space has 3"):
         MIXED.distance(child, ("FFN",))
 
 

@@ -13,7 +13,7 @@ from training.space.settings import BudgetSettings, LatencySettings
         ({"max_params": 1.5}, "max_params is 1.5; it must be a whole number or null"),
         ({"min_params": 2, "max_params": 1}, "min_params is 2, above max_params, 1; swap them"),
         ({"min_latency_ms": 2.0, "max_latency_ms": 1.0, "latency_table": "t"}, "min_latency_ms is 2.0, above"),
-        ({"min_latency_ms": 2}, "a latency is limited but no latency_table is given; measure one"),
+        ({"min_latency_ms": 2}, "latency is limited but no latency_table is given; measure one"),
         ({"sequence_length": 0}, "sequence_length is 0; it must be at least 1"),
     ],
 )

@@ -208,7 +208,7 @@ def test_inputs_follow_from_the_seed():
 
 def test_sequences_longer_than_the_model_takes_are_refused():
     assert bench_of(seq_len=64).input_ids.shape == (1, 64)
-    with pytest.raises(ValueError, match="seq_len is 65; the model takes up to 64 tokens"):
+    with pytest.raises(ValueError, match="seq_len is 65; the model accepts up to 64 tokens"):
         bench_of(seq_len=65)
 
 
@@ -264,7 +264,7 @@ def test_about_95_of_100_intervals_hold_the_median():
     [(2.0, 3.0, 4.0), (2.0, 1.0, 1.5), (-1.0, -1.0, 1.0), (1.0, 1.0, math.inf), (math.nan, math.nan, math.nan)],
 )
 def test_what_is_no_time_and_its_interval_is_refused(median, low, high):
-    with pytest.raises(ValueError, match=f"{median} ms, {low} to {high}, is not a time and its interval"):
+    with pytest.raises(ValueError, match=f"{median} ms, {low} to {high}, is not a time in its interval"):
         Timing(median, low, high)
 
 
@@ -353,7 +353,7 @@ def test_devices_by_name():
     with pytest.raises(ValueError, match="device is 'toaster'; give a name that torch knows, such as cpu, cuda"):
         device_from("toaster")
     if not torch.accelerator.is_available():
-        with pytest.raises(ValueError, match="device is 'cuda', torch finds no accelerator here; choose cpu"):
+        with pytest.raises(ValueError, match="device is 'cuda', but torch finds no accelerator; choose cpu"):
             device_from("cuda")
 
 
@@ -362,7 +362,7 @@ def test_an_accelerator_of_another_kind_is_refused(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
     assert device_from("mps") == torch.device("mps")
     assert device_from("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device is 'cuda:1', torch finds mps here; choose cpu"):
+    with pytest.raises(ValueError, match="device is 'cuda:1', but torch finds mps; choose cpu"):
         device_from("cuda:1")
     assert device_name(torch.device("mps")) == f"mps of {platform.processor() or platform.machine()}"
 

@@ -936,7 +936,7 @@ def test_starved_operators_are_looked_for_in_training(tmp_path, monkeypatch, cap
 def test_a_wrong_latency_table_is_found_before_the_text_is_read(tmp_path):
     args = toy_trainer(tmp_path).args
     args.latency_table, args.max_latency_ms = str(tmp_path / "none.json"), 5.0
-    with pytest.raises(ValueError, match=r"none\.json is not a latency table"):
+    with pytest.raises(ValueError, match=r"none\.json is not a usable latency table"):
         check_search(toy_config(), args, vocabulary=False)
 
 
@@ -978,7 +978,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path, name):
         ({"max_params": 0}, "max_params is 0; it must be above 0"),
         ({"max_flops": float("nan")}, "max_flops is nan; it must be above 0"),
         ({"min_flops": 3e8, "max_flops": 2e8}, r"min_flops is 300000000.0, above max_flops, 200000000.0; swap them"),
-        ({"max_latency_ms": 5}, "a latency is limited but no latency_table is given"),
+        ({"max_latency_ms": 5}, "latency is limited but no latency_table is given"),
         ({"latency_table": "t.json"}, "latency_table is t.json but no latency is limited; give max_latency_ms"),
     ],
 )

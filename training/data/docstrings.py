@@ -1,4 +1,4 @@
-"""The default corpus: English from the docstrings of the installed packages, kept in a cache on disk."""
+"""The default corpus: English from the docstrings of installed packages, cached on disk."""
 
 import json
 import platform
@@ -13,14 +13,14 @@ from ..files import cache_folder, short_hash, written_at_once
 
 
 STANDARD_LIBRARY = "python"
-# What the project and its dependencies bring along, less the packages that hold next to no prose. A fixed list, so
-# that the corpus does not change with whatever else is installed; those that are missing are left out.
+# The project's dependencies, without packages that contain hardly any prose. The list is fixed, so that the corpus
+# does not depend on whatever else is installed; missing packages are skipped.
 DOCSTRING_PACKAGES = tuple(
     "accelerate aiohttp datasets evaluate fonttools fsspec huggingface_hub jinja2 joblib matplotlib mpmath networkx "
     "numpy pandas pillow pyarrow python rich scikit-learn scipy sympy tokenizers torch transformers typer".split()
 )
 
-# Part of the key of the cached corpus: raise it when the same packages give another corpus.
+# Part of the key of the cached corpus; increase it if the same packages give a different corpus.
 _DOCSTRINGS_VERSION = 1
 
 _TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
@@ -29,7 +29,7 @@ _NO_PROSE = (
     "parsed-literal|plot|rubric|sourcecode|table|testcode|testoutput|toctree|versionadded|versionchanged"
 )
 
-# What is no prose, or heads a paragraph. Each match becomes a blank line, in this order.
+# Text that is not prose, or that precedes a paragraph. Each match becomes a blank line, in this order.
 _BREAKS = tuple(
     re.compile(pattern, re.MULTILINE)
     for pattern in (
@@ -48,14 +48,14 @@ _BREAKS = tuple(
 
 # An indented block after a double colon.
 _LITERAL_BLOCK = re.compile(r"::[ \t]*\n(?:[ \t]*\n)*([ \t]+)\S.*(?:\n(?:\1.*|[ \t]*$))*", re.MULTILINE)
-# Inline markup and the text it stands for.
+# Inline markup and its replacement.
 _MARKUP = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
         (r"::(?=\s|$)", ":"),
         (r":[\w:+-]+:`(?:~[\w.]*\.)?([^`<]*?)(?: ?<[^`]*>)?`", r"\1"),  # :class:`~torch.Tensor`
         (r"\[([^\]\n]+)\]\([^)\s]*\)", r"\1"),  # [text](address)
-        (r"\s?\[\w+\]_", ""),  # a footnote's mark
+        (r"\s?\[\w+\]_", ""),  # a footnote mark
         (r"`([^`<]*?)\s*<[^`]*>`__?", r"\1"),  # `text <address>`_
         (r"\[?`+~?([^`]*)`+\]?_{0,2}", r"\1"),  # ``code`` and [`Code`]
         (r"\*{1,2}(\w[^*\n]*)\*{1,2}", r"\1"),  # *emphasis*
@@ -71,12 +71,12 @@ _STOP_WORDS = frozenset(
     "will with you your".split()
 )
 
-# "..": what a wheel puts outside site-packages.
+# "..": files that a wheel puts outside site-packages.
 _SKIPPED_FOLDERS = frozenset(("..", "test", "tests", "idle_test", "site-packages", "dist-packages"))
 
 
 def reads_as_english(sentence: str) -> bool:
-    """Whether a line has the shape of a sentence and 6 to 100 words, most of them of letters, a sixth stop words."""
+    """Whether a line looks like a sentence of 6 to 100 words, mostly of letters, with at least a sixth stop words."""
     if not _SENTENCE.fullmatch(sentence):
         return False
     words = [word.strip(".,;:()'\"!?") for word in sentence.split()]
@@ -89,7 +89,7 @@ def reads_as_english(sentence: str) -> bool:
 
 
 def docstring_sentences(docstring: str) -> Iterator[list[str]]:
-    """Yields the paragraphs of a docstring as lists of sentences, without code, tables, signatures and markup."""
+    """Yields the paragraphs of a docstring as lists of sentences, without code, tables, signatures or markup."""
     for pattern in _BREAKS:
         docstring = pattern.sub("\n\n", docstring)
     docstring = _LITERAL_BLOCK.sub(":\n\n", docstring)
@@ -102,21 +102,21 @@ def docstring_sentences(docstring: str) -> Iterator[list[str]]:
 def docstring_documents(
     packages: Sequence[str] | None = None, cache_dir: str | Path | None = None
 ) -> list[dict[str, str]]:
-    """Returns the English sentences of the docstrings of installed packages, one document a .py file.
+    """Returns the English sentences in the docstrings of installed packages, one document per .py file.
 
-    Nothing is imported: triple-quoted strings are found by a regular expression. No sentence comes twice. The order is
-    that of package and path. The result is cached, under a key of the packages' versions.
+    Nothing is imported: a regular expression finds triple-quoted strings. Duplicate sentences are dropped. Documents
+    are ordered by package and path. The result is cached under a key that contains the versions of the packages.
 
     Args:
-        packages: names of distributions, "python" for the standard library; `None` takes DOCSTRING_PACKAGES, as far as
-            they are installed.
-        cache_dir: `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
+        packages: the names of distributions, "python" for the standard library; `None` for all installed packages of
+            DOCSTRING_PACKAGES.
+        cache_dir: the cache folder; `None` for $MAGIC_CACHE, or ~/.cache/magic-nas if that is not set.
 
     Returns:
-        `{"text": ..., "source": package}` each; a paragraph is a line of the text.
+        Documents of the form `{"text": ..., "source": package}`; each line of the text is a paragraph.
 
     Raises:
-        ValueError: a package of `packages` is not installed, or there is no English in them.
+        ValueError: a package of `packages` is not installed, or their docstrings contain no English.
     """
     versions = docstring_versions(packages)
     path = cache_folder(cache_dir) / f"docstrings-{short_hash(_DOCSTRINGS_VERSION, versions)}.jsonl"
@@ -131,14 +131,14 @@ def docstring_documents(
 
 
 def docstring_versions(packages: Sequence[str] | None = None) -> dict[str, str]:
-    """Returns the versions of the packages that `docstring_documents` reads, in its order."""
+    """Returns the versions of the packages that `docstring_documents` reads, in the same order."""
     versions = {}
     for package in sorted(set(DOCSTRING_PACKAGES if packages is None else packages)):
         try:
             versions[package] = platform.python_version() if package == STANDARD_LIBRARY else version(package)
         except PackageNotFoundError:
             if packages is not None:
-                raise ValueError(f"package {package!r} is not installed; install it or leave it out") from None
+                raise ValueError(f"package {package!r} is not installed; install it or omit it") from None
     return versions
 
 
@@ -150,7 +150,7 @@ def _read_docstrings(packages: Iterable[str]) -> list[dict[str, str]]:
     for package, path in progress_bar(files, desc="Reading docstrings", unit="file"):
         paragraphs = []
         for docstring in triple_quoted(path):
-            # A tenth of them are copies, which need not be read again.
+            # A tenth of all docstrings are copies, which need not be parsed again.
             if docstring in docstrings:
                 continue
             docstrings.add(docstring)
@@ -165,13 +165,13 @@ def _read_docstrings(packages: Iterable[str]) -> list[dict[str, str]]:
 
 
 def triple_quoted(path: Path) -> Iterator[str]:
-    """Yields all that stands in triple quotes in a file, docstrings and other texts alike."""
+    """Yields all triple-quoted strings of a file, docstrings and others alike."""
     for match in _TRIPLE_QUOTED.finditer(path.read_text(encoding="utf-8", errors="replace")):
         yield match[1] or match[2] or ""
 
 
 def source_files(package: str) -> list[Path]:
-    """Returns the .py files of a package, or of the standard library, by their names, tests left out."""
+    """Returns the .py files of a package or of the standard library, sorted by name and without tests."""
     if package == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
         files: dict[PurePath, Path] = {path.relative_to(root): path for path in root.rglob("*.py")}

@@ -1,8 +1,8 @@
-"""Documents: where they are read from, what is one of them, and which are held out.
+"""Reads documents from their sources and splits off the held-out documents.
 
-`load_documents` takes docstrings of the installed packages, files and folders, or any data set of the `datasets`
-library. `split_documents` holds whole documents out, by a hash of their text. Compression reads the same kinds of
-files by `files_of`, `opened_text`, `load_saved` and `tsv_texts`.
+`load_documents` reads docstrings of the installed packages, files and folders, or any data set of the `datasets`
+library. `split_documents` holds out whole documents, by a hash of their text. Compression reads the same kinds of
+files with `files_of`, `opened_text`, `load_saved` and `tsv_texts`.
 """
 
 import bz2
@@ -45,25 +45,25 @@ DOCSTRINGS = "docstrings"
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _SUFFIXES = (".txt", ".tsv", *_BUILDERS)
 _PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-KNOWN_SUFFIXES = f"{', '.join(_SUFFIXES)}, each also packed as {', '.join(_PACKED)}"
-# What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write beside the rows.
+KNOWN_SUFFIXES = f"{', '.join(_SUFFIXES)}, each also compressed as {', '.join(_PACKED)}"
+# Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write in addition to the rows.
 _SAVED = ("state.json", "dataset_dict.json")
 
-# What is tokenised at a time. A tokenizer takes more than a hundred times the memory of its text.
+# The amount tokenised at a time. A tokenizer takes more than a hundred times the memory of its text.
 _PIECE_CHARACTERS = 2**16
-# The widest line of text that an editor has broken.
+# The widest line of text that an editor would wrap.
 _WRAPPED_AT = 100
-# By which it is told whether an editor has broken the lines of a file.
+# The number of lines that are examined to find out whether an editor has wrapped the lines of a file.
 _LOOKED_AT = 1000
-# Files with more lines than this between blank lines hold a document a line: hardly any document is so long.
+# Files with more lines than this between blank lines have one document per line: hardly any document is that long.
 _LONGEST_DOCUMENT = 1000
-# Whose mean length tells that of all.
+# The number of blocks whose mean length is taken for that of all.
 _ENOUGH_BLOCKS = 10
 _KINDS = {
     "block": "documents are blocks of lines between blank lines",
-    "line": "documents are lines, since no line between them is blank",
-    "stray": f"documents are lines, since blank lines are {_LONGEST_DOCUMENT:,} lines apart or more on average",
-    "file": "documents are files, since no line in them is blank",
+    "line": "documents are lines, because there are no blank lines between them",
+    "stray": f"documents are lines, because blank lines are {_LONGEST_DOCUMENT:,} or more lines apart on average",
+    "file": "documents are files, because there are no blank lines in them",
 }
 
 
@@ -87,24 +87,24 @@ def load_documents(
         source: one of
 
             - `None` or "docstrings": `docstring_documents`, with the package in the column "source";
-            - a file: .txt, or with a text column .json, .jsonl, .csv, .tsv or .parquet; all but the last also packed
-              as .gz, .bz2 or .xz;
-            - a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote;
-            - a folder of such files, read in sorted order with its subfolders (see `files_of`);
+            - a file: .txt, or .json, .jsonl, .csv, .tsv or .parquet with a text column; all but the last may be
+              compressed as .gz, .bz2 or .xz;
+            - a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`;
+            - a folder of such files, read in sorted order including its subfolders (see `files_of`);
             - the name of a data set that `datasets.load_dataset` finds, locally or on the Hub.
         dataset_config: the configuration of a data set by name.
         split: the split of a data set or of a saved `DatasetDict`; see also `files_of`.
-        text_column: the column that holds the text; rows without text are left out.
-        streaming: returns an IterableDataset that reads as it goes; otherwise text files are held in memory.
-        max_documents: the first documents only.
-        document: what a document is in .txt files: a "block" of lines between blank lines, a "line" or a "file".
-            `None` takes blocks. Where no line between the text is blank it takes lines; or files, where there are
-            several of fewer than 1,000 lines on average, or where an editor has broken the lines. Where blocks have
-            1,000 lines or more on average, and no editor has broken them, it takes lines too.
+        text_column: the column that holds the text; rows without text are skipped.
+        streaming: whether to return an IterableDataset that reads on demand; otherwise text files are held in memory.
+        max_documents: the number of documents to read from the start; `None` for all.
+        document: the unit that forms a document in .txt files: a "block" of lines between blank lines, a "line" or a
+            "file". `None` chooses blocks. Without blank lines in the text, it chooses lines, or files if there are
+            several with fewer than 1,000 lines on average or if an editor has wrapped the lines. If blocks have 1,000
+            lines or more on average and no editor has wrapped them, it chooses lines too.
         cache_dir: see `docstring_documents`.
 
     Raises:
-        ValueError: there is no such source, no text in it, or no such column or split; it cannot be read.
+        ValueError: the source does not exist, cannot be read, contains no text, or lacks the column or split.
     """
     if max_documents is not None and max_documents < 1:
         raise ValueError(f"max_documents is {max_documents}; it must be at least 1, or None for all")
@@ -114,7 +114,7 @@ def load_documents(
         documents = Dataset.from_list(docstring_documents(cache_dir=cache_dir))
         documents = documents.to_iterable_dataset() if streaming else documents
     elif is_saved(path):
-        # Not `load_from_disk`, which leaves what is computed from the rows in the folder itself.
+        # Not `load_from_disk`, which stores whatever is computed from the rows in the folder itself.
         parts = [glob.escape(part["filename"]) for part in load_saved(path, text_column, split).cache_files]
         arguments = {"path": "arrow", "data_files": {split: parts}, "split": split, "streaming": streaming}
         documents = _load_data_set(source, text_column, arguments)
@@ -132,26 +132,25 @@ def load_documents(
 
 
 def files_of(path: Path, split: str = "train") -> list[Path]:
-    """Returns a file, or the files of a folder and its subfolders in sorted order: one rule for all that reads text.
+    """Returns a file, or the files of a folder and its subfolders in sorted order; all readers of text use this rule.
 
-    Of a folder these are its .txt files, or where it has none its data files. Where the names of some data files, or
-    of the folders they are in, have the split as a word, such as train-00000.parquet, these alone are taken. Hidden
-    files are left out.
+    A folder yields its .txt files, or its data files if it has no .txt files. If the split occurs as a word in the
+    names of some data files or their folders, such as train-00000.parquet, only those files are used. Hidden files are
+    skipped.
 
     Raises:
-        ValueError: no file is of a kind that can be read.
+        ValueError: no file is of a readable kind.
     """
     if path.is_file():
         if not suffix_of(path):
             raise ValueError(
-                f"{path} is not a kind of file that can be read; known suffixes: {KNOWN_SUFFIXES}; rename plain text "
-                f"to .txt"
+                f"{path} is not of a readable kind; known suffixes: {KNOWN_SUFFIXES}; rename plain text to .txt"
             )
         return [path]
     files = {file.relative_to(path): file for file in sorted(path.rglob("*")) if suffix_of(file) and file.is_file()}
     files = {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.parts)}
     if not files:
-        raise ValueError(f"folder {path} holds no text; known suffixes: {KNOWN_SUFFIXES}")
+        raise ValueError(f"folder {path} contains no text; known suffixes: {KNOWN_SUFFIXES}")
     if texts := [file for file in files.values() if suffix_of(file) == ".txt"]:
         return texts
     of_the_split = [file for name, file in files.items() if split in re.split(r"[^a-z]+", name.as_posix().lower())]
@@ -161,7 +160,7 @@ def files_of(path: Path, split: str = "train") -> list[Path]:
 
 
 def suffix_of(path: Path) -> str:
-    """Returns what tells how a file is read, such as ".txt" of text.txt and of text.TXT.gz; "" if it cannot be."""
+    """Returns the suffix that determines how a file is read, such as ".txt" for text.txt and text.TXT.gz, or ""."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _PACKED:
         suffixes.pop()
@@ -169,16 +168,16 @@ def suffix_of(path: Path) -> str:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file has to be unpacked from its beginning."""
+    """Whether a file is compressed, and so can only be read from its beginning."""
     return path.suffix.lower() in _PACKED
 
 
 @contextmanager
 def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """Yields the lines of a text file in UTF-8, packed or not.
+    """Opens a text file in UTF-8, compressed or not.
 
     Raises:
-        ValueError: it is not UTF-8, or cannot be unpacked.
+        ValueError: the file is not UTF-8, or cannot be decompressed.
     """
     try:
         with _PACKED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline=newline) as lines:
@@ -186,21 +185,21 @@ def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     except UnicodeDecodeError as error:
         raise not_utf8(path, error.reason) from None
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"cannot read {path} ({first_line(error)}); mend it or leave it out") from error
+        raise ValueError(f"cannot read {path} ({first_line(error)}); repair or remove it") from error
 
 
 def not_utf8(path: Path, reason: str) -> ValueError:
     """Returns the error for a text file in another encoding."""
-    return ValueError(f"{path} is not UTF-8 ({reason}); convert it, for example with iconv, or leave it out")
+    return ValueError(f"{path} is not UTF-8 ({reason}); convert it, for example with iconv, or remove it")
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of what an error says, or its kind where it says nothing."""
+    """Returns the first line of an error's message, or the name of its class if there is no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _refuse_paths(source: str | Path, path: Path) -> None:
-    """Raises where the source can only be meant as a file: names of data sets are "name" or "owner/name"."""
+    """Raises an error if the source can only be a path: names of data sets have the form "name" or "owner/name"."""
     looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_like_path or suffix_of(path):
         raise ValueError(f"there is no file or folder {str(path)!r}; check the path")
@@ -212,7 +211,7 @@ def _refuse_paths(source: str | Path, path: Path) -> None:
 def _load_text_files(path: Path, files: list[Path], streaming: bool, document: str | None) -> Documents:
     kind = document or _kind_of_documents(path, files)
     if next(_text_documents(files, kind), None) is None:
-        raise ValueError(f"there is no text in {path}; name files or folders of text")
+        raise ValueError(f"there is no text in {path}; give files or folders that contain text")
     if streaming:
         return IterableDataset.from_generator(_text_documents, gen_kwargs={"paths": files, "kind": kind})
     return Dataset.from_list(list(_text_documents(files, kind)))
@@ -238,7 +237,7 @@ def _is_text(text: str) -> bool:
 def _checked(lines: Iterable[str], path: Path) -> Iterator[str]:
     for line in lines:
         if "\0" in line:
-            raise not_utf8(path, "it has zero bytes, as binary files and UTF-16 have")
+            raise not_utf8(path, "it has zero bytes, like binary files and UTF-16")
         yield line
 
 
@@ -256,7 +255,7 @@ def _kind_of_documents(path: Path, files: Sequence[Path]) -> str:
                 if num_blocks >= _ENOUGH_BLOCKS and lines_of_file < _LONGEST_DOCUMENT * num_blocks:
                     break
         if num_blocks > 1 and lines_of_file < _LONGEST_DOCUMENT * num_blocks:
-            logger.info(f"{path}: {_KINDS['block']}; `document` sets it")
+            logger.info(f"{path}: {_KINDS['block']}; to change this, set `document`")
             return "block"
         num_lines += lines_of_file
         has_blocks = has_blocks or num_blocks > 1
@@ -268,14 +267,14 @@ def _kind_of_documents(path: Path, files: Sequence[Path]) -> str:
     else:
         kind = reason = "file" if are_short or is_wrapped else "line"
     size = f"{counted(num_lines, 'line')} in {counted(len(files), 'file')}"
-    logger.info(f"{path}: {_KINDS[reason]}; {size}; `document` sets it")
+    logger.info(f"{path}: {_KINDS[reason]}; {size}; to change this, set `document`")
     return kind
 
 
 def are_wrapped(lines: Sequence[str]) -> bool:
-    """Whether an editor has broken a paragraph into these lines, none of which is blank.
+    """Whether these lines, none of them blank, are one paragraph that an editor has wrapped.
 
-    Every line is as full as it can be: the first word of the next would make it the widest of all.
+    In such a paragraph every line is as full as possible: the first word of the next line would make it the widest.
     """
     if len(lines) < 3:
         return False
@@ -286,10 +285,11 @@ def are_wrapped(lines: Sequence[str]) -> bool:
 
 
 def text_pieces(text: str) -> Iterator[str]:
-    """Yields the pieces of a text, each of at most 65,536 characters, which make the text when put together again.
+    """Yields the consecutive pieces of a text, each of at most 65,536 characters.
 
-    A piece ends before the white space between two lines, where there is none between two words, and in a text without
-    white space between two characters: tokenizers that cut text at white space give the same tokens piece by piece.
+    A piece ends before the white space between two lines if possible, otherwise before the white space between two
+    words, and in a text without white space between two characters. Tokenizers that split text at white space
+    therefore give the same tokens piece by piece.
     """
     start = 0
     while len(text) - start > _PIECE_CHARACTERS:
@@ -306,15 +306,15 @@ def text_pieces(text: str) -> Iterator[str]:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether `save_to_disk` of the `datasets` library wrote a folder."""
+    """Whether a folder was written by `save_to_disk` of the `datasets` library."""
     return any((path / name).is_file() for name in _SAVED)
 
 
 def load_saved(path: Path, text_column: str, split: str = "train") -> Dataset:
-    """Returns what `save_to_disk` wrote, of a DatasetDict one split.
+    """Returns a data set written by `save_to_disk`, or one split of a DatasetDict.
 
     Raises:
-        ValueError: it cannot be read, or has no such split or column.
+        ValueError: the data set cannot be read, or lacks the split or column.
     """
     try:
         saved = load_from_disk(path)
@@ -322,7 +322,9 @@ def load_saved(path: Path, text_column: str, split: str = "train") -> Dataset:
         raise ValueError(f"cannot read {path} ({first_line(error)}); save it again") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
-            raise ValueError(f"{path} has no split {split!r}; name the folder of one: {', '.join(map(str, saved))}")
+            raise ValueError(
+                f"{path} has no split {split!r}; give the folder of a split: {', '.join(map(str, saved))}"
+            )
         saved = saved[split]
     if text_column not in saved.column_names:
         raise ValueError(f"{path} has no column {text_column!r}; choose one of: {', '.join(saved.column_names)}")
@@ -341,7 +343,7 @@ def _load_data_files(path: Path, files: list[Path], text_column: str, split: str
         except ValueError:
             if len(paths) == 1:
                 raise
-            # Files with other columns beside the text can be read one by one, and a damaged one is named then.
+            # Files whose other columns differ can be read one by one, and then a damaged file is named.
             parts += [_load_rows(file, builder, [file], text_column, split, streaming) for file in paths]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
@@ -349,11 +351,11 @@ def _load_data_files(path: Path, files: list[Path], text_column: str, split: str
 def _load_rows(
     source: Path, builder: str, files: list[Path], text_column: str, split: str, streaming: bool
 ) -> Documents:
-    # What a name has of *, ? and [ is no pattern.
+    # *, ? and [ in file names are not patterns.
     patterns = [glob.escape(str(file)) for file in files]
     arguments = {"path": builder, "data_files": {split: patterns}, "split": split, "streaming": streaming}
     if builder == "csv":
-        # Without it, where rows have a cell more than the header, their first cells are taken for no column at all.
+        # Without it, if rows have one more cell than the header, their first cells are not assigned to a column.
         arguments["index_col"] = False
     return _load_data_set(source, text_column, arguments)
 
@@ -364,7 +366,7 @@ def _builder_of(path: Path) -> str:
 
 def _load_tsv_files(path: Path, files: list[Path], text_column: str, streaming: bool) -> Documents:
     if next(_tsv_documents(files, text_column), None) is None:
-        raise ValueError(f"{str(path)!r} has no text in column {text_column!r}; choose another")
+        raise ValueError(f"{str(path)!r} has no text in column {text_column!r}; choose another column")
     if streaming:
         return IterableDataset.from_generator(_tsv_documents, gen_kwargs={"paths": files, "text_column": text_column})
     return Dataset.from_list(list(_tsv_documents(files, text_column)))
@@ -376,10 +378,10 @@ def _tsv_documents(paths: Iterable[Path], text_column: str) -> Iterator[dict[str
 
 
 def tsv_texts(path: Path, text_column: str) -> Iterator[str]:
-    """Yields a column; a quotation mark is a character as any other, as in GLUE's files.
+    """Yields the cells of a column; quotation marks are ordinary characters, as in GLUE's files.
 
     Raises:
-        ValueError: there is no such column, or the file cannot be read.
+        ValueError: the column does not exist, or the file cannot be read.
     """
     with opened_text(path, newline="\n") as lines:
         header = next(lines, "").rstrip("\r\n").split("\t")
@@ -397,7 +399,7 @@ def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, An
         with _errors_raised_alone():
             documents = load_dataset(**arguments)
     except (DatasetsError, OSError, ValueError, StopIteration) as error:
-        # The last is what an empty file of JSON lines ends in.
+        # An empty file of JSON lines raises StopIteration.
         reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
         raise ValueError(f"cannot read data set {str(source)!r} ({reason}); check its name or the file") from error
     return _text_alone(documents, source, text_column)
@@ -405,12 +407,12 @@ def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, An
 
 @contextmanager
 def _errors_raised_alone() -> Iterator[None]:
-    """Has `datasets` raise what is wrong with a file, and not log it in many lines or warn of it only."""
+    """Makes `datasets` raise an error for a damaged file instead of logging many lines or only warning."""
     level = datasets_logging.get_verbosity()
     datasets_logging.set_verbosity(datasets_logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            # pandas cuts such rows.
+            # pandas truncates such rows.
             warnings.filterwarnings("error", "Length of header or names does not match length of data")
             yield
     finally:
@@ -420,18 +422,18 @@ def _errors_raised_alone() -> Iterator[None]:
 def _text_alone(documents: Documents, source: str | Path, text_column: str) -> Documents:
     columns = documents.column_names or list(next(iter(documents), {}))
     if not columns:
-        raise ValueError(f"{str(source)!r} has no rows; leave it out, or name another file or folder")
+        raise ValueError(f"{str(source)!r} has no rows; remove it, or give another file or folder")
     if text_column not in columns:
         raise ValueError(f"{str(source)!r} has no column {text_column!r}; choose one of: {', '.join(columns)}")
     documents = documents.select_columns([text_column])
     if documents.features and documents.features[text_column] == Value("large_string"):
-        # What some programs write, and no text of other files can be joined to.
+        # Some programs write this type, which cannot be concatenated with the text of other files.
         documents = documents.cast_column(text_column, Value("string"))
     if text_column != "text":
         documents = documents.rename_column(text_column, "text")
     documents = documents.filter(_has_text, input_columns="text")
     if isinstance(documents, Dataset) and not len(documents):
-        raise ValueError(f"{str(source)!r} has no text in column {text_column!r}; choose among: {', '.join(columns)}")
+        raise ValueError(f"{str(source)!r} has no text in column {text_column!r}; choose one of: {', '.join(columns)}")
     return documents
 
 
@@ -443,9 +445,9 @@ def _has_text(text: Any) -> bool:
 
 
 def is_held_out(text: str, fraction: float, seed: int = 0) -> bool:
-    """Whether a document is of the validation set: by a hash of its text alone, so wherever and however it is read.
+    """Whether a document belongs to the validation set, decided by a hash of its text alone, however it is read.
 
-    What is held out at a fraction is held out at every larger one.
+    A document held out at one fraction is also held out at every larger fraction.
     """
     digest = blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
@@ -454,10 +456,10 @@ def is_held_out(text: str, fraction: float, seed: int = 0) -> bool:
 def split_documents(
     documents: Documents, validation_fraction: float = 0.02, seed: int = 0
 ) -> tuple[Documents, Documents]:
-    """Returns the documents of the training and of the validation set (see `is_held_out`), each in the given order.
+    """Returns the documents of the training and the validation set (see `is_held_out`), each in the given order.
 
     Raises:
-        ValueError: the fraction is not between 0 and 1, or a side is empty; of a stream, that is not known.
+        ValueError: the fraction is not between 0 and 1, or a set is empty; this cannot be checked for a stream.
     """
     check_fraction(validation_fraction)
     sides = []
@@ -466,7 +468,7 @@ def split_documents(
         side = documents.filter(_is_on_side, input_columns="text", fn_kwargs=arguments)
         if isinstance(side, Dataset) and not len(side):
             raise ValueError(
-                f"none of {len(documents)} documents is left for the {name} set at validation_fraction "
+                f"none of {len(documents)} documents are left for the {name} set at validation_fraction "
                 f"{validation_fraction}; give more documents, another fraction or, for text files, another `document` "
                 f"(block, line or file)"
             )
@@ -475,7 +477,7 @@ def split_documents(
 
 
 def check_fraction(validation_fraction: float) -> None:
-    """Raises a ValueError where a share is not between 0 and 1."""
+    """Raises a ValueError if a fraction is not between 0 and 1."""
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}; it must be between 0 and 1")
 

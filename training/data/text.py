@@ -1,14 +1,14 @@
-"""From text to packed, masked batches.
+"""Turns text into packed, masked batches.
 
-1. `documents.load_documents`: docstrings of the installed packages, files of text, or any data set of the `datasets`
+1. `documents.load_documents` reads docstrings of the installed packages, text files, or any data set of the `datasets`
    library.
-2. `documents.split_documents`: whole documents are held out, by a hash of their text.
-3. `train_tokenizer`, or any tokenizer that has a mask token.
-4. `pack_blocks`: documents end to end, cut into blocks of equal length, so that no position is padding.
-5. `MaskingCollator`: dynamic 80/10/10 masking that is a function of the seed and the batch.
+2. `documents.split_documents` holds out whole documents, by a hash of their text.
+3. `train_tokenizer` trains a tokenizer; any tokenizer with a mask token can be used instead.
+4. `pack_blocks` concatenates documents and cuts them into blocks of equal length, so that no position is padding.
+5. `MaskingCollator` applies dynamic 80/10/10 masking that depends only on the seed and the batch.
 
-`prepare_data` does 1 to 4 and keeps the result on disk. The validation slice is collated by
-`evaluation.validation_batches`.
+`prepare_data` performs steps 1 to 4 and keeps the result on disk. `evaluation.validation_batches` collates the
+validation slice.
 """
 
 import json
@@ -48,26 +48,27 @@ from .settings import DataSettings
 
 logger = logging.getLogger(__name__)
 
-# Part of the key of what is cached: raise it when the same text gives other blocks.
+# Part of the cache key; increase it if the same text gives different blocks.
 _PREPARED_VERSION = 2
 
-# What a block has unless the model takes less: the sequences of the paper.
+# The default length of a block, as in the paper; less if the model accepts less.
 _USUAL_BLOCK_SIZE = 128
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Documents packed together; the tokens after their last full block are dropped.
 _PACKED_TOGETHER = 1000
-# More than enough to learn a vocabulary from.
+# More than enough for learning a vocabulary.
 _TOKENIZER_DOCUMENTS = 100_000
-# What is read of a stream beforehand: its held-out documents are the validation set, the others train the tokenizer.
+# Documents of a stream that are read in advance: the held-out ones are the validation set, the rest train the
+# tokenizer.
 _STREAM_HEAD = 10_000
 # Characters that are tokenised together.
 _TOKENISED_TOGETHER = 2**18
-# Letters that stripping would change: in English a few of ten thousand, in German one of sixty.
+# The largest share of letters that stripping may change: a few in ten thousand in English, one in sixty in German.
 _MOST_STRIPPED = 0.005
-# Of the tokens of held-out text; more are warned of.
+# The largest share of unknown tokens in held-out text before a warning.
 _MOST_UNKNOWN = 0.01
 _WORD = re.compile(r"\S+")
-# What a fingerprint says of how the text was read.
+# The fields of a fingerprint that record how the text was read.
 _READING = ("max_documents", "streaming", "dataset_config", "split", "text_column", "document")
 
 
@@ -83,20 +84,21 @@ def train_tokenizer(
     strip_accents: bool | None = None,
     character_coverage: float = 0.9995,
 ) -> BertTokenizer:
-    """Returns a WordPiece tokenizer as BERT's, trained on the texts; the same texts give the same vocabulary.
+    """Returns a WordPiece tokenizer like BERT's, trained on the texts; the same texts give the same vocabulary.
 
     Args:
-        texts: what to learn from.
+        texts: the texts to train on.
         vocab_size: an upper bound; little text gives fewer pieces. [PAD], [UNK], [CLS], [SEP], [MASK] are 0 to 4.
-        lowercase: whether capital letters become small ones.
-        model_max_length: the longest input that the model will take.
-        strip_accents: whether letters lose their marks: accents, and the vowel signs of such scripts as Devanagari.
-            `None` strips them with `lowercase` where that changes at most 0.5% of the letters.
-        character_coverage: share of the text's characters that the alphabet has. These are the commonest ones, and at
-            least a sixteenth of `vocab_size` of them, between 128 and 1,000. A word with another character is [UNK].
+        lowercase: whether to lowercase the text.
+        model_max_length: the longest input that the model will accept.
+        strip_accents: whether to strip the marks of letters: accents, and the vowel signs of scripts such as
+            Devanagari. `None` strips them if `lowercase` is set and at most 0.5% of the letters change.
+        character_coverage: the share of the text's characters that the alphabet covers. The alphabet has the most
+            common characters, at least a sixteenth of `vocab_size`, bounded to 128 to 1,000. A word with any other
+            character becomes [UNK].
 
     Raises:
-        ValueError: `vocab_size` has no room for the single characters.
+        ValueError: `vocab_size` is too small for the single characters.
     """
     texts = list(texts)
     counts: Counter[str] = Counter()
@@ -105,7 +107,7 @@ def train_tokenizer(
     if strip_accents is None:
         strip_accents = lowercase and _are_accents_rare(counts)
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    # As BERT's own tokenizers say it where both are alike.
+    # `None` if both are equal, as in BERT's own tokenizers.
     as_bert = None if strip_accents == lowercase else strip_accents
     trained.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=as_bert)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -117,10 +119,10 @@ def train_tokenizer(
     if len(reserved) + len(alphabet) > vocab_size:
         raise ValueError(
             f"vocab_size is {vocab_size} but the text needs {len(reserved) + len(alphabet)} pieces for its single "
-            f"characters; take a larger vocab_size, or a character_coverage below {character_coverage}"
+            f"characters; choose a larger vocab_size, or a character_coverage below {character_coverage}"
         )
-    # Left to itself, the trainer numbers the pieces ##x in the order of a hash table, another one in each process, and
-    # breaks ties by these numbers: the vocabulary differs from run to run. Named beforehand they have fixed numbers.
+    # By default, the trainer numbers the pieces ##x in the order of a hash table, which differs between processes, and
+    # breaks ties by these numbers, so the vocabulary would differ between runs. Reserving them fixes their numbers.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -136,7 +138,7 @@ def train_tokenizer(
 
 
 def _are_accents_rare(counts: Mapping[str, int]) -> bool:
-    """Whether stripping the marks of letters changes next to nothing; says so where it does not."""
+    """Whether stripping the marks of letters changes almost nothing; logs a message if it changes more."""
     num_letters = num_changed = 0
     for character, count in counts.items():
         if unicodedata.category(character)[0] in "LM":
@@ -145,8 +147,8 @@ def _are_accents_rare(counts: Mapping[str, int]) -> bool:
     share = num_changed / max(1, num_letters)
     if share > _MOST_STRIPPED:
         logger.info(
-            f"the tokenizer keeps accents and other marks, since {share:.1%} of the letters of the text would change "
-            f"without them; strip_accents sets it"
+            f"the tokenizer keeps accents and other marks, because stripping would change {share:.1%} of the letters "
+            f"of the text; to change this, set strip_accents"
         )
     return share <= _MOST_STRIPPED
 
@@ -163,13 +165,13 @@ def _alphabet(
     at_least: int,
     coverage: float,
 ) -> tuple[list[str], list[str]]:
-    """The commonest characters that make up a share of the text, and as ##x those that can stand inside a word."""
+    """The most common characters that cover a share of the text, and as ##x those that can occur inside a word."""
     normal: Counter[str] = Counter()
     for character, count in counts.items():
         for part in normalizer.normalize_str(character).strip():
             normal[part] += count
     by_count = sorted(normal, key=lambda part: (-normal[part], part))
-    # As many as are needed for all that has been counted before the rest is small enough.
+    # The number of most common characters needed to reach the coverage.
     num_covering = np.searchsorted(np.cumsum([normal[part] for part in by_count]), coverage * normal.total()) + 1
     alphabet = sorted(by_count[: max(at_least, int(num_covering))])
     # Punctuation and Chinese characters are words of their own.
@@ -178,18 +180,18 @@ def _alphabet(
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of a folder or of the Hub, of whatever kind, if it can serve for masked batches.
+    """Returns the tokenizer of a folder or of the Hub, of any kind, if it is usable for masked batches.
 
     Raises:
-        ValueError: there is none, or it has no mask or pad token.
+        ValueError: there is no tokenizer, or it has no mask or pad token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
     except OSError as error:
-        raise ValueError(f"no tokenizer {str(name_or_path)!r}; name a model or a folder that holds one") from error
+        raise ValueError(f"no tokenizer {str(name_or_path)!r}; give a model or a folder that contains one") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # What transformers makes of a folder that holds a model and no vocabulary.
-        raise ValueError(f"{str(name_or_path)!r} has no vocabulary; name a model or a folder that holds a tokenizer")
+        # transformers returns such a tokenizer for a folder with a model but no vocabulary.
+        raise ValueError(f"{str(name_or_path)!r} has no vocabulary; give a model or folder that contains a tokenizer")
     _require_tokens(tokenizer, "mask_token", "pad_token")
     return tokenizer
 
@@ -198,21 +200,21 @@ def _require_tokens(tokenizer: PreTrainedTokenizerBase, *names: str) -> None:
     missing = [name for name in names if getattr(tokenizer, name) is None]
     if missing:
         raise ValueError(
-            f"{type(tokenizer).__name__} has no {' and no '.join(missing)}; set it, or take the tokenizer of an "
+            f"{type(tokenizer).__name__} has no {' and no '.join(missing)}; set it, or use the tokenizer of an "
             f"encoder such as BERT or RoBERTa"
         )
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, *texts: Sequence[str], **arguments: Any) -> BatchEncoding:
-    """Returns what a tokenizer makes of texts, or of pairs, as of text alone: "[MASK]" in it is no mask token.
+    """Returns the encoding of texts or pairs as plain text: "[MASK]" in a text does not become a mask token.
 
-    What spells a special token is cut into pieces as other text is. Some vocabularies have the spelling as a piece, as
-    those of SentencePiece have "<s>": there it becomes the unknown token.
+    The spelling of a special token is cut into pieces like other text. Some vocabularies contain the spelling as a
+    piece, such as "<s>" in those of SentencePiece; it becomes the unknown token then.
 
     Args:
-        tokenizer: of any kind.
-        texts: first texts, and perhaps second ones.
-        arguments: of the tokenizer's call.
+        tokenizer: a tokenizer of any kind.
+        texts: the first texts and, for pairs, the second texts.
+        arguments: further arguments of the tokenizer's call.
     """
     spelled = _spelled_ids(tokenizer)
     encoding = tokenizer(*texts, split_special_tokens=True, return_special_tokens_mask=bool(spelled), **arguments)
@@ -225,18 +227,18 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, *texts: Sequence[str], **arg
 
 
 def _spelled_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special tokens, less the unknown one, that come out of their spelling in text."""
+    """The special tokens, except the unknown one, that their spelling in a text is encoded as."""
     encoding = tokenizer(tokenizer.all_special_tokens, add_special_tokens=False, split_special_tokens=True)
     found = {token_id for ids in encoding["input_ids"] for token_id in ids}
     return found & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
 def share_unknown(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> float:
-    """Returns the share of unknown tokens in rows of ids, less those that frame a row; 0 if there is no such token.
+    """Returns the share of unknown tokens in rows of ids, not counting the tokens that frame a row.
 
     Args:
-        rows: each framed as a single text.
-        tokenizer: of the rows.
+        rows: the rows, each framed as a single text.
+        tokenizer: the tokenizer of the rows; without an unknown token, the share is 0.
     """
     num_added = tokenizer.num_special_tokens_to_add(pair=False)
     num_tokens = num_unknown = 0
@@ -252,21 +254,22 @@ def share_unknown(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerB
 def pack_blocks(
     documents: Documents, tokenizer: PreTrainedTokenizerBase, block_size: int = 128, max_positions: int | None = None
 ) -> Documents:
-    """Returns the documents as blocks of exactly `block_size` ids, in the one column "input_ids".
+    """Returns the documents as blocks of exactly `block_size` ids, in a single column "input_ids".
 
-    The documents are laid end to end, a separator after each, and cut: a block is the class token, `block_size` - 2
-    ids of that line and a separator. Documents are taken by the thousand, so that map-style and streamed data sets of
-    the same documents give the same blocks; what is left after the last full block of a thousand is dropped.
+    The documents are concatenated with a separator after each, and cut. A block consists of the class token,
+    `block_size` - 2 ids of the concatenation, and a separator. Documents are packed in groups of a thousand, so
+    map-style and streamed data sets of the same documents give the same blocks. The ids after the last full block of a
+    group are dropped.
 
     Args:
-        documents: with a column "text".
-        tokenizer: with a class and a separator token.
-        block_size: at least 8.
-        max_positions: the longest input of the model; `None` checks nothing.
+        documents: documents with a column "text".
+        tokenizer: a tokenizer with a class and a separator token.
+        block_size: the length of a block, at least 8.
+        max_positions: the longest input of the model; `None` skips the check.
 
     Raises:
         ValueError: `block_size` is out of bounds, the tokenizer has no class or separator token, or the documents do
-            not fill one block; of a stream, that is not known.
+            not fill one block; the latter cannot be checked for a stream.
     """
     _require_tokens(tokenizer, "cls_token", "sep_token")
     _check_block_size(block_size, max_positions)
@@ -284,8 +287,8 @@ def pack_blocks(
     if not len(blocks):
         num_tokens = sum(map(len, _tokenize(documents["text"][:], tokenizer)))
         raise ValueError(
-            f"{len(documents)} documents hold {num_tokens} tokens, no full block of {block_size}; give more text, a "
-            f"smaller block_size or, for the validation set, a larger validation_fraction"
+            f"{len(documents)} documents have {num_tokens} tokens, not a full block of {block_size}; give more text, "
+            f"a smaller block_size or, for the validation set, a larger validation_fraction"
         )
     return blocks
 
@@ -294,11 +297,13 @@ def _check_block_size(block_size: int, max_positions: int | None) -> None:
     if block_size < 8:
         raise ValueError(f"block_size is {block_size}; it must be at least 8")
     if max_positions is not None and block_size > max_positions:
-        raise ValueError(f"block_size is {block_size} but the model takes {max_positions} tokens; take a smaller one")
+        raise ValueError(
+            f"block_size is {block_size} but the model accepts {max_positions} tokens; choose a smaller one"
+        )
 
 
 def _pack(texts: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> dict[str, np.ndarray]:
-    # In four bytes a token: of a long document, lists would take ten times as much.
+    # Four bytes per token; for a long document, lists would take ten times as much.
     line = array("i")
     for ids in _tokenize(texts, tokenizer):
         if ids:
@@ -317,10 +322,10 @@ def _as_list(block: np.ndarray) -> dict[str, list[int]]:
 
 
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[array]:
-    """Returns the ids of each text, which is cut in pieces, since a tokenizer takes much memory for its output."""
+    """Returns the ids of each text, tokenised in pieces because a tokenizer needs much memory for its output."""
     of_texts = [array("i") for _ in texts]
     for numbers, pieces in _groups_of_pieces(texts):
-        # Not verbose: documents are longer than the model's positions, which the tokenizer would warn of.
+        # Not verbose: documents are longer than the model's positions, and the tokenizer would warn about it.
         encoding = encode_text(
             tokenizer,
             pieces,
@@ -355,14 +360,14 @@ def _groups_of_pieces(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]
 
 @dataclass
 class MaskingCollator(DataCollatorForLanguageModeling):
-    """Masks 15% of the tokens, 80% of them by the mask token, 10% by a random one, 10% left as they are.
+    """Selects 15% of the tokens: 80% become the mask token, 10% a random token, and 10% stay unchanged.
 
-    The masks are a function of the seed and of the batch's ids, and of nothing else: neither the global generator nor
-    workers, skipped batches or a resumption change them. A validation batch always gets the same masks; the training
-    set is masked anew in every epoch because shuffling puts each block into other company. Batches that come back with
-    the same blocks in the same order (no shuffling, batches of one) get the same masks again.
+    The masks depend only on the seed and the ids of the batch; the global generator, workers, skipped batches and
+    resuming do not change them. A validation batch always gets the same masks. The training set is masked differently
+    in every epoch, because shuffling combines the blocks into different batches. Batches that recur with the same
+    blocks in the same order (no shuffling, batches of one) get the same masks again.
 
-    Rows of equal length are stacked, without an attention mask unless they bring one: attention is fastest without.
+    Rows of equal length are stacked, without an attention mask unless they have one: attention is fastest without.
     """
 
     seed: int = 0
@@ -373,7 +378,7 @@ class MaskingCollator(DataCollatorForLanguageModeling):
         self.special_ids = torch.tensor(sorted(set(self.tokenizer.all_special_ids)))
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        """Returns the batch: `input_ids`, `labels` (-100 where nothing is predicted), and what else the rows hold."""
+        """Returns the batch: `input_ids`, `labels` (-100 = not predicted), and the other columns of the rows."""
         plain = self.mlm and not self.whole_word_mask and self.pad_to_multiple_of is None
         if not plain or not isinstance(examples[0], Mapping) or len({len(row["input_ids"]) for row in examples}) > 1:
             return super().torch_call(examples)
@@ -386,11 +391,11 @@ class MaskingCollator(DataCollatorForLanguageModeling):
     def torch_mask_tokens(
         self, inputs: Tensor, special_tokens_mask: Any | None = None, offset_mapping: Any | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Returns masked inputs and labels as the parent class draws them, from a generator seeded by the inputs."""
+        """Returns masked inputs and labels, drawn by the parent class from a generator seeded by the inputs."""
         digest = blake2b(inputs.numpy().tobytes(), digest_size=8, key=str(self.seed).encode()).digest()
         self.generator.manual_seed(int.from_bytes(digest, "little"))
         if special_tokens_mask is None:
-            # The parent class asks the tokenizer row by row, in Python, at ten times the price.
+            # The parent class asks the tokenizer row by row in Python, which takes ten times as long.
             special_tokens_mask = torch.isin(inputs, self.special_ids)
         return super().torch_mask_tokens(inputs, special_tokens_mask, offset_mapping)
 
@@ -400,16 +405,16 @@ class MaskingCollator(DataCollatorForLanguageModeling):
 
 @dataclass(frozen=True, repr=False)
 class PreparedData:
-    """What a run trains and validates on.
+    """The data that a run trains and validates on.
 
     Attributes:
-        tokenizer: with a mask and a pad token.
-        train: blocks (see `pack_blocks`); an IterableDataset where the source is streamed.
-        validation: blocks of the held-out documents.
-        fingerprint: JSON: what was asked for, the versions of what the text depends on, and for either set the SHA-256
-            of its texts in order and the numbers of documents, words, tokens (without those that frame a block) and
-            blocks. Of a streamed training set these are not known. "unknown" is the share of the validation set's
-            tokens that the tokenizer does not know.
+        tokenizer: a tokenizer with a mask and a pad token.
+        train: the training blocks (see `pack_blocks`); an IterableDataset if the source is streamed.
+        validation: the blocks of the held-out documents.
+        fingerprint: JSON data: the arguments, the versions of the libraries that the text depends on, and for each set
+            the SHA-256 of its texts in order and the numbers of documents, words, blocks and tokens (without those
+            that frame a block). These are not available for a streamed training set. "unknown" is the share of the
+            validation set's tokens that the tokenizer does not know.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -419,14 +424,14 @@ class PreparedData:
 
     @property
     def block_size(self) -> int:
-        """Length of each block, in tokens."""
+        """The length of each block, in tokens."""
         return self.fingerprint["block_size"]
 
     def __repr__(self) -> str:
         return f"PreparedData({', '.join(f'{name}={value!r}' for name, value in self._short_facts().items())})"
 
     def _repr_html_(self) -> str:
-        """The sizes of both sets for a notebook; an empty cell is not known."""
+        """The sizes of both sets for a notebook; an empty cell means that the number is unknown."""
         title = ", ".join(f"{name} {value}" for name, value in self._short_facts().items())
         sizes = {name: self.fingerprint.get(name, {}) for name in ("documents", "words", "blocks", "tokens")}
         rows = [
@@ -461,21 +466,22 @@ def prepare_data(
 ) -> PreparedData:
     """Returns the tokenizer and the blocks of a source, from disk if the same text was prepared before.
 
-    Of a stream, the first 10,000 documents are read beforehand: those held out are the validation set and the others
-    train the tokenizer. The training set streams all documents that are not held out; nothing is kept on disk.
+    If the source is streamed, its first 10,000 documents are read in advance: the held-out ones are the validation
+    set, and the others train the tokenizer. The training set streams all documents that are not held out; nothing is
+    kept on disk.
 
     Args:
         source: see `load_documents`, as for the arguments from `max_documents` on.
-        tokenizer: a tokenizer, or what `load_tokenizer` takes; `None` trains one on the training set.
-        vocab_size: of the tokenizer to be trained, as the next three (see `train_tokenizer`).
-        lowercase: whether capital letters become small ones.
-        strip_accents: whether letters lose their marks.
-        character_coverage: share of the text's characters that the alphabet has.
-        block_size: see `pack_blocks`; `None` takes 128, or the most that tokenizer and model take where that is less.
-        max_positions: the longest input of the model; `None` where it is not known.
+        tokenizer: a tokenizer, or an argument of `load_tokenizer`; `None` trains one on the training set.
+        vocab_size: the vocabulary size of a tokenizer to train; see `train_tokenizer` for this and the next three.
+        lowercase: whether to lowercase the text.
+        strip_accents: whether to strip the marks of letters.
+        character_coverage: the share of the text's characters that the alphabet covers.
+        block_size: see `pack_blocks`; `None` for 128, or less if the tokenizer or model allows less.
+        max_positions: the longest input of the model; `None` if it is unknown.
         validation_fraction: see `split_documents`.
-        seed: of the split.
-        cache_dir: `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
+        seed: the seed of the split.
+        cache_dir: the cache folder; `None` for $MAGIC_CACHE, or ~/.cache/magic-nas if that is not set.
 
     Raises:
         ValueError: see the functions named above.
@@ -521,42 +527,40 @@ def prepare_data(
     else:
         tokenizer_key = training if tokenizer is None else tokenizer_sha256(tokenizer)
         folder = cache_folder(cache_dir) / f"prepared-{short_hash(_PREPARED_VERSION, fingerprint, tokenizer_key)}"
-        # Of other texts too: whether a text will ever be asked for again is not known.
+        # Leftovers of other texts as well, since those texts may never be requested again.
         remove_leftovers(folder.parent)
         if not folder.is_dir():
             with written_at_once(folder) as temporary:
                 _save(build(), temporary)
         data = _load(folder, tokenizer)
     if (share := data.fingerprint["unknown"]) > _MOST_UNKNOWN:
-        remedy = (
-            "take one that was made for this text" if tokenizer else "take a larger character_coverage or more text"
-        )
+        remedy = "use one made for this text" if tokenizer else "choose a larger character_coverage or give more text"
         logger.warning(
-            f"the tokenizer does not know {share:.1%} of the tokens of the held-out text, where at most "
-            f"{_MOST_UNKNOWN:.0%} is common; {remedy}"
+            f"the tokenizer does not know {share:.1%} of the tokens of the held-out text; at most "
+            f"{_MOST_UNKNOWN:.0%} is usual; {remedy}"
         )
     return data
 
 
 def load_data(settings: DataSettings, max_positions: int | None = None) -> PreparedData:
-    """Returns the packed blocks, the tokenizer and the fingerprint of the text that settings name (`prepare_data`).
+    """Returns the packed blocks, the tokenizer and the fingerprint of the text given by settings (see `prepare_data`).
 
     Args:
-        settings: where the text comes from.
-        max_positions: the longest input of the model, which a block is not longer than unless the settings say so.
+        settings: the settings of the text.
+        max_positions: the longest input of the model; blocks are not longer unless the settings say so.
     """
     return prepare_data(**asdict(settings), max_positions=max_positions)
 
 
 def held_out_texts(source: str, fingerprint: Mapping[str, Any]) -> Dataset:
-    """Returns the documents that `prepare_data` held out, read again from where the text is now.
+    """Returns the documents that `prepare_data` held out, read again from the current location of the text.
 
     Args:
         source: the text.
-        fingerprint: of the data, which says how the text was read and split.
+        fingerprint: the fingerprint of the data, which records how the text was read and split.
 
     Raises:
-        ValueError: the text cannot be read so, or is another one than that of the fingerprint.
+        ValueError: the text cannot be read that way, or it differs from that of the fingerprint.
     """
     reading = {name: fingerprint[name] for name in _READING}
     documents = load_documents(source, **reading)
@@ -566,8 +570,8 @@ def held_out_texts(source: str, fingerprint: Mapping[str, Any]) -> Dataset:
     found, recorded = _describe_texts(held_out)["sha256"], fingerprint["sha256"]["validation"]
     if found != recorded:
         raise ValueError(
-            f"{source} is another text: the SHA-256 of its held-out documents begins with {found[:12]}, the recorded "
-            f"one with {str(recorded)[:12]}"
+            f"{source} is a different text: the SHA-256 of its held-out documents begins with {found[:12]}, but the "
+            f"recorded one begins with {str(recorded)[:12]}"
         )
     return held_out
 
@@ -576,7 +580,7 @@ def _usual_block_size(tokenizer: PreTrainedTokenizerBase | None, max_positions: 
     longest = [_USUAL_BLOCK_SIZE] if tokenizer is None else [_USUAL_BLOCK_SIZE, tokenizer.model_max_length]
     block_size = min([*longest, *([] if max_positions is None else [max_positions])])
     if block_size < _USUAL_BLOCK_SIZE:
-        logger.info(f"block_size: {block_size} tokens, the most that the model takes")
+        logger.info(f"block_size: {block_size} tokens, the maximum of the model")
     return block_size
 
 
@@ -599,7 +603,7 @@ def _describe_texts(documents: Documents) -> dict[str, Any]:
     digest, num_words = sha256(), 0
     for batch in documents.select_columns(["text"]).iter(1000):
         digest.update("".join(f"{text}\0" for text in batch["text"]).encode())
-        # Counted one by one: a list of the words takes ten times the memory of the text.
+        # Counted one by one, because a list of the words takes ten times the memory of the text.
         num_words += sum(1 for text in batch["text"] for _ in _WORD.finditer(text))
     return {"sha256": digest.hexdigest(), "documents": len(documents), "words": num_words}
 
@@ -632,10 +636,10 @@ def _build(
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns a hash of all by which a tokenizer cuts text."""
+    """Returns a hash of everything that determines how a tokenizer splits text."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # What the last call asked for, no property of the tokenizer.
+        # Arguments of the last call, not properties of the tokenizer.
         state |= {"padding": None, "truncation": None}
     else:
         state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}

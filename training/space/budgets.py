@@ -1,9 +1,10 @@
 """Costs, budgets, and the children of a search space that are within a budget: counted, summarised and drawn.
 
-A cost is a sum over layers, and operators come again in many layers, so that few sums are distinct although the
-children are many: 26 layers of 4 operators have 4.5e15 children and 3,654 sums. This module walks over sums, layer by
-layer, with whole numbers only, and is exact. Many operators in many layers have too many sums for that: 64 layers of 8
-have up to 1.3e9. Children are then drawn by `tilting`, as uniformly, and their number is an estimate that says so.
+A cost is a sum over layers. Because the same operators occur in many layers, there are few distinct sums even if there
+are many children: 26 layers of 4 operators have 4.5e15 children but only 3,654 sums. This module walks over the sums,
+layer by layer, in whole numbers only, so its results are exact. Many operators in many layers have too many sums for
+that: 64 layers of 8 operators have up to 1.3e9. In that case `tilting` draws the children, still uniformly, and their
+number is an estimate that is marked as one.
 """
 
 import math
@@ -23,9 +24,9 @@ from .tilting import TiltedDraws
 from .walks import MAX_TRANSITIONS, Class, TooManySumsError, Walk, Window, median_sum
 
 
-# Lengths of walks that are tried before a child is drawn, and for what is only told beside an error.
+# Maximum lengths of walks: before falling back to drawing, and for details that are only reported with an error.
 _SHORT_WALK, _MIDDLE_WALK = 20_000, 60_000
-# Random children whose median stands for that of a space with too many sums: half a percent of all off in rank.
+# Number of random children that estimate the median of a space with too many sums; its rank is off by half a percent.
 _NUM_MEDIAN_CHILDREN = 10_001
 
 
@@ -33,13 +34,13 @@ _NUM_MEDIAN_CHILDREN = 10_001
 class AdditiveCost:
     """A cost that is a constant plus a sum over layers of a cost of the operator.
 
-    Kept in whole numbers, so that sums are exact.
+    Costs are stored as whole numbers, so sums are exact.
 
     Attributes:
-        name: what is counted, with its unit: "num_parameters", "flops", "latency_ms", "activation_mb".
-        fixed: the whole number outside the layers.
-        operators: the whole number of each operator, by its name.
-        unit: what one stands for, in the unit of the name; 1e-6 for a latency in milliseconds kept in nanoseconds.
+        name: the quantity and its unit: "num_parameters", "flops", "latency_ms" or "activation_mb".
+        fixed: the cost outside the layers, a whole number.
+        operators: the cost of each operator, by name, in whole numbers.
+        unit: the value of 1 in the unit of the name; 1e-6 for a latency in milliseconds stored in nanoseconds.
     """
 
     name: str
@@ -50,12 +51,12 @@ class AdditiveCost:
     def __post_init__(self) -> None:
         for what, count in (("the constant", self.fixed), *self.operators.items()):
             if not isinstance(count, int) or count < 0:
-                raise ValueError(f"{self.name} of {what} is {count!r}; give a whole number from 0")
+                raise ValueError(f"{self.name} of {what} is {count!r}; it must be a whole number of at least 0")
         if not 0 < self.unit < math.inf:
             raise ValueError(f"the unit of {self.name} is {self.unit}; it must be a positive number")
 
     def __call__(self, architecture: Sequence[str]) -> float:
-        """The cost of a child in the unit of the name; an int where `unit` is 1."""
+        """The cost of a child in the unit of the name; an int if `unit` is 1."""
         return self.value(self.count(architecture))
 
     def count(self, architecture: Sequence[str]) -> int:
@@ -77,17 +78,17 @@ class AdditiveCost:
         return tuple(self.operators[operator] for operator in layer)
 
     def _unknown(self, operator: str) -> str:
-        return f"{self.name} is not known of the operator {operator!r}; known: {', '.join(self.operators)}"
+        return f"{self.name} is unknown for the operator {operator!r}; known operators: {', '.join(self.operators)}"
 
     @cached_property
     def _exact_unit(self) -> Fraction:
-        # The decimal that was written: with it, a value that is printed is the very value of its count when read back.
+        # The decimal as written: with it, a printed value that is read back gives exactly the same count.
         return Fraction(str(self.unit))
 
     def largest_count(self, value: float) -> int:
         """The largest whole number whose value is at most `value`."""
         count = math.floor(value) if self.unit == 1 else math.floor(value / self.unit)
-        # The division is off by a few at most.
+        # The division is off by at most a few.
         while self.value(count) > value:
             count -= 1
         while self.value(count + 1) <= value:
@@ -97,7 +98,7 @@ class AdditiveCost:
     def smallest_count(self, value: float) -> int:
         """The smallest whole number whose value is at least `value`."""
         count = self.largest_count(value) + 1
-        # Whole numbers beyond the precision of a float share values.
+        # Whole numbers beyond the precision of a float can share a value.
         while self.value(count - 1) >= value:
             count -= 1
         return count
@@ -105,15 +106,15 @@ class AdditiveCost:
 
 @dataclass(frozen=True)
 class Limit:
-    """A window for one cost.
+    """An allowed range for one cost.
 
     Attributes:
-        cost: what is limited.
-        minimum: the smallest value allowed, in the cost's unit; `None` for no such bound.
-        maximum: the largest value allowed; `None` for no such bound.
+        cost: the cost that is limited.
+        minimum: the smallest allowed value, in the cost's unit; `None` for no minimum.
+        maximum: the largest allowed value; `None` for no maximum.
 
     Raises:
-        ValueError: a bound that is negative, infinite or not a number, a minimum above the maximum, or no bound.
+        ValueError: a bound is negative, infinite or NaN, the minimum is above the maximum, or there is no bound.
     """
 
     cost: AdditiveCost
@@ -123,7 +124,9 @@ class Limit:
     def __post_init__(self) -> None:
         for bound, value in (("minimum", self.minimum), ("maximum", self.maximum)):
             if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"the {bound} of {self.cost.name} is {value}; give a number from 0, or leave it out")
+                raise ValueError(
+                    f"the {bound} of {self.cost.name} is {value}; give a number of at least 0, or omit it"
+                )
         if self.minimum is None and self.maximum is None:
             raise ValueError(f"the limit of {self.cost.name} has no bound; give a minimum or a maximum")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
@@ -134,13 +137,13 @@ class Limit:
 
     @cached_property
     def counts(self) -> tuple[float, float]:
-        """The smallest and the largest whole number allowed; infinite where there is no bound."""
+        """The smallest and the largest allowed whole number; infinite if there is no bound."""
         smallest = -math.inf if self.minimum is None else self.cost.smallest_count(self.minimum)
         largest = math.inf if self.maximum is None else self.cost.largest_count(self.maximum)
         return smallest, largest
 
     def allows(self, architecture: Sequence[str]) -> bool:
-        """Whether a child's cost is inside the window."""
+        """Whether a child's cost is within the limit."""
         smallest, largest = self.counts
         return smallest <= self.cost.count(architecture) <= largest
 
@@ -153,18 +156,18 @@ class Limit:
 
 
 def format_value(value: float) -> str:
-    """A cost as text: thousands apart, every digit that tells it from its neighbours."""
+    """A cost as text, with thousands separators and all digits needed to tell it from neighbouring values."""
     return f"{value:,}".removesuffix(".0")
 
 
 def short_text(number: int) -> str:
-    """A whole number with three digits, such as 4.50e+15, though no float may hold it; all digits below a million."""
+    """A whole number of any size with three digits, such as 4.50e+15; all digits if it is below a million."""
     return f"{number:,}" if number < 10**6 else f"{Decimal(number):.2e}"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a child may cost: inside every one of the limits; without limits every child is allowed."""
+    """What a child may cost. A child must be within all limits; without limits, every child is allowed."""
 
     limits: tuple[Limit, ...] = ()
 
@@ -177,20 +180,20 @@ class Budget:
 
 
 class InfeasibleBudgetError(ValueError):
-    """No child of the space is within the budget; the message names the nearest values that can be reached."""
+    """No child of the space is within the budget; the message gives the nearest reachable values."""
 
 
 @dataclass(frozen=True)
 class NearestValues:
-    """What a limit would have to let in for a budget that no child meets.
+    """The reachable values nearest to one limit of a budget that no child meets.
 
     Attributes:
         limit: the limit.
-        below: the largest value under the window that a child within all the other limits has; `None` for none.
-        above: the smallest such value over the window; `None` for none.
-        others_met: whether some child is within all the other limits. Where none is, `below` and `above` are those of
-            all children, and both are `None` if this limit alone can be met.
-        is_known: whether `below` and `above` could be told; a space may have too many sums for that.
+        below: the largest value below the limit among the children within all other limits; `None` if there is none.
+        above: the smallest such value above the limit; `None` if there is none.
+        others_met: whether some child is within all other limits. If not, `below` and `above` refer to all children,
+            and both are `None` if this limit alone can be met.
+        is_known: whether `below` and `above` could be determined; a space may have too many sums for that.
     """
 
     limit: Limit
@@ -202,21 +205,21 @@ class NearestValues:
     def __str__(self) -> str:
         name = self.limit.cost.name
         if not self.is_known:
-            return f"the nearest reachable {name} is not known, since the space has too many distinct sums of it"
+            return f"the nearest reachable {name} is unknown, because the space has too many distinct sums of it"
         values = [f"{format_value(self.below)} below the window"] if self.below is not None else []
         values += [f"{format_value(self.above)} above the window"] if self.above is not None else []
         reachable = f"the nearest reachable {name} is {' and '.join(values)}"
         if self.others_met:
             return reachable
-        return f"the limits other than {name} cannot be met" + (f", and without them {reachable}" if values else "")
+        return f"the limits other than {name} cannot be met" + (f"; without them, {reachable}" if values else "")
 
 
 class WideBudgetError(ValueError):
-    """The space has too many sums to walk over, and draws have found no child within the budget."""
+    """The space has too many sums to walk over, and random draws found no child within the budget."""
 
 
 def _layers_of(space: SearchSpace, costs: Sequence[AdditiveCost]) -> list[list[tuple[int, ...]]]:
-    """For each layer and each of its operators the whole number of each cost."""
+    """The whole number of each cost, for each operator of each layer."""
     return [
         [tuple(counts) for counts in zip(*(cost.layer_counts(layer) for cost in costs), strict=True)]
         if costs
@@ -226,15 +229,16 @@ def _layers_of(space: SearchSpace, costs: Sequence[AdditiveCost]) -> list[list[t
 
 
 def _window_of(limit: Limit) -> Window:
-    """What the sum over the layers may be."""
+    """The smallest and largest allowed sum over the layers."""
     smallest, largest = limit.counts
     return smallest - limit.cost.fixed, largest - limit.cost.fixed
 
 
 def is_feasible(space: SearchSpace, budget: Budget) -> bool:
-    """Whether some child of the space is within the budget; cheaper than to count them.
+    """Whether some child of the space is within the budget; cheaper than counting them.
 
-    Exact but for spaces with too many sums: there children that a walk and many draws do not find count as none.
+    The answer is exact except for spaces with too many sums. There it is False if neither a walk nor many draws find
+    a child.
     """
     layers, windows = _layers_of(space, [limit.cost for limit in budget.limits]), [*map(_window_of, budget.limits)]
     with suppress(TooManySumsError):
@@ -246,20 +250,20 @@ def is_feasible(space: SearchSpace, budget: Budget) -> bool:
 
 
 class BudgetedSpace:
-    """The children of a space that are within a budget, counted and drawn.
+    """Counts and draws the children of a space that are within a budget.
 
-    They are drawn uniformly, and each is within the budget exactly. Counted exactly are they where the space has few
-    enough distinct sums of costs; else their number is an estimate, see `is_exact`.
+    Draws are uniform, and every drawn child is within the budget. The count is exact if the space has few enough
+    distinct sums of costs, and an estimate otherwise; see `is_exact`.
 
     Args:
         space: the children to choose from.
-        budget: what they may cost.
-        max_transitions: length of the walk over sums of costs after which children are drawn without one.
+        budget: the limits on their costs.
+        max_transitions: the longest walk over sums of costs; spaces that need a longer one are sampled without a walk.
 
     Attributes:
-        size: number of children within the budget; 0 only where there is surely none.
+        size: the number of children within the budget; 0 only if there is provably none.
         is_exact: whether `size` is exact.
-        size_error: relative standard error of `size`, 0 where it is exact.
+        size_error: the relative standard error of `size`; 0 if it is exact.
 
     Raises:
         WideBudgetError: the children can neither be counted nor drawn.
@@ -284,18 +288,18 @@ class BudgetedSpace:
 
     @property
     def size_text(self) -> str:
-        """The size in words: all digits where it is exact, else how far off it may be."""
+        """The size as text: all digits if it is exact, otherwise an estimate with its error."""
         if self.is_exact:
             return f"{self.size:,}"
         percent = float(f"{100 * self.size_error:.1g}")
         return f"about {short_text(self.size)} (estimated, standard error {percent:g}%)"
 
     def check(self) -> None:
-        """Raise an InfeasibleBudgetError where no child is within the budget."""
+        """Raise an InfeasibleBudgetError if no child is within the budget."""
         if self.size == 0:
             nearest = self.nearest()
             is_any_known = any(values.below is not None or values.above is not None for values in nearest)
-            remedy = "move a limit to a reachable value" if is_any_known else "widen a limit, or leave one out"
+            remedy = "move a limit to a reachable value" if is_any_known else "widen or remove a limit"
             raise InfeasibleBudgetError(
                 f"no child of the space is within the budget {self.budget}: {'; '.join(map(str, nearest))}; {remedy}"
             )
@@ -304,39 +308,40 @@ class BudgetedSpace:
         """A child drawn uniformly from those within the budget.
 
         Raises:
-            InfeasibleBudgetError: there is none.
+            InfeasibleBudgetError: no child is within the budget.
         """
         self.check()
         return self._way.sample(rng)
 
     def children(self) -> Iterator[Architecture]:
-        """Every child within the budget once, the last layer changing fastest; look at `size` before walking them."""
+        """Every child within the budget once, the last layer changing fastest; check `size` before iterating."""
         return self._way.children()
 
     def nearest(self) -> tuple[NearestValues, ...]:
-        """For each limit the values next to its window that can be reached while the other limits are met."""
+        """For each limit, the nearest values outside it that can be reached while the other limits are met."""
         limits = self.budget.limits
         return tuple(_nearest(self.space, limit, (*limits[:i], *limits[i + 1 :])) for i, limit in enumerate(limits))
 
     def restricted(self, space: SearchSpace) -> "BudgetedSpace":
-        """The same budget over another space, such as what two parents leave open.
+        """The same budget over another space, such as the operators of two parents.
 
         Raises:
-            WideBudgetError: its children can neither be counted nor drawn.
+            WideBudgetError: the children can neither be counted nor drawn.
         """
-        # Parts of a space that is too wide to walk over are often so as well, and a search asks for many of them.
+        # Parts of a space that is too wide to walk over are often too wide as well, and a search asks for many parts.
         return BudgetedSpace(space, self.budget, self._max_transitions if self.is_exact else _SHORT_WALK)
 
 
 class _Counted:
-    """The children within a budget by number, from the sums of their costs."""
+    """The children within a budget, numbered with the help of the sums of their costs."""
 
     size_error = 0.0
 
     def __init__(self, space: SearchSpace, walk: Walk) -> None:
-        # Empty where the space as a whole is out of reach; no choices are kept for it then.
+        # Empty if no child meets the budget; no choices are stored in that case.
         self._first = walk.class_of(0, walk.start) or ()
-        # For each layer and class of partial sums: operators, number of children through each, and where they lead.
+        # For each layer and class of partial sums: the operators, the number of children through each, and the class
+        # that each leads to.
         self._choices: list[dict[Class, list[tuple[str, int, Class]]]] = []
         completions = {walk.end: 1}
         for candidates, arrows in zip(reversed(space.candidates), reversed(walk.arrows()), strict=True):
@@ -375,7 +380,7 @@ class _Counted:
 
 
 class _Drawn:
-    """The children within a budget as draws find them."""
+    """The children within a budget, found by random draws."""
 
     def __init__(self, space: SearchSpace, budget: Budget, draws: TiltedDraws) -> None:
         self._space, self._budget, self._draws = space, budget, draws
@@ -385,11 +390,11 @@ class _Drawn:
             if estimate is None:
                 raise WideBudgetError(
                     f"the children within the budget {budget} can neither be counted nor drawn: the space of "
-                    f"{space.num_layers} layers has too many distinct sums of costs to walk over, and draws have "
-                    f"found no child within all limits; widen the narrowest window, give fewer limits, or take a "
+                    f"{space.num_layers} layers has too many distinct sums of costs to walk over, and random draws "
+                    f"found no child within all limits; widen the narrowest limit, give fewer limits, or choose a "
                     f"space with fewer operators"
                 )
-            # A child was kept, whatever the estimate is.
+            # At least one child was found, whatever the estimate is.
             self.size, self.size_error = max(1, estimate.size), estimate.error
 
     def sample(self, rng: random.Random) -> Architecture:
@@ -399,7 +404,7 @@ class _Drawn:
             if options is None:
                 continue
             child = tuple(layer[option] for layer, option in zip(self._space.candidates, options, strict=True))
-            # Sums beyond the precision of floats are held to the limits once more.
+            # Sums beyond the precision of floats are checked against the limits once more.
             if self._budget.allows(child):
                 return child
 
@@ -432,15 +437,15 @@ def _nearest(space: SearchSpace, limit: Limit, others: Sequence[Limit]) -> Neare
 
 @dataclass(frozen=True)
 class CostSummary:
-    """What the children of a space cost.
+    """The range of a cost over the children of a space.
 
     Attributes:
         smallest: the smallest value.
-        median: half of the children cost at most this; of two middle values the smaller, so that a child has it.
+        median: the lower median, a value that some child has.
         largest: the largest value.
-        smallest_child: a child of the smallest value.
-        largest_child: a child of the largest value.
-        median_is_exact: whether `median` is that of all children; else it is that of a large sample of them.
+        smallest_child: a child with the smallest value.
+        largest_child: a child with the largest value.
+        median_is_exact: whether `median` is taken over all children; otherwise it is taken over a large sample.
     """
 
     smallest: float
@@ -452,7 +457,7 @@ class CostSummary:
 
 
 def summarize_cost(space: SearchSpace, cost: AdditiveCost) -> CostSummary:
-    """The smallest, median and largest cost of the children of a space, exact but for the median of very wide ones."""
+    """The smallest, median and largest cost in a space; all are exact except for the median of a very wide space."""
     layers = [cost.layer_counts(layer) for layer in space.candidates]
     try:
         median, is_exact = median_sum(layers), True

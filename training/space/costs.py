@@ -1,17 +1,17 @@
-"""Parameters, FLOPs and activation memory of a child in closed form: no model is built, a child takes microseconds.
+"""Parameters, FLOPs and activation memory of a child in closed form. No model is built; a child takes microseconds.
 
-FLOPs come in named conventions, because published figures differ by them:
+FLOPs are counted by one of several named conventions, because published figures follow different ones:
 
 - "electra": one multiply-add is two operations, and biases, activations, softmax, norms, dropout and residual sums are
-  counted as in ELECTRA's flops_computation.py. Word embeddings are looked up. With the masked-LM head over every
+  counted as in ELECTRA's flops_computation.py. Word embeddings are lookups. With the masked-LM head over every
   position, BERT-base and RoBERTa-base at 128 tokens have the 2.9e10 and 3.3e10 of the paper's Table 2.
-- "electra-dense": the same, but looking up a word is a product with one-hot vectors, that script's default.
-- "macs": multiply-adds of the matrix products and convolutions.
-- "torch": what `torch.utils.flop_counter.FlopCounterMode` counts with eager attention, twice the "macs". On a CPU the
+- "electra-dense": like "electra", but a word lookup is a product with one-hot vectors, the default of that script.
+- "macs": the multiply-adds of matrix products and convolutions.
+- "torch": the count of `torch.utils.flop_counter.FlopCounterMode` with eager attention, twice the "macs". On a CPU the
   counter misses the depth-wise part of CONV, which the model computes there without a convolution kernel.
 
-Of an operator that a program has registered the multiply-adds are counted, which its class tells, and its parameters.
-SKIP costs nothing in any of them, and nothing else either: an extracted child has no layer for it.
+For an operator registered by a program, the multiply-adds that its class reports and its parameters are counted. SKIP
+costs nothing in any convention or other cost: an extracted child has no layer for it.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ from .search_space import Architecture
 COSTS = ("num_parameters", "flops", "activation_mb")
 CONVENTIONS = ("electra", "electra-dense", "macs", "torch")
 
-# Operations per element, as ELECTRA's script has them.
+# Operations per element, as in ELECTRA's script.
 _DROPOUT_FLOPS = 4
 _LAYER_NORM_FLOPS = 5
 _ACTIVATION_FLOPS = 8
@@ -44,8 +44,8 @@ _SOFTMAX_FLOPS = 5
 
 _FLOAT_BYTES = 4
 _INT_BYTES = 8
-# How many tensors of its size autograd keeps of an activation and the product after it: where the derivative is
-# computed from the output, which the product keeps anyway, the input is not kept.
+# How many tensors of its size autograd keeps for an activation and the product after it. If the derivative is computed
+# from the output, which the product keeps anyway, the input is not kept.
 _ACTIVATION_TENSORS = {
     "gelu": 2,
     "gelu_new": 5,
@@ -60,7 +60,7 @@ _ACTIVATION_TENSORS = {
 
 
 def operator_parameters(name: str, config: MagicConfig) -> int:
-    """Number of parameters of one operator, its norm included."""
+    """The number of parameters of one operator, including its norm."""
     kind, size, inner = _read_operator(name, config)
     if kind == SKIP:
         return 0
@@ -79,13 +79,14 @@ def operator_parameters(name: str, config: MagicConfig) -> int:
 def count_parameters(
     config: MagicConfig, architecture: Sequence[str], *, embeddings: bool = True, head: str = "none"
 ) -> int:
-    """Number of parameters of a child, as its model has them; a decoder tied to the word embeddings counts once.
+    """The number of parameters of a child's model; a decoder tied to the word embeddings counts once.
 
     Args:
-        config: the sizes; its `candidate_operators` play no part.
+        config: the sizes; its `candidate_operators` are not used.
         architecture: one operator name per layer.
-        embeddings: whether to count the word (and so a tied decoder's), position and type embeddings and their norm.
-        head: "none" for MagicModel, with the pooler where the configuration has one; "mlm" for MagicForMaskedLM.
+        embeddings: whether to count the embeddings of words (hence also a tied decoder), positions and types, and
+            their norm.
+        head: "none" for MagicModel, with the pooler if the configuration has one; "mlm" for MagicForMaskedLM.
     """
     if head not in ("none", "mlm"):
         raise ValueError(f"unknown head {head!r}; choose one of: none, mlm")
@@ -95,22 +96,22 @@ def count_parameters(
 
 
 def bert_pattern(num_layers: int, attention: str, feed_forward: str) -> Architecture:
-    """The architecture of BERT: an attention and a feed-forward operator in turn; BERT-base has 24 such layers."""
+    """The architecture of BERT: alternating attention and feed-forward operators; BERT-base has 24 such layers."""
     if num_layers < 2 or num_layers % 2:
-        raise ValueError(f"the BERT pattern cannot have {num_layers} layers; choose an even number from 2")
+        raise ValueError(f"the BERT pattern cannot have {num_layers} layers; choose an even number of at least 2")
     return (attention, feed_forward) * (num_layers // 2)
 
 
 def nearest_bert_pattern(
     config: MagicConfig, num_parameters: int, attention: str = "MHA4", feed_forward: str = "FFN", *, head: str = "mlm"
 ) -> Architecture:
-    """The BERT pattern nearest in parameters to a model of `num_parameters`; of two equally near, the smaller.
+    """The BERT pattern whose number of parameters is nearest to `num_parameters`; the smaller one in case of a tie.
 
     Args:
         config: the sizes.
-        num_parameters: as `count_parameters` gives them with the same `head`, embeddings included.
-        attention: operator of the even layers.
-        feed_forward: operator of the odd layers.
+        num_parameters: the target, counted as by `count_parameters` with the same `head`, embeddings included.
+        attention: the operator of the even layers.
+        feed_forward: the operator of the odd layers.
         head: see `count_parameters`.
     """
     smallest = bert_pattern(2, attention, feed_forward)
@@ -145,9 +146,9 @@ def count_flops(
     """FLOPs of the forward pass of a child over one sequence of `seq_len` tokens.
 
     Args:
-        config: the sizes; its `candidate_operators` play no part.
+        config: the sizes; its `candidate_operators` are not used.
         architecture: one operator name per layer.
-        seq_len: number of tokens; none of them is padding.
+        seq_len: the number of tokens, without padding.
         convention: one of `CONVENTIONS`, explained at the top of this file.
         head: "mlm" for the masked-LM head over every position, "rtd" for ELECTRA's replaced-token head over every
             position, "none" for the encoder alone, without a pooler.
@@ -163,16 +164,16 @@ def training_flops(
     masked_fraction: float = 0.15,
     head: str = "mlm",
 ) -> int:
-    """FLOPs ("electra") of training on `num_tokens` tokens; equal numbers make the re-trainings of two children fair.
+    """FLOPs ("electra") of training on `num_tokens` tokens, for comparing re-trainings of children at equal compute.
 
     A backward pass counts as two forward passes. The masked-LM head runs on the masked positions only.
 
     Args:
         config: the sizes.
         architecture: one operator name per layer.
-        seq_len: number of tokens of a sequence.
-        num_tokens: of all training steps together, masked ones included.
-        masked_fraction: part of the tokens that the masked-LM head predicts, 0 to 1.
+        seq_len: the number of tokens of a sequence.
+        num_tokens: the total over all training steps, including masked tokens.
+        masked_fraction: the fraction of tokens that the masked-LM head predicts, 0 to 1.
         head: see `count_flops`; the replaced-token head runs on every position.
     """
     if num_tokens < 0:
@@ -185,20 +186,20 @@ def training_flops(
 
 
 def operator_activation_bytes(name: str, config: MagicConfig, seq_len: int, batch_size: int = 1) -> int:
-    """Bytes that one operator keeps for the backward pass, its input included; see `activation_bytes`."""
+    """Bytes that one operator keeps for the backward pass, including its input; see `activation_bytes`."""
     _check_activations(config, seq_len, batch_size)
     kind, size, inner = _read_operator(name, config)
     if kind == SKIP:
         return 0
     if own_operator(kind) is not None:
-        raise ValueError(f"what {name} keeps for the backward pass is not known; leave the limit on activations out")
+        raise ValueError(f"the memory that {name} keeps for the backward pass is unknown; omit the activation limit")
     tokens, hidden = batch_size * seq_len, config.hidden_size
-    # Its input, what goes into the norm, the norm's mean and deviation, and the mask of the dropout.
+    # The input, the input of the norm, the norm's mean and deviation, and the dropout mask.
     around = tokens * (2 * hidden + 2) + _dropout_mask(config, tokens * hidden)
     if kind != "MHA":
         convolved = inner if kind == "CONV" else 0
         return _FLOAT_BYTES * (around + tokens * (_ACTIVATION_TENSORS[config.hidden_act] * inner + convolved))
-    # Queries, keys, values and context; of the attention weights sdpa keeps their normaliser only.
+    # Queries, keys, values and context. Of the attention weights, sdpa keeps only the normaliser.
     weights = tokens * seq_len * size
     if config.attention_probs_dropout_prob:
         attention = 3 * weights
@@ -208,22 +209,22 @@ def operator_activation_bytes(name: str, config: MagicConfig, seq_len: int, batc
 
 
 def activation_bytes(config: MagicConfig, architecture: Sequence[str], seq_len: int = 128, batch_size: int = 1) -> int:
-    """Bytes that autograd keeps of a child's encoder between the forward and the backward pass.
+    """Bytes that autograd keeps for a child's encoder between the forward and the backward pass.
 
-    Counted is each storage that a tensor saved for the backward pass lies in, once; parameters are left out. The
-    forward pass is one of training on a CPU in float32, without a padding mask and without gradient checkpointing: the
-    embeddings, token ids included, and the operators, but neither head nor pooler nor H_N, which the head would keep.
-    Attention is what the model picks then: eager with dropout on the attention weights, else the implementation that
-    the configuration names, sdpa where it names none. The peak is higher: it has temporary tensors, too.
+    Each storage that holds a tensor saved for the backward pass counts once; parameters do not count. The forward pass
+    is a training pass on a CPU in float32, without a padding mask and without gradient checkpointing. It covers the
+    embeddings, including token ids, and the operators, but not the head, the pooler or H_N, which the head would keep.
+    The attention implementation is the model's own choice: eager with dropout on the attention weights, otherwise the
+    one that the configuration names, or sdpa if it names none. Peak memory is higher, due to temporary tensors.
 
     Args:
-        config: the sizes and dropout probabilities; its `candidate_operators` play no part.
+        config: the sizes and dropout probabilities; its `candidate_operators` are not used.
         architecture: one operator name per layer.
-        seq_len: number of tokens of a sequence.
-        batch_size: number of sequences.
+        seq_len: the number of tokens of a sequence.
+        batch_size: the number of sequences.
 
     Raises:
-        ValueError: `seq_len` or `batch_size` is out of range, or an activation function's needs are not known.
+        ValueError: `seq_len` or `batch_size` is out of range, or the memory of the activation function is unknown.
     """
     counts = Counter(architecture).items()
     operators = sum(times * operator_activation_bytes(name, config, seq_len, batch_size) for name, times in counts)
@@ -239,16 +240,16 @@ def additive_cost(
     head: str = "mlm",
     operators: Iterable[str] | None = None,
 ) -> AdditiveCost:
-    """Returns a cost of the children of a super-net in the form that budgets and searchers take.
+    """Returns a cost of the children of a super-net in the form that budgets and searchers use.
 
     Args:
-        config: the sizes and, where `operators` is left out, the operators.
-        name: "num_parameters", embeddings included; "flops"; or "activation_mb", `activation_bytes` of one sequence
-            in units of 2**20 bytes.
-        seq_len: number of tokens, for "flops" and "activation_mb".
-        convention: for "flops", one of `CONVENTIONS`.
-        head: for "num_parameters" see `count_parameters`, for "flops" `count_flops`; no part of "activation_mb".
-        operators: names of the operators; by default the candidates of all layers.
+        config: the sizes and, unless `operators` is given, the operators.
+        name: "num_parameters", embeddings included; "flops"; or "activation_mb", the `activation_bytes` of one
+            sequence in units of 2**20 bytes.
+        seq_len: the number of tokens, for "flops" and "activation_mb".
+        convention: one of `CONVENTIONS`, for "flops".
+        head: see `count_parameters` for "num_parameters" and `count_flops` for "flops"; unused for "activation_mb".
+        operators: the names of the operators; by default the candidates of all layers.
     """
     names = dict.fromkeys(operators if operators is not None else chain.from_iterable(config.candidate_operators))
     if name == "num_parameters":
@@ -270,7 +271,7 @@ def _read_operator(name: str, config: MagicConfig) -> tuple[str, int, int]:
     spec = parse_operator(name)
     size, inner = spec.size, operator_inner_size(spec, config)
     if spec.kind == "MHA" and inner % size:
-        raise ValueError(f"{name} has {size} heads, which do not divide its inner size {inner}; take a divisor")
+        raise ValueError(f"{name} has {size} heads, which do not divide its inner size {inner}; choose a divisor")
     return spec.kind, size, inner
 
 
@@ -292,7 +293,7 @@ def _pooler_parameters(config: MagicConfig) -> int:
 def _mlm_head_parameters(config: MagicConfig) -> int:
     width, vocab = _embedding_width(config), config.vocab_size
     transform = config.hidden_size * width + width + 2 * width
-    # Untied, the decoder has a bias of its own beside the head's.
+    # An untied decoder has its own bias in addition to the head's.
     untied = 0 if config.tie_word_embeddings else vocab * width + vocab
     return transform + vocab + untied
 
@@ -300,7 +301,7 @@ def _mlm_head_parameters(config: MagicConfig) -> int:
 def _embedding_activation_bytes(config: MagicConfig, seq_len: int, batch_size: int) -> int:
     _check_activations(config, seq_len, batch_size)
     tokens, width = batch_size * seq_len, _embedding_width(config)
-    # Ids of words, positions (of the batch or of each sequence) and the one type.
+    # Ids of words, of positions (per batch or per sequence), and of the one type.
     ids = tokens + (tokens if config.padding_aware_positions else seq_len) + 1
     norm = tokens * (width + 2)
     projection = tokens * width if width != config.hidden_size else 0
@@ -317,7 +318,7 @@ def _check_activations(config: MagicConfig, seq_len: int, batch_size: int) -> No
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if config.hidden_act not in _ACTIVATION_TENSORS:
         raise ValueError(
-            f"what the activation {config.hidden_act!r} keeps is not known; known: {', '.join(_ACTIVATION_TENSORS)}"
+            f"the memory of the activation {config.hidden_act!r} is unknown; known: {', '.join(_ACTIVATION_TENSORS)}"
         )
 
 
@@ -348,13 +349,13 @@ def _operator_macs(operator: tuple[str, int, int], hidden: int, seq_len: int) ->
 
 
 def _operator_elementwise(operator: tuple[str, int, int], hidden: int, seq_len: int) -> int:
-    """Operations per token outside the products: biases, activation or softmax, dropout, residual sum and norm."""
+    """Operations per token besides the products: biases, activation or softmax, dropout, residual sum and norm."""
     kind, size, inner = operator
     bias_dropout_residual = (1 + _DROPOUT_FLOPS + 1) * hidden
     if kind == "MHA":
         scale_softmax_dropout = (1 + _SOFTMAX_FLOPS + _DROPOUT_FLOPS) * seq_len * size
-        # ELECTRA's script counts the norm after the attention once per token, not once per element. Kept, so that
-        # figures compare; the difference is below a thousandth of the operator.
+        # ELECTRA's script counts the norm after the attention once per token, not once per element. This is kept so
+        # that figures are comparable; the difference is below a thousandth of the operator.
         return 3 * inner + scale_softmax_dropout + bias_dropout_residual + _LAYER_NORM_FLOPS
     bias_activation = (1 + _ACTIVATION_FLOPS) * inner
     depthwise_bias = inner if kind == "CONV" else 0
@@ -362,7 +363,7 @@ def _operator_elementwise(operator: tuple[str, int, int], hidden: int, seq_len: 
 
 
 def _embedding_flops(config: MagicConfig, seq_len: int, convention: str) -> int:
-    """FLOPs per token; ELECTRA's script takes positions and types as products even where words are looked up."""
+    """FLOPs per token; ELECTRA's script counts positions and types as products even if words are looked up."""
     width, hidden = _embedding_width(config), config.hidden_size
     projection = 0 if width == hidden else _in_convention(convention, macs=width * hidden, elementwise=hidden)
     if not convention.startswith("electra"):
@@ -386,7 +387,7 @@ def _head_flops(config: MagicConfig, convention: str, head: str) -> int:
 
 
 def _encoder_flops(config: MagicConfig, architecture: Sequence[str], seq_len: int, convention: str) -> int:
-    """FLOPs of embeddings and operators over one sequence."""
+    """FLOPs of the embeddings and operators over one sequence."""
     _check_counting(config, seq_len, convention)
     embeddings = seq_len * _embedding_flops(config, seq_len, convention)
     counts = Counter(architecture).items()

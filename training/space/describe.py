@@ -1,4 +1,4 @@
-"""What a search space, or one child, costs: the text of `magic-nas describe`."""
+"""The text of `magic-nas describe`: what a search space or one child costs."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -18,16 +18,16 @@ def describe_space(
     budget: Budget | None = None,
     costs: Sequence[AdditiveCost] = (),
 ) -> str:
-    """Returns a text about a search space, or about one child of its sizes: size, operators, costs, budget.
+    """Returns a description of a search space, or of one child with its sizes: size, operators, costs, budget.
 
-    Costs and counts are exact, of all children, not of a sample; where a space is too wide for that the text says so.
+    Costs and counts are exact and cover all children, not a sample. If a space is too wide for that, the text says so.
 
     Args:
-        config: a super-net's or a child's.
-        sequence_length: tokens for which FLOPs are counted.
-        architecture: a child, as text; its operators need not be in the space, only fit its sizes.
-        budget: of which to tell how many children meet it, or what would have to change where none does.
-        costs: further costs to show beside parameters and FLOPs, such as a latency.
+        config: the configuration of a super-net or a child.
+        sequence_length: the number of tokens for which FLOPs are counted.
+        architecture: a child, as text; its operators must fit the sizes but need not be in the space.
+        budget: a budget to report on: how many children meet it, or what would have to change if none does.
+        costs: costs to show in addition to parameters and FLOPs, such as a latency.
     """
     sequence_length = min(sequence_length, config.max_sequence_length)
     space = SearchSpace.from_config(config.candidate_operators)
@@ -50,8 +50,8 @@ def describe_space(
         *_operator_lines(config, space, sequence_length),
         "",
         *(_space_lines(space, shown) if child is None else _child_lines(child, shown)),
-        f"(parameters with the masked-LM head; FLOPs of {sequence_length} tokens, each through the masked-LM head, a "
-        f"multiply-add is 2)",
+        f"(parameters include the masked-LM head; FLOPs of {sequence_length} tokens, all through the masked-LM head; "
+        f"a multiply-add counts as 2)",
     ]
     if budget is not None and budget.limits:
         lines += ["", *(_budget_lines(space, budget) if child is None else _verdict_lines(child, budget))]
@@ -76,7 +76,7 @@ def _space_lines(space: SearchSpace, costs: Sequence[AdditiveCost]) -> list[str]
     sampled = [cost.name for cost, summary in zip(costs, summaries, strict=True) if not summary.median_is_exact]
     if sampled:
         lines.append(
-            f"(median of a large random sample: {', '.join(sampled)}; the space is too wide for all children)"
+            f"(median of a large random sample: {', '.join(sampled)}; the space is too wide to count all children)"
         )
     return [
         *lines,
@@ -103,12 +103,12 @@ def _budget_lines(space: SearchSpace, budget: Budget) -> list[str]:
     if within.size:
         share = f"{100 * within.size / space.size:.4g}%"
         return [f"budget: {budget}", f"within it: {within.size_text} of {counted_children(space.size)} ({share})"]
-    return [f"budget: {budget}", "it cannot be met by any child", *(f"  {near}" for near in within.nearest())]
+    return [f"budget: {budget}", "no child meets it", *(f"  {near}" for near in within.nearest())]
 
 
 def _verdict_lines(child: Architecture, budget: Budget) -> list[str]:
     lines = [f"budget: {budget}"]
     for limit in budget.limits:
         verdict = "met" if limit.allows(child) else "not met"
-        lines.append(f"  {limit}: {verdict}, it is {format_value(limit.cost(child))}")
+        lines.append(f"  {limit}: {verdict}, the value is {format_value(limit.cost(child))}")
     return lines

@@ -1,23 +1,23 @@
 """Measures latency on the user's own device: a table of operators, and how well it predicts whole children.
 
-The figure is the time of one call on `batch_size` sequences of `seq_len` tokens without padding, and so without an
-attention mask: wall-clock time, or on a CUDA device that between two events in its stream. Ragged batches are another
-question: there the lengths decide.
+A figure is the time of one call on `batch_size` sequences of `seq_len` tokens without padding, hence without an
+attention mask. It is wall-clock time or, on a CUDA device, the time between two events in its stream. Ragged batches
+are not covered; their latency depends on the lengths.
 
-How the figures are taken:
+How the figures are measured:
 
-- All is timed by `torch.utils.benchmark.Timer`, which warms up before each block, in rounds: one block of everything
-  in each round, in shuffled order, and before each block one of a reference workload that is always the same. Drift
-  and the load of the machine so fall on everything alike and are seen.
+- Everything is timed by `torch.utils.benchmark.Timer`, which warms up before each block, in rounds. Each round times
+  one block of every workload, in shuffled order, and before each block one block of a constant reference workload.
+  Drift and load of the machine therefore affect all workloads alike and become visible.
 - An operator alone in a loop is faster than inside a child, where other operators have used the caches. Children of
-  mixed operators are therefore timed whole, and the times of the operators are fitted to them. Where the children
-  leave an operator open, it is taken to be slower than alone by the same factor as the others.
-- Other children, drawn uniformly, are timed in the same rounds and are no part of the fit. The error on them is kept
-  in the table and shown with it.
-- SKIP takes no time and is not timed: a child has no layer for it. Children that differ in the places of SKIP alone
-  are one, so that only one of them is timed.
-- Every child is extracted as it would be deployed. Small ones are kept over the rounds, large ones are extracted anew
-  in each, so that only one is there at a time.
+  mixed operators are therefore timed as a whole, and the times of the operators are fitted to them. An operator that
+  the children do not determine is assumed to be slower than alone by the same factor as the others.
+- Other children, drawn uniformly, are timed in the same rounds and are not part of the fit. The table stores the error
+  on them and reports it.
+- SKIP takes no time and is not timed, because a child has no layer for it. Of children that differ only in the
+  positions of SKIP, one is timed.
+- Every child is extracted as it would be deployed. Small children are kept over the rounds; large ones are extracted
+  anew in each round, so that only one is in memory at a time.
 """
 
 import copy
@@ -66,7 +66,7 @@ _HEADS: dict[str, type[MagicPreTrainedModel]] = {
     "mlm": MagicForMaskedLM,
     "rtd": MagicForPreTraining,
 }
-# The fields of a configuration that latency depends on, beside the operators.
+# The fields of a configuration that latency depends on, in addition to the operators.
 _SIZES = (
     "num_hidden_layers",
     "hidden_size",
@@ -76,26 +76,26 @@ _SIZES = (
     "lm_head_activation",
     "add_pooling_layer",
 )
-# Those that only the masked-LM head computes with: the embeddings look rows up, however many there are.
+# The fields that only the masked-LM head uses: the embeddings look up rows, however many there are.
 _SIZES_OF_THE_HEAD = ("vocab_size", "lm_head_activation")
 _MIN_ROUNDS = 5
 _MIN_ROUNDS_OF_ONE_CHILD = 30
 _FITTED_CHILDREN_PER_OPERATOR = 3
-# Of all children together: half a gigabyte in float32.
+# For all children together: half a gigabyte in float32.
 _MAX_KEPT_PARAMETERS = 2**27
-# Relative standard deviations of the fit: of a child's measured time, and of the factor by which an operator is slower
-# in a child than alone.
+# Relative standard deviations that the fit assumes: for a child's measured time, and for the factor by which an
+# operator is slower in a child than alone.
 _CHILD_NOISE = 0.02
 _FACTOR_SPREAD = 0.2
 
-# What is timed: its kind, and the operators that it runs.
+# A workload: its kind and the operators that it runs.
 _Key = tuple[str, Architecture]
 _Extract = Callable[[Architecture], MagicPreTrainedModel]
 
 
 @dataclass(frozen=True)
 class MeasuredChild:
-    """A whole child as it was measured."""
+    """The measurement of a whole child."""
 
     architecture: Architecture
     latency: Timing
@@ -103,18 +103,18 @@ class MeasuredChild:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the figure is not to be trusted; empty where it is."""
+        """Reasons why the figure is unreliable; empty if it is reliable."""
         return self.conditions.warnings
 
     @property
     def trusted(self) -> bool:
-        """Whether nothing that was seen of the machine speaks against the figure."""
+        """Whether the conditions of the measurement raise no warning."""
         return not self.warnings
 
 
 @dataclass(frozen=True)
 class HeldOutChild:
-    """A whole child that the table was not fitted to: predicted beside measured."""
+    """A whole child that the table was not fitted to, with its predicted and measured latency."""
 
     architecture: Architecture
     predicted_ms: float
@@ -122,25 +122,25 @@ class HeldOutChild:
 
     @property
     def relative_error(self) -> float:
-        """Predicted less measured, over measured."""
+        """The predicted minus the measured latency, divided by the measured one."""
         return self.predicted_ms / self.measured.median_ms - 1
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Latency of the operators of a space on one device, with all that it was measured with.
+    """Latency of the operators of a space on one device, with the settings and conditions of the measurement.
 
     Attributes:
-        settings: what was measured and how.
-        device_name: the processor's or the accelerator's name.
+        settings: the workload and the method of the measurement.
+        device_name: the name of the processor or the accelerator.
         attn_implementation: the attention function in use.
-        torch_version: of torch.
-        transformers_version: of transformers.
-        sizes: the configuration's fields that latency depends on.
-        outside: embeddings, masks, head and overhead, as the time of a child without layers.
-        operators: by name; the time that one more of them adds to a child. That of SKIP, where the space has it, is 0.
+        torch_version: the version of torch.
+        transformers_version: the version of transformers.
+        sizes: the fields of the configuration that latency depends on.
+        outside: the time of embeddings, masks, head and overhead, measured as a child without layers.
+        operators: the time that each operator adds to a child, by name; 0 for SKIP if the space has it.
         held_out: whole children that the operators were not fitted to.
-        conditions: what was seen of the machine.
+        conditions: the state of the machine during the measurement.
     """
 
     settings: LatencySettings
@@ -156,7 +156,7 @@ class LatencyTable:
 
     def __post_init__(self) -> None:
         if not self.held_out:
-            raise ValueError("there is no held-out child, without which a table cannot be judged")
+            raise ValueError("the table has no held-out child, so its accuracy cannot be judged")
 
     @property
     def median_error(self) -> float:
@@ -170,7 +170,7 @@ class LatencyTable:
 
     @property
     def rank_correlations(self) -> tuple[float, float]:
-        """Kendall's tau and Spearman's rho of predicted and measured; not a number for a single held-out child."""
+        """Kendall's tau and Spearman's rho of predicted and measured latency; NaN for a single held-out child."""
         if len(self.held_out) < 2:
             return math.nan, math.nan
         predicted = [child.predicted_ms for child in self.held_out]
@@ -179,37 +179,37 @@ class LatencyTable:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the figures are not to be trusted; empty where they are."""
+        """Reasons why the figures are unreliable; empty if they are reliable."""
         if self.median_error <= MAX_HELD_OUT_ERROR:
             return self.conditions.warnings
-        missed = f"whole children are missed by {self.median_error:.0%} in the median; up to {MAX_HELD_OUT_ERROR:.0%}"
+        missed = f"the median error on whole children is {self.median_error:.0%}; up to {MAX_HELD_OUT_ERROR:.0%}"
         return (*self.conditions.warnings, f"{missed} is normal")
 
     @property
     def trusted(self) -> bool:
-        """Whether nothing that was seen of the machine, nor the held-out error, speaks against the figures."""
+        """Whether neither the conditions of the measurement nor the held-out error raise a warning."""
         return not self.warnings
 
     def predict_ms(self, architecture: Sequence[str]) -> float:
-        """The latency of a child: outside plus the sum of its operators."""
+        """The predicted latency of a child: `outside` plus the sum of its operators."""
         return self.cost()(architecture)
 
     def cost(self) -> AdditiveCost:
-        """Latency as a cost, in milliseconds, kept in whole nanoseconds."""
+        """Latency as a cost, in milliseconds, stored in whole nanoseconds."""
         return _cost(self.outside, self.operators)
 
     def check(self, config: MagicConfig, vocabulary: bool = True) -> None:
-        """Raise a ValueError that names what differs between the model that was measured and a configuration.
+        """Raise a ValueError that lists the differences between the measured model and a configuration.
 
         Args:
-            config: of the children to be judged.
-            vocabulary: whether it has the vocabulary of the text already; else its size is not looked at.
+            config: the configuration whose children are to be judged.
+            vocabulary: whether `config` already has the vocabulary of the text; if not, its size is not checked.
         """
         ignored = set() if self.settings.head == "mlm" else {*_SIZES_OF_THE_HEAD}
         ignored |= set() if vocabulary else {"vocab_size"}
         longest = self.sizes["num_hidden_layers"]
         if SKIP in self.operators and isinstance(longest, int) and len(config.candidate_operators) < longest:
-            # Children of the space that was measured have fewer layers where they skip some.
+            # Children of the measured space have fewer layers if they skip some.
             ignored.add("num_hidden_layers")
         differences = [
             f"{name} is {self.sizes[name]} in the table and {size} in the configuration"
@@ -225,7 +225,7 @@ class LatencyTable:
             if name not in self.operators
         ]
         if missing:
-            differences.append(f"the table has no {', '.join(missing)}")
+            differences.append(f"the table lacks {', '.join(missing)}")
         if differences:
             raise ValueError(
                 f"the latency table does not fit: {'; '.join(differences)}; measure one for this configuration with "
@@ -233,28 +233,28 @@ class LatencyTable:
             )
 
     def is_of_this_device(self) -> bool:
-        """Whether the device that was measured is here, by its name."""
+        """Whether this machine has the measured device, judged by its name."""
         try:
             return device_name(device_from(self.settings.device)) == self.device_name
         except ValueError:
             return False
 
     def measure_child(self, source: MagicConfig | MagicPreTrainedModel, architecture: Sequence[str]) -> MeasuredChild:
-        """Measures one child whole with the settings of the table; see the function of this name.
+        """Measures one whole child with the settings of the table; see the function of the same name.
 
         Raises:
-            ValueError: the table is of another device, or does not fit `source`.
+            ValueError: the table was measured on another device, or does not fit `source`.
         """
         self.check(source if isinstance(source, MagicConfig) else source.config)
         if not self.is_of_this_device():
             raise ValueError(
-                f"the table was measured on {self.settings.device} ({self.device_name}), which is not here; measure "
-                f"the child on that device, with `magic-nas benchmark --architecture`"
+                f"the table was measured on {self.settings.device} ({self.device_name}), which is not available; "
+                f"measure the child on that device with `magic-nas benchmark --architecture`"
             )
         return measure_child(source, architecture, self.settings)
 
     def beside(self, measured: MeasuredChild) -> str:
-        """Predicted beside measured, in a sentence, with a warning where the measurement is not to be trusted."""
+        """A sentence that compares predicted and measured, with a warning if the measurement is unreliable."""
         predicted = self.predict_ms(measured.architecture)
         error = predicted / measured.latency.median_ms - 1
         text = f"predicted {predicted:.3f} ms, measured {measured.latency}: the prediction is off by {error:+.1%}"
@@ -270,21 +270,21 @@ class LatencyTable:
         )
 
     def summary(self) -> str:
-        """The held-out error in a line, and below it why not to trust the table where that is so."""
+        """The held-out error in one line, followed by the reasons why the table is unreliable, if any."""
         return "\n".join([self.held_out_text, *_distrust(self.warnings)])
 
     def __str__(self) -> str:
         return f"Latency of {self.settings} ({self.device_name}). {self.summary()}"
 
     def to_markdown(self) -> str:
-        """The table for a reader: operators, what they were measured with, and the held-out error."""
+        """The table as Markdown: operators, settings of the measurement, and the held-out error."""
         rows = [("outside the layers", self.outside), *self.operators.items()]
         cells = [(name, f"{row.median_ms:.3f}", f"{row.low_ms:.3f} to {row.high_ms:.3f}") for name, row in rows]
         lines = [
             markdown_table(("operator", "ms", "95% interval"), cells, align=" rr"),
             "",
             f"{self.settings}; {self.device_name}; attention {self.attn_implementation}; torch {self.torch_version}, "
-            f"transformers {self.transformers_version}. A child takes the first row and the sum of its operators.",
+            f"transformers {self.transformers_version}. A child takes the first row plus the sum of its operators.",
             "",
             self.summary(),
         ]
@@ -304,11 +304,11 @@ class LatencyTable:
         try:
             value = read_json(path)
             if not isinstance(value, dict) or value.pop("version", None) != VERSION:
-                raise ValueError(f"it is not of version {VERSION}")
+                raise ValueError(f"it is not version {VERSION}")
             return from_json(cls, value, "the table")
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{path} is not a latency table that can be used: {error}; measure one with `magic-nas benchmark`"
+                f"{path} is not a usable latency table: {error}; measure one with `magic-nas benchmark`"
             ) from error
 
 
@@ -319,19 +319,19 @@ def measure_latency(
     num_held_out: int = 20,
     progress: bool = True,
 ) -> LatencyTable:
-    """Measures the operators of a space on this machine, and whole children to hold the table to.
+    """Measures the operators of a space on this machine, and whole children to test the table on.
 
-    Weights are random, since they do not matter. The global random generators and torch's number of threads are left
-    as they were.
+    Weights are random, since their values do not matter. The global random generators and torch's number of threads
+    are left unchanged.
 
     Args:
-        config: the space; a single child will do as well.
-        settings: what is measured, and how; left out, one sequence of 128 tokens on one CPU thread.
-        num_held_out: whole children that the table is held to, fewer where the space is smaller.
-        progress: show a bar.
+        config: the configuration of the space; a single child is possible as well.
+        settings: the workload and the method; by default one sequence of 128 tokens on one CPU thread.
+        num_held_out: the number of whole children to test the table on; fewer if the space is smaller.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: a device that is not there, sequences longer than the model takes, or only SKIP to be timed.
+        ValueError: the device is not available, the sequences are too long for the model, or only SKIP would be timed.
     """
     settings = settings or LatencySettings()
     if num_held_out < 1:
@@ -340,7 +340,7 @@ def measure_latency(
     held_out = _distinct_chains(space.sample_distinct(num_held_out, rng))
     if not held_out:
         raise ValueError(
-            f"the held-out children, {num_held_out} or fewer, are {SKIP} in every layer, so that nothing is timed; "
+            f"the held-out children, {num_held_out} or fewer, are {SKIP} in every layer, so nothing can be timed; "
             f"hold out more, or give some layer another operator"
         )
     names = without_skips(space.operator_names)
@@ -376,16 +376,16 @@ def measure_child(
     architecture: Sequence[str],
     settings: LatencySettings | None = None,
 ) -> MeasuredChild:
-    """Measures one child whole, interleaved with the reference workload, as `measure_latency` does.
+    """Measures one whole child, interleaved with the reference workload, as `measure_latency` does.
 
     Args:
-        source: sizes, of which a child with random weights is made, or a model to extract the child from; the model
-            is left where it is.
-        architecture: one operator name a layer.
-        settings: what is measured, and how; left out, one sequence of 128 tokens on one CPU thread.
+        source: a configuration, for a child with random weights, or a model to extract the child from; the model is
+            not moved.
+        architecture: one operator name per layer.
+        settings: the workload and the method; by default one sequence of 128 tokens on one CPU thread.
 
     Raises:
-        ValueError: a device that is not there, or a model without the head that is asked for.
+        ValueError: the device is not available, or the model lacks the requested head.
     """
     child, settings = tuple(architecture), settings or LatencySettings()
     if isinstance(source, MagicConfig):
@@ -402,7 +402,7 @@ def measure_child(
 
 
 class _NoLayers(nn.Module):
-    """Stands in for the encoder, so that a model is only what lies outside its layers."""
+    """Replaces the encoder, so that only the parts of a model outside its layers are left."""
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         return hidden_states
@@ -415,7 +415,7 @@ def _workloads(
     fitted: Sequence[Architecture],
     held_out: Sequence[Architecture],
 ) -> dict[_Key, Callable[[], Statement]]:
-    """What makes each call to time: "outside", "alone" (one operator), "fitted" and "held out" (whole children)."""
+    """Factories of the calls to time: "outside", "alone" (one operator), "fitted" and "held out" (whole children)."""
     layers = [layer for layer in _encoder(model).encoder.layer if isinstance(layer, MagicLayer)]
     names = without_skips(SearchSpace.from_config(model.config.candidate_operators).operator_names)
     alone = {name: [layer for layer in layers if name in layer.operators] for name in names}
@@ -432,7 +432,7 @@ def _workloads(
 
 def _outside(model: MagicPreTrainedModel, input_ids: Tensor) -> Statement:
     """A call of a model without layers."""
-    # Any child will do that has a layer at all.
+    # Any child with at least one layer will do.
     stem = model.extract_child([(*without_skips(layer), SKIP)[0] for layer in model.config.candidate_operators])
     _encoder(stem).encoder = _NoLayers()  # type: ignore[assignment]
     return partial(stem, input_ids=input_ids)
@@ -454,12 +454,12 @@ def _chain(model: MagicPreTrainedModel, input_ids: Tensor, name: str, layers: Se
 
 
 def _extracted(extract: _Extract, input_ids: Tensor, child: Architecture) -> Statement:
-    """A call of a child as it is deployed."""
+    """A call of a child as it would be deployed."""
     return partial(extract(child), input_ids=input_ids)
 
 
 def _fit(names: Sequence[str], samples: Mapping[_Key, Sequence[float]]) -> tuple[Timing, dict[str, Timing]]:
-    """The time outside the layers and that of each operator, with bootstrap intervals over the rounds."""
+    """The time outside the layers and of each operator, with bootstrap intervals over the rounds."""
 
     def solve(seconds: np.ndarray) -> np.ndarray:
         medians = dict(zip(samples, np.median(seconds, axis=1), strict=True))
@@ -472,8 +472,9 @@ def _fit(names: Sequence[str], samples: Mapping[_Key, Sequence[float]]) -> tuple
 def _operator_seconds(names: Sequence[str], medians: Mapping[_Key, float]) -> np.ndarray:
     """Seconds of each operator in a child.
 
-    With r the factor of an operator's time in a child over that alone, and m the mean factor, the sum of squares of
-    two kinds of errors is least: relative ones of the fitted children, and r - m of the operators. None is negative.
+    Let r be the ratio of an operator's time in a child to its time alone, and m the mean of these factors. The fit is
+    a non-negative least-squares fit of two kinds of errors: the relative errors of the fitted children, and r - m for
+    each operator.
     """
     alone = {key[0]: seconds / len(key) for (kind, key), seconds in medians.items() if kind == "alone"}
     per_operator = np.array([alone[name] for name in names])
@@ -488,7 +489,7 @@ def _operator_seconds(names: Sequence[str], medians: Mapping[_Key, float]) -> np
 
 
 def _distinct_chains(children: Sequence[Architecture]) -> list[Architecture]:
-    """The children, the first of those that are one without their SKIPs; none that is SKIP throughout."""
+    """The first child of each group that is equal without SKIPs; children that are SKIP throughout are dropped."""
     chains: dict[Architecture, Architecture] = {}
     for child in children:
         chains.setdefault(without_skips(child), child)
@@ -497,7 +498,7 @@ def _distinct_chains(children: Sequence[Architecture]) -> list[Architecture]:
 
 
 def _child_rich_in(name: str, space: SearchSpace, others: Sequence[Architecture], rng: random.Random) -> Architecture:
-    """A child with the operator in just over a third of the layers, as far as they offer it; not one of `others`."""
+    """A child with the operator in just over a third of the layers, as far as they offer it; not in `others`."""
     known = set(map(without_skips, others))
     offering = [layer for layer, candidates in enumerate(space.candidates) if name in candidates]
 
@@ -509,7 +510,7 @@ def _child_rich_in(name: str, space: SearchSpace, others: Sequence[Architecture]
         )
 
     draws = [draw() for _ in range(20)]
-    # In a space of a few children there may be no other one.
+    # A space with few children may not have another one.
     return next((child for child in draws if without_skips(child) not in known), draws[0])
 
 
@@ -528,19 +529,19 @@ def _encoder(model: MagicPreTrainedModel) -> MagicModel:
 
 
 def _with_head(model: MagicPreTrainedModel, head: str) -> MagicPreTrainedModel:
-    """The model, or its encoder where no head is asked for."""
+    """The model, or its encoder if no head is requested."""
     if head == "none":
         return _encoder(model)
     if not isinstance(model, _HEADS[head]):
         raise ValueError(
-            f"the head {head!r} is that of {_HEADS[head].__name__}, the model is a {type(model).__name__}; pass the "
+            f"the head {head!r} needs a {_HEADS[head].__name__}, but the model is a {type(model).__name__}; pass the "
             f"model's configuration, or measure with head='none'"
         )
     return model
 
 
 def _sizes(config: MagicConfig) -> dict[str, int | str | bool | None]:
-    """The fields of a configuration that latency depends on, beside the operators."""
+    """The fields of a configuration that latency depends on, in addition to the operators."""
     return {
         "embedding_size": config.embedding_size or config.hidden_size,
         **{name: getattr(config, name) for name in _SIZES},
@@ -553,4 +554,4 @@ def _cost(outside: Timing, operators: Mapping[str, Timing]) -> AdditiveCost:
 
 
 def _distrust(warnings: Sequence[str]) -> list[str]:
-    return [f"NOT TO BE TRUSTED: {'; '.join(warnings)}."] if warnings else []
+    return [f"UNRELIABLE: {'; '.join(warnings)}."] if warnings else []

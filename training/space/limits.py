@@ -1,4 +1,4 @@
-"""The limits of a budget: which costs they bind, and the budget that they make."""
+"""Builds a budget from its settings: the costs that are limited, and the limits."""
 
 from typing import TYPE_CHECKING
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from .latency import LatencyTable
 
 
-# What follows min_ and max_ in the names of the limits of each cost.
+# For each cost, the part of its limits' names after min_ and max_.
 _LIMITS = {"num_parameters": "params", "flops": "flops", "latency_ms": "latency_ms", "activation_mb": "activation_mb"}
 
 
 def costs_of(config: MagicConfig, settings: BudgetSettings) -> list[AdditiveCost]:
-    """Returns the costs of the children of `config`: parameters, FLOPs, and latency and activations where asked for.
+    """Returns the costs of the children of `config`: parameters, FLOPs, and latency and activations if requested.
 
     Raises:
-        ValueError: the latency table is of another model, or latency is limited and the table warns of itself.
+        ValueError: the latency table belongs to another model, or latency is limited and the table has warnings.
     """
     sequence_length = settings.sequence_length or min(128, config.max_sequence_length)
     costs = [additive_cost(config, name, seq_len=sequence_length) for name in ("num_parameters", "flops")]
     if settings.latency_table is not None:
-        # Spaces are described without a search as well, for which scipy is not installed.
+        # Describing a space does not need scipy, which is only installed for searches.
         from .latency import LatencyTable
 
         table = LatencyTable.load(settings.latency_table)
@@ -39,24 +39,24 @@ def costs_of(config: MagicConfig, settings: BudgetSettings) -> list[AdditiveCost
 
 
 def _check_trust(table: "LatencyTable", settings: BudgetSettings) -> None:
-    """Raises an error where latency is limited by a table that warns of itself, unless the settings accept it."""
+    """Raises an error if latency is limited by a table that has warnings, unless the settings accept it."""
     is_limited = settings.max_latency_ms is not None or settings.min_latency_ms is not None
     if is_limited and not table.trusted and not settings.accept_noisy_latency:
         raise ValueError(
-            f"{settings.latency_table} is not to be trusted: {'; '.join(table.warnings)}; measure again on an idle "
-            f"device with `magic-nas benchmark`, or accept it with --accept-noisy-latency"
+            f"{settings.latency_table} is unreliable: {'; '.join(table.warnings)}; measure again on an idle device "
+            f"with `magic-nas benchmark`, or accept it with --accept-noisy-latency"
         )
 
 
 def budget_of(config: MagicConfig, settings: BudgetSettings) -> Budget:
-    """Returns the limits of `settings` on the children of `config`.
+    """Returns the limits that `settings` set on the children of `config`.
 
     Args:
-        config: the super-net's.
-        settings: a budget, or the training arguments of a super-net, which are one.
+        config: the super-net's configuration.
+        settings: the budget settings, or the training arguments of a super-net, which include them.
 
     Raises:
-        ValueError: as `costs_of` does.
+        ValueError: see `costs_of`.
     """
     limits = []
     for cost in costs_of(config, settings):

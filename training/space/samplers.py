@@ -8,13 +8,13 @@ from .search_space import Architecture, SearchSpace
 
 
 class UniformSampler:
-    """Every child drawn uniformly and independently of the ones before: SPOS, the baseline of the paper.
+    """Draws every child uniformly and independently of the previous ones: SPOS, the baseline of the paper.
 
-    The other samplers keep its shape: `next`, `restrict` after shrinking, and a state that JSON can hold.
+    The other samplers have the same interface: `next`, `restrict` after shrinking, and a state that JSON can hold.
 
     Args:
         space: the children to draw from.
-        seed: of the sampler's own generator; with the same seed every rank draws the same children.
+        seed: the seed of the sampler's own generator; with the same seed, all ranks draw the same children.
     """
 
     kind: ClassVar[str] = "uniform"
@@ -28,7 +28,7 @@ class UniformSampler:
         return self.space.sample(self._rng)
 
     def restrict(self, space: SearchSpace) -> None:
-        """Go on in what shrinking has left of the space."""
+        """Continue in the space that shrinking has left."""
         if space.num_layers != self.space.num_layers:
             raise ValueError(f"cannot restrict a space of {self.space.num_layers} layers to {space.num_layers} layers")
         for layer, operators in enumerate(space.candidates):
@@ -37,14 +37,14 @@ class UniformSampler:
         self.space = space
 
     def state_dict(self) -> dict[str, Any]:
-        """What continues the same sequence of children, in types that JSON keeps."""
+        """The state that continues the sequence of children, in types that JSON preserves."""
         version, internal_state, gauss_next = self._rng.getstate()
         return {"kind": self.kind, "rng": [version, list(internal_state), gauss_next]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the sequence of children that `state_dict` was taken from, over the same space."""
         if state.get("kind") != self.kind:
-            raise ValueError(f"the state is of the sampler {state.get('kind')!r}, this sampler is {self.kind!r}")
+            raise ValueError(f"the state belongs to the sampler {state.get('kind')!r}; this sampler is {self.kind!r}")
         expected = self.state_dict().keys()
         if state.keys() != expected:
             raise ValueError(f"the state of the sampler {self.kind!r} has {sorted(state)}, not {sorted(expected)}")
@@ -56,21 +56,22 @@ class UniformSampler:
 
 
 class GradualSampler(UniformSampler):
-    """A walk that substitutes exactly k operators of the child before it: MAGIC-T (section 4).
+    """A walk that substitutes exactly k operators of the previous child: MAGIC-T (section 4).
 
-    The first child is uniform. Each next one differs in k layers, drawn uniformly among the layers that still have a
-    choice, and gets another operator there, uniformly. k drops to the number of such layers when shrinking leaves
-    fewer; with none the child stays.
+    The first child is uniform. Each following child differs in k layers, drawn uniformly from the layers that still
+    have a choice, and gets another operator there, also drawn uniformly. If shrinking leaves fewer than k such layers,
+    all of them change; if it leaves none, the child stays the same.
 
-    Every child of the walk is uniform over the space, as in SPOS, and the uniform law is the stationary one: the step
-    from a to b is as likely as the step back, and a symmetric transition matrix keeps the uniform law. `restrict`
-    keeps it too. A single walk also reaches every child in the long run, with two exceptions among the layers that
-    have a choice: k is even and all of them have two operators, or k counts them all and several have two operators.
+    Every child of the walk is uniform over the space, as in SPOS, and the uniform distribution is stationary: the step
+    from a to b is as likely as the step back, and a symmetric transition matrix preserves the uniform distribution.
+    `restrict` preserves it too. A single walk also reaches every child eventually, with two exceptions among the
+    layers that have a choice: k is even and all of them have two operators, or k equals their number and several have
+    two operators.
 
     Args:
         space: the children to walk among.
-        seed: of the sampler's own generator.
-        num_substitutions: k, from 1 (the paper's) to the number of layers.
+        seed: the seed of the sampler's own generator.
+        num_substitutions: k, from 1 (the paper's value) to the number of layers.
     """
 
     kind = "gradual"
@@ -86,12 +87,12 @@ class GradualSampler(UniformSampler):
         self._child: Architecture | None = None
 
     def change(self, num_layers: int) -> None:
-        """Lets the children to come differ in another number of layers than k, for a k that falls over a training.
+        """Sets the number of layers in which the next children differ, for a k that falls during training.
 
-        It is no part of the state: whoever schedules it knows the step.
+        It is not part of the state, because the scheduler can derive it from the step.
 
         Raises:
-            ValueError: there are not so many layers.
+            ValueError: `num_layers` is below 1 or above the number of layers.
         """
         if not 1 <= num_layers <= self.space.num_layers:
             raise ValueError(
@@ -113,7 +114,7 @@ class GradualSampler(UniformSampler):
         return tuple(operators)
 
     def restrict(self, space: SearchSpace) -> None:
-        """Go on in what shrinking has left; deleted operators of the child give way to uniformly drawn ones."""
+        """Continue in the space that shrinking has left; uniform draws replace the child's deleted operators."""
         super().restrict(space)
         if self._child is not None:
             self._child = tuple(
@@ -122,7 +123,7 @@ class GradualSampler(UniformSampler):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The uniform sampler's state, k and the child that the next one starts from."""
+        """The uniform sampler's state, k, and the child that the walk continues from."""
         child = None if self._child is None else list(self._child)
         return {**super().state_dict(), "num_substitutions": self.num_substitutions, "child": child}
 
@@ -131,8 +132,8 @@ class GradualSampler(UniformSampler):
         super().load_state_dict(state)
         if state["num_substitutions"] != self.num_substitutions:
             raise ValueError(
-                f"the state is of a walk with num_substitutions {state['num_substitutions']}, "
-                f"this one has {self.num_substitutions}; continue with the same number"
+                f"the state belongs to a walk with num_substitutions {state['num_substitutions']}, "
+                f"but this one has {self.num_substitutions}; continue with the same number"
             )
         child = None if state["child"] is None else tuple(state["child"])
         if child is not None:
@@ -141,12 +142,13 @@ class GradualSampler(UniformSampler):
 
 
 class FairSampler(UniformSampler):
-    """Strict fairness (FairNAS): an operator comes again only after the other ones of its layer had their turn.
+    """Strict fairness (FairNAS): an operator is used again only after all others of its layer have been used.
 
-    Each layer goes through random permutations of its own operators, one after another and independent of the other
-    layers. Where every layer has C operators, each round of C steps visits each operator of each layer exactly once. A
-    layer with fewer operators starts its next permutation as soon as one ends. After any number of steps the visits to
-    two operators of a layer differ by at most one; after a multiple of the layer's number of operators they are equal.
+    Each layer goes through random permutations of its own operators, one after another and independently of the other
+    layers. If every layer has C operators, each round of C steps visits each operator of each layer exactly once. A
+    layer with fewer operators starts its next permutation as soon as one ends. After any number of steps, the visits
+    to two operators of a layer differ by at most one; after a multiple of the layer's number of operators, they are
+    equal.
     """
 
     kind = "fair"
@@ -163,19 +165,21 @@ class FairSampler(UniformSampler):
         return tuple(waiting.pop() for waiting in self._waiting)
 
     def restrict(self, space: SearchSpace) -> None:
-        """Go on in what shrinking has left, with a new round in every layer."""
+        """Continue in the space that shrinking has left, with a new round in every layer."""
         super().restrict(space)
         self._waiting = [[] for _ in space.candidates]
 
     def state_dict(self) -> dict[str, Any]:
-        """The uniform sampler's state and the operators that still wait for their turn, layer by layer."""
+        """The uniform sampler's state and the operators left in the current round, layer by layer."""
         return {**super().state_dict(), "waiting": [list(waiting) for waiting in self._waiting]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the rounds that `state_dict` was taken from, over the same space."""
         super().load_state_dict(state)
         if len(state["waiting"]) != self.space.num_layers:
-            raise ValueError(f"the state has {len(state['waiting'])} layers, the space {self.space.num_layers}")
+            raise ValueError(
+                f"the state has {len(state['waiting'])} layers, but the space has {self.space.num_layers}"
+            )
         for layer, waiting in enumerate(state["waiting"]):
             for operator in waiting:
                 self.space._check_operator(layer, operator)
@@ -183,12 +187,12 @@ class FairSampler(UniformSampler):
 
 
 class SandwichSampler(UniformSampler):
-    """Rounds of four: the costliest child, the cheapest child and two uniform ones (the sandwich rule of BigNAS).
+    """Rounds of four: the most expensive child, the cheapest child and two uniform ones (the sandwich rule of BigNAS).
 
     Args:
         space: the children to draw from.
-        seed: of the sampler's own generator.
-        cost: cost of an operator by its name, such as its parameters; among equals the first candidate is taken.
+        seed: the seed of the sampler's own generator.
+        cost: the cost of an operator, given its name, such as its parameters; the first candidate wins a tie.
     """
 
     kind = "sandwich"
@@ -207,7 +211,7 @@ class SandwichSampler(UniformSampler):
         return tuple(extreme(candidates, key=self._cost) for candidates in self.space.candidates)
 
     def restrict(self, space: SearchSpace) -> None:
-        """Go on in what shrinking has left, with a new round."""
+        """Continue in the space that shrinking has left, with a new round."""
         super().restrict(space)
         self._position = 0
 
@@ -239,6 +243,6 @@ def make_sampler(
         return FairSampler(space, seed)
     if name == "sandwich":
         if cost is None:
-            raise ValueError("the sampler 'sandwich' needs the cost of an operator; pass cost")
+            raise ValueError("the sampler 'sandwich' needs the cost of the operators; pass cost")
         return SandwichSampler(space, seed, cost)
     raise ValueError(f"unknown sampler {name!r}; choose one of: uniform, gradual, fair, sandwich")

@@ -1,7 +1,7 @@
-"""Search spaces of chain-styled super-nets and the samplers that pick the child of each training step.
+"""Search spaces of chain-styled super-nets, and architectures as text.
 
-A child is an `Architecture`: one operator name per layer, the first layer first. Layers are counted from 0, as in the
-parameter names of the model. This module, with what it imports, needs the standard library only.
+A child is an `Architecture`: one operator name per layer, starting with the first layer. Layers are counted from 0, as
+in the parameter names of the model. This module and its imports need only the standard library.
 """
 
 import math
@@ -24,7 +24,7 @@ _OPERATOR = re.compile(r"[A-Za-z]\w*")
 
 
 def parse_architecture(text: str | Sequence[str]) -> Architecture:
-    """The architecture written as operator names with commas between them, or given as a sequence of names.
+    """The architecture from text, operator names separated by commas, or from a sequence of names.
 
     `(MHA12,FFN)*12` stands for the group twelve times; groups do not nest. Spaces around names do not matter.
     """
@@ -38,7 +38,7 @@ def parse_architecture(text: str | Sequence[str]) -> Architecture:
         if not isinstance(name, str) or not _OPERATOR.fullmatch(name):
             raise ValueError(
                 f"{name!r} in the architecture {text!r} is not an operator name; "
-                "write names with commas between them, such as 'MHA12,FFN,CONV3' or '(MHA12,FFN)*12' (up to 999 times)"
+                "separate names with commas, such as 'MHA12,FFN,CONV3' or '(MHA12,FFN)*12' (up to 999 times)"
             )
     return tuple(names)
 
@@ -52,10 +52,10 @@ def format_architecture(architecture: Sequence[str]) -> str:
 class SearchSpace:
     """The children of a super-net: every choice of one candidate operator per layer (section 3.1).
 
-    Immutable: shrinking makes a new space with `without`.
+    A space is immutable; shrinking creates a new one with `without`.
 
     Args:
-        candidates: names of the candidate operators, layer by layer; lists are taken too and stored as tuples.
+        candidates: the names of the candidate operators, layer by layer; lists are accepted and stored as tuples.
     """
 
     candidates: tuple[tuple[str, ...], ...]
@@ -65,7 +65,7 @@ class SearchSpace:
 
     @classmethod
     def from_config(cls, candidate_operators: Any) -> "SearchSpace":
-        """The space that `MagicConfig.candidate_operators`, a list of names per layer, spans."""
+        """The space spanned by `MagicConfig.candidate_operators`, a list of names per layer."""
         return cls(candidate_operators)
 
     @classmethod
@@ -84,7 +84,7 @@ class SearchSpace:
 
     @property
     def num_operators(self) -> int:
-        """Number of operators left, over all layers."""
+        """Number of remaining operators, over all layers."""
         return sum(len(layer) for layer in self.candidates)
 
     @property
@@ -98,7 +98,7 @@ class SearchSpace:
         return all(operator in layer for operator, layer in zip(architecture, self.candidates, strict=True))
 
     def check(self, architecture: Sequence[str]) -> None:
-        """Raise a ValueError that names the first layer in which the architecture leaves the space."""
+        """Raise a ValueError that names the first layer whose operator is not in the space."""
         self._check_length(architecture)
         for layer, operator in enumerate(architecture):
             self._check_operator(layer, operator)
@@ -106,7 +106,7 @@ class SearchSpace:
     def _check_length(self, architecture: Sequence[str]) -> None:
         if len(architecture) != self.num_layers:
             raise ValueError(
-                f"the architecture {format_architecture(architecture)!r} has {len(architecture)} layers, "
+                f"the architecture {format_architecture(architecture)!r} has {len(architecture)} layers, but "
                 f"the search space has {self.num_layers}; name one operator per layer"
             )
 
@@ -118,13 +118,13 @@ class SearchSpace:
             raise ValueError(f"layer {layer} has no operator {operator!r}; candidates: {candidates}")
 
     def distance(self, first: Sequence[str], second: Sequence[str]) -> int:
-        """Number of layers in which two children differ; operators that shrinking has deleted count as well."""
+        """Number of layers in which two children differ; operators deleted by shrinking count as well."""
         self._check_length(first)
         self._check_length(second)
         return sum(a != b for a, b in zip(first, second, strict=True))
 
     def without(self, layer: int, operator: str) -> "SearchSpace":
-        """The space with one operator of a layer deleted, never the last: a step of shrinking (section 5.1)."""
+        """The space without one operator of a layer, never its last one: a step of shrinking (section 5.1)."""
         self._check_operator(layer, operator)
         remaining = tuple(name for name in self.candidates[layer] if name != operator)
         if not remaining:
@@ -132,11 +132,11 @@ class SearchSpace:
         return SearchSpace((*self.candidates[:layer], remaining, *self.candidates[layer + 1 :]))
 
     def sample(self, rng: random.Random) -> Architecture:
-        """A uniformly drawn child: each layer's operator is uniform and independent of the other layers'."""
+        """A uniformly drawn child: each layer's operator is uniform and independent of the other layers."""
         return tuple(rng.choice(layer) for layer in self.candidates)
 
     def sample_distinct(self, number: int, rng: random.Random) -> list[Architecture]:
-        """Uniform children without repetition in the order of their draws, all in theirs where there are no more."""
+        """Distinct uniform children in the order drawn; all children, in the order of `children`, if no more exist."""
         if self.size <= number:
             return list(self.children())
         drawn: dict[Architecture, None] = {}
@@ -146,15 +146,15 @@ class SearchSpace:
 
     @property
     def operator_names(self) -> list[str]:
-        """The distinct operators, in the order in which the layers name them."""
+        """The distinct operators in the order of their first occurrence."""
         return list(dict.fromkeys(name for layer in self.candidates for name in layer))
 
     def children(self) -> Iterator[Architecture]:
-        """Every child once, the last layer changing fastest; look at `size` before walking them all."""
+        """Every child once, the last layer changing fastest; check `size` before iterating over all of them."""
         return product(*self.candidates)
 
     def _repr_html_(self) -> str:
-        """The candidates of each layer for a notebook, layers that are alike in one row; of one child its layers."""
+        """A notebook's view: the candidates, equal neighbouring layers in one row; for a single child, its layers."""
         if self.size == 1:
             return operator_boxes(next(self.children()))
         numbers = iter(range(self.num_layers))
@@ -168,7 +168,7 @@ class SearchSpace:
 
 def _checked_candidates(candidates: Any) -> tuple[tuple[str, ...], ...]:
     if not isinstance(candidates, (list, tuple)) or not candidates:
-        raise ValueError(f"a search space is a list of operator names for each layer, not {candidates!r}")
+        raise ValueError(f"a search space must be a list of operator names for each layer, not {candidates!r}")
     for layer, names in enumerate(candidates):
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
             raise ValueError(f"the candidates of layer {layer} must be a list of operator names, not {names!r}")
@@ -180,7 +180,7 @@ def _checked_candidates(candidates: Any) -> tuple[tuple[str, ...], ...]:
 
 
 def compact_architecture(architecture: Sequence[str] | Architecture) -> str:
-    """Returns the architecture as text, a repeated pair of operators as a group: (MHA4,FFN)*3."""
+    """Returns the architecture as text, with a repeated pair of operators written as a group: (MHA4,FFN)*3."""
     pair, rest = tuple(architecture[:2]), len(architecture) // 2
     if rest > 1 and tuple(architecture) == pair * rest and len(set(pair)) == 2:
         return f"({format_architecture(pair)})*{rest}"

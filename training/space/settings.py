@@ -1,4 +1,4 @@
-"""What an encoder may cost, and what latency is measured on."""
+"""Settings of budgets and of latency measurements."""
 
 from dataclasses import dataclass
 
@@ -8,62 +8,63 @@ from ..tables import counted
 
 @dataclass
 class BudgetSettings(Settings):
-    """What an encoder may cost; the keys of `budget` in a recipe. A limit that is not given does not bind.
+    """Limits on the cost of an encoder: the keys of `budget` in a recipe. Costs without a limit are not restricted.
 
-    It is the base of the training arguments of super-nets too, and so cannot be frozen as other settings are.
+    This is also the base class of the training arguments of super-nets, so unlike other settings it cannot be frozen.
     """
 
     max_params: int | None = option(
         None,
         flag="--max-params",
         above=0,
-        help="Largest number of parameters, embeddings and masked-LM head included.",
+        help="Largest number of parameters, including embeddings and masked-LM head.",
     )
     min_params: int | None = option(None, flag="--min-params", above=0, help="Smallest number of parameters.")
     max_flops: float | None = option(
         None,
         flag="--max-flops",
         above=0,
-        help="Most FLOPs of a forward pass over `sequence_length` tokens, counted as ELECTRA does, with the masked-LM "
-        "head over every position.",
+        help="Largest number of FLOPs of a forward pass over `sequence_length` tokens, counted as in ELECTRA, with "
+        "the masked-LM head over every position.",
     )
-    min_flops: float | None = option(None, flag="--min-flops", above=0, help="Fewest FLOPs, counted the same way.")
+    min_flops: float | None = option(
+        None, flag="--min-flops", above=0, help="Smallest number of FLOPs, counted as for `max_flops`."
+    )
     max_latency_ms: float | None = option(
         None,
         flag="--max-latency-ms",
         above=0,
         unit="ms",
-        help="Largest latency that `latency_table` predicts, for the batch and the length it was measured with.",
+        help="Largest latency predicted by `latency_table`, for the batch size and length it was measured with.",
     )
     min_latency_ms: float | None = option(
-        None, flag="--min-latency-ms", above=0, unit="ms", help="Smallest latency that `latency_table` predicts."
+        None, flag="--min-latency-ms", above=0, unit="ms", help="Smallest latency predicted by `latency_table`."
     )
     max_activation_mb: float | None = option(
         None,
         flag="--max-activation-mb",
         above=0,
         unit="MiB",
-        help="Most activation memory that training one sequence of `sequence_length` tokens takes.",
+        help="Largest activation memory for training on one sequence of `sequence_length` tokens.",
     )
     latency_table: str | None = option(
         None,
         flag="--latency-table",
         is_path=True,
-        help="A file that `magic-nas benchmark` wrote on the target device.",
+        help="Latency table that `magic-nas benchmark` wrote on the target device.",
     )
     accept_noisy_latency: bool = option(
         False,
         flag="--accept-noisy-latency",
-        help="Take a `latency_table` whose measurement was disturbed or whose predictions are off, as its own "
-        "warnings say.",
+        help="Accept a `latency_table` with warnings: its measurement was disturbed, or its predictions are off.",
     )
     sequence_length: int | None = option(
         None,
         flag="--sequence-length",
         at_least=1,
         unit="tokens",
-        help="Length for which FLOPs and activations are counted. Default: 128 or the model's longest, whichever is "
-        "shorter.",
+        help="Sequence length for counting FLOPs and activation memory. Default: 128 or the model's maximum, "
+        "whichever is smaller.",
     )
 
     def __post_init__(self) -> None:
@@ -74,8 +75,8 @@ class BudgetSettings(Settings):
                 raise ValueError(f"min_{cost} is {lowest}, above max_{cost}, {highest}; swap them")
         if self.latency_table is None and (self.max_latency_ms is not None or self.min_latency_ms is not None):
             raise ValueError(
-                "a latency is limited but no latency_table is given; measure one on this device with "
-                "`magic-nas benchmark`, then give it with --latency-table FILE"
+                "latency is limited but no latency_table is given; measure one on this device with "
+                "`magic-nas benchmark`, then pass it with --latency-table FILE"
             )
 
 
@@ -85,35 +86,37 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class LatencySettings(Settings):
-    """What latency is measured on, and how; the flags of `magic-nas benchmark`."""
+    """The device, the workload and the method of a latency measurement; the flags of `magic-nas benchmark`."""
 
     command = "benchmark"
 
-    device: str = option("cpu", flag="--device", help="The device as torch names it: cpu, cuda, cuda:1, mps.")
-    dtype: str = option("float32", flag="--dtype", choices=DTYPES, help="Type of weights and activations.")
-    num_threads: int = option(1, flag="--num-threads", at_least=1, help="CPU threads of torch.")
-    batch_size: int = option(1, flag="--batch-size", at_least=1, unit="sequences", help="Sequences in a call.")
+    device: str = option("cpu", flag="--device", help="Device, by its torch name: cpu, cuda, cuda:1 or mps.")
+    dtype: str = option("float32", flag="--dtype", choices=DTYPES, help="Data type of weights and activations.")
+    num_threads: int = option(1, flag="--num-threads", at_least=1, help="Number of CPU threads that torch uses.")
+    batch_size: int = option(
+        1, flag="--batch-size", at_least=1, unit="sequences", help="Number of sequences per call."
+    )
     seq_len: int = option(
         128,
         flag="--sequence-length",
         at_least=1,
         unit="tokens",
-        help="Length of each sequence, without padding; at most the model's longest.",
+        help="Length of each sequence, without padding; at most the model's maximum.",
     )
     head: str = option(
         "none",
         flag="--head",
         choices=HEADS,
-        help="The head on top of the encoder: none (MagicModel), mlm (MagicForMaskedLM, over every position) or rtd "
+        help="Head on top of the encoder: none (MagicModel), mlm (MagicForMaskedLM, over every position) or rtd "
         "(MagicForPreTraining).",
     )
     min_run_time: float = option(
         0.15,
         above=0,
         unit="s",
-        help="Minimum total measuring time of the slowest child over all rounds; there are at least five rounds.",
+        help="Minimum total time to measure the slowest child, over all rounds; there are at least five rounds.",
     )
-    seed: int = option(0, help="Seed of weights, tokens, children and the order of the blocks.")
+    seed: int = option(0, help="Seed for weights, tokens, children and the order of the timed blocks.")
 
     def __str__(self) -> str:
         return (

@@ -1,8 +1,8 @@
-"""Draws of children within a budget, for spaces with more distinct sums of costs than can be walked over.
+"""Draws children within a budget from spaces with too many distinct sums of costs to walk over.
 
 Each layer draws its operator with a probability that falls exponentially with its costs, so that the mean child lies
-where the budget ends, and a child is kept with the probability that makes all children within the budget equally
-likely. What is drawn is uniform and within the budget exactly; only the number of children is an estimate.
+at the edge of the budget. A child is then kept with the probability that makes all children within the budget equally
+likely. The draws are exactly uniform and within the budget; only the number of children is an estimate.
 """
 
 import math
@@ -12,21 +12,21 @@ from typing import NamedTuple
 import numpy as np
 
 
-# In units of one over the range of a cost: beyond it a layer takes its cheapest or most expensive operator anyway.
+# In units of 1 / (range of a cost). Beyond it, a layer takes its cheapest or most expensive operator anyway.
 _MAX_TILT = 1e6
-# Children drawn at a time: few where most are kept.
+# Children drawn at a time: few if most are kept.
 _MIN_BATCH, _MAX_BATCH = 32, 4096
 # Whole numbers above it are not exact as floats.
 _MAX_EXACT = 2**53
-# Kept children that make the standard error of a count about 1%.
+# The number of kept children at which the standard error of a count is about 1%.
 _COUNTED_CHILDREN = 10_000
 _MAX_COUNTED_DRAWS = 2**17
-# What rounding may add to the logarithm of a bound.
+# The largest rounding error in the logarithm of a bound.
 _ROUNDING = 0.01
 
 
 class Estimate(NamedTuple):
-    """A number of children that was estimated, with its relative standard error."""
+    """An estimated number of children, with its relative standard error."""
 
     size: int
     error: float
@@ -35,18 +35,18 @@ class Estimate(NamedTuple):
 class TiltedDraws:
     """Uniform draws among the children whose sums are inside windows.
 
-    The tilt is the one with which most draws are kept: it minimises Chernoff's bound of the number of children.
+    The tilt is chosen so that most draws are kept: it minimises Chernoff's bound on the number of children.
 
     Args:
-        layers: for each layer and each of its options a whole number for each cost.
-        windows: for each cost the smallest and largest sum allowed; infinite where there is no bound.
+        layers: a whole number per cost, for each option of each layer.
+        windows: the smallest and largest allowed sum for each cost; infinite if there is no bound.
     """
 
     def __init__(self, layers: Sequence[Sequence[Sequence[int]]], windows: Sequence[tuple[float, float]]) -> None:
         num_axes = len(windows)
         bases = [[min(option[axis] for option in layer) for axis in range(num_axes)] for layer in layers]
         num_options = max(map(len, layers))
-        # Above the smallest of each layer, so that floats hold the sums exactly as long as their range allows.
+        # Relative to the smallest cost of each layer, so that floats hold the sums exactly if their range allows it.
         self._costs = np.zeros((len(layers), num_options, num_axes))
         self._exists = np.zeros((len(layers), num_options), dtype=bool)
         for index, (layer, base) in enumerate(zip(layers, bases, strict=True)):
@@ -64,7 +64,7 @@ class TiltedDraws:
         logs = self._log_weights(self._tilt)
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
         self._cumulative = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
-        # Rounding never leads to an option that a layer has not.
+        # Rounding must never select an option that a layer does not have.
         self._cumulative[np.arange(num_options) >= self._exists.sum(axis=1)[:, None] - 1] = 1
         self._kept_share = 1.0
 
@@ -74,7 +74,7 @@ class TiltedDraws:
         return self._log_bound < -_ROUNDING
 
     def draw(self, rng: np.random.Generator, max_draws: int = _MAX_COUNTED_DRAWS) -> list[int] | None:
-        """Returns the options of one child, drawn uniformly; `None` where `max_draws` draws have kept none."""
+        """Returns the options of one child, drawn uniformly; `None` if none of `max_draws` draws was kept."""
         num_drawn = 0
         while num_drawn < max_draws:
             size = int(np.clip(2 / self._kept_share, _MIN_BATCH, _MAX_BATCH))
@@ -85,7 +85,7 @@ class TiltedDraws:
         return None
 
     def estimate(self, rng: np.random.Generator) -> Estimate | None:
-        """Returns the number of children, `None` where no draw is kept."""
+        """Returns the estimated number of children; `None` if no draw is kept."""
         num_drawn = num_kept = 0
         while num_kept < _COUNTED_CHILDREN and num_drawn < _MAX_COUNTED_DRAWS:
             num_kept += len(self._kept(rng, _MAX_BATCH))
@@ -97,8 +97,8 @@ class TiltedDraws:
         return Estimate(_exp(self._log_bound + math.log(self._kept_share)), error)
 
     def _best_tilt(self) -> tuple[np.ndarray, float]:
-        """The tilt of each cost, positive towards small sums, and the logarithm of the bound that it gives."""
-        # Spaces are described without a search as well, for which scipy is not installed.
+        """The tilt of each cost, positive towards small sums, and the logarithm of the resulting bound."""
+        # Describing a space does not need scipy, which is only installed for searches.
         from scipy.optimize import minimize
 
         num_axes = len(self._range)
@@ -118,7 +118,7 @@ class TiltedDraws:
 
         bounds = [(0, _MAX_TILT if has else 0) for has in (*has_high, *has_low)]
         found = minimize(log_bound, np.zeros(2 * num_axes), jac=True, method="L-BFGS-B", bounds=bounds)
-        # Any tilts give a bound, and those of both ends of a window cancel.
+        # Any tilts give a bound; the tilts of the two ends of a window cancel.
         down, up = found.x[:num_axes], found.x[num_axes:]
         both = np.minimum(down, up)
         value, _ = log_bound(np.concatenate([down - both, up - both]))
@@ -128,7 +128,7 @@ class TiltedDraws:
         return np.where(self._exists, -(self._scaled @ tilt), -np.inf)
 
     def _kept(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """The options of the children that are kept of `size` draws: (kept, layers)."""
+        """The options of the kept children among `size` draws: (kept, layers)."""
         num_layers = len(self._costs)
         numbers, options = rng.random((size, num_layers)), np.zeros((size, num_layers), dtype=np.intp)
         # One edge and one cost at a time: much faster than sums over such short axes.
@@ -139,13 +139,13 @@ class TiltedDraws:
             sums[:, axis] = self._costs[layers, options, axis].sum(axis=1)
         inside = (sums >= self._smallest - self._slack) & (sums <= self._largest + self._slack)
         ends = np.where(self._tilt > 0, self._largest, self._smallest)
-        # Without a tilt an end may be infinite, and plays no part.
+        # Without a tilt, an end may be infinite and does not matter.
         distance = np.where(self._tilt == 0, 0, sums - np.where(self._tilt == 0, 0, ends)) / self._range
         return options[inside.all(axis=1) & (np.log1p(-rng.random(size)) <= distance @ self._tilt)]
 
 
 def _exp(logarithm: float) -> int:
-    """The whole number nearest to an exponential that floats may not hold."""
+    """The whole number nearest to an exponential that may be too large for a float."""
     exponent = logarithm / math.log(2)
     shift = max(0, math.floor(exponent) - 52)
     return round(2 ** (exponent - shift)) << shift

@@ -1,4 +1,4 @@
-"""Times calls of models in rounds, beside a reference workload that tells whether the machine was quiet."""
+"""Times calls of models in rounds, next to a reference workload that shows whether the machine was idle."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from ..bars import progress_bar
 from .settings import LatencySettings
 
 
-# What the machine must be like for a figure to be trusted.
+# The conditions on the machine under which a figure is reliable.
 MIN_CORE_SHARE = 0.95
 MAX_REFERENCE_SPREAD = 0.10
 MAX_REFERENCE_DRIFT = 0.05
@@ -44,7 +44,7 @@ class Timing:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low_ms <= self.median_ms <= self.high_ms < math.inf:
-            raise ValueError(f"{self.median_ms} ms, {self.low_ms} to {self.high_ms}, is not a time and its interval")
+            raise ValueError(f"{self.median_ms} ms, {self.low_ms} to {self.high_ms}, is not a time in its interval")
 
     def __str__(self) -> str:
         return f"{self.median_ms:.3f} ms ({self.low_ms:.3f} to {self.high_ms:.3f})"
@@ -52,19 +52,19 @@ class Timing:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What was seen of the machine while it was timed.
+    """The state of the machine during a measurement.
 
     Attributes:
-        num_cores: of the machine.
-        num_threads: of torch.
-        core_share: CPU time of the timing thread over the wall-clock time of the timed blocks, `None` on an
-            accelerator. Below one the thread waited for a core that others had.
-        reference_ms: median time of the reference workload.
-        reference_spread: interquartile range of the reference over its median: load that comes and goes.
-        reference_drift: median of the last third of the reference over that of the first third, less one: load that
-            came or went, or a clock that changed.
-        load_average: processes that ran or waited, in the mean of the measurement; `None` where the system does not
-            say. It sees steady load, which the others may not.
+        num_cores: the number of cores of the machine.
+        num_threads: the number of threads that torch uses.
+        core_share: the CPU time of the timing thread divided by the wall-clock time of the timed blocks; `None` on an
+            accelerator. If it is below one, the thread waited for a core that others used.
+        reference_ms: the median time of the reference workload.
+        reference_spread: the interquartile range of the reference divided by its median; it shows fluctuating load.
+        reference_drift: the median of the last third of the reference divided by that of the first third, minus one;
+            it shows load that started or ended, or a clock that changed.
+        load_average: the mean number of running or waiting processes during the measurement; `None` if the system
+            does not report it. It shows steady load, which the other figures may miss.
     """
 
     num_cores: int
@@ -85,7 +85,7 @@ class Conditions:
         num_cores: int,
         num_threads: int,
     ) -> Self:
-        """The conditions, from the reference workload's times in seconds, in their order, and what else was seen."""
+        """The conditions, from the reference workload's times in seconds, in order, and the other observations."""
         low, median, high = np.percentile(reference, (25, 50, 75))
         third = max(1, len(reference) // 3)
         drift = np.median(reference[-third:]) / np.median(reference[:third]) - 1
@@ -101,7 +101,7 @@ class Conditions:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against trusting figures taken under these conditions, each with its limit."""
+        """Reasons why figures taken under these conditions are unreliable, each with its limit."""
         found = []
         if self.num_threads > self.num_cores:
             found.append(f"there were {self.num_threads} threads for {self.num_cores} cores")
@@ -112,12 +112,12 @@ class Conditions:
             )
         if self.reference_spread > MAX_REFERENCE_SPREAD:
             found.append(
-                f"a workload that is always the same spread by {self.reference_spread:.0%} (interquartile range over "
+                f"the times of a constant workload varied by {self.reference_spread:.0%} (interquartile range over "
                 f"median); up to {MAX_REFERENCE_SPREAD:.0%} is normal"
             )
         if abs(self.reference_drift) > MAX_REFERENCE_DRIFT:
             found.append(
-                f"a workload that is always the same drifted by {self.reference_drift:+.0%} from the first third to "
+                f"the times of a constant workload drifted by {self.reference_drift:+.0%} from the first third to "
                 f"the last; up to {MAX_REFERENCE_DRIFT:.0%} is normal"
             )
         if self.load_average is not None and self.load_average > self.num_cores:
@@ -126,10 +126,10 @@ class Conditions:
 
 
 class _Clock:
-    """The clock that a Timer reads: waits for the device, and keeps the CPU time of the thread beside its reading.
+    """The clock of a Timer: waits for the device, and records the thread's CPU time with each reading.
 
-    A CUDA device has a clock of its own, that of events in its stream: the time up to the moment at which the device
-    is done, without the time that the host takes to notice.
+    On a CUDA device, it uses events in the device's stream: the time until the device is done, without the time that
+    the host takes to notice.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -140,7 +140,7 @@ class _Clock:
 
     def __call__(self) -> float:
         now = self._seconds_of_events() if self._device.type == "cuda" else self._seconds_of_the_host()
-        # Of this thread and not of the process, whose other threads would hide that this one waits.
+        # CPU time of this thread, not of the process, whose other threads would hide that this one waits.
         self.readings.append((now, time.thread_time()))
         return now
 
@@ -149,7 +149,7 @@ class _Clock:
         event.record(torch.cuda.current_stream(self._device))
         event.synchronize()
         if self._event is not None:
-            # One interval after the other: in single precision, as it comes, a long one has no microseconds.
+            # Sums short intervals: elapsed_time is in single precision, in which a long interval has no microseconds.
             self._seconds += 1e-3 * self._event.elapsed_time(event)
         self._event = event
         return self._seconds
@@ -161,19 +161,19 @@ class _Clock:
 
 
 class Bench:
-    """Times workloads in rounds, each block beside one of the reference, and keeps what it sees of the machine."""
+    """Times workloads in rounds, each block next to one of the reference, and records the state of the machine."""
 
     def __init__(self, settings: LatencySettings, config: MagicConfig) -> None:
         if settings.seq_len > config.max_sequence_length:
             raise ValueError(
-                f"seq_len is {settings.seq_len}; the model takes up to {config.max_sequence_length} tokens"
+                f"seq_len is {settings.seq_len}; the model accepts up to {config.max_sequence_length} tokens"
             )
         self.settings = settings
         self.device = device_from(settings.device)
         generator = torch.Generator().manual_seed(settings.seed)
         shape = (settings.batch_size, settings.seq_len)
         self.input_ids = torch.randint(config.vocab_size, shape, generator=generator).to(self.device)
-        # A matrix product of 0.1 GFLOP, about a millisecond of a CPU core.
+        # A matrix product of 0.1 GFLOP, about a millisecond on one CPU core.
         self._matrices = [
             torch.randn(size, generator=generator).to(self.device, getattr(torch, settings.dtype))
             for size in ((96, 512), (512, 1024))
@@ -185,7 +185,7 @@ class Bench:
     def run(
         self, workloads: Mapping[Key, Callable[[], Statement]], min_rounds: int, progress: bool
     ) -> dict[Key, list[float]]:
-        """Seconds of a call of each workload, one value a round; `workloads` make what to call, anew in each round."""
+        """Seconds per call of each workload, one value per round; `workloads` create the call anew in each round."""
         rng = random.Random(self.settings.seed)
         samples: dict[Key, list[float]] = {key: [] for key in workloads}
         with torch.inference_mode():
@@ -210,14 +210,14 @@ class Bench:
         names = {"statement": statement}
         timer = Timer("statement()", globals=names, timer=clock, num_threads=self.settings.num_threads)
         measurement = timer.timeit(calls)
-        # The readings before the last two are of the warm-up.
+        # The readings before the last two belong to the warm-up.
         (start, cpu_start), (end, cpu_end) = clock.readings[-2:]
         self._wall_seconds += end - start
         self._cpu_seconds += cpu_end - cpu_start
         return measurement.median
 
     def conditions(self) -> Conditions:
-        """What was seen of the machine up to now."""
+        """The state of the machine up to now."""
         return Conditions.judge(
             reference=self._reference_seconds,
             core_share=self._cpu_seconds / self._wall_seconds if self.device.type == "cpu" else None,
@@ -228,7 +228,7 @@ class Bench:
 
 
 def bootstrap(seconds: np.ndarray, estimate: Callable[[np.ndarray], np.ndarray]) -> list[Timing]:
-    """Estimates from seconds, (what, round), with 95% intervals from rounds drawn anew with repetition."""
+    """Estimates from seconds, (workload, round), with 95% intervals from rounds resampled with replacement."""
     rng, num_rounds = np.random.default_rng(0), seconds.shape[1]
     drawn = [estimate(seconds[:, rng.integers(num_rounds, size=num_rounds)]) for _ in range(_BOOTSTRAP_SAMPLES)]
     values = 1e3 * estimate(seconds)
@@ -239,12 +239,12 @@ def bootstrap(seconds: np.ndarray, estimate: Callable[[np.ndarray], np.ndarray])
 
 
 def timing_of(seconds: Sequence[float]) -> Timing:
-    """The median of seconds, one value a round."""
+    """The median of seconds, given one value per round."""
     return bootstrap(np.array([seconds]), lambda drawn: np.median(drawn, axis=1))[0]
 
 
 def device_from(name: str) -> torch.device:
-    """The device of this name; a ValueError where it is not here."""
+    """The device of this name; a ValueError if it is not available."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -253,7 +253,7 @@ def device_from(name: str) -> torch.device:
         ) from None
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device.type != "cpu" and (here is None or here.type != device.type):
-        raise ValueError(f"device is {name!r}, torch finds {here.type if here else 'no accelerator'} here; choose cpu")
+        raise ValueError(f"device is {name!r}, but torch finds {here.type if here else 'no accelerator'}; choose cpu")
     return device
 
 
@@ -263,7 +263,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     if device.type == "cpu":
-        # Linux has the processor's name here only.
+        # Linux gives the processor's name only here.
         try:
             lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         except OSError:
@@ -280,10 +280,10 @@ def _load_average() -> float | None:
 
 
 def _load_between(before: float | None, after: float | None, seconds: float) -> float | None:
-    """The mean load in the time between two readings of the load average.
+    """The mean load between two readings of the load average.
 
-    The average forgets with a time constant of a minute, so that by itself it would still blame what ran before. It is
-    brought up to date every five seconds.
+    The average decays with a time constant of a minute, so on its own it would still include what ran before. The
+    system updates it every five seconds.
     """
     if before is None or after is None:
         return None

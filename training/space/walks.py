@@ -1,7 +1,7 @@
-"""Walks over the sums of one choice from each layer, layer by layer, with whole numbers only.
+"""Walks over the sums of one choice per layer, layer by layer, in whole numbers only.
 
-Partial sums from which the same completions lead into all windows are put together, so that a walk is about as short
-as one to the middle of the layers from both ends. This module needs the standard library only.
+Partial sums whose completions inside all windows are the same are merged. A walk is therefore about as short as two
+walks that meet in the middle of the layers. This module needs only the standard library.
 """
 
 import math
@@ -12,19 +12,19 @@ from itertools import accumulate
 from operator import add
 
 
-# Transitions from partial sums after which a walk is given up: about three seconds and 250 MB.
+# The largest number of transitions between partial sums before a walk is aborted: about three seconds and 250 MB.
 MAX_TRANSITIONS = 300_000
-# As many distinct sums of the layers to come as take a fraction of that.
+# Limits the listed sums of the remaining layers, so that listing them takes a fraction of that.
 _TRANSITIONS_PER_SUM = 5
 _MAX_COUNTED_SUMS = 100_000
 
-# The class of partial sums with which no completion leaves the window; sums themselves are never negative.
+# The class of partial sums for which every completion stays inside the window; sums themselves are never negative.
 SETTLED = -1
 
 Class = tuple[int | tuple[int, int], ...]
 Sums = tuple[int, ...]
 Window = tuple[float, float]
-"""The smallest and the largest sum allowed; infinite where there is no bound."""
+"""The smallest and the largest allowed sum; infinite if there is no bound."""
 
 
 class TooManySumsError(Exception):
@@ -32,20 +32,21 @@ class TooManySumsError(Exception):
 
 
 class _Axis:
-    """One window over one cost: what a partial sum means for the layers that are still to come."""
+    """One window over one cost: what a partial sum implies for the remaining layers."""
 
     def __init__(self, layers: Sequence[Sequence[int]], window: Window, max_sums: int) -> None:
         self.layers = layers
         self._smallest, self._largest = window
         self._max_sums = max_sums
-        # The first layer of those whose sums are listed.
+        # The first layer whose sums are listed.
         self._listed_from = len(layers) // 2
         self._rest = self._sums_of_rest()
 
     def _sums_of_rest(self) -> list[list[int]]:
-        """For each layer the sorted sums that it and the layers above it can have; in the first half their ends.
+        """For each layer, the sorted sums that it and the layers above it can have.
 
-        The ends alone too where the sums are too many to list.
+        Only the smallest and largest sum are stored for the first half of the layers, and where there are too many
+        sums to list.
         """
         rest = [[0]]
         for layer in range(len(self.layers) - 1, -1, -1):
@@ -58,11 +59,12 @@ class _Axis:
         return rest[::-1]
 
     def class_of(self, layer: int, total: int) -> int | tuple[int, int] | None:
-        """What partial sums before `layer` with the same possible completions share; `None` where there are none.
+        """The class of partial sums before `layer` with the same possible completions; `None` if there are none.
 
-        Where the sums of the layers to come are listed, these are the positions of the completions among them. That
-        many partial sums share them keeps the walk as short as one to the middle of the space from both ends. In the
-        first half, whose own sums are few, only those are put together with which no completion leaves the window.
+        If the sums of the remaining layers are listed, the class is the range of positions of the completions among
+        them. Many partial sums share a class, which keeps the walk as short as two walks that meet in the middle. In
+        the first half, which has few sums of its own, only partial sums that no completion can take out of the window
+        are merged.
         """
         rest = self._rest[layer]
         smallest, largest = self._smallest - total, self._largest - total
@@ -77,12 +79,12 @@ class _Axis:
 
 
 class Walk:
-    """Partial sums of several costs, layer by layer, put together where their completions agree.
+    """Partial sums of several costs, layer by layer, merged if their completions agree.
 
     Args:
-        layers: for each layer and each of its options a whole number for each cost.
-        windows: for each cost what the sum over the layers may be.
-        max_transitions: from one partial sum to the next, over all layers.
+        layers: a whole number per cost, for each option of each layer.
+        windows: the smallest and largest allowed sum over the layers, for each cost.
+        max_transitions: the largest number of transitions from one partial sum to the next, over all layers.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Walk:
         self.end: Class = (SETTLED,) * len(windows)
 
     def class_of(self, layer: int, sums: Sums) -> Class | None:
-        """The class of partial sums before `layer`, `None` where a window can no longer be met."""
+        """The class of partial sums before `layer`; `None` if a window can no longer be met."""
         shared = []
         for axis, total in zip(self._axes, sums, strict=True):
             one = axis.class_of(layer, total)
@@ -116,10 +118,10 @@ class Walk:
         return tuple(shared)
 
     def steps(self, layer: int, sums: Sums) -> Iterator[tuple[Sums, Class | None]]:
-        """The partial sums after each option of `layer`, and their class.
+        """The partial sums after each option of `layer`, with their classes.
 
         Raises:
-            TooManySumsError: the walk has become too long.
+            TooManySumsError: the walk is too long.
         """
         self._num_transitions += len(self.layers[layer])
         if self._num_transitions > self._max_transitions:
@@ -129,7 +131,7 @@ class Walk:
             yield after, self.class_of(layer + 1, after)
 
     def arrows(self) -> list[dict[Class, list[Class | None]]]:
-        """For each layer where the options lead from every class that is reached; `None` leads out of a window.
+        """For each layer, the class that each option leads to from every reached class; `None` if it leaves a window.
 
         Raises:
             TooManySumsError: see `steps`.
@@ -150,7 +152,7 @@ class Walk:
         return arrows
 
     def is_feasible(self) -> bool:
-        """Whether some choice is inside all windows: depth first, no class twice.
+        """Whether some choice is inside all windows. The search is depth-first and visits no class twice.
 
         Raises:
             TooManySumsError: see `steps`.
@@ -168,9 +170,9 @@ class Walk:
         return False
 
     def best_sum(self, axis: int, sign: int) -> int | None:
-        """The smallest (`sign` 1) or largest (-1) sum of a cost among choices inside all windows; `None` for none.
+        """The smallest (`sign` 1) or largest (-1) sum of a cost among choices inside all windows; `None` if none is.
 
-        Of partial sums with the same completions only the best can lead to the best.
+        Of the partial sums with the same completions, only the best can lead to the best sum.
 
         Raises:
             TooManySumsError: see `steps`.
@@ -191,10 +193,10 @@ class Walk:
 
 
 def median_sum(layers: Sequence[Sequence[int]]) -> int:
-    """The lower median of the sums of one number from each layer, from the sums of either half of the layers.
+    """The lower median of the sums of one number per layer, computed from the sums of the two halves of the layers.
 
     Raises:
-        TooManySumsError: a half has too many distinct sums.
+        TooManySumsError: one of the halves has too many distinct sums.
     """
     half = len(layers) // 2
     bottom, top = _count_sums(layers[:half]), _count_sums(layers[half:])
@@ -212,7 +214,7 @@ def median_sum(layers: Sequence[Sequence[int]]) -> int:
 
 
 def _count_sums(layers: Sequence[Sequence[int]]) -> Counter[int]:
-    """How often each sum of one number from each layer occurs."""
+    """How often each sum of one number per layer occurs."""
     sums = Counter({0: 1})
     for counts in layers:
         if len(sums) > _MAX_COUNTED_SUMS:

@@ -104,5 +104,5 @@ def test_nested_and_chain_run_about_half_the_layers(num_children):
 
 
 def test_unknown_schemes_are_named():
-    with pytest.raises(ValueError, match="unknown scheme 'tree' to draw children by; choose one of: fair, nested"):
+    with pytest.raises(ValueError, match="unknown scheme 'tree' for drawing children; choose one of: fair, nested"):
         sample_children(BASE, 10, 0, "tree")

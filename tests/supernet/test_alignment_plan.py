@@ -92,8 +92,12 @@ def test_every_nth_layer_is_aligned(alignment, num_layers, every):
     [
         ({"alignment": "average", "alignment_warmup_steps": 9}, 9, "warm start takes 9 of 9 steps; .*warmup_steps"),
         ({"alignment_warmup_steps": 9, "anchor_eval_steps": 3}, 8, "warm start takes 9 of 8 steps"),
-        ({"anchor_eval_steps": 7}, 7, "the first anchor comes after 7 of 7 steps; .*set anchor_eval_steps lower"),
-        ({"alignment": "top_percent"}, 8, "picked after every 8 of 8 steps; .*set anchor_rank_steps lower"),
+        ({"anchor_eval_steps": 7}, 7, "the first anchor is set after 7 of 7 steps; .*set anchor_eval_steps lower"),
+        (
+            {"alignment": "top_percent"},
+            8,
+            "picked every 8 steps, but the run has only 8; .*set anchor_rank_steps lower",
+        ),
     ],
 )
 def test_a_run_that_aligns_nothing_is_warned_of(changes, num_steps, message):
@@ -117,7 +121,7 @@ def test_a_stream_needs_steps_where_there_are_no_epochs():
         # A warm start of no epochs needs none.
         args = options(alignment=alignment, anchor_rank_steps=5, alignment_warmup_epochs=0, **by_epochs)
         assert AlignmentPlan.of(args, 4, None).warmup_steps == 0
-    with pytest.raises(ValueError, match="no epochs to pick the anchor at; set anchor_rank_steps"):
+    with pytest.raises(ValueError, match="no epochs after which to pick the anchor; set anchor_rank_steps"):
         AlignmentPlan.of(options(alignment="top_percent"), 4, None)
     assert AlignmentPlan.of(options(alignment="none", **by_epochs), 4, None).aligned_layers == ()
 

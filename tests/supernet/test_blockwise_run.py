@@ -118,7 +118,7 @@ def test_the_winner_is_exported_and_retrained_as_any_other(finished, teacher, tm
 def test_the_table_and_the_figures_show_it(finished, tmp_path):
     folder, result = finished
     table = blockwise_table(load_supernet(folder).config, result)
-    assert f"| block loss, ranked by | {result['block_loss']:.4f} |" in table
+    assert f"| block loss (ranking score) | {result['block_loss']:.4f} |" in table
     assert f"| 1 | {','.join(result['architecture'])} | {result['block_loss']:.4f} |" in table
     assert table.count("\n| ") >= 20
     assert draw_search(result, {}, tmp_path / "search.png").stat().st_size > 1000

@@ -107,7 +107,7 @@ def test_a_pool_shares_its_bottoms():
     # Two ends of epochs of eight steps, of eight sequences each.
     assert found[0] == 32
     assert sum(found[1:]) == pytest.approx(16 * runs, rel=0.02)
-    with pytest.raises(ValueError, match="no epochs to pick the anchor at; set anchor_rank_steps"):
+    with pytest.raises(ValueError, match="no epochs after which to pick the anchor; set anchor_rank_steps"):
         supernet_passes(config, args, 17)
     # A stream needs none where the anchor goes by steps.
     assert supernet_passes(config, toy_args(**anchored, anchor_rank_steps=8), 17).validated == found

@@ -117,7 +117,7 @@ def test_nothing_to_predict_is_an_error(supernet, batches):
     for batch in batches:
         batch["labels"][:] = -100
     for validate in (lambda *arguments: evaluate_child(*arguments, MIXED), Evaluator):
-        with pytest.raises(ValueError, match="no token of the validation batches is to be predicted; give more text"):
+        with pytest.raises(ValueError, match="the validation batches have no token to predict; provide more text"):
             validate(supernet, batches)
 
 
@@ -132,7 +132,7 @@ def test_the_fixed_slice_is_collated_once():
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert len(batches) == 3
     assert len(validation_batches(iter(range(5)), collator, batch_size=4)) == 2
-    with pytest.raises(ValueError, match="validation set is empty; give more text"):
+    with pytest.raises(ValueError, match="validation set is empty; provide more text"):
         validation_batches([], collator, batch_size=4)
 
 
@@ -424,20 +424,22 @@ def test_a_journal_of_other_weights_data_space_or_precision_is_refused(supernet,
     other = make_batches()
     other[2]["labels"][0, 0] += 1
     smaller = make_supernet(candidate_operators=[["MHA4", "FFN"]] * 4)
-    with pytest.raises(ValueError, match="of other validation data; give another file"):
+    with pytest.raises(ValueError, match="belongs to other validation data; give another file"):
         Evaluator(supernet, other, journal=path)
     # The same sequences in other batches have other batch losses.
-    with pytest.raises(ValueError, match="of other validation data; give another file"):
+    with pytest.raises(ValueError, match="belongs to other validation data; give another file"):
         Evaluator(supernet, make_batches((4, 3, 2)), journal=path)
-    with pytest.raises(ValueError, match="of another super-net's weights and another search space; give another file"):
+    with pytest.raises(
+        ValueError, match="belongs to another super-net's weights and another search space; give another file"
+    ):
         Evaluator(smaller, batches, journal=path)
-    with pytest.raises(ValueError, match="of another precision; give another file"):
+    with pytest.raises(ValueError, match="belongs to another precision; give another file"):
         Evaluator(supernet, batches, Accelerator(cpu=True, mixed_precision="bf16"), journal=path)
     journal = Journal(path, journal_key(supernet, batches))
     with torch.no_grad():
         supernet.magic.encoder.layer[3].operators["CONV5"].dense.bias[5] += 1e-6
     for changed in (path, journal):
-        with pytest.raises(ValueError, match="of another super-net's weights; give another file"):
+        with pytest.raises(ValueError, match="belongs to another super-net's weights; give another file"):
             Evaluator(supernet, batches, journal=changed)
 
 

@@ -125,7 +125,7 @@ def test_a_journal_that_is_replaced_under_a_reader_is_no_answer(tmp_path):
     journal = Journal(path)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], *lines[:0:-1]]))
-    with pytest.raises(ValueError, match="was cut or replaced while it was in use; begin the search again"):
+    with pytest.raises(ValueError, match="was truncated or replaced while it was in use; start the search again"):
         journal.get(children[0].architecture)
 
 
@@ -226,7 +226,7 @@ def test_a_line_without_a_field_is_damaged(tmp_path, missing):
     record = {name: value for name, value in json.loads(first).items() if name not in (missing, "crc32")}
     text = json.dumps(record).encode()
     path.write_bytes(b"".join([header, text[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(text), *rest]))
-    with pytest.raises(ValueError, match=r"line 2 of the journal .* is damaged .*Delete that line"):
+    with pytest.raises(ValueError, match=r"line 2 of the journal .* is damaged .*delete that line"):
         Journal(path, KEY)
 
 
@@ -238,7 +238,7 @@ def test_damage_by_another_process_is_found_at_the_next_look(tmp_path):
     with pytest.raises(ValueError, match="line 5 of the journal"):
         journal.refresh()
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match="was cut or replaced"):
+    with pytest.raises(ValueError, match="was truncated or replaced"):
         journal.refresh()
 
 
@@ -247,27 +247,27 @@ def test_another_file_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     for key in (KEY, None):
-        with pytest.raises(ValueError, match=r"give another file|is no journal of evaluated children"):
+        with pytest.raises(ValueError, match=r"give another file|is not a journal of evaluated children"):
             Journal(path, key)
     assert path.read_bytes() == content
 
 
 def test_a_journal_that_is_not_there_cannot_be_read(tmp_path):
-    with pytest.raises(ValueError, match="there is no journal"):
+    with pytest.raises(ValueError, match="does not exist; give a file that a search"):
         Journal(tmp_path / "journal.jsonl")
     (tmp_path / "journal.jsonl").touch()
-    with pytest.raises(ValueError, match="no whole header line"):
+    with pytest.raises(ValueError, match="no complete header line"):
         Journal(tmp_path / "journal.jsonl")
 
 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"weights": "cc"}, "is of another super-net's weights; give"),
-        ({"data": "cc"}, "is of other validation data; give"),
-        ({"candidate_operators": [["FFN"]]}, "is of another search space; give"),
-        ({"precision": "bf16", "data": "cc"}, "is of other validation data and another precision; give"),
-        ({"seed": 1}, "is of another seed; give"),
+        ({"weights": "cc"}, "belongs to another super-net's weights; give"),
+        ({"data": "cc"}, "belongs to other validation data; give"),
+        ({"candidate_operators": [["FFN"]]}, "belongs to another search space; give"),
+        ({"precision": "bf16", "data": "cc"}, "belongs to other validation data and another precision; give"),
+        ({"seed": 1}, "belongs to another seed; give"),
     ],
 )
 def test_a_foreign_header_says_what_differs_and_nothing_is_written(tmp_path, changed, named):
@@ -283,7 +283,7 @@ def test_a_journal_of_a_later_format_is_refused(tmp_path):
     path = tmp_path / "journal.jsonl"
     text = json.dumps({"magic_journal": 2, "key": KEY})
     path.write_text(f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n')
-    with pytest.raises(ValueError, match="has format 2, this version reads 1"):
+    with pytest.raises(ValueError, match="has format 2, but this version reads 1"):
         Journal(path, KEY)
 
 

@@ -25,7 +25,7 @@ def test_export_of_the_found_child_and_of_another(search_run, tmp_path):
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "other").config.candidate_operators == [["FFN"]] * 4
     with pytest.raises(ValueError, match="layer 0 has no operator 'CONV7'; candidates: MHA4, FFN, CONV3"):
         export_child(folder, tmp_path / "none", "CONV7,FFN,FFN,FFN")
-    with pytest.raises(ValueError, match="holds no finished super-net run; run `magic-nas pretrain"):
+    with pytest.raises(ValueError, match="does not contain a finished super-net run; run `magic-nas pretrain"):
         export_child(tmp_path / "nowhere", tmp_path / "none")
 
 
@@ -34,5 +34,5 @@ def test_damaged_weights_are_named(search_run, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     weights = tmp_path / "copy" / "supernet" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"the weights in .* are cut off or damaged"):
+    with pytest.raises(ValueError, match=r"the weights in .* are truncated or damaged"):
         export_child(tmp_path / "copy", tmp_path / "out")

@@ -115,7 +115,7 @@ small_spaces = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(
 def test_shrinking_within_a_budget_ends_in_one_child_within_it(space, budget, per_round, rng):
     allowed = partial(is_feasible, budget=budget)
     if not some_child_is_within(space, budget):
-        with pytest.raises(ValueError, match="the space that is left holds no child within the budget"):
+        with pytest.raises(ValueError, match="the remaining space has no child within the budget"):
             shrink(space, dict.fromkeys(((0, name) for name in space.candidates[0]), 1.0), 1, allowed)
         return
     for entry in shrink_schedule(space, num_steps=10_000, round_every=1, per_round=per_round):

@@ -181,7 +181,7 @@ def test_operators_warned_of_are_framed(drawn):
         # Layer 1, the third name.
         assert (frame.get_x(), frame.get_y()) == (0.5, 1.5)
         assert matplotlib.colors.same_color(frame.get_edgecolor(), "red")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["warned of"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["warning"]
     quiet = drawn(draw_health, search_of(health=health_of(warnings=[])))
     assert not quiet.legends
     assert not any(axes.patches for axes in quiet.axes[:2])

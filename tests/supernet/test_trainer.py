@@ -298,7 +298,7 @@ def test_an_anchor_that_comes_too_late_is_warned_of(tmp_path, caplog):
     settings = {"alignment_warmup_steps": 0, "max_steps": 4, "logging_steps": 1}
     trainer = toy_trainer(tmp_path, anchor_eval_steps=4, **settings)
     trainer.train()
-    assert "nothing will be aligned: the first anchor comes after 4 of 4 steps; train longer" in caplog.text
+    assert "nothing will be aligned: the first anchor is set after 4 of 4 steps; train longer" in caplog.text
     assert not any(entry.get("loss_align") for entry in trainer.state.log_history)
     caplog.clear()
     trainer = toy_trainer(tmp_path, anchor_eval_steps=3, **settings)
@@ -369,7 +369,7 @@ def test_an_anchor_is_put_together_block_by_block(tmp_path, monkeypatch):
 
 
 def test_blocks_without_an_anchor_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="anchor_challenger is 'block', but alignment is 'average'"):
+    with pytest.raises(ValueError, match="anchor_challenger is 'block', but with alignment 'average'"):
         toy_trainer(tmp_path, alignment="average", anchor_challenger="block")
 
 
@@ -414,7 +414,7 @@ def test_top_percent_picks_an_anchor_within_an_epoch(tmp_path, monkeypatch):
 def test_a_training_that_ends_before_its_first_anchor_says_so(tmp_path, caplog):
     settings = {"alignment": "top_percent", "alignment_warmup_steps": 1, "anchor_pool_size": 2}
     toy_trainer(tmp_path, max_steps=8, **settings).train()
-    assert "nothing will be aligned: the anchor is picked after every 8 of 8 steps" in caplog.text
+    assert "nothing will be aligned: the anchor is picked every 8 steps, but the run has only 8;" in caplog.text
     caplog.clear()
     toy_trainer(tmp_path, max_steps=9, **settings).train()
     assert "nothing will be aligned" not in caplog.text
@@ -472,7 +472,7 @@ def test_rounds_end_epochs_where_no_steps_are_given(tmp_path):
 def test_a_run_too_short_to_end_in_one_child_says_so(tmp_path, caplog):
     trainer = toy_trainer(tmp_path, max_steps=6, shrink=True, shrink_every_n_steps=3, shrink_operators_per_round=2)
     trainer.train()
-    assert "6 steps hold 2 rounds, which delete 8 operators too few; train longer" in caplog.text
+    assert "6 steps allow 2 rounds, which leave 8 operators too many; train longer" in caplog.text
     assert trainer.space.size > 1
     assert trainer.best_child().architecture in trainer.space
 
@@ -782,7 +782,7 @@ def test_resuming_at_the_end_trains_no_further(tmp_path):
 
 def test_resuming_with_another_schedule_is_refused(tmp_path):
     toy_trainer(tmp_path, **{**RESUMABLE, "max_steps": 8}).train()
-    with pytest.raises(ValueError, match=r"has shrunk after the steps \[6\], which is not the schedule"):
+    with pytest.raises(ValueError, match=r"was shrunk after the steps \[6\], which does not match the schedule"):
         toy_trainer(tmp_path, **{**RESUMABLE, "shrink_every_n_steps": 4}).train(resume_from_checkpoint=True)
 
 
@@ -945,7 +945,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path, name):
     trainer = toy_trainer(tmp_path)
     state = trainer.nas_state()
     del state[name]
-    with pytest.raises(ValueError, match=f"another version of this package: it has no {name}; take another"):
+    with pytest.raises(ValueError, match=f"another version of this package: it lacks {name}; choose another"):
         trainer.load_nas_state(state)
 
 
@@ -963,7 +963,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path, name):
         ({"alignment_warmup_steps": -5}, "alignment_warmup_steps is -5; it must be at least 0"),
         (
             {"alignment_batch_fraction": 0.1, "per_device_train_batch_size": 8},
-            "alignment_batch_fraction 0.1 of a batch of 8 is less than a sequence",
+            "alignment_batch_fraction 0.1 of a batch of 8 is less than one sequence",
         ),
         ({"alignment_weight": -1}, "alignment_weight is -1; it must be at least 0"),
         ({"anchor_top_percent": 101}, "anchor_top_percent is 101; it must be from 0 to 100"),
@@ -979,7 +979,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path, name):
         ({"max_flops": float("nan")}, "max_flops is nan; it must be above 0"),
         ({"min_flops": 3e8, "max_flops": 2e8}, r"min_flops is 300000000.0, above max_flops, 200000000.0; swap them"),
         ({"max_latency_ms": 5}, "latency is limited but no latency_table is given"),
-        ({"latency_table": "t.json"}, "latency_table is t.json but no latency is limited; give max_latency_ms"),
+        ({"latency_table": "t.json"}, "latency_table is t.json but latency is not limited; set max_latency_ms"),
     ],
 )
 def test_wrong_arguments_name_value_and_remedy(tmp_path, arguments, message):
@@ -990,7 +990,9 @@ def test_wrong_arguments_name_value_and_remedy(tmp_path, arguments, message):
 def test_a_child_is_no_supernet_and_validation_needs_data(tmp_path):
     args = MagicTrainingArguments(str(tmp_path), report_to="none")
     child = MagicForMaskedLM(toy_config(candidate_operators=[["FFN"]] * 4))
-    with pytest.raises(ValueError, match="one operator in each layer; a super-net needs a layer with a choice"):
+    with pytest.raises(
+        ValueError, match="one operator in every layer; a super-net needs a layer with several candidates"
+    ):
         MagicTrainer(model=child, args=args, train_dataset=toy_data())
     with pytest.raises(ValueError, match="pass eval_dataset, or set alignment='none'"):
         MagicTrainer(model=MagicForMaskedLM(toy_config()), args=args, train_dataset=toy_data())
@@ -1014,7 +1016,7 @@ def test_streams_have_no_epochs(tmp_path):
         trainer.train()
     trainer = toy_trainer(tmp_path, alignment="top_percent", max_steps=3)
     trainer.train_dataset = Stream()
-    with pytest.raises(ValueError, match="no epochs to pick the anchor at; set anchor_rank_steps"):
+    with pytest.raises(ValueError, match="no epochs after which to pick the anchor; set anchor_rank_steps"):
         trainer.train()
     trainer = toy_trainer(tmp_path, alignment="top_percent", max_steps=3, anchor_rank_steps=2)
     trainer.train_dataset = Stream()
@@ -1080,7 +1082,10 @@ def test_lambda_goes_linearly_to_its_end(tmp_path):
     ("arguments", "message"),
     [
         ({"num_substitutions_from": 5}, "num_substitutions_from is 5; choose 1 to 4, the number of layers"),
-        ({"num_substitutions_from": 2, "sampler": "fair"}, "the sampler 'fair' changes no fixed number of operators"),
+        (
+            {"num_substitutions_from": 2, "sampler": "fair"},
+            "the sampler 'fair' does not change a fixed number of operators",
+        ),
         ({"alignment_weight_end": 0.1, "alignment": "none"}, "alignment_weight_end is 0.1, but nothing is aligned"),
     ],
 )

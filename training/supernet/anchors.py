@@ -1,4 +1,4 @@
-"""The anchor of alignment (sections 4 and 5.2): which child it is, and the hidden states that others are pulled to."""
+"""The anchor of alignment (sections 4 and 5.2): how it is chosen, and the hidden states that others are pulled to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ from .journal import RankedChild
 
 @dataclass(frozen=True)
 class Anchor:
-    """The child that others are aligned to, and its validation accuracy when it was last measured (section 4)."""
+    """The child that others are aligned to, and its most recently measured validation accuracy (section 4)."""
 
     architecture: Architecture
     val_accuracy: float
 
     def challenge(self, architecture: Architecture, val_accuracy: float) -> "Anchor":
-        """Returns the anchor of the next step: the challenger if Val(challenger) > Val(anchor), else this one."""
+        """Returns the anchor for the next step: the challenger if Val(challenger) > Val(anchor), else this one."""
         return Anchor(architecture, val_accuracy) if val_accuracy > self.val_accuracy else self
 
 
 def anchor_of_top_percent(
     ranked: Sequence[RankedChild], previous: Architecture | None, percent: float, hysteresis: float
 ) -> Anchor:
-    """Returns the anchor that stands at the top `percent` of validated children (5.2).
+    """Returns the child at the top `percent` of validated children as the anchor (5.2).
 
-    The previous anchor stays while its rank is within `percent` +- `hysteresis`, since the exact child at a rank
+    The previous anchor is kept while its rank is within `percent` +- `hysteresis`, since the exact child at a rank
     changes from epoch to epoch.
 
     Args:
-        ranked: children validated with the same weights, the previous anchor among them; any order.
-        previous: the anchor so far.
-        percent: 0 is the best child, 100 the worst.
-        hysteresis: r of the paper, in percent.
+        ranked: children validated with the same weights, including the previous anchor, in any order.
+        previous: the current anchor.
+        percent: rank of the anchor; 0 is the best child, 100 the worst.
+        hysteresis: the paper's r, in percent.
     """
     by_accuracy = sorted(ranked, key=lambda child: (-child.val_accuracy, child.architecture))
     last = max(len(by_accuracy) - 1, 1)
@@ -58,16 +58,16 @@ def target_states(
 ) -> list[Tensor]:
     """Returns the anchor's side of Eq. (1): H_n of `architecture` at `layers`, each (batch, seq_len, hidden).
 
-    They carry neither gradient nor dropout, and layers above the last one are not computed. The encoder is left in
-    training mode.
+    They are computed without gradient or dropout, and layers above the last requested one are not computed. The
+    encoder is left in training mode.
 
     Args:
-        encoder: the super-net's, as it is and not wrapped.
-        inputs: `input_ids` and, where there are any, `attention_mask`, `token_type_ids` and `position_ids`.
+        encoder: encoder of the super-net, not wrapped.
+        inputs: `input_ids` and, if present, `attention_mask`, `token_type_ids` and `position_ids`.
         architecture: the anchor, or one of the children that are averaged (3.2).
-        layers: indices n of H_n, ascending; H_0 are the embeddings.
-        start: the layer whose output is known already.
-        bottom: H_start; left out, the embeddings are computed and `start` plays no part.
+        layers: indices n of H_n, ascending; H_0 is the output of the embeddings.
+        start: the layer whose output is already known.
+        bottom: H_start. If omitted, the embeddings are computed and `start` is ignored.
     """
     encoder.eval()
     try:

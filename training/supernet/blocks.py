@@ -1,6 +1,6 @@
-"""A super-net cut into blocks that are judged alone (NAS-BERT): borders, sampling, and the ranking by sums of losses.
+"""A super-net cut into blocks that are evaluated alone (NAS-BERT): borders, sampling, and ranking by sums of losses.
 
-This module needs the standard library only.
+This module needs only the standard library.
 """
 
 import heapq
@@ -16,12 +16,12 @@ from ..space.search_space import Architecture, SearchSpace
 
 
 def block_borders(num_layers: int, num_blocks: int) -> tuple[int, ...]:
-    """Returns the borders of blocks of equal length, or of two lengths that differ by one: the n of the H_n there.
+    """Returns the borders of the blocks, as the n of the H_n there; block lengths differ by at most one.
 
-    Block b holds the layers between the borders b and b + 1; the first border is 0 and the last one `num_layers`.
+    Block b holds the layers between borders b and b + 1; the first border is 0 and the last one `num_layers`.
 
     Raises:
-        ValueError: there are more blocks than layers, or none.
+        ValueError: `num_blocks` is below 1 or above the number of layers.
     """
     if not 1 <= num_blocks <= num_layers:
         raise ValueError(f"num_blocks is {num_blocks}; choose 1 to {num_layers}, the number of layers")
@@ -39,15 +39,15 @@ def block_spaces(space: SearchSpace, borders: Sequence[int]) -> list[SearchSpace
 
 
 def join_spaces(spaces: Sequence[SearchSpace]) -> SearchSpace:
-    """Returns the space whose children are joined from one of each space, the first one at the bottom."""
+    """Returns the space whose children join one child of each space, the first at the bottom."""
     return SearchSpace(tuple(layer for space in spaces for layer in space.candidates))
 
 
 class BlockSampler(UniformSampler):
-    """One sampler for each block, its sub-paths joined to a child: every block walks on its own.
+    """Joins the sub-paths of one independent sampler per block into a child.
 
     Args:
-        samplers: of each block's space, of any kind.
+        samplers: a sampler of any kind for each block's space.
     """
 
     kind = "blocks"
@@ -57,11 +57,11 @@ class BlockSampler(UniformSampler):
         self._samplers = list(samplers)
 
     def next(self) -> Architecture:
-        """The child of the next training step."""
+        """Returns the child of the next training step."""
         return tuple(operator for sampler in self._samplers for operator in sampler.next())
 
     def restrict(self, space: SearchSpace) -> None:
-        """Go on in what shrinking has left of every block."""
+        """Continues in the space that shrinking has left of every block."""
         super().restrict(space)
         start = 0
         for sampler in self._samplers:
@@ -70,14 +70,14 @@ class BlockSampler(UniformSampler):
             start = end
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all blocks' samplers."""
+        """Returns the states of all blocks' samplers."""
         return {"kind": self.kind, "blocks": [sampler.state_dict() for sampler in self._samplers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue all sequences that `state_dict` was taken from, with the same blocks over the same space."""
+        """Continues the sequences from which `state_dict` was taken, with the same blocks over the same space."""
         blocks = state.get("blocks")
         if state.get("kind") != self.kind or not isinstance(blocks, list) or len(blocks) != len(self._samplers):
-            raise ValueError(f"the state is not of a sampler of {len(self._samplers)} blocks")
+            raise ValueError(f"the state does not belong to a sampler with {len(self._samplers)} blocks")
         for sampler, own in zip(self._samplers, blocks, strict=True):
             sampler.load_state_dict(own)
 
@@ -95,11 +95,11 @@ class BlockwiseChild(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockwiseRanking:
-    """The losses of all sub-paths of all blocks, and by their sums the order of all children.
+    """The losses of all sub-paths of all blocks; their sums rank all children.
 
     Attributes:
-        space: the children.
-        borders: of the blocks, see `block_borders`.
+        space: the space of the children.
+        borders: borders of the blocks, see `block_borders`.
         losses: for each block, the loss of every sub-path.
     """
 
@@ -111,24 +111,24 @@ class BlockwiseRanking:
         """Returns a child with its losses.
 
         Raises:
-            ValueError: it is not in the space.
+            ValueError: the child is not in the space.
         """
         self.space.check(architecture)
         paths = split_by_borders(architecture, self.borders)
         losses = tuple(own[path] for own, path in zip(self.losses, paths, strict=True))
-        # Plainly from the bottom up, as `best_children` adds them.
+        # A plain sum from the bottom up, as in `best_children`.
         return BlockwiseChild(architecture, sum(losses, 0.0), losses)
 
     def best_children(self, budget: Budget = Budget(), num_children: int = 1) -> list[BlockwiseChild]:  # noqa: B008
-        """Returns the best children within a budget of the whole space, the best first; exact.
+        """Returns the best children of the whole space within a budget, best first; the result is exact.
 
-        Block by block, the best few are kept of each cost that the bottom of a child can have. Costs depend on which
-        operators a child holds and not on where, so that there are few of them: at most 3,654 for 26 layers of 4
-        operators, whatever is limited.
+        Block by block, the best few bottoms are kept for each cost that a bottom can have. Costs depend on which
+        operators a child holds but not on their position, so there are few of them: at most 3,654 for 26 layers with
+        4 operators each, whatever is limited.
 
         Args:
-            budget: what a child may cost.
-            num_children: how many; there may be fewer in the space.
+            budget: limits on the cost of a child.
+            num_children: number of children to return; fewer if the space has fewer.
 
         Raises:
             InfeasibleBudgetError: no child is within the budget.
@@ -151,7 +151,7 @@ class BlockwiseRanking:
         ]
         if not within:
             raise ValueError(
-                "every child within the budget has a block whose loss is not finite; train with a lower learning_rate"
+                "every child within the budget has a block with a non-finite loss; train with a lower learning_rate"
             )
         return [self.child(architecture) for _, architecture in heapq.nsmallest(num_children, within)]
 
@@ -159,12 +159,12 @@ class BlockwiseRanking:
         grouped: _ByCost = {}
         for path, loss in losses.items():
             counts = tuple(sum(limit.cost.operators[operator] for operator in path) for limit in budget.limits)
-            # A diverged sub-path is worse than all others; NaN would compare as neither better nor worse.
+            # A diverged sub-path must be worse than all others; NaN compares as neither better nor worse.
             grouped.setdefault(counts, []).append((math.inf if math.isnan(loss) else loss, path))
         return {counts: heapq.nsmallest(num_kept, pairs) for counts, pairs in grouped.items()}
 
 
-# For every cost, in the whole numbers of the limited costs, the best losses and sub-paths, ascending.
+# For every cost, as the integer counts of the limited costs, the best losses and sub-paths, ascending.
 _ByCost = dict[tuple[int, ...], list[tuple[float, Architecture]]]
 
 
@@ -174,7 +174,7 @@ def _join(bottoms: _ByCost, tops: _ByCost, num_kept: int) -> _ByCost:
         for more, upper in tops.items():
             pairs = joined.setdefault(tuple(map(sum, zip(counts, more, strict=True))), [])
             for rank, (loss, bottom) in enumerate(lower):
-                # With a worse top, there are `num_kept` others that are no worse.
+                # With a worse top, `num_kept` other pairs are no worse.
                 best = upper[: num_kept // (rank + 1)]
                 pairs.extend((loss + own, bottom + top) for own, top in best)
             if len(pairs) > 8 * num_kept:

@@ -1,13 +1,13 @@
 """NAS-BERT's block-wise super-net (Xu et al., 2021), the baseline of 5.3 and 5.4, on `Trainer`.
 
-The super-net's layers and the teacher's are cut into equally many blocks. Each block is trained on its own: from the
-teacher's hidden states at its lower border it is to make those at its upper border. Blocks share no weights and pass
-no states on, so that the loss of a child is the sum of the losses of its blocks' sub-paths: once the sub-paths of each
-block are evaluated, C^(N/B) in each of B blocks, all C^N children are ranked.
+The layers of the super-net and of the teacher are cut into the same number of blocks. Each block is trained on its
+own: given the teacher's hidden states at its lower border, it learns to output those at its upper border. Blocks share
+no weights and pass no states on, so the loss of a child is the sum of the losses of its blocks' sub-paths: once all
+sub-paths are evaluated, C^(N/B) in each of B blocks, all C^N children are ranked.
 
-Where the teacher is of another width, each block has a linear map from the teacher's states and one back to them. They
-are trained beside the block, whatever sub-path it runs, and are no part of the super-net or of a child. Embeddings and
-the masked-LM head are on no path from border to border: block-wise training leaves them as they are.
+If the teacher has another width, each block has a linear map from the teacher's states and one back to them. The maps
+are trained together with the block, whichever sub-path it runs, and are not part of the super-net or of a child.
+Embeddings and the masked-LM head are on no path from border to border, so block-wise training does not change them.
 """
 
 import logging
@@ -47,33 +47,31 @@ from .trainer import MagicTrainer
 logger = logging.getLogger(__name__)
 
 MAX_PATHS = 100_000
-"""Sub-paths of a block that are evaluated for a ranking, at most."""
+"""Maximum number of sub-paths of a block that are evaluated for a ranking."""
 
 
 def check_blockwise(
     config: MagicConfig, args: MagicTrainingArguments, num_blocks: int, teacher_config: Any = None
 ) -> None:
-    """Raises a ValueError where a super-net cannot be trained block by block, before anything is built.
+    """Raises a ValueError, before anything is built, if a super-net cannot be trained block by block.
 
     Args:
-        config: the super-net's.
-        args: the run's; `num_substitutions` is counted in each block.
+        config: configuration of the super-net.
+        args: arguments of the run; `num_substitutions` applies to each block.
         num_blocks: B.
-        teacher_config: the teacher's; without it, it is not looked at.
+        teacher_config: configuration of the teacher; without it the teacher is not checked.
     """
     if args.alignment != "none":
-        raise ValueError(
-            f"alignment is {args.alignment!r}, but blocks are aligned to the teacher; set alignment to none"
-        )
+        raise ValueError(f"alignment is {args.alignment!r}, but blocks are aligned to the teacher; set alignment=none")
     if args.n_gpu > 1:
         raise ValueError(
-            f"this process has {args.n_gpu} GPUs; start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES "
-            f"to one of them"
+            f"this process has {args.n_gpu} GPUs; start one process per GPU with torchrun, or set "
+            f"CUDA_VISIBLE_DEVICES to one of them"
         )
     if args.num_substitutions_from is not None:
         raise ValueError(
-            f"num_substitutions_from is {args.num_substitutions_from}, but k is fixed where blocks are trained one by "
-            f"one; leave it out"
+            f"num_substitutions_from is {args.num_substitutions_from}, but k is constant in block-wise training; "
+            f"remove it"
         )
     space = SearchSpace.from_config(config.candidate_operators)
     spaces = block_spaces(space, block_borders(space.num_layers, num_blocks))
@@ -81,14 +79,14 @@ def check_blockwise(
     if args.sampler == "gradual" and args.num_substitutions > shortest:
         raise ValueError(
             f"num_substitutions is {args.num_substitutions} but the shortest of {num_blocks} blocks has {shortest} "
-            f"layers; take at most {shortest}, or fewer blocks"
+            f"layers; use at most {shortest}, or fewer blocks"
         )
     if not args.shrink:
         _check_paths(spaces)
     if teacher_config is not None and teacher_config.num_hidden_layers < num_blocks:
         raise ValueError(
             f"the teacher has {teacher_config.num_hidden_layers} layers, which cannot be cut into {num_blocks} "
-            f"blocks; set num_blocks to at most {teacher_config.num_hidden_layers}, or take a deeper teacher"
+            f"blocks; set num_blocks to at most {teacher_config.num_hidden_layers}, or use a deeper teacher"
         )
 
 
@@ -96,8 +94,8 @@ def _check_paths(spaces: Sequence[SearchSpace]) -> None:
     largest = max(space.size for space in spaces)
     if largest > MAX_PATHS:
         raise ValueError(
-            f"a block has {largest:,} sub-paths, and all of them are evaluated in the end, which is done for up to "
-            f"{MAX_PATHS:,}; cut the super-net into more blocks, or shrink it"
+            f"a block has {largest:,} sub-paths, but at most {MAX_PATHS:,} can be evaluated for the ranking; cut the "
+            f"super-net into more blocks, or shrink it"
         )
 
 
@@ -105,14 +103,14 @@ def _check_paths(spaces: Sequence[SearchSpace]) -> None:
 
 
 def load_teacher_encoder(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
-    """Returns the encoder of a trained model of any class, in evaluation mode, its weights frozen.
+    """Returns the encoder of a trained model of any class, in evaluation mode and with frozen weights.
 
     Args:
-        name_or_path: a folder or a name on the Hub, with its tokenizer; any head is left out.
-        tokenizer: the super-net's, which must cut text into the same tokens; `None` checks nothing.
+        name_or_path: a folder or a name on the Hub, with its tokenizer; any head is dropped.
+        tokenizer: tokenizer of the super-net, which must split text into the same tokens; `None` skips the check.
 
     Raises:
-        ValueError: there is no such model, it has no trained weights, it is a super-net or no encoder, or its
+        ValueError: the model does not exist, has no trained weights, is a super-net or is not an encoder, or its
             tokenizer differs from the super-net's (see `check_tokenizers`).
     """
     if tokenizer is not None:
@@ -122,15 +120,15 @@ def load_teacher_encoder(name_or_path: str, tokenizer: PreTrainedTokenizerBase |
             model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the teacher {name_or_path!r} cannot be loaded: {error}") from None
-    # Masked LMs have no pooler, which plays no part here.
+    # Masked LMs have no pooler, and none is needed here.
     if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
         raise ValueError(
-            f"the teacher {name_or_path!r} has no trained weights for {missing[0]}; name a trained encoder"
+            f"the teacher {name_or_path!r} has no trained weights for {missing[0]}; give a trained encoder"
         )
     if isinstance(model.config, MagicConfig) and model.config.is_supernet:
-        raise ValueError(f"the teacher {name_or_path!r} is a super-net; export one of its children and name that")
+        raise ValueError(f"the teacher {name_or_path!r} is a super-net; export one of its children and give that")
     if model.config.is_encoder_decoder:
-        raise ValueError(f"the teacher {name_or_path!r} has a decoder; take an encoder, such as BERT or RoBERTa")
+        raise ValueError(f"the teacher {name_or_path!r} has a decoder; use an encoder, such as BERT or RoBERTa")
     return model.eval().requires_grad_(False)
 
 
@@ -138,24 +136,24 @@ def load_teacher_encoder(name_or_path: str, tokenizer: PreTrainedTokenizerBase |
 
 
 class BlockwiseModel(nn.Module):
-    """The layers of a super-net in blocks, with maps from and to the teacher's width where it is another one.
+    """The layers of a super-net in blocks, with maps from and to the teacher's width if the widths differ.
 
-    Its parameters are those that block-wise training trains: neither embeddings nor the head.
+    Its parameters are those that block-wise training trains, without the embeddings and the head.
 
     Args:
-        supernet: its layers are trained in place.
-        teacher_width: the teacher's hidden_size.
+        supernet: the super-net, whose layers are trained in place.
+        teacher_width: hidden_size of the teacher.
         num_blocks: B.
 
     Attributes:
-        borders: of the blocks among the super-net's layers.
-        map_in: for each block, what maps the teacher's states to the super-net's width.
-        map_out: for each block, what maps its output to the teacher's width.
+        borders: borders of the blocks among the super-net's layers.
+        map_in: for each block, the map from the teacher's states to the super-net's width.
+        map_out: for each block, the map from its output to the teacher's width.
     """
 
     def __init__(self, supernet: MagicForMaskedLM, teacher_width: int, num_blocks: int):
         super().__init__()
-        # In a tuple, its embeddings and its head are no parameters of this module.
+        # In a tuple, so that its embeddings and its head are not parameters of this module.
         self._whole = (supernet,)
         self.encoder = supernet.magic.encoder
         self.borders = block_borders(len(self.encoder.layer), num_blocks)
@@ -188,8 +186,9 @@ class BlockwiseModel(nn.Module):
         """Returns the errors of the blocks of one child, (num_blocks,): sums over tokens of the mean over features.
 
         Args:
-            border_states: the teacher's at each of the B + 1 borders, (batch, seq_len, its width), without gradients.
-            attention_mask: (batch, seq_len), 1 = token, 0 = padding, which counts for nothing.
+            border_states: the teacher's states at each of the B + 1 borders, (batch, seq_len, teacher width), without
+                gradients.
+            attention_mask: (batch, seq_len), 1 = token, 0 = padding, which is ignored.
             architecture: the child.
         """
         paths = split_by_borders(architecture, self.borders)
@@ -207,10 +206,10 @@ class BlockwiseModel(nn.Module):
         attention_mask: Tensor | None,
         paths: Sequence[Architecture],
     ) -> Iterator[Tensor]:
-        """Returns the error of each of a block's sub-paths, a scalar as of `forward`; common bottoms are run once.
+        """Yields the error of each sub-path of a block, a scalar as in `forward`; shared bottoms are run once.
 
         Args:
-            block: its number, from 0.
+            block: number of the block, from 0.
             border_states: as for `forward`.
             attention_mask: as for `forward`.
             paths: distinct sub-paths, sorted.
@@ -239,9 +238,9 @@ def block_error(output: Tensor, target: Tensor, attention_mask: Tensor | None = 
     """Returns the sum over tokens of the mean over features of the squared difference, a float32 scalar.
 
     Args:
-        output: of a block, (batch, seq_len, width); carries gradients.
+        output: output of a block, (batch, seq_len, width); carries gradients.
         target: the teacher's states, of the same shape.
-        attention_mask: (batch, seq_len), 1 = token, 0 = padding, which counts for nothing.
+        attention_mask: (batch, seq_len), 1 = token, 0 = padding, which is ignored.
     """
     errors = (output.float() - target).square().mean(dim=-1)
     return errors.sum() if attention_mask is None else errors[attention_mask.bool()].sum()
@@ -251,18 +250,18 @@ def block_error(output: Tensor, target: Tensor, attention_mask: Tensor | None = 
 
 
 class BlockwiseTrainer(MagicTrainer):
-    """Trains a super-net block by block to imitate a teacher (NAS-BERT), one child a step, and ranks its children.
+    """Trains a super-net block by block to imitate a teacher (NAS-BERT), one child per step, and ranks its children.
 
     A step runs the teacher once and, in each block, a sub-path that the block's own sampler draws: uniformly, or with
     k substitutions in the block (MAGIC-T). The loss is the sum over blocks of the MSE to the teacher's states, a mean
-    over features and over the tokens of the accumulated batch that are not padding. Blocks have nothing in common but
-    the learning rate and, where gradients are clipped, the norm that `max_grad_norm` is held to.
+    over features and over the non-padding tokens of the accumulated batch. Blocks share only the learning rate and, if
+    gradients are clipped, the norm that `max_grad_norm` limits.
 
-    Shrinking deletes the operators with the highest mean loss of their own block's sub-paths,
-    `shrink_operators_per_round` in each block; NAS-BERT itself deletes whole sub-paths, among those of similar cost.
+    Shrinking deletes the operators with the highest mean loss over the sub-paths of their own block,
+    `shrink_operators_per_round` in each block. NAS-BERT itself deletes whole sub-paths, among those of similar cost.
 
-    Checkpoints, budgets and health are `MagicTrainer`'s. `best_child` looks at a sample of the children; `ranking`
-    knows all of them. There is no masked-LM accuracy: where `MagicTrainer` has one, it is not a number here.
+    Checkpoints, budgets and health are as in `MagicTrainer`. `best_child` validates a sample of the children;
+    `ranking` ranks all of them. There is no masked-LM accuracy: it is NaN wherever `MagicTrainer` reports one.
 
     Example:
     ```python
@@ -280,7 +279,7 @@ class BlockwiseTrainer(MagicTrainer):
     ```
     """
 
-    # What the collator and the teacher read; the model itself is given the teacher's states.
+    # The columns that the collator and the teacher read; the model itself gets the teacher's states.
     input_columns = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "labels")
 
     def __init__(
@@ -291,18 +290,18 @@ class BlockwiseTrainer(MagicTrainer):
         num_blocks: int = 4,
         **kwargs: Any,
     ):
-        """Takes what `MagicTrainer` takes, `eval_dataset` for every ranking, and the teacher.
+        """Takes the arguments of `MagicTrainer` and the teacher; `eval_dataset` is required, to rank blocks on.
 
         Args:
             model: the super-net, trained in place.
-            args: with `alignment="none"`.
+            args: training arguments with `alignment="none"`.
             teacher: an encoder of any class that reads the same tokens, see `load_teacher_encoder`; it is not trained.
             num_blocks: B; 4 in NAS-BERT.
 
         Raises:
             InfeasibleBudgetError: no child is within the budget.
-            ValueError: super-net, teacher and blocks do not fit one another (see `check_blockwise`), the vocabularies
-                differ in size, or there is no `eval_dataset`.
+            ValueError: super-net, teacher and blocks do not fit together (see `check_blockwise`), the teacher's
+                vocabulary is smaller than the super-net's, or there is no `eval_dataset`.
         """
         check_search(model.config, args)
         check_blockwise(model.config, args, num_blocks, teacher.config)
@@ -310,8 +309,8 @@ class BlockwiseTrainer(MagicTrainer):
             raise ValueError("blocks are ranked on held-out text; pass eval_dataset")
         if teacher.config.vocab_size < model.config.vocab_size:
             raise ValueError(
-                f"the teacher knows {teacher.config.vocab_size} tokens, the super-net {model.config.vocab_size}; take "
-                f"a teacher of the same tokenizer"
+                f"the teacher has {teacher.config.vocab_size} tokens, the super-net {model.config.vocab_size}; use a "
+                f"teacher with the same tokenizer"
             )
         self.borders = block_borders(len(model.config.candidate_operators), num_blocks)
         self.teacher_borders = block_borders(teacher.config.num_hidden_layers, num_blocks)
@@ -319,19 +318,19 @@ class BlockwiseTrainer(MagicTrainer):
         self.logged_losses = [f"loss_block_{block}" for block in range(num_blocks)]
         blocks = BlockwiseModel(model, teacher.config.hidden_size, num_blocks)
         super().__init__(model=blocks, args=args, **kwargs)  # type: ignore[arg-type]
-        # What a batch must hold for `evaluate` to compute a loss.
+        # The keys that a batch needs for `evaluate` to compute a loss.
         self.label_names = ["input_ids"]
         if self.pop_callback(PostfixProgressCallback) is not None:
             self.add_callback(PostfixProgressCallback(["loss", "num_operators", "probe_loss_mean", "eval_loss"]))
 
     @property
     def supernet(self) -> MagicForMaskedLM:
-        """The super-net, with its embeddings and its head as they were."""
+        """The super-net, with its embeddings and head unchanged."""
         return self.blocks.supernet
 
     @property
     def blocks(self) -> BlockwiseModel:
-        """The model that is trained, as it is and not wrapped."""
+        """The model that is trained, not wrapped."""
         assert isinstance(self.model, BlockwiseModel)
         return self.model
 
@@ -342,7 +341,7 @@ class BlockwiseTrainer(MagicTrainer):
                 make_sampler(
                     self.args.sampler,
                     own,
-                    # With one seed, blocks with the same operators would draw the same sub-paths.
+                    # With a common seed, blocks with the same operators would draw the same sub-paths.
                     seed=random.Random(f"block-{self.args.seed}-{block}").getrandbits(32),
                     num_substitutions=self.args.num_substitutions,
                     cost=lambda operator: operator_parameters(operator, self.model.config),
@@ -354,19 +353,19 @@ class BlockwiseTrainer(MagicTrainer):
     # ---- One step ----
 
     def count_items(self, batch: Mapping[str, Any]) -> Tensor:
-        """Returns how many tokens of a micro-batch are not padding."""
+        """Returns the number of non-padding tokens in a micro-batch."""
         return _num_tokens(batch)
 
     @torch.no_grad()
     def border_states(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """Returns the teacher's hidden states at all borders, (batch, seq_len, its width) each, from one pass."""
+        """Returns the teacher's hidden states at all borders, each (batch, seq_len, teacher width), from one pass."""
         self.teacher.to(self.args.device)
         with self.accelerator.autocast():
             outputs = self.teacher(**teacher_inputs(self.teacher, inputs), output_hidden_states=True, return_dict=True)
         return [outputs.hidden_states[border].float() for border in self.teacher_borders]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Returns the sum of the blocks' losses: of this step's child, in evaluation of the one trained last."""
+        """Returns the sum of the blocks' losses: for this step's child, or in evaluation for the last trained one."""
         training = model.training
         architecture = self.architecture if training else self._evaluated_child()
         errors = model(self.border_states(inputs), inputs.get("attention_mask"), architecture)
@@ -382,17 +381,17 @@ class BlockwiseTrainer(MagicTrainer):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Returns the FLOPs of this step's child, without a head, the maps and the teacher."""
+        """Returns the FLOPs of this step's child, without the head, the maps and the teacher."""
         batch_size, seq_len = inputs["input_ids"].shape
         return training_flops(self.model.config, self.architecture, seq_len, batch_size * seq_len, head="none")
 
     # ---- Validation and ranking ----
 
     def ranking(self) -> BlockwiseRanking:
-        """Returns the ranking of all children that shrinking has left, each block's sub-paths evaluated once.
+        """Returns the ranking of all children that shrinking has left; each block's sub-paths are evaluated once.
 
         Raises:
-            ValueError: a block has more than MAX_PATHS of them.
+            ValueError: a block has more than MAX_PATHS sub-paths.
         """
         spaces = block_spaces(self.space, self.borders)
         _check_paths(spaces)
@@ -404,12 +403,12 @@ class BlockwiseTrainer(MagicTrainer):
     ) -> tuple[dict[Architecture, float], ...]:
         """Returns the loss of sub-paths of each block on the fixed validation slice, without dropout.
 
-        A loss is the mean over tokens and features of the squared difference from the teacher's states; padding does
-        not count. Batches are spread over the ranks; the teacher runs once a batch.
+        A loss is the mean over tokens and features of the squared difference from the teacher's states; padding is
+        ignored. Batches are spread over the ranks; the teacher runs once per batch.
 
         Args:
-            paths: for each block the sub-paths to evaluate; common bottoms are run once.
-            progress: show a bar.
+            paths: for each block, the sub-paths to evaluate; shared bottoms are run once.
+            progress: whether to show a progress bar.
         """
         ordered = [sorted(set(own)) for own in paths]
         sums = [torch.zeros(len(own), dtype=torch.float64) for own in ordered]
@@ -457,7 +456,7 @@ class BlockwiseTrainer(MagicTrainer):
     # ---- Shrinking ----
 
     def _block_schedules(self, max_steps: int) -> list[dict[int, int]]:
-        """For each block, how many operators go after which step."""
+        """Returns, for each block, how many operators are deleted after which step."""
         round_every = self.args.shrink_every_n_steps or self._epoch_steps
         if round_every is None:
             raise ValueError("a streamed data set has no epochs; set shrink_every_n_steps")
@@ -469,14 +468,14 @@ class BlockwiseTrainer(MagicTrainer):
         """Returns the rounds of a run of `max_steps` steps, each with the deletions of all blocks together.
 
         Raises:
-            ValueError: rounds are at epoch ends but the data set is streamed and has none.
+            ValueError: rounds are at the ends of epochs, but the data set is streamed and has no epochs.
         """
         schedules = self._block_schedules(max_steps)
         steps = sorted({step for schedule in schedules for step in schedule})
         return [ShrinkRound(step, sum(schedule.get(step, 0) for schedule in schedules)) for step in steps]
 
     def _shrink_round(self, step: int) -> None:
-        """Scores the operators of each block by the mean loss of its sub-paths that hold them; the worst go."""
+        """Scores each block's operators by the mean loss of the sub-paths that hold them and deletes the worst."""
         spaces = block_spaces(self.space, self.borders)
         paths = [self._sampled_paths(space, block, step) for block, space in enumerate(spaces)]
         losses = self.block_losses(paths)
@@ -513,14 +512,14 @@ class BlockwiseTrainer(MagicTrainer):
 
 
 def _num_tokens(inputs: Mapping[str, Any]) -> Tensor:
-    """Returns how many tokens of a batch are not padding."""
+    """Returns the number of non-padding tokens in a batch."""
     mask = inputs.get("attention_mask")
     return torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No gradients and no dropout; the model is left in the mode it was in."""
+    """Disables gradients and dropout; restores the model's mode afterwards."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The run of a block-wise super-net (NAS-BERT): trained to imitate a teacher, its children ranked by block losses."""
+"""Block-wise super-net runs (NAS-BERT): training to imitate a teacher, and ranking children by block losses."""
 
 import logging
 import math
@@ -39,15 +39,15 @@ OBJECTIVE = "block-wise imitation of a teacher's hidden states (NAS-BERT)"
 
 @bars_off()
 def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[str, Any]:
-    """Trains a super-net block by block (NAS-BERT) and returns the result: the best child within the budget, exact.
+    """Trains a super-net block by block (NAS-BERT) and returns the result with the exact best child within the budget.
 
-    The folder then holds `supernet/` (a model folder of all operators, whose embeddings and head are as they began:
-    those of `init_from`, or random), result.json, which `retrain.follow_search` follows, and the checkpoints. A run
-    that was stopped is continued, one that has ended returns its result and needs no teacher.
+    The folder then contains `supernet/` (a model folder with all operators, whose embeddings and head keep their
+    initial weights: those of `init_from`, or random ones), result.json, which `retrain.follow_search` reads, and the
+    checkpoints. A stopped run is resumed; a finished one returns its result and needs no teacher.
 
-    In the result, `block_loss` is what children are ranked by, the sum of `block_losses`; `val_loss` and
-    `val_accuracy` are, as of every run, masked-LM figures of the found child with the super-net's weights. Where the
-    head was never trained, they are no better than chance.
+    In the result, children are ranked by `block_loss`, the sum of `block_losses`. `val_loss` and `val_accuracy` are,
+    as in every run, masked-LM figures of the found child with the super-net's weights. If the head was never trained,
+    they are no better than chance.
 
     Raises:
         ValueError: the settings contradict one another, the teacher does not fit, or the folder holds another run.
@@ -69,7 +69,7 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     tell_training(args, data)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
-    # Also where the run goes on: checkpoints hold the layers only.
+    # Also when the run resumes, since checkpoints hold only the layers.
     if settings.init_from is not None:
         logger.info("%s", initialize_from(model, settings.init_from))
     with open_run(output_dir, settings, args.should_save) as run:
@@ -77,16 +77,16 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
 
 
 def _arguments(settings: BlockwiseSettings, output_dir: Path, hidden_size: int) -> MagicTrainingArguments:
-    # The paper's alignment is that of its own super-net; a recipe that asks for it here is refused.
+    # The paper's alignment belongs to its own super-net; a recipe that asks for it here is refused.
     given = {"alignment": "none", **settings.training_arguments}
     return pretraining_arguments(MagicTrainingArguments, output_dir, given, hidden_size)
 
 
 def _check(settings: BlockwiseSettings, config: MagicConfig, args: MagicTrainingArguments) -> None:
-    """Raises a ValueError for all that can be known before anything is loaded."""
+    """Raises a ValueError for every problem that can be found before anything is loaded."""
     if not settings.teacher:
-        raise ValueError("there is no teacher; name an encoder with --blockwise, a folder or a name on the Hub")
-    # The preset's vocabulary may be larger than the tokenizer's, which a budget must not be held to.
+        raise ValueError("no teacher is given; set --blockwise to an encoder, as a folder or a name on the Hub")
+    # Costs are not checked yet: the preset's vocabulary may be larger than the tokenizer's.
     check_search(config, args, vocabulary=False)
     check_blockwise(config, args, settings.num_blocks)
     if settings.init_from is not None:
@@ -125,9 +125,9 @@ def _train(
 
 
 def _search_record(trainer: BlockwiseTrainer, found: BlockwiseChild) -> dict[str, Any]:
-    """Returns what every search of a super-net has on record."""
+    """Returns the part of the record that every search of a super-net has."""
     args, supernet = trainer.args, trainer.supernet
-    # The trainer moves what it trains, the layers alone.
+    # The trainer moves only what it trains, the layers.
     supernet.magic.embeddings.to(args.device)
     supernet.lm_head.to(args.device)
     sampler = args.sampler if args.sampler != "gradual" else f"gradual, k = {args.num_substitutions}"
@@ -149,7 +149,7 @@ def _search_record(trainer: BlockwiseTrainer, found: BlockwiseChild) -> dict[str
 def _blockwise_record(
     trainer: BlockwiseTrainer, ranking: BlockwiseRanking, best: list[BlockwiseChild], settings: BlockwiseSettings
 ) -> dict[str, Any]:
-    """Returns what a block-wise super-net has beside that."""
+    """Returns the part of the record that only block-wise super-nets have."""
     found = best[0]
     widths = (trainer.teacher.config.hidden_size, trainer.supernet.config.hidden_size)
     return {
@@ -171,24 +171,24 @@ def _blockwise_record(
 
 
 def blockwise_table(config: MagicConfig, result: dict[str, Any]) -> str:
-    """Returns what a block-wise run found as Markdown: the child, and the best children with their block losses.
+    """Returns the result of a block-wise run as Markdown: the found child, and the best children with block losses.
 
     Args:
-        config: the super-net's.
-        result: as `run_blockwise` returns it.
+        config: configuration of the super-net.
+        result: the result, as returned by `run_blockwise`.
     """
     child = tuple(result["architecture"])
     facts = [
         ("found child", format_architecture(child)),
         ("parameters", f"{count_parameters(config, child, head='mlm') / 1e6:.2f}M"),
         ("budget", result["budget"]),
-        ("block loss, ranked by", f"{result['block_loss']:.4f}"),
-        ("of the blocks", ", ".join(f"{loss:.4f}" for loss in result["block_losses"])),
+        ("block loss (ranking score)", f"{result['block_loss']:.4f}"),
+        ("loss per block", ", ".join(f"{loss:.4f}" for loss in result["block_losses"])),
         ("sub-paths evaluated", ", ".join(f"{number:,}" for number in result["num_paths"])),
         ("children ranked", f"{math.prod(result['num_paths']):,}"),
         (
             "masked-LM loss with these weights",
-            f"{result['val_loss']:.3f} (blocks train neither embeddings nor head)",
+            f"{result['val_loss']:.3f} (block-wise training leaves out embeddings and head)",
         ),
     ]
     ranked = [

@@ -1,4 +1,4 @@
-"""What training a super-net is expected to cost, and the steps that make two of them cost the same."""
+"""The expected cost of training a super-net, and the number of steps at which two trainings cost the same."""
 
 import math
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from .setup import search_sampler
 
 
 class SupernetPasses(NamedTuple):
-    """Sequences that pass the embeddings (first) and each layer from the bottom up, expected over a whole training.
+    """Expected number of sequences that pass the embeddings (first) and each layer (bottom up) over a whole training.
 
     Attributes:
-        trained: forwards and backwards, children of training steps.
-        targets: forwards, children whose hidden states others are aligned to.
-        validated: forwards, children that are compared with the anchor or ranked for it.
+        trained: forward and backward passes of the children that are trained.
+        targets: forward passes of the children whose hidden states are the targets of alignment.
+        validated: forward passes of the children that are compared with the anchor or ranked to pick it.
     """
 
     trained: list[float]
@@ -37,33 +37,34 @@ def supernet_passes(
     num_train_sequences: int | None = None,
     num_validation_sequences: int | None = None,
 ) -> SupernetPasses:
-    """Returns what a super-net's training runs, with alignment as `MagicTrainer` does it; shrinking plays no part.
+    """Returns the passes of a super-net's training, with alignment as in `MagicTrainer` and without shrinking.
 
     - A step trains B sequences, B = batch size x accumulated batches, through all N layers.
-    - From step A on, a step runs the targets as well, without embeddings' and head's gradients: each of T children on
-      B x `alignment_batch_fraction` sequences, up to the last aligned layer. A is the warm start W or, where that is
-      later, the step of the first anchor: `anchor_eval_steps` with W = 0, the first ranking with `top_percent`.
-      T is C for `average`, else 1.
-    - Where there is no dropout, layers that the anchor shares with the child from the bottom up are not run again. Of
-      layers with c_1, c_2, ... operators layer n is run unless all of the first n are the same, with the chance
-      1 - 1 / (c_1 ... c_n) for a uniform child, whatever the anchor; the embeddings are run where layer 1 is.
-    - Every `anchor_eval_steps`, and at W where no anchor is there yet, the child of the step and the anchor (another
-      child with the chance 1 - 1 / size) are validated. With `top_percent` a pool of uniform children is ranked every
-      `anchor_rank_steps`, or at the end of each epoch; n of them have M (1 - (1 - 1 / M)^n) distinct bottoms of a
-      depth where M are possible, or all M where the pool is the whole space, and each is run once. A challenger that
-      has one block of the child is the anchor itself where the two agree there.
+    - From step A on, a step also runs the targets, forward only and without the head: each of T children on
+      B x `alignment_batch_fraction` sequences, up to the last aligned layer. A is the warm start W or, if later, the
+      step of the first anchor: `anchor_eval_steps` with W = 0, the first ranking with `top_percent`. T is C for
+      `average`, else 1.
+    - Without dropout, the bottom layers that the anchor shares with the child are not run again. With c_1, c_2, ...
+      operators per layer, layer n is run unless all of the first n layers agree: with probability
+      1 - 1 / (c_1 ... c_n) for a uniform child, whatever the anchor. The embeddings are run whenever layer 1 is.
+    - Every `anchor_eval_steps`, and at W if there is no anchor yet, the child of the step and the anchor (another
+      child with probability 1 - 1 / size) are validated. With `top_percent`, a pool of uniform children is ranked
+      every `anchor_rank_steps`, or at the end of each epoch. At a depth with M possible bottoms, n children have
+      M (1 - (1 - 1 / M)^n) distinct ones, or all M if the pool is the whole space; each is run once. A challenger
+      that takes one block from the child is the anchor itself if the two agree in that block.
 
-    Validations that all methods have in common are left out: probe children, and the choice of the best at the end.
+    Validations that all methods have in common are not counted: probe children, and the choice of the best child at
+    the end.
 
     Args:
-        config: the super-net's.
-        args: the run's; its `max_steps` plays no part.
+        config: configuration of the super-net.
+        args: arguments of the run; `max_steps` is ignored.
         num_steps: optimizer steps.
-        num_train_sequences: needed where the warm start or the anchor goes by epochs.
-        num_validation_sequences: of the text, where there are fewer than the run wants.
+        num_train_sequences: needed if the warm start or the anchor is scheduled in epochs.
+        num_validation_sequences: number of validation sequences in the text, if fewer than the run asks for.
 
     Raises:
-        ValueError: there are no epochs but they are needed.
+        ValueError: the schedule needs epochs, but `num_train_sequences` is not given.
     """
     choices = [len(layer) for layer in config.candidate_operators]
     bottoms = [math.prod(choices[:depth]) for depth in range(len(choices) + 1)]
@@ -106,20 +107,21 @@ def supernet_flops(
     num_train_sequences: int | None = None,
     num_validation_sequences: int | None = None,
 ) -> float:
-    """Returns the FLOPs ("electra") that training a super-net is expected to take, alignment and its anchor included.
+    """Returns the expected FLOPs ("electra") of training a super-net, including alignment and its anchor.
 
-    The sum over embeddings and layers of `SupernetPasses`, each at the mean cost of its operators: three forward
-    passes where a sequence is trained, as in `costs.training_flops`, one where it is a target or validated. The head,
-    on masked positions only, is added to what is trained and validated. A layer's mean is over its operators, as all
-    samplers but the sandwich draw them alike; of that one over its rounds. The anchor's operators are taken to cost as
-    much. The alignment loss itself and its part of the backward pass, a few operations an element, are left out.
+    This is the sum over embeddings and layers of `SupernetPasses`, each at the mean cost of its operators: a trained
+    sequence counts as three forward passes, as in `costs.training_flops`, a target or validated one as one. The head,
+    on masked positions only, is added for trained and validated sequences. The mean cost of a layer is over its
+    operators, since all samplers except the sandwich draw them equally often; for the sandwich it is over its rounds.
+    The anchor's operators are assumed to cost the same. The alignment loss itself and its part of the backward pass,
+    a few operations per element, are not counted.
 
     Args:
-        config: the super-net's, with the vocabulary of the text.
-        args: the run's.
+        config: configuration of the super-net, with the vocabulary of the text.
+        args: arguments of the run.
         num_steps: optimizer steps.
-        seq_len: tokens of a sequence.
-        masked_fraction: part of the tokens that the head predicts.
+        seq_len: tokens per sequence.
+        masked_fraction: fraction of the tokens that the head predicts.
         num_train_sequences: see `supernet_passes`.
         num_validation_sequences: see `supernet_passes`.
     """
@@ -134,7 +136,7 @@ def supernet_flops(
 
 
 def _mean_operator_flops(config: MagicConfig, args: MagicTrainingArguments, seq_len: int) -> list[float]:
-    """FLOPs of a sequence's forward pass through each layer, mean over the children that the sampler draws."""
+    """Returns the mean FLOPs of one sequence's forward pass through each layer, over the children that are drawn."""
     layers = [[operator_flops(name, config, seq_len) for name in layer] for layer in config.candidate_operators]
     means = [math.fsum(layer) / len(layer) for layer in layers]
     if args.sampler != "sandwich":
@@ -151,8 +153,8 @@ def steps_of_equal_compute(flops: float, flops_of_steps: Callable[[int], float])
     """Returns the number of steps, at least 1, whose cost is nearest to `flops`.
 
     Args:
-        flops: of another super-net's training.
-        flops_of_steps: the cost of a number of steps, which grows with it; see `supernet_flops`.
+        flops: cost of another super-net's training.
+        flops_of_steps: returns the cost of a number of steps and increases with it; see `supernet_flops`.
     """
     high = 1
     while flops_of_steps(high) < flops:

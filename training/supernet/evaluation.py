@@ -30,20 +30,20 @@ from .runners import Batch, ChainRunner, ChildRunner, Judge
 
 T = TypeVar("T")
 
-# Between two looks at the children that other processes are evaluating.
+# Time between two checks for the children that other processes are evaluating.
 _POLL_SECONDS = 0.05
 
 
 def validation_batches(
     dataset: Any, collator: Callable[[list[Any]], Batch], batch_size: int, num_sequences: int | None = None
 ) -> list[Batch]:
-    """Returns the fixed validation slice: the first `num_sequences` examples, collated once, masks included.
+    """Returns the fixed validation slice: the first `num_sequences` examples, collated once, including masks.
 
     Args:
-        dataset: examples in a fixed order, a map-style or an iterable data set.
-        collator: makes a batch with `labels`; it is called here only, so that every child sees the same masks.
-        batch_size: sequences in a batch; the last one may be smaller.
-        num_sequences: `None` takes all.
+        dataset: a map-style or iterable data set with examples in a fixed order.
+        collator: makes a batch with `labels`; it is called only here, so every child sees the same masks.
+        batch_size: sequences per batch; the last batch may be smaller.
+        num_sequences: number of examples to take; `None` takes all.
 
     Raises:
         ValueError: the data set is empty.
@@ -54,14 +54,14 @@ def validation_batches(
             break
         examples.append(example)
     if not examples:
-        raise ValueError("the validation set is empty; give more text or a larger share of held-out documents")
+        raise ValueError("the validation set is empty; provide more text or a larger share of held-out documents")
     return [collator(examples[start : start + batch_size]) for start in range(0, len(examples), batch_size)]
 
 
 def judging_batches(data: PreparedData, mlm_probability: float, batch_size: int, num_sequences: int) -> list[Batch]:
-    """Returns the masked validation batches that the models of a run are judged on.
+    """Returns the masked validation batches on which the models of a run are evaluated.
 
-    The masks do not depend on the run's seed, so that runs compare on the same tokens.
+    The masks do not depend on the run's seed, so runs are compared on the same tokens.
     """
     collator = MaskingCollator(data.tokenizer, mlm_probability=mlm_probability, seed=0)
     return validation_batches(data.validation, collator, batch_size, num_sequences)
@@ -70,25 +70,25 @@ def judging_batches(data: PreparedData, mlm_probability: float, batch_size: int,
 def judging_record(
     accelerator: Accelerator, mlm_probability: float, batch_size: int, num_sequences: int | None, mask_seed: int = 0
 ) -> dict[str, Any]:
-    """Returns what a masked LM's loss depends on beside weights and text, for `rescore`.
+    """Returns what a masked LM's loss depends on besides weights and text, for `rescore`.
 
     Args:
-        accelerator: that the batches are run with.
+        accelerator: the accelerator with which the batches are run.
         mlm_probability: share of the tokens that are masked.
-        batch_size: sequences in a batch; the masks depend on what a batch holds.
-        num_sequences: of the held-out text, `None` for all.
-        mask_seed: of the masks; `judging_batches` has 0.
+        batch_size: sequences per batch; the masks depend on the contents of a batch.
+        num_sequences: number of held-out sequences, `None` for all.
+        mask_seed: seed of the masks; 0 in `judging_batches`.
     """
     return asdict(JudgedOn(mlm_probability, batch_size, num_sequences, mask_seed, accelerator.mixed_precision))
 
 
 @contextmanager
 def _validating(model: MagicPreTrainedModel, accelerator: Accelerator | None) -> Iterator[None]:
-    """No gradients and no dropout; the model is left in the mode it was in."""
+    """Disables gradients and dropout; restores the model's mode afterwards."""
     was_training = model.training
     model.eval()
     try:
-        # In the precision of training, since the model's parts are called here and not the model that was prepared.
+        # Autocast gives the precision of training: the model's parts are called directly, not the prepared model.
         with torch.no_grad(), accelerator.autocast() if accelerator else nullcontext():
             yield
     finally:
@@ -97,7 +97,7 @@ def _validating(model: MagicPreTrainedModel, accelerator: Accelerator | None) ->
 
 def _count_items(batches: Sequence[Batch], runner: ChildRunner) -> int:
     if not (number := sum(map(runner.num_items, batches))):
-        raise ValueError("no token of the validation batches is to be predicted; give more text or mask more tokens")
+        raise ValueError("the validation batches have no token to predict; provide more text or mask more tokens")
     return number
 
 
@@ -111,16 +111,17 @@ def evaluate_child(
 ) -> tuple[float, float]:
     """Returns validation loss and accuracy of one child, each a mean over the masked tokens of all batches.
 
-    The model is run without dropout and left in the mode it was in; logits are computed at masked positions only.
+    The model is run without dropout and its mode is restored; logits are computed at masked positions only.
 
     Args:
-        model: a super-net, or a child of its own.
-        batches: collated batches with `labels`, -100 where nothing is predicted; every rank passes all of them.
-        architecture: the child; may be left out where the model holds only one.
+        model: a super-net, or an extracted child.
+        batches: collated batches with `labels`, -100 at positions that are not predicted; every rank passes all of
+            them.
+        architecture: the child; may be omitted if the model has only one.
         accelerator: spreads the batches over its processes; every process returns the same numbers.
-        judge: what is measured in place of the masked-LM loss and its accuracy; it says what a batch holds beside
-            what the embeddings read, and what the means are over.
-        runner: of models that are no chains, in place of a `ChainRunner` with the judge.
+        judge: scores children instead of masked-LM loss and accuracy; it determines what a batch contains besides the
+            inputs of the embeddings, and what the means are over.
+        runner: runner for models that are not chains, instead of a `ChainRunner` with the judge.
 
     Raises:
         ValueError: there is nothing to predict.
@@ -147,7 +148,7 @@ def rank_children(
     judge: Judge | None = None,
     runner: ChildRunner | None = None,
 ) -> list[RankedChild]:
-    """Returns the distinct children among `architectures`, each evaluated once, the lowest validation loss first."""
+    """Returns the distinct children among `architectures`, each evaluated once, by ascending validation loss."""
     ranked = Evaluator(model, batches, accelerator, progress=progress, judge=judge, runner=runner)(architectures)
     return sorted(ranked, key=lambda child: (math.isnan(child.val_loss), child.val_loss, child.architecture))
 
@@ -156,18 +157,18 @@ def rank_children(
 
 
 def shared_layers(first: Sequence[str], second: Sequence[str]) -> int:
-    """Returns in how many layers, from the bottom up, two children run the same operators on the same states."""
+    """Returns the number of layers, from the bottom up, in which two children run the same operators."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((layer for layer, (own, other) in pairs if own != other), min(len(first), len(second)))
 
 
 def count_layer_evaluations(architectures: Iterable[Architecture]) -> int:
-    """Returns the number of distinct prefixes of the children: the operators to run where shared bottoms run once."""
+    """Returns the number of distinct prefixes of the children: the operators to run if shared bottoms run once."""
     return operator_evaluations(architectures).total()
 
 
 def operator_evaluations(architectures: Iterable[Architecture]) -> Counter[str]:
-    """Returns how often each operator has to be run for children whose shared bottoms run once."""
+    """Returns how often each operator has to be run if the children's shared bottoms run once."""
     ordered = sorted(set(architectures))
     return Counter(
         operator for last, child in pairwise([(), *ordered]) for operator in child[shared_layers(last, child) :]
@@ -175,7 +176,7 @@ def operator_evaluations(architectures: Iterable[Architecture]) -> Counter[str]:
 
 
 def _branch_depths(order: Sequence[Architecture]) -> list[tuple[int, ...]]:
-    """For each child, the numbers of layers above which a later one of the order branches off, ascending."""
+    """Returns, for each child, the depths at which later children in the order branch off, ascending."""
     depths: list[tuple[int, ...]] = [()] * len(order)
     for index in range(len(order) - 2, -1, -1):
         shared = shared_layers(order[index], order[index + 1])
@@ -184,30 +185,30 @@ def _branch_depths(order: Sequence[Architecture]) -> list[tuple[int, ...]]:
 
 
 class SharedBottoms:
-    """Runs children in turn over all validation batches, each from the deepest states it shares with those before.
+    """Runs children in turn over all validation batches, each from the deepest states shared with earlier children.
 
-    States are kept at the depths where a later child branches off: at most one for each layer and batch, whatever the
+    States are kept at the depths where a later child branches off: at most one per layer and batch, whatever the
     number of children.
     """
 
     def __init__(self, runner: ChildRunner, batches: Sequence[Batch], max_kept_bytes: int):
-        """Prepares the batches; to be made and used without gradients, with the model in evaluation mode."""
+        """Prepares the batches. Create and use it without gradients and with the model in evaluation mode."""
         self._runner = runner
         self._prepared = [runner.prepare(batch) for batch in batches]
         self._max_depths = max_kept_bytes // runner.state_bytes(batches)
         self.forget()
 
     def forget(self) -> None:
-        """Frees the states that are kept."""
+        """Frees the kept states."""
         self._last: Architecture = ()
         self._kept: dict[int, list[Any]] = {}
 
     def run(self, child: Architecture, branch_depths: Sequence[int]) -> tuple[list[list[float]], int]:
-        """Returns for each batch the summed loss and second score, and how many layers were run.
+        """Returns the summed loss and second score of each batch, and the number of layers that were run.
 
         Args:
-            child: what to run.
-            branch_depths: the depths to keep states at, ascending; where memory ends, the deepest are given up.
+            child: the child to run.
+            branch_depths: the depths at which to keep states, ascending; the deepest are dropped if memory runs out.
         """
         wanted = set(branch_depths[: self._max_depths])
         shared = shared_layers(self._last, child)
@@ -218,7 +219,7 @@ class SharedBottoms:
         new: dict[int, list[Any]] = {depth: [] for depth in wanted if depth >= start and depth not in kept}
         sums = []
         for prepared in self._prepared:
-            # States that no later child needs are free from here on, as those of other depths take their place.
+            # From here on, states that no later child needs are freed, while those of other depths take their place.
             states = bottoms.pop() if bottoms else self._runner.embed(prepared)
             for depth, operator in enumerate(child[start:], start):
                 if depth in new:
@@ -233,15 +234,15 @@ class SharedBottoms:
 
 
 def _pieces(order: Sequence[Architecture], num_pieces: int) -> list[Sequence[Architecture]]:
-    """Contiguous pieces of the order, equal in length up to one child, the longer ones first."""
+    """Returns contiguous pieces of the order whose lengths differ by at most one child, the longer ones first."""
     size, longer = divmod(len(order), num_pieces)
     starts = [size * index + min(index, longer) for index in range(num_pieces + 1)]
     return [order[start:end] for start, end in pairwise(starts)]
 
 
 def _weights_version(model: MagicPreTrainedModel) -> tuple[Any, ...]:
-    """What changes when the weights are trained, loaded or moved."""
-    # Tensors made in inference mode have no writes to count; they cannot be trained either.
+    """Returns a value that changes when the weights are trained, loaded or moved."""
+    # Tensors made in inference mode have no write counter, but they cannot be trained either.
     return model.device, sum(map(num_writes, model.parameters()))
 
 
@@ -256,7 +257,7 @@ def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def journal_key(
     model: MagicPreTrainedModel, batches: Sequence[Batch], accelerator: Accelerator | None = None
 ) -> dict[str, Any]:
-    """Returns what the validation losses of children depend on: the key of their journal."""
+    """Returns the key of a journal: everything that the validation losses of children depend on."""
     return {
         "weights": _fingerprint(sorted(model.state_dict().items())),
         "data": _fingerprint(
@@ -268,7 +269,7 @@ def journal_key(
 
 
 def _tensors_of(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors of a batch by name, those of a mapping within it as well."""
+    """Yields the tensors of a batch by name, including those of nested mappings."""
     for name, value in sorted(batch.items()):
         if isinstance(value, Mapping):
             yield from _tensors_of(value, f"{prefix}{name}.")
@@ -284,15 +285,16 @@ def _open_journal(journal: Journal | str | os.PathLike, key: dict[str, Any]) -> 
 
 
 class Evaluator:
-    """Validates children with the weights of one super-net, each once, with what they share computed once.
+    """Validates children with the weights of one super-net, each child and each shared bottom only once.
 
-    Children are run in the order of their prefixes, so that a bottom which several share is computed once. With an
-    accelerator of several processes each takes a contiguous piece of that order; processes that know nothing of one
-    another share the work through the journal. Every child is on record before the next begins.
+    Children are run in the order of their prefixes, so a bottom that several children share is computed once. With an
+    accelerator of several processes, each process takes a contiguous piece of that order; independent processes share
+    the work through the journal. Every child is recorded before the next one begins.
 
     Attributes:
-        num_evaluated: children that were run, on all ranks; not those that the journal knew or others ran.
-        num_layer_evaluations: operators that were run for them, each over the whole validation slice.
+        num_evaluated: number of children that were run, on all ranks, without those that were read from the journal or
+            run by other processes.
+        num_layer_evaluations: number of operators run for them, each over the whole validation slice.
 
     Example:
     ```python
@@ -312,21 +314,22 @@ class Evaluator:
         judge: Judge | None = None,
         runner: ChildRunner | None = None,
     ):
-        """Takes the weights that the model has now; make another evaluator when they have changed.
+        """Uses the current weights of the model; make another evaluator when they have changed.
 
         Args:
             model: a super-net.
-            batches: collated batches with `labels`, -100 where nothing is predicted; every rank passes all of them.
+            batches: collated batches with `labels`, -100 at positions that are not predicted; every rank passes all
+                of them.
             accelerator: spreads the children over its processes; every process returns the same numbers.
-            journal: what was evaluated is read from this file and what is evaluated is written to it.
-            progress: shows a bar with the best loss so far.
-            max_kept_bytes: of hidden states that later children start from; with less, some layers are run again.
-            judge: as for `evaluate_child`. What it depends on beside weights and batches is no part of the journal's
-                key.
+            journal: file from which past evaluations are read and to which new ones are written.
+            progress: whether to show a progress bar with the best loss so far.
+            max_kept_bytes: limit on the hidden states kept for later children; with less, some layers are run again.
+            judge: as for `evaluate_child`. Anything it depends on besides weights and batches is not part of the
+                journal's key.
             runner: as for `evaluate_child`.
 
         Raises:
-            ValueError: there is nothing to predict, or the journal is damaged or of other weights or data.
+            ValueError: there is nothing to predict, or the journal is damaged or belongs to other weights or data.
         """
         runner = runner or ChainRunner(model, judge)
         self._num_items = _count_items(batches, runner)
@@ -334,7 +337,7 @@ class Evaluator:
         self._rank = accelerator.process_index if accelerator else 0
         self._world_size = accelerator.num_processes if accelerator else 1
         self._has_journal = journal is not None
-        # The main process alone reads and writes it.
+        # Only the main process reads and writes it.
         self._journal = None
         if journal is not None and not self._rank:
             self._journal = _open_journal(journal, journal_key(model, batches, accelerator))
@@ -349,7 +352,7 @@ class Evaluator:
         self.num_layer_evaluations = 0
 
     def __call__(self, architectures: Iterable[Architecture]) -> list[RankedChild]:
-        """Returns the distinct children among `architectures`, in the order given; those not known yet are run.
+        """Returns the distinct children among `architectures`, in the given order; those not yet known are run.
 
         Raises:
             ValueError: an architecture does not fit the model, or the weights have changed.
@@ -369,14 +372,14 @@ class Evaluator:
             with bar, _validating(self._model, self._accelerator):
                 while order := self._left(wanted, bar):
                     if not self._run(order, bar):
-                        # All that is left is with other processes. One that is killed leaves its child to this one.
+                        # Other processes are running all that is left. If one is killed, this one takes its child.
                         time.sleep(_POLL_SECONDS)
         finally:
             self._bottoms.forget()
         return [self._known[child] for child in wanted]
 
     def _left(self, wanted: Sequence[Architecture], bar: tqdm) -> list[Architecture]:
-        """Learns what the journal knows and returns the children that it does not, in the order to run them in."""
+        """Reads the journal and returns the children that are still unknown, in the order to run them in."""
         if self._has_journal:
             unknown = [child for child in wanted if child not in self._known]
             for record in self._from_main(self._on_record(unknown)):
@@ -392,14 +395,14 @@ class Evaluator:
 
     def _learn(self, record: RankedChild, bar: tqdm) -> None:
         self._known[record.architecture] = record
-        # A loss that is no number is below nothing.
+        # NaN is not below anything.
         if record.val_loss < self._best:
             self._best = record.val_loss
         bar.set_postfix(best_loss=f"{self._best:.4f}", refresh=False)
         bar.update()
 
     def _run(self, order: Sequence[Architecture], bar: tqdm) -> bool:
-        """Runs the children that no other process is running; returns whether it got anywhere."""
+        """Runs the children that no other process is running; returns whether there was progress."""
         pieces = _pieces(order, self._world_size)
         branch_depths = _branch_depths(pieces[self._rank])
         num_evaluated = self.num_evaluated
@@ -408,7 +411,7 @@ class Evaluator:
             with ExitStack() as claims:
                 granted, has_met_another = self._claim(children, claims)
                 if has_met_another and self._may_turn:
-                    # Another process works at this end of the order; from the other one, both share long prefixes.
+                    # Another process works at this end of the order. From the other end, both share long prefixes.
                     self._walks_backwards, self._may_turn = not self._walks_backwards, False
                     return True
                 own = granted[self._rank]
@@ -420,9 +423,9 @@ class Evaluator:
     def _claim(
         self, children: Sequence[Architecture | None], claims: ExitStack
     ) -> tuple[Sequence[Architecture | None], bool]:
-        """Returns the children without those that another process is running, and whether there are any.
+        """Returns the children without those that other processes are running, and whether there are any of those.
 
-        Those that another process has put on record by now are left out as well.
+        Children that another process has recorded in the meantime are excluded as well.
         """
         if not self._has_journal:
             return children, False
@@ -433,7 +436,7 @@ class Evaluator:
                 is_granted = child is not None and claims.enter_context(self._journal.claim(child))
                 has_met_another |= child is not None and not is_granted
                 granted.append(child if is_granted else None)
-            # Only now: a child may have been put on record just before its claim came free.
+            # Only now, since a child may have been recorded just before its claim was released.
             self._journal.refresh()
             granted = [None if child is None or self._journal.get(child) else child for child in granted]
         return self._from_main((granted, has_met_another))
@@ -454,12 +457,12 @@ class Evaluator:
     # ---- Several ranks ----
 
     def _from_main(self, value: T) -> T:
-        """The main process's value, on every rank."""
+        """Returns the main process's value on every rank."""
         values = [value]
         if self._world_size > 1:
             broadcast_object_list(values)
         return values[0]
 
     def _from_all(self, value: T) -> list[T]:
-        """The values of all ranks, on every rank."""
+        """Returns the values of all ranks on every rank."""
         return gather_object([value]) if self._world_size > 1 else [value]

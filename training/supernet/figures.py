@@ -1,4 +1,4 @@
-"""Figures of a run (losses, operators that shrinking has left, health of the super-net) and of an architecture."""
+"""Figures of a super-net run: losses, the operators that shrinking has left, and the health of the super-net."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ from ..space.search_space import format_architecture
 
 
 def draw_search(search: dict[str, Any], trained: Mapping[str, Sequence[dict[str, Any]]], path: str | Path) -> Path:
-    """Draws the losses of the super-net and of re-trained models and the surviving operators; returns the PNG's path.
+    """Draws the losses of the super-net and of re-trained models and the remaining operators; returns the PNG's path.
 
     Args:
         search: the result of a super-net run (`pretrain.pretrain`).
-        trained: for each model its results (`retrain.retrain`), one for each seed. Without any, and without
+        trained: for each model, its results (`retrain.retrain`), one for each seed. Without any, and without
             shrinking, the figure has no panel for them.
-        path: where to write.
+        path: the PNG file to write.
     """
     panels: list[Callable[[Axes], None]] = [partial(_draw_supernet, log_history=search["log_history"])]
     if trained:
@@ -78,7 +78,7 @@ def _draw_children(axes: Axes, trained: Mapping[str, Sequence[dict[str, Any]]]) 
 
 
 def _draw_operators(axes: Axes, search: dict[str, Any]) -> None:
-    """A cell for each layer and operator: the step at which shrinking deleted it, or that it is left."""
+    """Draws a cell for each layer and operator, with the step at which shrinking deleted it, or "left"."""
     layers = search["candidate_operators"]
     names = list(dict.fromkeys(name for layer in layers for name in layer))
     deleted = {(layer, name): entry["step"] for entry in search["shrink_history"] for layer, name in entry["deleted"]}
@@ -115,7 +115,7 @@ def draw_health(search: dict[str, Any], path: str | Path) -> Path:
 
     Args:
         search: the result of a super-net run (`pretrain.pretrain`).
-        path: where to write.
+        path: the PNG file to write.
     """
     health, layers = search["health"], search["candidate_operators"]
     figure = Figure(figsize=(14, 9), layout="constrained")
@@ -131,11 +131,11 @@ def draw_health(search: dict[str, Any], path: str | Path) -> Path:
     ]
     warned = {(entry["layer"], entry["operator"]) for entry in health["warnings"]}
     _draw_heat_map(panels["visits"], layers, shares, warned)
-    panels["visits"].set_title("visits, in units of uniform sampling's")
+    panels["visits"].set_title("visits, relative to uniform sampling")
     _draw_heat_map(panels["norms"], layers, means, warned)
     panels["norms"].set_title("mean gradient norm, before clipping")
     if warned:
-        figure.legend([FancyBboxPatch((0, 0), 1, 1, fc="none", ec="red")], ["warned of"], loc="outside upper right")
+        figure.legend([FancyBboxPatch((0, 0), 1, 1, fc="none", ec="red")], ["warning"], loc="outside upper right")
     _draw_distances(panels["distances"], health["distances"])
     if probes:
         _draw_probes(panels["probes"], probes, search)
@@ -148,7 +148,7 @@ def _draw_heat_map(
     values: Sequence[Mapping[str, float]],
     framed: set[tuple[int, str]],
 ) -> None:
-    """A cell for each layer and operator, blank where the layer lacks it."""
+    """Draws a cell for each layer and operator, blank if the layer lacks the operator."""
     names = list(dict.fromkeys(name for layer in layers for name in layer))
     grid = [[layer.get(name, math.nan) for layer in values] for name in names]
     # One huge value must not make all the others look alike.
@@ -174,7 +174,7 @@ def _draw_distances(axes: Axes, counts: Sequence[int]) -> None:
 
 
 def _draw_probes(axes: Axes, probes: Sequence[dict[str, Any]], search: dict[str, Any]) -> None:
-    """Losses of the probe children; below them the steps at which the anchor changed and operators were deleted."""
+    """Draws the losses of the probe children, and below them the steps of anchor changes and operator deletions."""
     for index, probe in enumerate(probes):
         losses = [math.nan if loss is None else loss for loss in probe["val_losses"]]
         text = format_architecture(probe["architecture"])

@@ -1,8 +1,8 @@
 """Interference in training: the cosine between the gradients of consecutive children on operators that they share.
 
-Figure 3's cos(theta), as training sees it: the two children have different batches and the weights have moved by one
-step between them, so that it is lower than what `training.analysis.interference` measures of the same children with
-one batch.
+This is Figure 3's cos(theta) as it occurs in training: the two children have different batches, and the weights have
+moved by one step between them. It is therefore lower than the value that `training.analysis.interference` measures
+for the same children on one batch.
 """
 
 import math
@@ -14,25 +14,26 @@ from torch import Tensor, nn
 from ..space.search_space import Architecture
 
 
-# Rounding changes an element by at most 0.2%, at random, which averages out over the many of an operator; the range is
-# that of float32, whatever the scale of the gradients.
+# Rounding changes an element by at most 0.2%, at random, which averages out over the many elements of an operator. The
+# range is that of float32, so gradients may have any scale.
 KEPT_DTYPE = torch.bfloat16
 
 
 class GradientWatch:
-    """Compares the gradients of each n-th step's child with those of the step before, operator by operator.
+    """Compares the gradients of every n-th step's child with those of the previous step, operator by operator.
 
-    Kept are the gradients of one child, in bfloat16, from a step before one that is due to that step: two bytes for
-    each parameter of its operators. No step waits for the device but those that log. The first step of a run, and of a
-    run that goes on after a stop, has none before it and is not compared.
+    The gradients of one child are kept in bfloat16 from the step before a comparison until the comparison: two bytes
+    per parameter of its operators. Only steps that log wait for the device. The first step of a run, or of a resumed
+    run, has no predecessor and is not compared.
 
-    Gradients are those that the optimizer takes: accumulated over micro-batches and averaged over processes. Clipping
-    and loss scaling multiply all of them by one number, which changes no cosine. An operator whose gradient is zero or
-    not finite in one of the two steps has no cosine; such cases are counted and left out of the means.
+    The gradients are those that the optimizer sees: accumulated over micro-batches and averaged over processes.
+    Clipping and loss scaling multiply all of them by one number, which changes no cosine. If the gradient of an
+    operator is zero or not finite in one of the two steps, its cosine is undefined; such cases are counted and
+    excluded from the means.
 
     Args:
-        every_n_steps: n; 0 switches it off, 1 compares every step with the one before.
-        kind_of: the name that cosines of an operator are logged under, of its own by default.
+        every_n_steps: n; 0 disables the comparison, 1 compares every step with the previous one.
+        kind_of: returns the name under which the cosines of an operator are logged; its own name by default.
 
     Raises:
         ValueError: n is negative.
@@ -44,8 +45,8 @@ class GradientWatch:
         self._every, self._kind_of = every_n_steps, kind_of
         self._kept_step = 0
         self._kept: dict[tuple[int, str], list[Tensor]] = {}
-        # Comparisons since the last log; and of those that found one the kind of each shared operator and their
-        # (dot, norm, norm).
+        # The number of comparisons since the last log; for those with shared operators, the kind of each shared
+        # operator and its (dot, norm, norm).
         self._num_compared = 0
         self._waiting: list[tuple[list[str], Tensor]] = []
 
@@ -55,19 +56,19 @@ class GradientWatch:
         return sum(tensor.numel() * tensor.element_size() for tensors in self._kept.values() for tensor in tensors)
 
     def begin_step(self, architecture: Architecture) -> None:
-        """Frees the gradients of operators that the child of this step does not share with the one before."""
+        """Frees the gradients of operators that this step's child does not share with the previous one."""
         path = set(enumerate(architecture))
         self._kept = {operator: tensors for operator, tensors in self._kept.items() if operator in path}
 
     def add_gradients(
         self, step: int, architecture: Architecture, parameters: Sequence[Sequence[nn.Parameter]]
     ) -> None:
-        """Takes the gradients of a step, when all are there and before the optimizer steps.
+        """Takes the gradients of a step, when all are computed and before the optimizer step.
 
         Args:
-            step: the step's number, from 1; without gaps but where a run goes on.
+            step: number of the step, from 1; consecutive except when a run resumes.
             architecture: the child of the step.
-            parameters: those of each layer's operator.
+            parameters: the parameters of each layer's operator.
         """
         if not self._every:
             return
@@ -89,7 +90,7 @@ class GradientWatch:
         for layer, (operator, weights) in enumerate(zip(architecture, parameters, strict=True)):
             before = self._kept.get((layer, operator))
             now = [weight.grad.detach() for weight in weights if weight.grad is not None]
-            # Frozen weights have no gradient; what was frozen or thawed between the steps has nothing in common.
+            # Frozen weights have no gradient; an operator frozen or unfrozen between the steps cannot be compared.
             if not before or len(before) != len(now):
                 continue
             kinds.append(self._kind_of(operator))
@@ -98,11 +99,11 @@ class GradientWatch:
             self._waiting.append((kinds, torch.stack(figures)))
 
     def scalars(self) -> dict[str, float]:
-        """Returns means for a log over the shared operators of the comparisons since the last call; empty without any.
+        """Returns means for the log over the operators shared in the comparisons since the last call, or nothing.
 
-        `interference/cosine` is the mean over all of them, `interference/cosine_MHA` and the like over those of a
-        kind, `interference/num_shared` how many operators two children shared in the mean, and
-        `interference/num_undefined`, where there are any, how many cosines were left out since a gradient was zero or
+        `interference/cosine` is the mean over all shared operators, `interference/cosine_MHA` and the like over those
+        of one kind, `interference/num_shared` the mean number of operators that two children shared, and
+        `interference/num_undefined`, if there are any, the number of cosines excluded because a gradient was zero or
         not finite.
         """
         if not self._num_compared:
@@ -126,7 +127,7 @@ class GradientWatch:
 
 
 def _dot_and_norms(before: Sequence[Tensor], now: Sequence[Tensor]) -> Tensor:
-    """The dot product of two gradients and their norms, (3,), float32, on their device."""
+    """Returns the dot product of two gradients and their norms, (3,), float32, on their device."""
     sums = torch.zeros(3, device=now[0].device)
     for first, second in zip(before, now, strict=True):
         first, second = first.flatten().float(), second.flatten().float()

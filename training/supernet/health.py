@@ -1,8 +1,8 @@
 """The health of a super-net in training: how often and how strongly operators are trained, and how children fare.
 
-Weight sharing fails in ways that a falling loss hides: an operator that the sampler hardly draws, one that gets no
-gradient, children that grow worse while others improve. `SupernetHealth` keeps the figures that show it, warns of
-operators that were starved, and is part of every checkpoint.
+Weight sharing can fail in ways that a falling loss hides: an operator that the sampler rarely draws, one that gets no
+gradient, or children that get worse while others improve. `SupernetHealth` keeps the figures that show this, warns
+about starved operators, and is saved in every checkpoint.
 """
 
 import logging
@@ -24,16 +24,16 @@ from .shrinking import Operator
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 100
-"""Steps between two looks for starved operators, which bring the gradient norms from the device as well."""
+"""Steps between checks for starved operators; a check also fetches the gradient norms from the device."""
 FALSE_ALARM_RATE = 1e-4
-"""Probability that a look takes some operator with half of its fair share for a starved one."""
+"""Probability that a check reports some operator as starved when it has half of its fair share."""
 ALARM_AFTER = 10
-"""Trainings of an operator in a row without a gradient, or with none that is finite, before a warning."""
+"""Consecutive trainings of an operator without a gradient, or without a finite one, before a warning."""
 STARVED, ZERO_GRADIENT, NOT_FINITE = "starved", "zero gradient", "gradient not finite"
 _ADVICE = {
-    STARVED: "far fewer than uniform sampling gives; sampler=fair trains all operators of a layer alike",
-    ZERO_GRADIENT: f"none at {ALARM_AFTER} trainings in a row; their weights may be frozen",
-    NOT_FINITE: f"at {ALARM_AFTER} trainings in a row; set a lower learning_rate, or train in bf16 or float32",
+    STARVED: "far fewer than under uniform sampling; sampler=fair trains all operators of a layer equally often",
+    ZERO_GRADIENT: f"in {ALARM_AFTER} consecutive trainings; their weights may be frozen",
+    NOT_FINITE: f"in {ALARM_AFTER} consecutive trainings; set a lower learning_rate, or train in bf16 or float32",
 }
 
 
@@ -45,17 +45,18 @@ def starved_operators(
 ) -> list[Operator]:
     """Returns the operators of `space` that were trained significantly less than half as often as is fair.
 
-    Fair is what uniform sampling gives every operator of a layer. The visits of an operator with half of that spread
-    as a Poisson number does, more widely where the sampler stays in an operator for several steps (`visit_spread`).
-    An operator is starved where so few visits are less likely than `FALSE_ALARM_RATE` shared among all operators of
-    the space. So short runs raise no alarm, nor does any of the four samplers; that of the sandwich rule, which draws
-    the operators between the costliest and the cheapest half as often as is fair, stands just at the border.
+    The fair number is the one that uniform sampling gives every operator of a layer. The visits of an operator with
+    half of it have a Poisson spread, or a wider one if the sampler stays on an operator for several steps
+    (`visit_spread`). An operator is starved if so few visits are less likely than `FALSE_ALARM_RATE` divided among
+    all operators of the space. Short runs therefore raise no alarm, and none of the four samplers does; the sandwich
+    sampler, which draws the operators between the costliest and the cheapest half as often as is fair, is just at the
+    limit.
 
     Args:
-        space: the operators that are still there.
-        visits: for each layer, how often each operator was trained; those that shrinking has deleted count as well.
-        fair_visits: the same as uniform sampling would give it on the average.
-        changes: for each layer, at how many steps its operator was another one than at the step before.
+        space: the operators that are left.
+        visits: for each layer, how often each operator was trained, including operators that shrinking has deleted.
+        fair_visits: for each layer, the expected number of visits under uniform sampling.
+        changes: for each layer, the number of steps at which its operator differed from that of the previous step.
     """
     starved: list[Operator] = []
     for layer, candidates in enumerate(space.candidates):
@@ -69,15 +70,16 @@ def starved_operators(
 
 
 def visit_spread(mean_stay: float, num_operators: int) -> float:
-    """Returns by what factor the visits to an operator vary more than under independent draws, at least 1.
+    """Returns the factor, at least 1, by which the number of visits varies more than under independent draws.
 
-    Exact in the long run for a walk that leaves an operator with the same probability at every step and goes to any
-    other one alike, as MAGIC-T's does in each layer: the indicator of an operator has the autocorrelation rho^t with
-    rho = 1 - C / (s (C - 1)), and the factor is (1 + rho) / (1 - rho) = 2 s (C - 1) / C - 1.
+    It is exact in the long run for a walk that leaves an operator with the same probability at every step and moves
+    to each other operator with equal probability, as MAGIC-T does in each layer: the indicator of an operator has the
+    autocorrelation rho^t with rho = 1 - C / (s (C - 1)), and the factor is
+    (1 + rho) / (1 - rho) = 2 s (C - 1) / C - 1.
 
     Args:
-        mean_stay: s, steps that the sampler stays in an operator of the layer.
-        num_operators: C, operators of the layer.
+        mean_stay: s, the mean number of steps that the sampler stays on an operator of the layer.
+        num_operators: C, the number of operators of the layer.
     """
     return max(1.0, 2 * mean_stay * (num_operators - 1) / num_operators - 1)
 
@@ -87,12 +89,12 @@ class GradientNorm:
     """The L2 norms of one operator's gradients, over the steps that trained it.
 
     Attributes:
-        steps: steps with a finite norm, zero included.
-        mean: of the finite norms.
+        steps: number of steps with a finite norm, including zero.
+        mean: mean of the finite norms.
         latest: the last finite norm, `None` before the first.
-        not_finite: steps whose gradients were not finite, which mixed precision skips.
-        zero_in_a_row: trainings without a gradient since the last one with one.
-        not_finite_in_a_row: trainings without a finite norm since the last one with one.
+        not_finite: number of steps whose gradients were not finite; mixed precision skips them.
+        zero_in_a_row: number of trainings without a gradient since the last one that had one.
+        not_finite_in_a_row: number of trainings without a finite norm since the last one that had one.
     """
 
     steps: int = 0
@@ -103,7 +105,7 @@ class GradientNorm:
     not_finite_in_a_row: int = 0
 
     def add(self, norm: float) -> None:
-        """Counts the norm of one more step."""
+        """Adds the norm of one more step."""
         if not math.isfinite(norm):
             self.not_finite += 1
             self.not_finite_in_a_row += 1
@@ -115,7 +117,7 @@ class GradientNorm:
         self.zero_in_a_row = self.zero_in_a_row + 1 if norm == 0 else 0
 
     def complaint(self) -> str | None:
-        """Returns what is wrong with the gradients, `None` where nothing is."""
+        """Returns what is wrong with the gradients, or `None`."""
         if self.zero_in_a_row >= ALARM_AFTER:
             return ZERO_GRADIENT
         if self.not_finite_in_a_row >= ALARM_AFTER:
@@ -125,17 +127,17 @@ class GradientNorm:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """The norms of one step's gradients, parameter by parameter and the total last, which are still on the device."""
+    """The norms of one step's gradients, still on the device: one per parameter, then the total."""
 
     step: int
     architecture: Architecture
-    # How many gradients the operator of each layer has; `None` where it has no weights.
+    # The number of gradients of each layer's operator; `None` if it has no weights.
     sizes: list[int | None]
     norms: Tensor
     max_grad_norm: float
 
     def by_operator(self, values: Sequence[float]) -> list[float | None]:
-        """Returns the norm of each layer's operator before clipping, `None` where it has no weights.
+        """Returns the norm of each layer's operator before clipping, `None` if it has no weights.
 
         Args:
             values: `norms` on the host.
@@ -143,7 +145,7 @@ class _Waiting:
         total = values[-1]
         if not math.isfinite(total):
             return [None if size is None else math.nan for size in self.sizes]
-        # As torch.nn.utils.clip_grad_norm_ scales, read backwards.
+        # Inverts the scaling of torch.nn.utils.clip_grad_norm_.
         scale = max(1.0, (total + 1e-6) / self.max_grad_norm) if self.max_grad_norm > 0 else 1.0
         norms: list[float | None] = []
         start = 0
@@ -155,7 +157,7 @@ class _Waiting:
 
 @dataclass
 class Probe:
-    """A fixed child, the steps after which it was validated, and its losses there, `None` where one is not finite."""
+    """A fixed child, the steps after which it was validated, and its losses then (`None` if not finite)."""
 
     architecture: Architecture
     steps: list[int] = field(default_factory=list)
@@ -163,21 +165,22 @@ class Probe:
 
 
 class SupernetHealth:
-    """What a super-net's training says of its health.
+    """Figures from a super-net's training that show its health.
 
     Attributes:
         visits: for each layer, how often each operator was trained.
-        fair_visits: the same for uniform sampling, on the average, as long as each operator was there.
-        changes: for each layer, at how many steps its operator was another one than at the step before.
-        distances: for each distance, from 0 to the number of layers, how many pairs of consecutive children had it.
+        fair_visits: for each layer, the expected number of visits under uniform sampling while each operator was left.
+        changes: for each layer, the number of steps at which its operator differed from that of the previous step.
+        distances: for each distance, from 0 to the number of layers, the number of consecutive pairs of children at
+            that distance.
         gradient_norms: for each layer, the gradient norms of each operator.
-        probes: the children whose validation loss is followed.
-        warnings: one entry for each operator that was warned of, with what was wrong and the step.
+        probes: the children whose validation loss is tracked.
+        warnings: one entry for each warning about an operator, with the problem and the step.
 
     Args:
         space: the whole space of the super-net.
-        probe_children: the children to follow, drawn from the whole space.
-        kind_of: the name that the gradient norms of an operator are logged under, of its own by default.
+        probe_children: the children to track, drawn from the whole space.
+        kind_of: returns the name under which the gradient norms of an operator are logged; its own name by default.
     """
 
     def __init__(
@@ -192,18 +195,18 @@ class SupernetHealth:
         self.warnings: list[dict[str, Any]] = []
         self._kind_of = kind_of
         self._waiting: list[_Waiting] = []
-        # By kind of operator, the norms since the last log: their sum and number.
+        # For each kind of operator, the sum and number of the norms since the last log.
         self._logged_norms: dict[str, tuple[float, int]] = {}
 
     # ---- At each step ----
 
     def add_child(self, architecture: Architecture, previous: Architecture, space: SearchSpace) -> int:
-        """Counts the child of a step and returns the number of layers in which it differs from the one before.
+        """Counts the child of a step and returns the number of layers in which it differs from the previous child.
 
         Args:
             architecture: the child.
-            previous: the child of the step before; empty at the first step.
-            space: what shrinking has left, that the child was drawn from.
+            previous: the child of the previous step; empty at the first step.
+            space: the space that shrinking has left, from which the child was drawn.
         """
         for layer, (operator, candidates) in enumerate(zip(architecture, space.candidates, strict=True)):
             self.visits[layer][operator] += 1
@@ -225,17 +228,17 @@ class SupernetHealth:
         total_norm: Tensor,
         max_grad_norm: float,
     ) -> None:
-        """Takes the norm of each operator's gradients, after they were clipped and before the optimizer steps.
+        """Takes the norm of each operator's gradients, after clipping and before the optimizer step.
 
-        Nothing waits for the device here. What is kept are the norms before clipping: those of the clipped gradients,
-        scaled back.
+        This does not wait for the device. The recorded norms are those before clipping: the norms of the clipped
+        gradients, scaled back.
 
         Args:
-            step: the step's number, from 1.
+            step: number of the step, from 1.
             architecture: the child of the step.
-            parameters: those of each layer's operator.
-            total_norm: of all gradients of the model before clipping.
-            max_grad_norm: what it was clipped to; 0 where it was not.
+            parameters: the parameters of each layer's operator.
+            total_norm: norm of all gradients of the model before clipping.
+            max_grad_norm: the norm to which gradients were clipped; 0 if they were not.
         """
         gradients = [[weight.grad for weight in layer if weight.grad is not None] for layer in parameters]
         flat = [gradient for layer in gradients for gradient in layer]
@@ -244,7 +247,7 @@ class SupernetHealth:
         self._waiting.append(_Waiting(step, architecture, sizes, norms, max_grad_norm))
 
     def _settle(self) -> None:
-        """Brings the waiting norms to the host, all in one transfer, and counts them."""
+        """Moves the waiting norms to the host in one transfer and counts them."""
         if not self._waiting:
             return
         num_known = len(self.warnings)
@@ -273,11 +276,11 @@ class SupernetHealth:
     # ---- Now and then ----
 
     def look(self, step: int, space: SearchSpace) -> None:
-        """Warns of operators that were starved, each once.
+        """Warns about starved operators, once for each.
 
         Args:
-            step: how many steps were done.
-            space: what shrinking has left.
+            step: number of steps done.
+            space: the space that shrinking has left.
         """
         self._settle()
         num_known = len(self.warnings)
@@ -291,7 +294,7 @@ class SupernetHealth:
             self.warnings.append({"step": step, "layer": layer, "operator": operator, "problem": problem})
 
     def _log_warnings(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """One line for each problem, since a run that has diverged has it everywhere."""
+        """Logs one line for each problem, since a diverged run has the problem everywhere."""
         for problem, advice in _ADVICE.items():
             own = [entry for entry in entries if entry["problem"] == problem]
             names = [f"{entry['operator']} in layer {entry['layer']}" for entry in own]
@@ -303,12 +306,13 @@ class SupernetHealth:
     def probes_in(self, space: SearchSpace) -> list[Architecture]:
         """Returns the probe children that shrinking has left.
 
-        One that lost an operator is followed no longer: part of its weights stands still while the rest moves on.
+        A child that lost an operator is no longer tracked: part of its weights would be frozen while the rest is
+        trained further.
         """
         return [probe.architecture for probe in self.probes if probe.architecture in space]
 
     def add_probes(self, step: int, ranked: Sequence[RankedChild]) -> None:
-        """Keeps the validation losses of probe children after a step."""
+        """Records the validation losses of probe children after a step."""
         losses = {child.architecture: child.val_loss for child in ranked}
         for probe in self.probes:
             if (loss := losses.get(probe.architecture)) is not None:
@@ -316,10 +320,10 @@ class SupernetHealth:
                 probe.val_losses.append(loss if math.isfinite(loss) else None)
 
     def scalars(self, space: SearchSpace) -> dict[str, float]:
-        """Returns a few figures for a log: those of the norms are of the steps since the last call.
+        """Returns figures for the log; those of gradient norms cover the steps since the last call.
 
         Args:
-            space: what shrinking has left.
+            space: the space that shrinking has left.
         """
         self._settle()
         shares = [
@@ -339,7 +343,7 @@ class SupernetHealth:
     # ---- Checkpoints and results ----
 
     def norms_since_log(self) -> dict[str, tuple[float, int]]:
-        """Returns by kind of operator the sum of the norms since the last call of `scalars`, and their number."""
+        """Returns, for each kind of operator, the sum and number of the norms since the last call of `scalars`."""
         self._settle()
         return dict(self._logged_norms)
 
@@ -348,7 +352,7 @@ class SupernetHealth:
         self._logged_norms = {kind: (total, int(number)) for kind, (total, number) in norms.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all of it as JSON: what a checkpoint restores, and what `supernet.figures.draw_health` draws."""
+        """Returns all figures as JSON, for checkpoints and for `supernet.figures.draw_health`."""
         self._settle()
         return {
             "visits": [dict(layer) for layer in self.visits],

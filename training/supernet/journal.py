@@ -1,6 +1,6 @@
-"""The journal of a search: every evaluation of a child, one line of JSON each, on disk before it counts.
+"""The journal of a search: one line of JSON per evaluated child, written to disk before the evaluation counts.
 
-Reading one needs neither torch nor a model, so that questions about what has been evaluated are answered at once.
+Reading a journal needs neither torch nor a model, so queries about past evaluations are fast.
 """
 
 import errno
@@ -39,9 +39,9 @@ _CHECKSUM = b', "crc32": '
 _HEADER_START = f'{{"magic_journal": {FORMAT_VERSION}, "key": '.encode()
 # An architecture as this module writes it.
 _FORMATTED = re.compile(r"[A-Za-z]\w*(?:,[A-Za-z]\w*)*", re.ASCII)
-# What reading a line that is no record raises.
+# The exceptions raised by reading a line that is not a record.
 _DAMAGES = (ValueError, KeyError, TypeError, AttributeError)
-# What it means that a part of the key differs.
+# Descriptions of a difference in each part of the key.
 _FOREIGN = {
     "weights": "another super-net's weights",
     "data": "other validation data",
@@ -53,14 +53,14 @@ _FOREIGN = {
 
 @dataclass(frozen=True)
 class RankedChild:
-    """A child with what search and analysis rank it by.
+    """A child with the scores that search and analysis rank it by.
 
     Attributes:
-        architecture: one operator name a layer.
+        architecture: one operator name per layer.
         val_loss: mean masked-LM cross-entropy over the masked validation tokens, lower is better.
-        val_accuracy: share of the masked validation tokens predicted right, higher is better: Val of section 4.
-        batch_losses: the sum of the cross-entropy over the masked tokens of each validation batch, by which two
-            children are compared batch by batch; empty where it was not kept.
+        val_accuracy: share of the masked validation tokens predicted correctly, higher is better: Val in section 4.
+        batch_losses: the summed cross-entropy over the masked tokens of each validation batch, used to compare two
+            children batch by batch; empty if it was not kept.
     """
 
     architecture: Architecture
@@ -69,7 +69,7 @@ class RankedChild:
     batch_losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     def _repr_html_(self) -> str:
-        """The operators from the bottom up, and what they are ranked by, for a notebook."""
+        """Returns the operators from the bottom up and the scores, for a notebook."""
         numbers = f"val_loss {self.val_loss:.4f}, val_accuracy {100 * self.val_accuracy:.1f}%"
         return operator_boxes(self.architecture) + html_paragraphs([numbers])
 
@@ -80,12 +80,12 @@ Child = TypeVar("Child", bound=RankedChild)
 class Journal(Generic[Child]):
     """An append-only file of evaluated children: JSON lines, each with a checksum, under a header with a key.
 
-    Several processes may work on one journal. A line torn by a kill is cut off; any other damage, and a journal of
-    other weights, data or operators, is refused.
+    Several processes may work on one journal. A line left incomplete by a killed process is cut off; any other damage
+    is an error, as is a journal of other weights, data or operators.
 
     Attributes:
         path: the file.
-        key: what every record belongs to, as the header has it.
+        key: the key in the header, which applies to all records.
     """
 
     @overload
@@ -97,23 +97,24 @@ class Journal(Generic[Child]):
     def __init__(self, path: str | os.PathLike, key: Mapping[str, Any] | None, child_type: type[Child]) -> None: ...
 
     def __init__(self, path: str | os.PathLike, key: Mapping[str, Any] | None = None, child_type: Any = RankedChild):
-        """Opens a journal, or begins one.
+        """Opens a journal, or creates one.
 
         Args:
-            path: the file; two more are kept beside it, PATH.lock and PATH.claims.
-            key: what the records depend on, as JSON. `None` opens an existing journal for reading, whatever its key.
-            child_type: the dataclass of a record, `RankedChild` or one that adds fields to it: numbers and tuples of
-                floats.
+            path: the file; PATH.lock and PATH.claims are kept next to it.
+            key: everything that the records depend on, as JSON. `None` opens an existing journal for reading, whatever
+                its key.
+            child_type: the dataclass of a record: `RankedChild`, or one that adds fields to it (numbers and tuples of
+                floats).
 
         Raises:
-            ValueError: the file is no journal, a line of it is damaged, it has another key, or it is to be read and
-                does not exist.
+            ValueError: the file is not a journal, a line of it is damaged, it has another key, or it is opened for
+                reading and does not exist.
         """
         self.path = Path(path)
         self._child_type: type[Child] = child_type
-        # Where the line of each child begins, by its architecture as text: journals may be larger than memory.
+        # Offset of the line of each child, by its architecture as text: journals may be larger than memory.
         self._places: dict[str, int] = {}
-        # Where the last whole line that was read ends, and its number.
+        # Offset of the end of the last whole line that was read, and the number of lines read.
         self._position = 0
         self._num_lines = 0
         self._lock = FileLock(f"{self.path}.lock")
@@ -129,12 +130,12 @@ class Journal(Generic[Child]):
 
     def _open_for_reading(self) -> dict[str, Any]:
         if not self.path.is_file():
-            raise ValueError(f"there is no journal {self.path}; name the file that a search has written")
+            raise ValueError(f"the journal {self.path} does not exist; give a file that a search has written")
         torn = self._read_lines()
         if not self._num_lines:
-            raise ValueError(f"{self.path} is no journal of evaluated children: it has no whole header line")
+            raise ValueError(f"{self.path} is not a journal of evaluated children: it has no complete header line")
         if torn:
-            self._warn("is not whole: it is being written, or was torn when a process was stopped; it is left out")
+            self._warn("is incomplete: it is being written, or a process was killed while writing it; it is ignored")
         return self._found_key
 
     def _open_for_appending(self) -> None:
@@ -150,13 +151,14 @@ class Journal(Generic[Child]):
                 self._found_key = self.key
 
     def check_key(self, key: Mapping[str, Any]) -> None:
-        """Raises a ValueError that says what differs where the journal does not belong to `key`."""
+        """Raises a ValueError that names the differences if the journal does not belong to `key`."""
         key, found = json.loads(json.dumps(key)), self._found_key
         names = [name for name in {**found, **key} if found.get(name) != key.get(name)]
         if names:
             differing = " and ".join(_FOREIGN.get(name, f"another {name}") for name in names)
             raise ValueError(
-                f"the journal {self.path} is of {differing}; give another file or folder, or what it was made with"
+                f"the journal {self.path} belongs to {differing}; give another file or folder, or use what it was "
+                f"made with"
             )
 
     # ---- Reading ----
@@ -165,12 +167,12 @@ class Journal(Generic[Child]):
         """Reads what other processes have appended.
 
         Raises:
-            ValueError: a line of it is damaged, or the file has become shorter.
+            ValueError: a line is damaged, or the file has become shorter.
         """
         self._read_lines()
 
     def get(self, architecture: Sequence[str]) -> Child | None:
-        """Returns the record of a child, `None` where the journal, as last read, has none."""
+        """Returns the record of a child, or `None` if the journal, as last read, has none."""
         place = self._places.get(format_architecture(architecture))
         if place is None:
             return None
@@ -180,7 +182,7 @@ class Journal(Generic[Child]):
         return child
 
     def __iter__(self) -> Iterator[Child]:
-        """The children on record, in the order they were evaluated in, read one after another."""
+        """Yields the recorded children in the order of their evaluation, reading them one by one."""
         return self._children_at(list(self._places.values()))
 
     def __len__(self) -> int:
@@ -196,10 +198,10 @@ class Journal(Generic[Child]):
                     raise ValueError(self._replaced()) from error
 
     def _replaced(self) -> str:
-        return f"the journal {self.path} was cut or replaced while it was in use; begin the search again"
+        return f"the journal {self.path} was truncated or replaced while it was in use; start the search again"
 
     def _read_lines(self) -> bytes:
-        """Reads the whole lines that are new; returns what follows the last newline."""
+        """Reads the new complete lines; returns what follows the last newline."""
         size = self.path.stat().st_size
         if size == self._position:
             return b""
@@ -225,8 +227,8 @@ class Journal(Generic[Child]):
             text = format_architecture(_architecture_of(record["architecture"]))
         except _DAMAGES as error:
             raise ValueError(
-                f"line {self._num_lines + 1} of the journal {self.path} is damaged ({error}); nothing of the file is "
-                f"used. Delete that line, and its child is evaluated again, or give another file"
+                f"line {self._num_lines + 1} of the journal {self.path} is damaged ({error}), so the file is not "
+                f"used; delete that line, whose child is then evaluated again, or give another file"
             ) from error
         self._places.setdefault(text, self._position)
 
@@ -241,37 +243,41 @@ class Journal(Generic[Child]):
             version, key = header["magic_journal"], dict(header["key"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"line 1 of {self.path} is not the header of a journal, or it is damaged ({error}); give another file"
+                f"line 1 of {self.path} is not a journal header, or it is damaged ({error}); give another file"
             ) from error
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"the journal {self.path} has format {version}, this version reads {FORMAT_VERSION}; give another file"
+                f"the journal {self.path} has format {version}, but this version reads {FORMAT_VERSION}; give another "
+                f"file"
             )
         return key
 
     def _read_to_the_end(self) -> None:
-        """Reads what is new and cuts off a torn line; under the lock, where nobody is in the middle of writing one."""
+        """Reads what is new and cuts off an incomplete line; called under the lock, while no one writes a line."""
         torn = self._read_lines()
         if not torn:
             return
-        # Not of some other file that was named by mistake.
+        # Do not truncate some other file that was given by mistake.
         if not self._num_lines and torn[: len(_HEADER_START)] != _HEADER_START[: len(torn)]:
-            raise ValueError(f"{self.path} is no journal of evaluated children; give another file")
-        self._warn("was torn when a process was stopped; it is cut off, and its child counts as not evaluated")
+            raise ValueError(f"{self.path} is not a journal of evaluated children; give another file")
+        self._warn(
+            "is incomplete because a process was killed while writing it; it is cut off, and its child counts as not "
+            "evaluated"
+        )
         os.truncate(self.path, self._position)
 
     def _warn(self, what: str) -> None:
-        logger.warning(f"line {self._num_lines + 1} of the journal {self.path}, the last, {what}")
+        logger.warning(f"line {self._num_lines + 1} of the journal {self.path}, the last one, {what}")
 
     # ---- Writing ----
 
     def append(self, child: Child) -> None:
-        """Puts a child on record; when it returns, the line is on the disk.
+        """Records a child; when it returns, the line is on disk.
 
-        A child that another process has put on record in the meantime stays as it is.
+        If another process has recorded the child in the meantime, its record is kept.
 
         Raises:
-            OSError: the line could not be written whole, as on a full disk; the file is then as it was.
+            OSError: the line could not be written completely, as on a full disk; the file is then unchanged.
             ValueError: the journal was opened for reading.
         """
         if not self._may_append:
@@ -288,7 +294,7 @@ class Journal(Generic[Child]):
 
     def _write_line(self, payload: dict[str, Any]) -> None:
         line = _line_of(payload)
-        # Unbuffered: one write of the whole line, at the end of the file whatever others have appended.
+        # Unbuffered: one write of the whole line at the end of the file, whatever others have appended.
         with open(self.path, "ab", buffering=0) as file:
             try:
                 if file.write(line) != len(line):
@@ -304,13 +310,13 @@ class Journal(Generic[Child]):
 
     @contextmanager
     def claim(self, architecture: Sequence[str]) -> Iterator[bool]:
-        """Gives the right to evaluate a child to one process at a time: true where this one has it.
+        """Gives the right to evaluate a child to one process at a time; yields whether this process has it.
 
-        The operating system frees the claim when the process ends, however it ends. Where it has no such locks, a
-        claim is always granted: work may then be done twice, and is never mixed.
+        The operating system releases the claim when the process ends, for whatever reason. On systems without such
+        locks every claim is granted: work may then be done twice, but records are never mixed up.
         """
         digest = hashlib.sha256(format_architecture(architecture).encode()).digest()
-        # Offsets of a file go up to 2**63 - 1. Children that share one exclude each other, which only costs time.
+        # File offsets go up to 2**63 - 1. Children with the same offset exclude each other, which only costs time.
         offset = int.from_bytes(digest[:8], "big") >> 2
         if self._claims is None:
             self._claims = _Claims.of(Path(f"{self.path}.claims").absolute())
@@ -323,10 +329,11 @@ class Journal(Generic[Child]):
 
 
 class _Claims:
-    """The file whose bytes are locked for claimed children, opened once in a process.
+    """The file whose bytes are locked for claimed children, opened once per process.
 
-    POSIX frees all locks that a process has on a file when it closes any descriptor of it, and knows no locks between
-    parts of one process: those are kept in `_held`, with the process, which a fork leaves behind.
+    POSIX releases all locks that a process has on a file when the process closes any descriptor of it, and has no
+    locks between parts of one process. Those are kept in `_held` together with the process id, so a fork does not
+    inherit them.
     """
 
     _opened: ClassVar[weakref.WeakValueDictionary[Path, Self]] = weakref.WeakValueDictionary()
@@ -373,7 +380,7 @@ def _payload_of(line: bytes) -> dict[str, Any]:
     return json.loads(text.decode())
 
 
-# JSON has no NaN and no infinities, which the losses of a diverged child may be: they are written as text.
+# JSON has no NaN or infinity, which the losses of a diverged child may be: these are written as text.
 def _to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
@@ -386,12 +393,12 @@ def _record_of(child: RankedChild) -> dict[str, Any]:
 
 
 def _values_of(record: dict[str, Any], child_type: Any) -> dict[str, Any]:
-    """The fields of a record but its architecture, their types checked."""
+    """Returns the fields of a record except its architecture, with their types checked."""
     return {name: _value_of(kind, record[name], name) for name, kind in _kinds_of(child_type)}
 
 
 def _value_of(kind: Any, value: Any, name: str) -> Any:
-    # A journal may hold many millions of these numbers, nearly all of which are floats already.
+    # A journal may hold many millions of these numbers, nearly all of which are already floats.
     if kind is float and type(value) is float:
         return value
     if kind == tuple[float, ...] and type(value) is list and set(map(type, value)) <= {float}:
@@ -405,5 +412,5 @@ def _kinds_of(child_type: Any) -> list[tuple[str, Any]]:
 
 
 def _architecture_of(text: str) -> Architecture:
-    """As `parse_architecture`, which takes many times as long."""
+    """Parses like `parse_architecture`, but many times faster."""
     return tuple(text.split(",")) if _FORMATTED.fullmatch(text) else parse_architecture(text)

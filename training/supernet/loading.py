@@ -1,4 +1,4 @@
-"""Trained super-nets read back: the model, the record of its search, a child of it, and recipes that follow it."""
+"""Loading trained super-nets: the model, the record of its search, one of its children, and recipes that follow it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ..space.search_space import parse_architecture
 
 
 if TYPE_CHECKING:
-    # Exports are written without a search as well, for which datasets is not installed.
+    # Exports can also be written without a search, where datasets may not be installed.
     from ..data.text import PreparedData
 
 
@@ -23,58 +23,60 @@ SUPERNET_FOLDER = "supernet"
 
 
 def check_vocabulary(supernet: str, data: "PreparedData") -> None:
-    """Raises a ValueError where the text was cut into other words than the super-net's embeddings stand for."""
+    """Raises a ValueError if the text was tokenized with a vocabulary other than the super-net's."""
     trained_with = AutoTokenizer.from_pretrained(supernet_folder(supernet))
     if trained_with.get_vocab() != data.tokenizer.get_vocab():
         raise ValueError(
-            f"the tokenizer has another vocabulary ({len(data.tokenizer)} tokens) than the super-net's "
-            f"({len(trained_with)}), so that its embeddings mean other words; set data.tokenizer to {supernet}"
+            f"the tokenizer's vocabulary ({len(data.tokenizer)} tokens) differs from the super-net's "
+            f"({len(trained_with)}), so its embeddings would stand for other words; set data.tokenizer to {supernet}"
         )
 
 
 def read_search(run: str | Path) -> dict[str, Any]:
-    """Returns the result of a finished super-net run, or of a search.
+    """Returns the result of a finished super-net run or search.
 
     Raises:
-        ValueError: the run has not ended, or is not such a run.
+        ValueError: the run has not finished, or is of another kind.
     """
     record = read_result(Path(run))
     if record is None or "candidate_operators" not in record:
-        raise ValueError(f"{run} holds no finished super-net run; run `magic-nas pretrain --output-dir {run}` first")
+        raise ValueError(
+            f"{run} does not contain a finished super-net run; run `magic-nas pretrain --output-dir {run}` first"
+        )
     return record
 
 
 def load_supernet(folder: str | Path) -> MagicForMaskedLM:
-    """Returns the super-net of a run's folder, or of a model folder.
+    """Returns the super-net in a run's folder or in a model folder.
 
     Raises:
-        ValueError: there is no model there.
+        ValueError: the folder does not contain a model, or its weights are damaged.
     """
     folder = supernet_folder(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no model; give the folder of a finished `magic-nas pretrain`")
+        raise ValueError(f"{folder} does not contain a model; give the folder of a finished `magic-nas pretrain`")
     try:
         return AutoModelForMaskedLM.from_pretrained(folder)
     except SafetensorError as error:
-        raise ValueError(f"the weights in {folder} are cut off or damaged ({error}); copy them anew") from None
+        raise ValueError(f"the weights in {folder} are truncated or damaged ({error}); copy them again") from None
 
 
 def supernet_folder(folder: str | Path) -> Path:
-    """Returns where the model of a super-net run lies; any other folder is taken for the model's own."""
+    """Returns the model folder inside a super-net run; any other folder is returned as it is."""
     inside = Path(folder) / SUPERNET_FOLDER
     return inside if inside.is_dir() else Path(folder)
 
 
 def export_child(source: str | Path, output_dir: str | Path, architecture: str | None = None) -> Path:
-    """Exports a child of a finished super-net run, with the weights it has there, and returns the folder.
+    """Exports a child of a finished super-net run with the super-net's weights, and returns the folder.
 
     Args:
         source: a super-net run.
         output_dir: where to write the model folder.
-        architecture: which child. Default: the one that the run found.
+        architecture: the child to export. Default: the one that the run found.
 
     Raises:
-        ValueError: `source` is no finished run, or the architecture is not in its space.
+        ValueError: `source` is not a finished run, or the architecture is not in its space.
     """
     source = Path(source)
     search = read_search(source)
@@ -86,11 +88,11 @@ def export_child(source: str | Path, output_dir: str | Path, architecture: str |
 
 
 def follow_supernet(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Returns a search recipe for a super-net: its text and tokenizer are those of its run, unless the recipe says.
+    """Returns a search recipe for a super-net, with the text and tokenizer of its run unless the recipe sets them.
 
     Args:
         supernet: a finished super-net run, or the folder of a super-net.
-        recipe: a recipe for search, which may be empty.
+        recipe: a search recipe, which may be empty.
     """
     folder = str(supernet_folder(supernet).resolve())
     data = read_settings(supernet)["data"] if read_result(Path(supernet)) is not None else {}

@@ -1,4 +1,4 @@
-"""The run of a super-net: training, shrinking, and the child that it finds (5.1)."""
+"""Super-net runs: training, shrinking, and finding a child (5.1)."""
 
 import logging
 import math
@@ -38,19 +38,19 @@ logger = logging.getLogger(__name__)
 
 @bars_off()
 def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, Any]:
-    """Trains a super-net (5.1) and returns the result: the child found, its score and the history of the search.
+    """Trains a super-net (5.1) and returns the result: the found child, its score and the history of the search.
 
-    The folder then holds `supernet/` (a model folder of all operators), result.json and the checkpoints. A run that
-    was stopped is continued, one that has ended returns its result.
+    The folder then contains `supernet/` (a model folder with all operators), result.json and the checkpoints. A
+    stopped run is resumed; a finished one returns its result.
 
     Raises:
         ValueError: the settings contradict one another, or the folder holds another run.
     """
     output_dir = Path(output_dir)
-    # All checks that need no text come first, and nothing is written before the text has been read.
+    # Checks that need no text come first, and nothing is written before the text has been read.
     config = load_preset(settings.preset)
     args = pretraining_arguments(MagicTrainingArguments, output_dir, settings.training_arguments, config.hidden_size)
-    # The preset's vocabulary may be larger than the tokenizer's, which a budget must not be held to.
+    # Costs are not checked yet: the preset's vocabulary may be larger than the tokenizer's.
     check_search(config, args, vocabulary=False)
     if settings.init_from is not None:
         check_initialization(config, settings.init_from, vocabulary=False)
@@ -64,7 +64,7 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     tell_training(args, data)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
-    # A run that goes on has all weights in its checkpoint, and its start may be gone.
+    # A resumed run has all weights in its checkpoint, and its initial weights may no longer exist.
     if settings.init_from is not None and last_complete_checkpoint(output_dir) is None:
         logger.info("%s", initialize_from(model, settings.init_from))
     with open_run(output_dir, settings, args.should_save) as run:
@@ -96,7 +96,7 @@ def _train_supernet(
 def supernet_facts(
     trainer: MagicTrainer, data: PreparedData, seconds: float, mlm_probability: float
 ) -> dict[str, Any]:
-    """Returns what every super-net run has on record beside the child that it found."""
+    """Returns what every super-net run records in addition to the child that it found."""
     args = trainer.args
     judged = (mlm_probability, args.per_device_eval_batch_size, args.num_validation_sequences)
     return {
@@ -108,13 +108,13 @@ def supernet_facts(
         "budget": str(trainer.budget),
         "log_history": trainer.state.log_history,
         "corpus": data.fingerprint,
-        # Masked by the collator of the training.
+        # Masked by the collator used in training.
         "judged_on": judging_record(trainer.accelerator, *judged, mask_seed=args.seed),
     }
 
 
 def save_supernet(run: Run, model: MagicForMaskedLM, data: PreparedData, result: dict[str, Any]) -> dict[str, Any]:
-    """Writes super-net, tokenizer and result into the run's folder, and returns the result as it reads back."""
+    """Writes super-net, tokenizer and result to the run's folder, and returns the result as it reads back."""
 
     def export(_: dict[str, Any]) -> None:
         with written_at_once(run.folder / SUPERNET_FOLDER, replaces=True) as temporary:
@@ -139,7 +139,7 @@ def _search_record(trainer: MagicTrainer, found: RankedChild) -> dict[str, Any]:
 
 
 def search_table(config: MagicConfig, search: dict[str, Any]) -> str:
-    """Returns what a super-net run found as a Markdown table."""
+    """Returns the result of a super-net run as a Markdown table."""
     child = tuple(search["architecture"])
     deleted = sum(len(entry["deleted"]) for entry in search["shrink_history"])
     return markdown_table(

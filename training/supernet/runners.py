@@ -1,4 +1,4 @@
-"""How validation batches pass through the children of a super-net, and what children are judged by."""
+"""Runners that pass validation batches through the children of a super-net, and judges that score the children."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,17 @@ from ..space.search_space import Architecture
 
 Batch = dict[str, Tensor]
 
-# What of a batch the embeddings read.
+# The keys of a batch that the embeddings read.
 _EMBEDDED = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
 
 
 class ChildRunner(ABC):
-    """Runs children on validation batches layer by layer, so that those which share their bottoms run them once.
+    """Runs children on validation batches layer by layer, so that shared bottoms need to be run only once.
 
     It is used without gradients, with the model in evaluation mode.
 
     Args:
-        model: a super-net, or a child, which knows by `resolve_architecture` what it can run.
+        model: a super-net, or a child, whose `resolve_architecture` checks what it can run.
     """
 
     def __init__(self, model: Any):
@@ -35,11 +35,11 @@ class ChildRunner(ABC):
 
     @abstractmethod
     def num_items(self, batch: Batch) -> int:
-        """Returns how many items a batch has, which losses and second scores are means over."""
+        """Returns the number of items in a batch, over which losses and second scores are means."""
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Any:
-        """Returns a batch as `embed`, `run_layer` and `sums` take it, on its device, the same for all children."""
+        """Returns a batch in the form that `embed`, `run_layer` and `sums` take, on the device, for all children."""
 
     @abstractmethod
     def embed(self, prepared: Any) -> Any:
@@ -47,7 +47,7 @@ class ChildRunner(ABC):
 
     @abstractmethod
     def run_layer(self, prepared: Any, states: Any, layer: int, operator: str) -> Any:
-        """Returns the states above a layer; those below it stay as they are."""
+        """Returns the states above a layer, without changing those below it."""
 
     @abstractmethod
     def sums(self, prepared: Any, states: Any, child: Architecture) -> Tensor:
@@ -55,10 +55,10 @@ class ChildRunner(ABC):
 
     @abstractmethod
     def state_bytes(self, batches: Sequence[Batch]) -> int:
-        """Returns how much memory the states of all batches take at one depth, at most."""
+        """Returns the maximum memory that the states of all batches take at one depth."""
 
     def sums_of_batch(self, batch: Batch, child: Sequence[str] | None) -> Tensor:
-        """Returns the same sums of one child in one go; `None` is the only one of a model that is no super-net."""
+        """Returns the sums of one child in one pass; `None` is the only child of a model that is not a super-net."""
         prepared, chain = self.prepare(batch), tuple(self.model.resolve_architecture(child))
         states = self.embed(prepared)
         for layer, operator in enumerate(chain):
@@ -70,34 +70,34 @@ class ChildRunner(ABC):
 
 
 class Judge(Protocol):
-    """What is measured of a child on a validation batch: a loss, to be low, and a second score, to be high."""
+    """Measures a child on a validation batch: a loss, lower is better, and a second score, higher is better."""
 
     def num_items(self, batch: Batch) -> int:
-        """Returns how many items (masked tokens, sentences) a batch has, which both sums are means over."""
+        """Returns the number of items (masked tokens, sentences) in a batch, over which both sums become means."""
 
     def prepare(self, batch: Batch) -> Any:
-        """Returns what the batch is judged by, on its device: found once and the same for all children."""
+        """Returns what the batch is judged by, on the device: computed once and the same for all children."""
 
     def sums(self, model: Any, states: Tensor, prepared: Any) -> Tensor:
         """Returns the summed loss and the summed second score, (2,), from H_N, (batch, seq_len, hidden)."""
 
 
 class MaskedLMJudge:
-    """Cross-entropy and accuracy at the masked positions (5.1), by the model's own masked-LM head."""
+    """Cross-entropy and accuracy at the masked positions (5.1), with the model's own masked-LM head."""
 
     def num_items(self, batch: Batch) -> int:
         """Returns the number of masked tokens."""
         return int((batch["labels"] != -100).sum())
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the places of the masked tokens in the flat batch, and the tokens themselves."""
+        """Returns the positions of the masked tokens in the flat batch, and the tokens themselves."""
         labels = batch["labels"].flatten()
-        # Found once, since looking for them waits for the device.
+        # Computed once, since it waits for the device.
         positions = (labels != -100).nonzero().squeeze(1)
         return positions, labels[positions]
 
     def sums(self, model: Any, states: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        """Returns the summed cross-entropy and the number of right predictions."""
+        """Returns the summed cross-entropy and the number of correct predictions."""
         positions, labels = prepared
         logits = model.lm_head(states.flatten(0, 1)[positions]).float()
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
@@ -105,7 +105,7 @@ class MaskedLMJudge:
 
 
 class _Inputs(NamedTuple):
-    """A validation batch as the layers and the judge take it, the same for all children."""
+    """A validation batch in the form that the layers and the judge take, the same for all children."""
 
     embedded: tuple[Tensor | None, ...]
     masks: tuple[Tensor | BlockMask | None, Tensor | None]
@@ -125,16 +125,16 @@ class _Inputs(NamedTuple):
 
 
 class ChainRunner(ChildRunner):
-    """Children of a chain-styled super-net: the embeddings, its layers, and a judge of the states above them."""
+    """Runs children of a chain-styled super-net: the embeddings, the layers, and a judge of the states above them."""
 
     def __init__(self, model: MagicPreTrainedModel, judge: Judge | None = None):
-        """Takes a super-net, or a child, and what is measured in place of the masked-LM loss and its accuracy."""
+        """Takes a super-net, or a child, and a judge to use instead of masked-LM loss and accuracy."""
         super().__init__(model)
         self._encoder = cast(MagicModel, model.base_model)
         self._judge = judge or MaskedLMJudge()
 
     def num_items(self, batch: Batch) -> int:
-        """Returns what the judge counts: masked tokens, or sentences."""
+        """Returns the number of items that the judge counts: masked tokens, or sentences."""
         return self._judge.num_items(batch)
 
     def prepare(self, batch: Batch) -> _Inputs:
@@ -142,7 +142,7 @@ class ChainRunner(ChildRunner):
         return _Inputs.of(self.model, batch, self._judge)
 
     def embed(self, prepared: _Inputs) -> Tensor:
-        """Returns H_0, without padding where the model unpads."""
+        """Returns H_0, without padding if the model unpads."""
         states = self._encoder.embeddings(*prepared.embedded)
         return states if prepared.packing is None else prepared.packing.pack(states)
 
@@ -152,18 +152,18 @@ class ChainRunner(ChildRunner):
         return run(states, *prepared.masks, operator=operator, packing=prepared.packing)
 
     def sums(self, prepared: _Inputs, states: Tensor, child: Architecture) -> Tensor:
-        """Returns what the judge makes of H_N."""
+        """Returns the judge's sums for H_N."""
         if prepared.packing is not None:
             states = prepared.packing.unpack(states)
         return self._judge.sums(self.model, states, prepared.prepared)
 
     def state_bytes(self, batches: Sequence[Batch]) -> int:
-        """Returns the bytes of H_n; autocast leaves states in single precision, or in half."""
+        """Returns the bytes of H_n; with autocast, states are in single or half precision."""
         token_bytes = self.model.config.hidden_size * max(self.model.dtype.itemsize, torch.float32.itemsize)
         return token_bytes * sum(_first_embedded(batch).shape[:2].numel() for batch in batches)
 
     def sums_of_batch(self, batch: Batch, child: Sequence[str] | None) -> Tensor:
-        """Returns the sums of one child from one call of the encoder, which knows no shared bottoms."""
+        """Returns the sums of one child from one call of the encoder, without shared bottoms."""
         batch = send_to_device(batch, self.model.device)
         inputs = {name: batch[name] for name in _EMBEDDED if name in batch}
         outputs = self._encoder(**inputs, attention_mask=batch.get("attention_mask"), architecture=child)

@@ -1,7 +1,6 @@
-"""The search in a training on `Trainer`: sampling (MAGIC-T), alignment (MAGIC-A), the anchor, progressive shrinking.
+"""The search during training with `Trainer`: sampling (MAGIC-T), alignment (MAGIC-A), the anchor, and shrinking.
 
-Nothing here knows what the layers of a super-net are: `SearchTrainer` is the search, and what it asks of a kind of
-super-net are methods that a subclass has.
+`SearchTrainer` does not depend on the kind of layers in a super-net; subclasses implement the methods that do.
 """
 
 import logging
@@ -46,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class _SearchCallback(TrainerCallback):
-    """Calls the trainer's search at the moments of the loop. All that it does follows from `state.global_step`."""
+    """Calls the trainer's search during the training loop. All its actions follow from `state.global_step`."""
 
     def __init__(self, trainer: "SearchTrainer"):
         self._trainer = trainer
@@ -65,29 +64,29 @@ class _SearchCallback(TrainerCallback):
 
 
 class SearchTrainer(AccumulatedLossTrainer, ABC):
-    """Trains a super-net, one child a step, with the paper's ways to mitigate interference.
+    """Trains a super-net, one child per step, with the paper's methods to mitigate interference.
 
-    Everything random about the search comes from generators of its own, seeded by `args.seed` alone: all ranks draw
-    the same children, and a run stopped and resumed draws what it would have drawn.
+    All random choices of the search come from its own generators, seeded by `args.seed` alone: all ranks draw the same
+    children, and a resumed run draws the children that it would have drawn without the stop.
 
-    A subclass says what a kind of super-net is: its space, costs and sampler, its states and those of an anchor, its
-    operators' weights, and how children are validated. The model takes the child of a step as `architecture`, and in
-    `output_hidden_states` which of its states to return as `hidden_states`, counted from 0, the states below the first
-    layer.
+    A subclass defines a kind of super-net: its space, costs and sampler, its states and those of an anchor, the
+    weights of its operators, and how children are validated. The model takes the child of a step as `architecture`,
+    and the indices of the states to return as `hidden_states` in `output_hidden_states`; index 0 is the states below
+    the first layer.
 
     Attributes:
-        space: what shrinking has left of the search space.
-        budget: what the child that is found may cost; children beyond it are trained as well.
+        space: the search space that shrinking has left.
+        budget: limits on the cost of the child to be found; children outside it are trained as well.
         architecture: the child of the current step.
-        anchor: the child that others are aligned to, the best one seen with `alignment="anchor"`; `None` before the
+        anchor: the child that others are aligned to, with `alignment="anchor"` the best one seen; `None` before the
             first comparison.
         health: visits and gradient norms of each operator, distances between children, losses of probe children.
         anchor_history: one entry for each change of the anchor.
-        shrink_history: one entry for each round, with what was deleted and the score of every operator.
+        shrink_history: one entry for each round, with the deleted operators and the score of every operator.
     """
 
     logged_losses: Sequence[str] = ("loss_pred", "loss_align")
-    # A micro-batch without a token to predict has no mean loss; it does not count.
+    # A micro-batch without a token to predict has no mean loss and is ignored.
     drops_nan = True
     divides_in_double = True
 
@@ -95,17 +94,18 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
     model: Any
 
     def __init__(self, model: Any, args: MagicTrainingArguments, **kwargs):
-        """Takes what `Trainer` takes but `model_init`; `eval_dataset` is needed wherever children are validated.
+        """Takes the arguments of `Trainer` except `model_init`; `eval_dataset` is needed to validate children.
 
         Raises:
             InfeasibleBudgetError: no child is within the budget.
-            ValueError: the model is no super-net, the sampler or the alignment does not fit its layers, or there is no
-                validation data for the anchor or for shrinking.
+            ValueError: the model is not a super-net, the sampler or the alignment does not fit its layers, there is no
+                validation data for the anchor or for shrinking, or FSDP or DeepSpeed is enabled.
         """
         self.check_search(model, args)
         if kwargs.get("eval_dataset") is None and (args.shrink or args.alignment in ("anchor", "top_percent")):
             raise ValueError(
-                "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none', shrink=False"
+                "the anchor and shrinking validate children; pass eval_dataset, or set alignment='none' and "
+                "shrink=False"
             )
         self.full_space = SearchSpace.from_config(model.config.candidate_operators)
         self.budget = self.search_budget(model, args)
@@ -119,7 +119,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         self._begin_search()
         self._schedule: list[ShrinkRound] = []
         self._epoch_steps: int | None = None
-        # How many steps an epoch has, and with it the warm start, is known when training begins.
+        # The number of steps per epoch, and with it the warm start, is known only when training begins.
         plan = AlignmentPlan.of(args, self.num_states, epoch_steps=0)
         self._alignment_plan = replace(plan, warmup_steps=0)
         self._probe_every = 1
@@ -131,59 +131,59 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
                 PostfixProgressCallback(["loss_pred", "loss_align", "anchor_accuracy", "num_operators", "eval_loss"])
             )
 
-    # ---- What a kind of super-net is ----
+    # ---- Methods that define a kind of super-net ----
 
     @abstractmethod
     def check_search(self, model: Any, args: MagicTrainingArguments) -> None:
-        """Raises an error where the model cannot be trained with `args`, before anything is built."""
+        """Raises an error, before anything is built, if the model cannot be trained with `args`."""
 
     def search_budget(self, model: Any, args: MagicTrainingArguments) -> Budget:
-        """Returns what the child that is found may cost; by default nothing is limited."""
+        """Returns the budget of the child to be found; by default nothing is limited."""
         return Budget(())
 
     @abstractmethod
     def search_sampler(self, space: SearchSpace) -> UniformSampler:
-        """Returns the sampler of the run over what is left of the space, at its start."""
+        """Returns the sampler of the run over the remaining space, in its initial state."""
 
     @property
     @abstractmethod
     def num_states(self) -> int:
-        """How many hidden states above H_0 a child has, which Eq. (1) may align."""
+        """The number of hidden states above H_0 of a child, which Eq. (1) may align."""
 
     @abstractmethod
     def operator_weights(self, architecture: Architecture) -> list[list[nn.Parameter]]:
-        """Returns the parameters of the operator that a child has in each layer; none where it has no weights."""
+        """Returns the parameters of a child's operator in each layer; an empty list if it has no weights."""
 
     def operator_kind(self, operator: str) -> str:
-        """Returns the name that figures of operators of a kind are logged under."""
+        """Returns the name under which figures of an operator's kind are logged."""
         return operator
 
     @abstractmethod
     def child_runner(self) -> ChildRunner:
-        """Returns how a validation batch passes through the children, and what they are judged by."""
+        """Returns the runner that passes validation batches through children and measures them."""
 
     @abstractmethod
     def child_states(
         self, inputs: dict[str, Any], child: Architecture, aligned: list[int], shared: int, bottom: Tensor | None
     ) -> list[Tensor]:
-        """Returns states of a child that others are aligned to, without gradients, one tensor for each of `aligned`.
+        """Returns the states of an alignment target, without gradients, one tensor for each index in `aligned`.
 
         Args:
             inputs: tensors of the micro-batch, or of the part of it that is aligned.
-            child: whose states.
+            child: the child whose states are returned.
             aligned: indices n of the H_n, ascending.
-            shared: states that are known already, up to this index.
-            bottom: the states with the index `shared`; `None` where none are known.
+            shared: index up to which states are already known.
+            bottom: the states with index `shared`; `None` if none are known.
         """
 
     def num_shared_states(self) -> int:
-        """Returns up to which index the step's child and its anchor have the same states, 0 where it is not known."""
+        """Returns the index up to which the step's child and its anchor have the same states, 0 if unknown."""
         return 0
 
     # ---- Before training ----
 
     def _begin_search(self) -> None:
-        """Puts the search where it stands before the first step."""
+        """Puts the search into its state before the first step."""
         self._set_space(self.full_space)
         self._average_rng = random.Random(f"average-{self.args.seed}")
         self._average_children: list[Architecture] = []
@@ -207,7 +207,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
 
     def _plan_run(self, max_steps: int, train_dataloader: Any) -> None:
         """Turns epochs into optimizer steps and computes the shrinking schedule, before the first step."""
-        # Training may begin anew: auto_find_batch_size does that, and a second call of train.
+        # Training may start over: with auto_find_batch_size, or in a second call of train.
         if self._resumed is None:
             self._begin_search()
         else:
@@ -224,8 +224,8 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         done = [entry["step"] for entry in self.shrink_history]
         if done != [entry.step for entry in self._schedule if entry.step <= self.state.global_step]:
             raise ValueError(
-                f"the checkpoint has shrunk after the steps {done}, which is not the schedule of these arguments; "
-                f"resume with the shrink_... arguments that it was made with"
+                f"the checkpoint was shrunk after the steps {done}, which does not match the schedule of these "
+                f"arguments; resume with the shrink_... arguments that it was made with"
             )
         if not self.args.shrink:
             return
@@ -235,8 +235,8 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
             )
         else:
             logger.warning(
-                f"shrinking will not end in one child: {max_steps} steps hold {len(self._schedule)} rounds, which "
-                f"delete {short} operators too few; train longer, or set shrink_every_n_steps lower or "
+                f"shrinking will not end with one child: {max_steps} steps allow {len(self._schedule)} rounds, which "
+                f"leave {short} operators too many; train longer, or set shrink_every_n_steps lower or "
                 f"shrink_operators_per_round higher"
             )
 
@@ -244,7 +244,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         """Returns the rounds of a run of `max_steps` steps (see `shrink_schedule`).
 
         Raises:
-            ValueError: rounds are at epoch ends but the data set is streamed and has none.
+            ValueError: rounds are at the ends of epochs, but the data set is streamed and has no epochs.
         """
         round_every = self.args.shrink_every_n_steps or self._epoch_steps
         if round_every is None:
@@ -254,7 +254,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
     # ---- One step ----
 
     def _draw_child(self) -> None:
-        """Draws alpha_t, once for each optimizer step, and the children whose states are averaged, if any."""
+        """Draws alpha_t, once per optimizer step, and the children whose states are averaged, if any."""
         self._schedule_substitutions()
         previous, self.architecture = self.architecture, self.sampler.next()
         self._gradient_watch.begin_step(self.architecture)
@@ -270,7 +270,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
             self.sampler.change(round(self._at_this_step(first, self.args.num_substitutions)))
 
     def _at_this_step(self, first: float, last: float) -> float:
-        """Returns a number that goes linearly from the first step of the training to its last."""
+        """Returns a value that moves linearly from `first` at the first step of the training to `last` at the last."""
         share = self.state.global_step / max(self.state.max_steps - 1, 1)
         return first + (last - first) * min(share, 1.0)
 
@@ -280,7 +280,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         return self.args.alignment_weight if last is None else self._at_this_step(self.args.alignment_weight, last)
 
     def _aligned_layers(self) -> list[int]:
-        """Indices n of the H_n that Eq. (1) sums over in this step; none during the warm start."""
+        """Returns the indices n of the H_n that Eq. (1) sums over in this step; empty during the warm start."""
         step = self.state.global_step + 1
         if not self._alignment_plan.aligns(step, has_anchor=self.anchor is not None):
             return []
@@ -289,7 +289,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns L_pred + lambda L_align, Eq. (2), in training; in evaluation L_pred of one child.
 
-        That child is the anchor, or the one trained last where there is none.
+        That child is the anchor, or the last trained child if there is no anchor.
         """
         if not model.training:
             inputs = {**inputs, "architecture": self._evaluated_child()}
@@ -303,7 +303,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         self.add_to_log("loss_pred", loss)
         if aligned:
             loss_align = self._alignment_loss(inputs, outputs.hidden_states, aligned, shared)
-            # A mean over the micro-batches of the step; L_pred is one over its masked tokens already.
+            # A mean over the micro-batches of the step; L_pred is already a mean over the step's masked tokens.
             loss_align = loss_align / num_micro_batches(self)
             self.add_to_log("loss_align", loss_align)
             loss = loss + self.alignment_weight() * loss_align
@@ -313,9 +313,9 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         """Returns L_pred of Eq. (2) as a micro-batch's share of the step, here the model's own loss, and the outputs.
 
         Args:
-            model: as the step runs it.
-            inputs: of its forward pass: the batch, the child, and which hidden states to keep.
-            num_items_in_batch: what the loss of the whole accumulated batch is a mean over.
+            model: the model as the step runs it.
+            inputs: inputs of the forward pass: the batch, the child, and which hidden states to keep.
+            num_items_in_batch: the number of items that the loss of the whole accumulated batch is a mean over.
         """
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         return loss, outputs
@@ -326,7 +326,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         return self.architecture or self.space.sample(random.Random(0))
 
     def _target_children(self) -> list[Architecture]:
-        """The children whose mean hidden states are aligned to: several (3.2), or the anchor alone (section 4)."""
+        """Returns the children whose mean hidden states are the target: several (3.2), or the anchor (section 4)."""
         if self.args.alignment == "average":
             return self._average_children
         assert self.anchor is not None
@@ -346,25 +346,25 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         return alignment_loss(compared, targets, inputs.get("attention_mask"))
 
     def comparable_states(self, states: Tensor) -> Tensor:
-        """Returns states of a layer as Eq. (1) compares them: as they are, since layer norm gives all one scale."""
+        """Returns states of a layer as Eq. (1) compares them: unchanged, since layer norm puts them on one scale."""
         return states
 
     def alignment_targets(
         self, inputs: dict[str, Any], aligned: list[int], shared: int, bottom: Tensor | None
     ) -> list[Tensor]:
-        """Returns the states that Eq. (1) pulls towards, one tensor for each aligned layer.
+        """Returns the target states of Eq. (1), one tensor for each aligned layer.
 
         Args:
             inputs: tensors of the micro-batch, or of the part of it that is aligned.
             aligned: indices n of the H_n.
-            shared: up to which index child and target have the same states.
-            bottom: the states with that index, `None` where there are none.
+            shared: index up to which child and target have the same states.
+            bottom: the states with index `shared`, `None` if there are none.
         """
         targets = [self.child_states(inputs, child, aligned, shared, bottom) for child in self._target_children()]
         return targets[0] if len(targets) == 1 else average_states(targets)
 
     def _record_gradients(self) -> None:
-        """Shows this step's gradients, which were unscaled, averaged over the processes and clipped, to the health."""
+        """Passes this step's gradients (unscaled, averaged over the processes, clipped) to the health figures."""
         weights = self.operator_weights(self.architecture)
         step = self.state.global_step + 1
         self.health.add_gradients(step, self.architecture, weights, self.total_grad_norm, self.args.max_grad_norm)
@@ -382,16 +382,16 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
             self._rank_for_anchor(step)
         if step % LOOK_EVERY == 0 or step == self.state.max_steps:
             self.health.look(step, self.space)
-        # Several data sets to evaluate on, a dict, are nothing to validate children on.
+        # Children cannot be validated on a dict of several evaluation sets.
         if step % self._probe_every == 0 and not isinstance(self.eval_dataset, (dict, NoneType)):
             self.health.add_probes(step, self._rank(self.health.probes_in(self.space)))
 
     @property
     def validation_batches(self) -> list[dict[str, Tensor]]:
-        """The fixed slice of `eval_dataset` that children are validated on, collated once."""
+        """The fixed slice of `eval_dataset` on which children are validated, collated once."""
         if self._validation is None:
-            # A collator that masks with torch's global generator gives a resumed run the same masks, and disturbs
-            # nothing that is drawn from that generator later.
+            # A collator that masks with torch's global generator thus gives a resumed run the same masks, without
+            # affecting later draws from that generator.
             before = torch.get_rng_state()
             # Not torch.manual_seed, which seeds the generators of all devices.
             torch.default_generator.manual_seed(self.args.seed)
@@ -420,7 +420,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         )
 
     def _challenge_anchor(self, step: int) -> None:
-        """Val(alpha_t) against Val(anchor), both with the weights of this step (section 4)."""
+        """Compares Val(alpha_t) with Val(anchor), both with the weights of this step (section 4)."""
         previous = self.anchor
         standing = None if previous is None else previous.architecture
         challenger = self._validate(self._alignment_plan.challenger(step, self.architecture, standing))
@@ -439,7 +439,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         self._set_anchor(anchor_of_top_percent(ranked, previous, percent, hysteresis), step)
 
     def _pool(self, num_children: int, rng: random.Random) -> list[Architecture]:
-        """Uniform children, or all of them where there are no more."""
+        """Returns `num_children` uniform children, or all children if there are no more."""
         if self.space.size <= num_children:
             return list(self.space.children())
         return [self.space.sample(rng) for _ in range(num_children)]
@@ -450,7 +450,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         self.anchor = anchor
 
     def _shrink_round(self, step: int) -> None:
-        """Scores every operator by the mean loss of validated children that hold it and deletes the worst (5.1)."""
+        """Scores each operator by the mean loss of the validated children that hold it and deletes the worst (5.1)."""
         num_deletions = next(round_.num_deletions for round_ in self._schedule if round_.step == step)
         seed, wanted = 1_000_003 * self.args.seed + step, self.args.shrink_num_children
         # A child drawn twice counts once.
@@ -477,7 +477,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         )
 
     def _replace_anchor(self, deleted: Anchor, ranked: list[RankedChild], step: int) -> None:
-        """Takes the best validated child that is left in place of an anchor that lost an operator."""
+        """Replaces an anchor that lost an operator by the best validated child that is left."""
         survivors = [child for child in ranked if child.architecture in self.space]
         if not survivors:
             kept = zip(deleted.architecture, self.space.candidates, strict=True)
@@ -489,7 +489,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         """Returns the child that the run has found: the only one left, or the best of a sample and the anchor.
 
         The sample has `num_best_candidates` children within the budget. They are validated on the fixed slice with the
-        present weights; the lowest validation loss wins.
+        current weights, and the child with the lowest validation loss wins.
         """
         candidates = self._pool_within(self.args.num_best_candidates, random.Random(f"best-{self.args.seed}"))
         anchor = None if self.anchor is None else self.anchor.architecture
@@ -498,19 +498,19 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         return self._rank(candidates)[0]
 
     def _pool_within(self, num_children: int, rng: random.Random) -> list[Architecture]:
-        """The same within the budget."""
+        """Returns `num_children` uniform children within the budget, or all of them if there are no more."""
         if not self.budget.limits:
             return self._pool(num_children, rng)
         within = BudgetedSpace(self.space, self.budget)
         if within.size > num_children:
             return [within.sample(rng) for _ in range(num_children)]
-        # Each one is missed with a probability of exp(-25); the space around them may be too large to walk.
+        # Each child is missed with probability exp(-25); the space around them may be too large to enumerate.
         return [within.sample(rng) for _ in range(25 * within.size)]
 
     # ---- Logging ----
 
     def figures_since_log(self) -> dict[str, float]:
-        """Returns the two losses of Eq. (2), the mean distance between children, the search's state and the health."""
+        """Returns the losses of Eq. (2), the mean distance between children, and figures of search and health."""
         figures = super().figures_since_log()
         figures["num_changed_layers"] = self._num_changes / self.num_steps_since_log
         figures["num_operators"] = self.space.num_operators
@@ -522,16 +522,16 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         return figures
 
     def forget_logged(self) -> None:
-        """Begins all sums anew."""
+        """Resets all sums."""
         super().forget_logged()
         self._num_changes = 0
 
     def log_window(self) -> dict[str, Any]:
-        """Returns what was added up since the last log, as JSON."""
+        """Returns the sums since the last log, as JSON."""
         return {**super().log_window(), "num_changes": self._num_changes, "norms": self.health.norms_since_log()}
 
     def load_log_window(self, window: dict[str, Any] | None) -> None:
-        """Restores what `log_window` returned; `None` begins all sums anew."""
+        """Restores what `log_window` returned; `None` resets all sums."""
         super().load_log_window(window)
         if window is not None:
             self._num_changes = window["num_changes"]
@@ -540,7 +540,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
     # ---- Checkpoints ----
 
     def nas_state(self) -> dict[str, Any]:
-        """Returns all that the search needs to go on with the same children, as JSON."""
+        """Returns the state that the search needs to continue with the same children, as JSON."""
         return {
             "candidate_operators": self.full_space.to_json(),
             "space": self.space.to_json(),
@@ -558,19 +558,19 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
 
         Raises:
             InfeasibleBudgetError: shrinking under another budget has left no child within this one.
-            ValueError: the state is of another search space, or of another sampler.
+            ValueError: the state belongs to another version, search space or sampler.
         """
         if missing := sorted(self.nas_state().keys() - state.keys()):
             raise ValueError(
-                f"the checkpoint is of another version of this package: it has no {', '.join(missing)}; take another "
-                f"output folder and train anew"
+                f"the checkpoint is from another version of this package: it lacks {', '.join(missing)}; choose "
+                f"another output folder and train from the start"
             )
         if state["candidate_operators"] != self.full_space.to_json():
             other = SearchSpace.from_json(state["candidate_operators"])
             raise ValueError(
-                f"the checkpoint is of another search space ({other.num_layers} layers, {other.size:.3g} children; "
-                f"this super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} children); "
-                f"resume with the configuration it was made with, or take another output folder"
+                f"the checkpoint belongs to another search space ({other.num_layers} layers, {other.size:.3g} "
+                f"children; this super-net has {self.full_space.num_layers} layers, {self.full_space.size:.3g} "
+                f"children); resume with the configuration it was made with, or choose another output folder"
             )
         space = SearchSpace.from_json(state["space"])
         BudgetedSpace(space, self.budget).check()
@@ -592,7 +592,7 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trains as `Trainer.train` does; resuming restores the search as well, from the last complete checkpoint.
+        """Trains like `Trainer.train`; resuming also restores the search from the last complete checkpoint.
 
         Raises:
             ValueError: there is no complete checkpoint to resume from, or it belongs to another search.
@@ -606,5 +606,5 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def begin_checkpoint(self, folder: Path) -> None:
-        """Writes the state of the search to the next checkpoint, before `Trainer` writes all else."""
+        """Writes the state of the search to the next checkpoint, before `Trainer` writes everything else."""
         write_json(folder / NAS_STATE_NAME, self.nas_state())

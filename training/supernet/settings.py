@@ -1,4 +1,4 @@
-"""What the training of a super-net is asked to do."""
+"""Settings of a super-net's training."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +30,7 @@ def _supernet_flags() -> dict[str, Argument]:
 
 @dataclass(frozen=True)
 class PretrainSettings(Settings):
-    """What a super-net run does; the keys of a recipe for `magic-nas pretrain`."""
+    """Settings of a super-net run; the keys of a recipe for `magic-nas pretrain`."""
 
     command = "pretrain"
 
@@ -42,13 +42,13 @@ class PretrainSettings(Settings):
     init_from: str | None = option(
         None,
         flag="--init-from",
-        help="A BERT, RoBERTa, ELECTRA or MAGIC checkpoint, a folder or a name on the Hub: start from its weights "
-        "where operators are the same. Default: random weights.",
+        help="A BERT, RoBERTa, ELECTRA or MAGIC checkpoint (a folder or a name on the Hub): operators that the "
+        "super-net shares with it start from its weights. Default: random weights.",
     )
     mlm_probability: float = mlm_probability_option()
-    data: DataSettings = option(default_factory=DataSettings, help="The text.")
+    data: DataSettings = option(default_factory=DataSettings, help="The training text.")
     training_arguments: dict[str, Any] = training_arguments_option(
-        _supernet_flags(), "Training arguments of super-nets and of transformers."
+        _supernet_flags(), "Training arguments for super-nets and those of transformers."
     )
 
     @classmethod
@@ -61,7 +61,7 @@ class PretrainSettings(Settings):
 
 @dataclass(frozen=True)
 class BlockwiseSettings(PretrainSettings):
-    """What a block-wise super-net run does; the keys of a recipe for `magic-nas pretrain --blockwise`."""
+    """Settings of a block-wise super-net run; the keys of a recipe for `magic-nas pretrain --blockwise`."""
 
     command = "pretrain --blockwise"
 
@@ -69,10 +69,13 @@ class BlockwiseSettings(PretrainSettings):
         "",
         flag="--blockwise",
         help="Train block by block to imitate this teacher (NAS-BERT's baseline): an encoder of any class with its "
-        "tokenizer, a run of `magic-nas retrain`, a folder or a name on the Hub. The text is tokenized with its "
-        "tokenizer unless `data.tokenizer` is given.",
+        "tokenizer, given as a run of `magic-nas retrain`, a folder or a name on the Hub. Text is tokenized with the "
+        "teacher's tokenizer unless `data.tokenizer` is given.",
     )
     num_blocks: int = option(
-        4, flag="--num-blocks", at_least=1, help="Blocks into which super-net and teacher are cut; 4 in NAS-BERT."
+        4,
+        flag="--num-blocks",
+        at_least=1,
+        help="Number of blocks that super-net and teacher are cut into; 4 in NAS-BERT.",
     )
-    num_ranked: int = option(10, at_least=1, help="Best children within the budget that the result lists.")
+    num_ranked: int = option(10, at_least=1, help="How many of the best children within the budget the result lists.")

@@ -1,4 +1,4 @@
-"""What training arguments ask of a super-net: its sampler, the budget of its children, and whether both fit it."""
+"""Setup of a super-net from its training arguments: the sampler, the budget, and checks that both fit."""
 
 from modeling_magic import MagicConfig
 
@@ -14,10 +14,10 @@ from .arguments import MagicTrainingArguments
 
 
 def search_sampler(space: SearchSpace, config: MagicConfig, args: MagicTrainingArguments) -> UniformSampler:
-    """Returns the sampler of a run over `space`, at its start.
+    """Returns the sampler of a run over `space`, in its initial state.
 
     Raises:
-        ValueError: there is no such sampler, or it changes more operators than a child has.
+        ValueError: the sampler is unknown, or it changes more operators than a child has.
     """
     sampler = make_sampler(
         args.sampler,
@@ -30,10 +30,10 @@ def search_sampler(space: SearchSpace, config: MagicConfig, args: MagicTrainingA
 
 
 def begin_schedule(sampler: UniformSampler, args: MagicTrainingArguments) -> UniformSampler:
-    """Returns a sampler with the k that `num_substitutions_from` begins with, if that is given.
+    """Returns the sampler, set to the initial k of `num_substitutions_from` if that is given.
 
     Raises:
-        ValueError: it is more than a child has layers.
+        ValueError: the initial k exceeds the number of layers of a child.
     """
     if args.num_substitutions_from is not None and isinstance(sampler, GradualSampler):
         sampler.change(args.num_substitutions_from)
@@ -41,26 +41,28 @@ def begin_schedule(sampler: UniformSampler, args: MagicTrainingArguments) -> Uni
 
 
 def check_search(config: MagicConfig, args: MagicTrainingArguments, vocabulary: bool = True) -> None:
-    """Raises an error where a super-net of `config` cannot be trained with `args`, before anything is built.
+    """Raises an error, before anything is built, if a super-net with `config` cannot be trained with `args`.
 
     Args:
-        config: the super-net's.
-        args: the run's.
-        vocabulary: whether `config` has the vocabulary of the text already; without it costs are not known, and of
-            the budget only the latency table is looked at.
+        config: configuration of the super-net.
+        args: arguments of the run.
+        vocabulary: whether `config` already has the vocabulary of the text. Without it costs are unknown, so only
+            the latency table of the budget is checked.
 
     Raises:
         InfeasibleBudgetError: no child is within the budget.
-        ValueError: the model is no super-net, or the sampler, the alignment or the latency table does not fit it.
+        ValueError: the model is not a super-net, or the sampler, the alignment or the latency table does not fit it.
     """
     if not config.is_supernet:
-        raise ValueError("the model has one operator in each layer; a super-net needs a layer with a choice")
+        raise ValueError(
+            "the model has one operator in every layer; a super-net needs a layer with several candidates"
+        )
     space = SearchSpace.from_config(config.candidate_operators)
     search_sampler(space, config, args)
     if args.alignment != "none" and args.alignment_every_n_layers > space.num_layers:
         raise ValueError(
             f"alignment_every_n_layers is {args.alignment_every_n_layers} but the super-net has {space.num_layers} "
-            f"layers, so that none would be aligned; take at most {space.num_layers}"
+            f"layers, so no layer would be aligned; use at most {space.num_layers}"
         )
     if vocabulary:
         BudgetedSpace(space, budget_of(config, args)).check()
@@ -72,11 +74,11 @@ def fit_to_text(config: MagicConfig, data: PreparedData) -> MagicConfig:
     """Returns the configuration with the tokenizer's vocabulary and pad token.
 
     Raises:
-        ValueError: the blocks are longer than the model's positions.
+        ValueError: the blocks of text are longer than the model's number of positions.
     """
     if data.block_size > config.max_sequence_length:
         raise ValueError(
-            f"block_size is {data.block_size} but the model has {config.max_sequence_length} positions; take a "
+            f"block_size is {data.block_size} but the model has {config.max_sequence_length} positions; use a "
             f"smaller block_size or a preset with more positions"
         )
     config.vocab_size = num_rows(data.tokenizer)

@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 class MagicTrainer(SearchTrainer):
-    """Trains a chain-styled super-net, one child a step, with the paper's ways to mitigate interference.
+    """Trains a chain-styled super-net, one child per step, with the paper's methods to mitigate interference.
 
-    Its attributes are those of `SearchTrainer`.
+    The attributes are those of `SearchTrainer`.
 
     Example:
     ```python
@@ -50,36 +50,36 @@ class MagicTrainer(SearchTrainer):
     def __init__(
         self, model: MagicPreTrainedModel, args: MagicTrainingArguments, judge: Judge | None = None, **kwargs
     ):
-        """Takes what `SearchTrainer` takes.
+        """Takes the arguments of `SearchTrainer`.
 
-        `judge` says what children are validated by, in place of the masked-LM loss and its accuracy.
+        `judge` scores children in validation; the default is masked-LM loss and accuracy.
         """
         self.judge = judge
         super().__init__(model, args, **kwargs)
 
-    # ---- What a chain is ----
+    # ---- Methods that define a chain ----
 
     def check_search(self, model: Any, args: MagicTrainingArguments) -> None:
-        """Raises an error where the super-net cannot be trained with `args`, see `setup.check_search`."""
+        """Raises an error if the super-net cannot be trained with `args`, see `setup.check_search`."""
         check_search(model.config, args)
 
     def search_budget(self, model: Any, args: MagicTrainingArguments) -> Budget:
-        """Returns the limits of the arguments; a latency table is logged."""
+        """Returns the budget given by the arguments, and logs the latency table if there is one."""
         if args.latency_table is not None:
             logger.info(f"{args.latency_table}: {LatencyTable.load(args.latency_table).summary()}")
         return budget_of(model.config, args)
 
     def search_sampler(self, space: SearchSpace) -> UniformSampler:
-        """Returns the sampler of the run over what is left of the space, at its start."""
+        """Returns the sampler of the run over the remaining space, in its initial state."""
         return search_sampler(space, self.model.config, self.args)
 
     @property
     def num_states(self) -> int:
-        """A layer has one."""
+        """The number of layers: each has one hidden state."""
         return self.full_space.num_layers
 
     def operator_weights(self, architecture: Architecture) -> list[list[nn.Parameter]]:
-        """Returns the parameters of the operator that a child has in each layer; SKIP has none."""
+        """Returns the parameters of a child's operator in each layer; SKIP has none."""
         path = zip(cast(MagicModel, self.model.base_model).encoder.layer, architecture, strict=True)
         return [list(layer.get_submodule(f"operators.{operator}").parameters()) for layer, operator in path]
 
@@ -88,7 +88,7 @@ class MagicTrainer(SearchTrainer):
         return parse_operator(operator).kind
 
     def child_runner(self) -> ChainRunner:
-        """Returns how a validation batch passes through the layers, and the run's judge."""
+        """Returns a runner for the layers, with the run's judge."""
         return ChainRunner(self.model, self.judge)
 
     def child_states(
@@ -99,9 +99,10 @@ class MagicTrainer(SearchTrainer):
         return target_states(encoder, inputs, child, aligned, shared, bottom)
 
     def num_shared_states(self) -> int:
-        """Returns how many layers from the bottom up have the same states in child and anchor.
+        """Returns the number of layers, from the bottom up, with the same states in child and anchor.
 
-        Operators and inputs are the same there; the outputs are only without dropout, which the anchor does not have.
+        These layers have the same operators and inputs. Their outputs agree only without dropout, which the anchor
+        does not have.
         """
         if not self._alignment_plan.shares_bottoms(self.model.config):
             return 0
@@ -116,9 +117,9 @@ class MagicTrainer(SearchTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trains as `SearchTrainer.train` does."""
+        """Trains like `SearchTrainer.train`."""
         config, sparse_prediction = self.model.config, self.model.config.sparse_prediction
-        # No step looks at the logits of tokens that are not masked.
+        # No step needs the logits of tokens that are not masked.
         config.sparse_prediction = True
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)

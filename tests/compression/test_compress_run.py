@@ -188,18 +188,18 @@ def refused(monkeypatch, settings: CompressSettings, output: Path, message: str,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_flops": ()}, "no budget is given; say how small the encoder is to be, such as --max-latency 0.4x"),
-        ({"max_flops": ("1.5x",)}, "--max-flops is 1.5x; give less than the checkpoint itself has, such as 0.5x"),
+        ({"max_flops": ()}, "no budget is given; set how small the encoder must be, for example --max-latency 0.4x"),
+        ({"max_flops": ("1.5x",)}, "--max-flops is 1.5x; give less than the checkpoint's own cost, such as 0.5x"),
         ({"max_flops": ("1",)}, "the smallest child, FFNx6 alone, has"),
-        ({"max_params": ("2e9",)}, "the checkpoint itself has"),
-        ({"text": ()}, "no text is given; name unlabelled text like that which the encoder will see with --text"),
+        ({"max_params": ("2e9",)}, "but the checkpoint has"),
+        ({"text": ()}, "no text is given; pass unlabelled text like the text that the encoder will see with --text"),
         ({"checkpoint": "/no/such/folder"}, "no model /no/such/folder; give a model's folder or its name on the Hub"),
-        ({"kind": "token"}, "which has no trained head for the kind 'token'; take 'sentence'"),
-        ({"convolutions": ("MHA2",)}, "convolutions name MHA2, which is none"),
+        ({"kind": "token"}, "which has no trained head for the kind 'token'; choose 'sentence'"),
+        ({"convolutions": ("MHA2",)}, "convolutions has MHA2, which is not a convolution"),
         ({"convolutions": ("CONV4",)}, "operator 'CONV4' has an even kernel 4"),
         (
             {"alignment": "teacher", "alignment_every_n_layers": 9},
-            "is 9 but the checkpoint has 4 layers, so that none",
+            "is 9 but the checkpoint has 4 layers, so none",
         ),
         ({"eval": ("dev.tsv",)}, "--eval is 'dev.tsv'; write NAME=FILE, such as stsb=dev.tsv"),
         ({"eval": ("docstring",)}, "--eval is 'docstring'; write NAME=FILE, such as stsb=dev.tsv"),
@@ -221,7 +221,7 @@ def test_a_task_is_named_once(run, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "dev.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n")
     settings = toy_settings(folder, eval=tuple(f"sts={tmp_path / name / 'dev.tsv'}" for name in ("one", "two")))
-    message = "--eval names sts (dev.tsv) twice; give each task once, and files names of their own"
+    message = "--eval names sts (dev.tsv) twice; give each task once, and each file its own name"
     refused(monkeypatch, settings, tmp_path / "out", message)
 
 

@@ -214,8 +214,8 @@ def test_the_card_of_sentence_embeddings(sentence_source, sentence_export):
     manifest = json.loads((sentence_export / "search.json").read_text())
     assert manifest["search"] == {"seed": 3}
     again = load_source(str(sentence_export))
-    assert again.notes[-1] == "prompts: query, kept in what is written; texts are embedded without"
-    assert again.notes[0] == "kind: sentence, because modules.json is that of a sentence-transformers model"
+    assert again.notes[-1] == "prompts: query, kept in the export; texts are embedded without them"
+    assert again.notes[0] == "kind: sentence, because modules.json belongs to a sentence-transformers model"
 
 
 def test_an_untouched_folder_is_as_recorded_and_an_edited_table_is_not(exports, sentence_export, tmp_path):
@@ -354,7 +354,10 @@ def test_models_that_are_no_child_of_the_source_are_refused(sentence_source, tmp
     wider.vocab_size += 1
     for model, message in (
         (MagicModel(toy_config()), "the model is a super-net; export one of its children"),
-        (MagicForMaskedLM(config.child_config(CHILD)), "the model is a MagicForMaskedLM but the source a MagicModel"),
+        (
+            MagicForMaskedLM(config.child_config(CHILD)),
+            "the model is a MagicForMaskedLM but the source is a MagicModel",
+        ),
         (MagicModel(wider), f"vocab_size is {wider.vocab_size} in the model but {config.vocab_size} in the source"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -159,14 +159,14 @@ def test_a_drop_that_was_found_is_no_better_than_dropping(loss):
     other = drop("sublayer_drop", 0.15, architecture=("MHA12", "MHA12", "FFN"))
     rows = [row(FOUND, loss=loss, architecture=DROP), drop("block_drop", 0.2), other]
     assert verdict(rows, "latency-0.4x") == (
-        f"latency-0.4x: no better than dropping blocks, as what was found is such a drop: its loss is {loss:.4f}, "
+        f"latency-0.4x: no better than dropping blocks, since the found child is such a drop: its loss is {loss:.4f}, "
         f"that of the best drop of layers at equal compute 0.1500; {TASK} 81.02 against 79.65."
     )
 
 
 def test_without_drops_there_is_nothing_to_compare_with():
     assert verdict([row(FOUND), row("one_width")], "latency-0.4x") == (
-        "latency-0.4x: no drop of blocks or layers is within the budget; there is nothing to compare with."
+        "latency-0.4x: no drop of blocks or layers is within the budget, so there is nothing to compare with."
     )
 
 
@@ -201,7 +201,7 @@ def test_figures_are_legible_with_one_budget_and_with_four(members, tasks):
     assert score_axes.get_title() == f"{expected} (higher is better)"
     assert loss_axes.yaxis_inverted()
     assert not score_axes.yaxis_inverted()
-    assert {axes.get_xlabel() for axes in figure.axes} == {"latency over the teacher's, padded"}
+    assert {axes.get_xlabel() for axes in figure.axes} == {"latency relative to the teacher, padded"}
 
 
 def points(figure: Figure, panel: int) -> dict[str, list[tuple[float, float]]]:
@@ -225,7 +225,7 @@ def test_without_latency_models_stand_at_their_flops():
     figure = draw_compression(rows, "1 - cosine", "similarity correlation")
     assert points(figure, 0)["found"] == [(0.36, 0.108)]
     assert points(figure, 0)["random child"] == [(0.2, 0.108)]
-    assert figure.axes[0].get_xlabel() == "FLOPs over the teacher's"
+    assert figure.axes[0].get_xlabel() == "FLOPs relative to the teacher"
 
 
 def test_a_model_whose_latency_alone_is_missing_is_left_out():

@@ -105,13 +105,13 @@ def test_a_task_that_one_model_cannot_be_scored_on_is_left_out(tmp_path, without
         models["small"]["block_drop"].model.encoder.layer[0].operators["MHA4"].query.weight.fill_(float("nan"))
     rows, _ = judge_models(bench, models, tasks, progress=False)
     assert [row.tasks for row in rows] == [{}, {}, {}]
-    assert "stsb (stsb.tsv) is left out, since small: block_drop cannot be scored on it: " in caplog.text
+    assert "stsb (stsb.tsv) is skipped, since small: block_drop cannot be scored on it: " in caplog.text
 
 
 def test_int8_is_left_out_without_the_packages(tmp_path, without_int8, caplog):
     with caplog.at_level(logging.INFO):
         judge_models(bench_of(tmp_path), {}, [], progress=False)
-    assert "int8 is left out: not here" in caplog.text
+    assert "int8 is skipped: not here" in caplog.text
 
 
 def test_a_model_that_cannot_be_exported_is_there_all_the_same(tmp_path, monkeypatch, caplog):
@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_exported_is_there_all_the_same(tmp_path, monkeyp
     bench = bench_of(tmp_path)
     rows, _ = judge_models(bench, models_of(bench), [], progress=False)
     assert [row.role for row in rows] == ["teacher", "found", "block_drop"]
-    assert "small: found, int8 is left out, since the export failed: an operator is not known" in caplog.text
+    assert "small: found, int8 is skipped, since the export failed: an operator is not known" in caplog.text
     assert "trace" not in caplog.text
 
 

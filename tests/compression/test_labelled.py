@@ -99,7 +99,7 @@ def test_text_has_an_empty_label_and_held_out_rows_are_left_out(tmp_path):
 @pytest.mark.parametrize("class_name", ["BertModel", "BertForTokenClassification", "BertForMaskedLM"])
 def test_other_kinds_of_checkpoint_are_refused(tmp_path, class_name):
     settings = labelled_settings(tmp_path, [{"text": "one", "label": "no"}], class_name)
-    with pytest.raises(ValueError, match=r"the kind of the checkpoint is \w+; .* leave --labels out"):
+    with pytest.raises(ValueError, match=r"the kind of the checkpoint is \w+; .* remove --labels"):
         compress(settings, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 

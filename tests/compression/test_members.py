@@ -114,13 +114,13 @@ def test_unreadable_budgets_are_refused_before_anything_is_measured(option, text
 
 
 def test_no_budget_is_refused():
-    assert refusal() == "no budget is given; say how small the encoder is to be, such as --max-latency 0.4x"
+    assert refusal() == "no budget is given; set how small the encoder must be, for example --max-latency 0.4x"
 
 
 @pytest.mark.parametrize("text", ["1x", "1.0x", "2.5x"])
 def test_the_checkpoint_itself_is_refused(text):
     assert refusal(max_flops=[text]) == (
-        f"--max-flops is {text}; give less than the checkpoint itself has, such as 0.5x"
+        f"--max-flops is {text}; give less than the checkpoint's own cost, such as 0.5x"
     )
 
 
@@ -128,21 +128,21 @@ def test_the_checkpoint_itself_is_refused(text):
 def test_absolute_budgets_of_the_checkpoint_or_above_are_refused(more):
     text = f"{OWN_PARAMS + more}"
     assert refusal(max_params=[text]) == (
-        f"--max-params is {text}, the checkpoint itself has {OWN_PARAMS:,} parameters; give less, such as 0.5x"
+        f"--max-params is {text}, but the checkpoint has {OWN_PARAMS:,} parameters; give less, such as 0.5x"
     )
     assert refusal(max_latency=[f"{OWN_LATENCY + more}"]) == (
-        f"--max-latency is {OWN_LATENCY + more}, the checkpoint itself has 25 ms; give less, such as 0.5x"
+        f"--max-latency is {OWN_LATENCY + more}, but the checkpoint has 25 ms; give less, such as 0.5x"
     )
 
 
 def test_a_budget_below_the_smallest_child_is_refused_with_its_name():
     assert refusal(max_latency=["0.05x"]) == (
-        "--max-latency is 0.05x, 1.25 ms; the smallest child, FFNx8 alone, has 2.5 ms, 0.1x of the checkpoint; give "
-        "that or more"
+        "--max-latency is 0.05x, 1.25 ms, but the smallest child, FFNx8 alone, has 2.5 ms, 0.1x of the checkpoint; "
+        "give that or more"
     )
     message = refusal(max_params=["100"])
     smallest = count_parameters(CONFIG, ("FFNx8",))
-    assert message.startswith("--max-params is 100, 100 parameters; the smallest child, FFNx8 alone, has ")
+    assert message.startswith("--max-params is 100, 100 parameters, but the smallest child, FFNx8 alone, has ")
     assert f"has {smallest:,} parameters" in message
     share = message.split(", ")[-1].partition("x")[0]
     (member,) = members(max_params=[f"{share}x"])
@@ -155,7 +155,9 @@ def test_a_budget_of_the_smallest_child_itself_is_met():
 
 
 def test_budgets_that_are_written_twice_are_refused_before_anything_is_measured():
-    with pytest.raises(ValueError, match=r"\A--max-latency has 0.4x and .40X, which are one budget; name each once\Z"):
+    with pytest.raises(
+        ValueError, match=r"\A--max-latency has 0.4x and .40X, which are the same budget; give each budget once\Z"
+    ):
         check_budgets(CompressSettings(max_latency=("0.4x", "0.5x", ".40X")))
     check_budgets(CompressSettings(max_latency=("0.4x", "0.4"), max_flops=("0.4x",)))
 
@@ -171,7 +173,7 @@ def test_budgets_that_are_written_twice_are_refused_before_anything_is_measured(
 )
 def test_a_budget_that_is_given_twice_is_refused(texts, first, second):
     assert refusal(max_latency=texts) == (
-        f"--max-latency has {first} and {second}, which are one budget; name each once"
+        f"--max-latency has {first} and {second}, which are the same budget; give each budget once"
     )
 
 

@@ -58,9 +58,9 @@ def test_other_rows_are_not_scored(compressed):
     path = Path(asked.partition("=")[2])
     path.write_text(path.read_text().replace("\t5\n", "\t4\n"))
     (found,) = check_tasks(folder, [asked])
-    assert (found.verdict, found.note) == (NOT_CHECKED, "these are other rows than those on record")
+    assert (found.verdict, found.note) == (NOT_CHECKED, "these rows are not the recorded ones")
     edit_record(folder, lambda record: record["compression"].pop("eval"))
-    assert check_tasks(folder, [asked])[0].note == "which rows they were is not on record"
+    assert check_tasks(folder, [asked])[0].note == "the record does not say which rows were used"
 
 
 def test_a_model_that_does_not_load_is_not_scored(compressed):
@@ -79,5 +79,5 @@ def test_tasks_that_are_not_on_record_and_damage_are_told(compressed):
     edit_record(folder, lambda record: record["compression"].update(models=3))
     assert check_tasks(folder, [asked])[0].verdict == DIFFERS
     edit_record(folder, lambda record: record.pop("compression"))
-    with pytest.raises(ValueError, match=r"--eval is for models that `magic-nas compress` wrote; .* leave it out"):
+    with pytest.raises(ValueError, match=r"--eval is for models written by `magic-nas compress`, .*; remove --eval"):
         check_tasks(folder, [asked])

@@ -331,9 +331,9 @@ def test_each_sentence_is_kept_once_and_on_one_side(tmp_path, tokenizer):
     copies = [*sentences, *sentences[:50], *(one.upper() for one in sentences[:30]), "Too short.", "*** *** ***"]
     read = read_sentences([write_source("txt", tmp_path, copies)], tokenizer, 64, num_validation=50)
     assert everything(read, tokenizer) == sorted(as_decoded(sentences, tokenizer))
-    assert "250 sentences to train on and 50 held out; 50 read twice and 2 of fewer than three words" in read.notes[1]
+    assert "250 sentences to train on and 50 held out; dropped 50 duplicates and 2 sentences of fewer" in read.notes[1]
     lengths = [*read.train["length"], *read.validation["length"]]
-    assert f"{np.mean(lengths):.1f} tokens a sentence on average" in read.notes[2]
+    assert f"{np.mean(lengths):.1f} tokens per sentence on average" in read.notes[2]
 
 
 def test_the_held_out_sentences_are_drawn_first(tmp_path, tokenizer):
@@ -400,7 +400,7 @@ def test_little_text_is_warned_of(tmp_path, tokenizer):
         ("rows.tsv", "title\tbody\na\tb\n", r"rows\.tsv has no column 'text'; choose one of: title, body"),
         ("latin.tsv", "text\ncaf\xe9 au lait\n".encode("latin1"), r"latin\.tsv is not UTF-8 \(.*\); convert it"),
         ("broken.parquet", "text", r"cannot read data set '.*broken\.parquet' \(.*\); check its name or the file"),
-        ("few.txt", "\n".join(make_sentences(99)), r"few\.txt: 99 different sentences .*; 100 are needed"),
+        ("few.txt", "\n".join(make_sentences(99)), r"few\.txt: 99 different sentences .*; at least 100 are needed"),
     ],
 )
 def test_sources_that_do_not_serve_are_named(tmp_path, tokenizer, name, content, message):
@@ -420,7 +420,7 @@ def test_a_file_that_breaks_off_is_named(tmp_path, tokenizer):
     filler = "x" * 20_000
     rows = "".join(json.dumps({"text": line, "filler": filler}) + "\n" for line in make_sentences(1000))
     path.write_text(rows + '{"text": "The last ro')
-    with pytest.raises(ValueError, match=r"cannot read .*rows\.jsonl \(.*\); mend it") as error:
+    with pytest.raises(ValueError, match=r"cannot read .*rows\.jsonl \(.*\); repair it") as error:
         read_sentences([path], tokenizer, 64)
     assert "\n" not in str(error.value)
 
@@ -440,10 +440,12 @@ def test_text_that_the_tokenizer_does_not_know_is_refused(tmp_path, tokenizer):
     # Two words of five are of letters that the tokenizer has not seen.
     lines = [f"{' '.join(rng.sample(WORDS, 3))} \u0436{number} \u0436" for number in range(200)]
     path = write_source("txt", tmp_path, lines)
-    with pytest.raises(ValueError, match=r"4\d% of the tokens of .* are unknown to the tokenizer; below 33%"):
+    with pytest.raises(
+        ValueError, match=r"4\d% of the tokens of .* are unknown to the tokenizer; the share must be below 33%"
+    ):
         read_sentences([path], tokenizer, 64)
     path = write_source("txt", tmp_path, [f"{line} {' '.join(rng.sample(WORDS, 4))}" for line in lines])
-    assert "does not know 22." in read_sentences([path], tokenizer, 64).notes[2]
+    assert "the limit of 64; 22.22% of the tokens are unknown" in read_sentences([path], tokenizer, 64).notes[2]
 
 
 def test_text_of_another_script_is_not_called_too_little(tmp_path, tokenizer):
@@ -458,7 +460,7 @@ def test_text_of_another_script_is_not_called_too_little(tmp_path, tokenizer):
     ("arguments", "message"),
     [
         ({"max_length": 2}, "max_length is 2; it must be between 3, which leaves one token for the text, and 64"),
-        ({"max_length": 65}, "max_length is 65; it must be between 3, .* and 64, the most that the tokenizer's"),
+        ({"max_length": 65}, "max_length is 65; it must be between 3, .* and 64, the largest number of tokens that"),
         ({"num_sentences": 99}, "num_sentences is 99; it must be at least 100, or None for all"),
         ({"num_validation": 0}, "num_validation is 0; it must be at least 1"),
     ],
@@ -531,7 +533,7 @@ def test_rows_of_one_length_have_no_mask():
 
 
 def test_batches_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="a row has 3 tokens but pad_to is 2; take a larger one"):
+    with pytest.raises(ValueError, match="a row has 3 tokens but pad_to is 2; set it to at least that"):
         collate([{"input_ids": [1, 2, 3]}], 0, pad_to=2)
     with pytest.raises(ValueError, match="a batch has no rows"):
         collate([], 0)

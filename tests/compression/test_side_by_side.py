@@ -200,7 +200,7 @@ def test_an_onnx_file_is_measured_beside_the_torch_model(tmp_path):
     assert list(measured.padded) == ["torch", "onnx"]
     assert list(measured.unpadded) == ["torch"]
     with pytest.raises(
-        ValueError, match=r"model 'onnx' runs on 1 threads and num_threads is 2; make it with OnnxModel"
+        ValueError, match=r"model 'onnx' runs on 1 threads but num_threads is 2; make it with OnnxModel"
     ):
         measure({"torch": model, "onnx": session}, num_threads=2)
 
@@ -238,7 +238,7 @@ def test_a_ratio_reads_with_its_interval():
     [
         ({}, BATCHES, {}, "there is no model to measure"),
         ({"one": print}, [], {}, "there is no batch to measure the models on"),
-        ({"one": print}, [{"input_ids": torch.ones(1, 2)}], {}, "has input_ids; an attention_mask is needed"),
+        ({"one": print}, [{"input_ids": torch.ones(1, 2)}], {}, "has input_ids; give it an attention_mask"),
         ({"one": print}, BATCHES, {"rounds": 1}, "rounds is 1; it must be at least 2"),
         ({"one": print}, BATCHES, {"num_threads": 0}, "num_threads is 0"),
         ({"one": nn.Linear(2, 2)}, BATCHES, {}, r"model 'one' is in training mode; call its eval\(\) first"),

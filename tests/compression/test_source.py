@@ -91,7 +91,7 @@ def test_an_encoder_without_a_head_is_one_of_sentences(tmp_path, family):
     pooled = embed(source, SENTENCES)
     mean = torch.stack([states[row].mean(0) for states, row in zip(expected, mask, strict=True)])
     torch.testing.assert_close(pooled, torch.nn.functional.normalize(mean), rtol=0, atol=1e-5)
-    assert any("since its folder says nothing else" in note for note in source.notes)
+    assert any("since its folder does not specify it" in note for note in source.notes)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_encoder_under_any_head_can_be_asked_for(tmp_path, class_name):
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folder).eval()(**batch).last_hidden_state
         torch.testing.assert_close(source.model(**batch).last_hidden_state, expected, rtol=0, atol=1e-5)
-    assert f"it was asked for; of the {class_name} the encoder alone is taken" in source.notes[0]
+    assert f"it was requested; only the encoder of the {class_name} is used" in source.notes[0]
     if class_name == "BertForPreTraining":
         assert load_source(str(folder)).kind == "masked_lm"
 
@@ -144,10 +144,10 @@ def test_what_was_inferred_is_told_in_lines(tmp_path, capfd):
     notes = load_source(str(folder)).notes
     assert capfd.readouterr() == ("", "")
     assert all("\n" not in note for note in notes)
-    assert notes[0] == "kind: sequence, because its class, BertForSequenceClassification, says so"
+    assert notes[0] == "kind: sequence, because its class, BertForSequenceClassification, has that head"
     assert notes[1] == "encoder: 4 layers x 32, 4 heads, (MHA4,FFN)*2"
     assert notes[2].startswith("vocabulary: ")
-    assert notes[2].endswith("the tokenizer returns token types, the model knows 2")
+    assert notes[2].endswith("the tokenizer returns token types, the model has 2")
     assert notes[3] == "inputs: up to 64 tokens, by its 64 positions"
     assert notes[4] == f"labels: 3, {', '.join(LABELS.values())}"
     assert len(notes) == 5
@@ -181,7 +181,7 @@ def test_pooling_is_that_of_sentence_transformers(mode, normalize, side):
 
 
 def test_an_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="unknown pooling 'median'; those known are cls, max, mean"):
+    with pytest.raises(ValueError, match="unknown pooling 'median'; choose among cls, max, mean"):
         Pooling("mean+median", normalize=False)
 
 
@@ -226,14 +226,14 @@ def test_an_encoder_in_a_folder_of_its_own_and_lower_case(tmp_path):
     assert source.folder == folder
     assert source.model_folder == inside
     assert source.max_length == 62, "positions bound what sentence-transformers is told"
-    assert source.notes[-1] == "prompts: query, kept in what is written; texts are embedded without"
+    assert source.notes[-1] == "prompts: query, kept in the export; texts are embedded without them"
     shouted = [sentence.upper() for sentence in SENTENCES]
     torch.testing.assert_close(embed(source, shouted), embed(source, [text.lower() for text in SENTENCES]))
     encoder = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     encoder.max_seq_length = 62
     numpy.testing.assert_allclose(embed(source, shouted).numpy(), encoder.encode(shouted), rtol=0, atol=1e-5)
     edit_json(folder / "config_sentence_transformers.json", default_prompt_name="query")
-    assert load_source(str(folder)).notes[-1].endswith("embedded without, although query is the default")
+    assert load_source(str(folder)).notes[-1].endswith("embedded without them, although query is the default")
 
 
 def test_a_cross_encoder_is_a_classifier_of_one_number(tmp_path):
@@ -342,10 +342,14 @@ def test_a_super_net_and_an_empty_folder_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("class_name", "kind", "message"),
     [
-        ("ElectraForPreTraining", None, "which does not tell what it is for; name the kind: 'sentence' takes the"),
-        ("BertForMultipleChoice", None, "is of the class BertForMultipleChoice, which does not tell what it is for"),
+        ("ElectraForPreTraining", None, "which does not show what the model is for; set --kind: 'sentence' takes the"),
+        (
+            "BertForMultipleChoice",
+            None,
+            "has the class BertForMultipleChoice, which does not show what the model is for",
+        ),
         ("BertForMaskedLM", "sequence", "BertForMaskedLM, which has no trained head for the kind 'sequence'; "),
-        ("BertModel", "masked_lm", "BertModel, which has no trained head for the kind 'masked_lm'; take 'sentence'"),
+        ("BertModel", "masked_lm", "BertModel, which has no trained head for the kind 'masked_lm'; choose 'sentence'"),
         ("BertModel", "embedding", "unknown kind 'embedding'; choose one of sentence, masked_lm, sequence, token"),
         ("BertForNextSentencePrediction", None, "is of the class BertForNextSentencePrediction; load it with one of"),
     ],
@@ -358,7 +362,7 @@ def test_a_kind_that_is_not_there_is_refused(tmp_path, class_name, kind, message
 def test_labels_without_names_are_refused(tmp_path, class_name):
     folder = save_checkpoint(tmp_path / "model", class_name, id2label=None, label2id=None, num_labels=3)
     message = refusal(folder)
-    assert "model is a classifier without labels' names; write them into its config.json" in message
+    assert "model is a classifier without names for its labels; write them into its config.json" in message
     assert 'one for each of the 3: "id2label": {"0": "...", "1": "..."}' in message
     edit_json(folder / "config.json", id2label={"0": "no", "1": "yes", "2": "perhaps"})
     assert load_source(str(folder)).model.config.id2label == LABELS
@@ -367,7 +371,7 @@ def test_labels_without_names_are_refused(tmp_path, class_name):
 
 def test_tokenizers_that_are_not_the_models_are_refused(tmp_path):
     folder = save_checkpoint(tmp_path / "model", "RobertaForMaskedLM")
-    remedy = "save the one that the model was trained with into its folder"
+    remedy = "save the tokenizer that the model was trained with into its folder"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["one", "two"])
     tokenizer.save_pretrained(folder)
@@ -375,7 +379,7 @@ def test_tokenizers_that_are_not_the_models_are_refused(tmp_path):
     assert f"has ids up to {size + 1} but the model has rows for {size} tokens; {remedy}" in refusal(folder)
     toy_tokenizer("Bert", tmp_path).save_pretrained(folder)
     edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer")
-    assert f"the pad token of the tokenizer of {folder} has the id 0, the model's 1; {remedy}" in refusal(folder)
+    assert f"the pad token of the tokenizer of {folder} has the id 0 but the model's is 1; {remedy}" in refusal(folder)
     (folder / "tokenizer.json").write_text("{")
     assert f"the tokenizer of {folder} does not load (" in refusal(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -386,7 +390,7 @@ def test_tokenizers_that_are_not_the_models_are_refused(tmp_path):
 def test_a_masked_lm_needs_a_mask_token(tmp_path):
     folder = save_checkpoint(tmp_path / "model", "BertForMaskedLM")
     edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", mask_token=None)
-    assert f"the tokenizer of {folder} has no mask_token; save the one" in refusal(folder)
+    assert f"the tokenizer of {folder} has no mask_token; save the tokenizer" in refusal(folder)
     assert load_source(str(folder), "sentence").kind == "sentence"
 
 
@@ -444,7 +448,7 @@ def test_other_settings_of_modules_are_refused(tmp_path):
     edit_json(folder / "2_Normalize" / "config.json", module_input_name="sentence_embedding")
     assert load_source(str(folder)).pooling == Pooling("mean", normalize=True)
     edit_json(folder / "1_Pooling" / "config.json", word_embedding_dimension=64)
-    assert f"the Pooling of {folder} takes states 64 wide, its encoder has 32" in refusal(folder)
+    assert f"the Pooling of {folder} takes states of width 64, but its encoder has width 32" in refusal(folder)
     edit_json(folder / "sentence_bert_config.json", transformer_task="fill-mask")
     assert "is for 'fill-mask'; only 'feature-extraction' is supported" in refusal(folder)
     (folder / "modules.json").write_text('["Transformer"]')

@@ -71,7 +71,7 @@ def test_a_compressed_chain_is_compressed_again():
 @pytest.mark.parametrize("name", ["FFNx16", "MHA2", "SKIP"])
 def test_only_convolutions_are_convolutions(name):
     with pytest.raises(
-        ValueError, match=rf"\Aconvolutions name {name}, which is none; give operators such as CONV5\Z"
+        ValueError, match=rf"\Aconvolutions has {name}, which is not a convolution; give operators such as CONV5\Z"
     ):
         checkpoint_space(config_of(CHAIN), (name,))
 

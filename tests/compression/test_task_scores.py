@@ -294,15 +294,19 @@ def test_answers_are_scored_as_squad_does(tmp_path, has_unanswerable):
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("stsb", "masked_lm", r"--eval stsb: a masked language model is scored .*; leave --eval out"),
+        ("stsb", "masked_lm", r"--eval stsb: a masked language model is scored .*; remove --eval"),
         (
             "retreival",
             "sentence",
-            r"--eval retreival: a sentence model has no such task; did you mean 'retrieval'\? it",
+            r"--eval retreival: a sentence model has no such task; did you mean 'retrieval'\? choose among stsb",
         ),
-        ("stsb", "sequence", r"--eval stsb: a sequence model has no such task; it has labels"),
-        ("labels", "sentence", r"it has stsb, sts, pairs, retrieval"),
-        ("stsb", "decoder", r"no kind of model 'decoder'; choose among sentence, sequence, token, span, masked_lm"),
+        ("stsb", "sequence", r"--eval stsb: a sequence model has no such task; choose among labels"),
+        ("labels", "sentence", r"choose among stsb, sts, pairs, retrieval"),
+        (
+            "stsb",
+            "decoder",
+            r"unknown kind of model 'decoder'; choose among sentence, sequence, token, span, masked_lm",
+        ),
     ],
 )
 def test_tasks_that_a_model_does_not_have_are_refused(tmp_path, name, kind, message):
@@ -330,7 +334,7 @@ LABELS = {"id2label": {0: "no", 1: "yes"}}
             "sentence",
             "sentence1\tsentence2\tscore\na\tb\t1\nb\tc\t1\n",
             {},
-            r"'score' holds 1 alone; a ranking",
+            r"'score' holds only 1; a ranking",
         ),
         (
             "pairs",
@@ -339,8 +343,14 @@ LABELS = {"id2label": {0: "no", 1: "yes"}}
             {},
             r"line 2: unknown label '2'; known labels",
         ),
-        ("pairs", "sentence", "sentence1\tsentence2\tlabel\na\tb\t1\n", {}, r"'label' holds 1 alone; give pairs of b"),
-        ("retrieval", "sentence", "query\tdocument\na\tb\nc\tb\n", {}, r"dev\.tsv holds one document; give at least"),
+        ("pairs", "sentence", "sentence1\tsentence2\tlabel\na\tb\t1\n", {}, r"'label' holds only 1; give pairs of b"),
+        (
+            "retrieval",
+            "sentence",
+            "query\tdocument\na\tb\nc\tb\n",
+            {},
+            r"dev\.tsv holds only one document; give at least",
+        ),
         (
             "labels",
             "sequence",
@@ -355,7 +365,7 @@ LABELS = {"id2label": {0: "no", 1: "yes"}}
             LABELS,
             r"line 2: unknown label '2'; known labels: no, yes, 0, 1",
         ),
-        ("labels", "sequence", "text\tlabel\na\tno\n", {}, r"a sequence model without id2label has no labels"),
+        ("labels", "sequence", "text\tlabel\na\tno\n", {}, r"the sequence model has no id2label"),
         (
             "labels",
             "sequence",
@@ -370,8 +380,14 @@ LABELS = {"id2label": {0: "no", 1: "yes"}}
             LABELS,
             r"name by calling them 'text' and 'text_pair' one or two of the columns label",
         ),
-        ("labels", "token", "tokens\ttags\na b\tno\n", LABELS, r"line 2: 2 words but 1 tags; give one for each word"),
-        ("labels", "token", "a\tb\ttags\na b\tc d\tno\n", LABELS, r"a, b beside 'tags'; call the column of the words"),
+        ("labels", "token", "tokens\ttags\na b\tno\n", LABELS, r"line 2: 2 words but 1 tags; give one tag per word"),
+        (
+            "labels",
+            "token",
+            "a\tb\ttags\na b\tc d\tno\n",
+            LABELS,
+            r"a, b hold text next to 'tags'; name the column of the words",
+        ),
         ("squad", "span", "[]", {}, r"dev\.tsv holds list at its top, not an object"),
     ],
 )
@@ -386,16 +402,18 @@ def test_files_that_do_not_serve_are_named(tmp_path, name, kind, content, argume
 
 def test_problem_types_that_sequences_do_not_have_are_refused(tmp_path):
     path = write(tmp_path / "dev.tsv", "text\tlabel\na\tno\n")
-    with pytest.raises(ValueError, match="no problem_type 'token_classification' of sequences; choose among single_l"):
+    with pytest.raises(
+        ValueError, match="problem_type 'token_classification' is not one for sequences; choose among s"
+    ):
         read_task("labels", path, "sequence", problem_type="token_classification", **LABELS)
 
 
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        (np.ones((3, 2)), r"outputs of shape \(3, 2\) for 9 rows; give one for each"),
+        (np.ones((3, 2)), r"outputs of shape \(3, 2\) for 9 rows; give one per row"),
         (np.float32(1), r"outputs of shape \(\) for 9 rows"),
-        (np.ones(9), r"embeddings of shape \(9,\); give one row for each text"),
+        (np.ones(9), r"embeddings of shape \(9,\); give one row per text"),
         (np.full((9, 2), np.nan), r"sts \(dev\.tsv\): 18 of 18 outputs are not finite"),
     ],
 )
@@ -408,15 +426,15 @@ def test_embeddings_that_are_none_are_refused(tmp_path, outputs, message):
 
 def test_logits_and_tags_of_another_shape_are_refused(tmp_path):
     task = read_task("labels", write(tmp_path / "dev.tsv", "text\tlabel\na\tno\nb\tyes\n"), "sequence", **LABELS)
-    with pytest.raises(ValueError, match=r"logits of shape \(2, 3\); the model has 2 labels"):
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 3\); give one per label, 2 in each row"):
         score_task(task, lambda texts, text_pairs: np.ones((2, 3)))
     regression = read_task(
         "labels", write(tmp_path / "r.tsv", "text\tlabel\na\t1\nb\t2\n"), "sequence", id2label={0: "a"}
     )
-    with pytest.raises(ValueError, match=r"outputs of shape \(2, 3\); regression has one number a row"):
+    with pytest.raises(ValueError, match=r"outputs of shape \(2, 3\); regression needs one number per row"):
         score_task(regression, lambda texts, text_pairs: np.ones((2, 3)))
     tags = read_task("labels", write(tmp_path / "t.tsv", "tokens\ttags\na b\tno yes\n"), "token", **LABELS)
-    with pytest.raises(ValueError, match="tags of 2 rows for 1; give those of each"):
+    with pytest.raises(ValueError, match="tags of 2 rows for 1; give tags for each row"):
         score_task(tags, lambda words: [[0], [0]])
     with pytest.raises(ValueError, match="3 tags for the 2 words of row 1"):
         score_task(tags, lambda words: [[0, 0, 0]])

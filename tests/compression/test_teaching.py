@@ -184,7 +184,9 @@ def test_what_a_stop_has_left_out_is_computed_as_if_there_had_been_none(sentence
         with pytest.raises(Kill):
             outputs_in(tmp_path / "parts", sentence_bench).fill(rows, batch_size=16)
     parts = outputs_in(tmp_path / "parts", sentence_bench)
-    with pytest.raises(ValueError, match="the teacher was not run on a sequence of the text; fill its outputs first"):
+    with pytest.raises(
+        ValueError, match=r"the teacher has not been run on a sequence of the text; call fill\(\) on its rows"
+    ):
         parts.batches(rows, 16)
     parts.fill(rows, batch_size=16)
     pairs = zip(whole.batches(rows, 16), parts.batches(rows, 16), strict=True)

@@ -1,8 +1,8 @@
 """Calibration: each new operator alone learns what the checkpoint's layer does, block by block.
 
-Operator o of layer n gets the teacher's H_(n-1) and learns its H_n. No gradient leaves an operator, so that one pass
-of the teacher serves all operators of all layers, and their errors, which are comparable across layers, add up to a
-cheap judgement of children (Puzzle, arXiv 2411.19146).
+Operator o of layer n gets the teacher's H_(n-1) and learns its H_n. No gradient leaves an operator, so one pass of the
+teacher serves all operators of all layers. The errors of operators are comparable across layers, and their sum is a
+cheap estimate of how good a child is (Puzzle, arXiv 2411.19146).
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ from .teaching import Autocast
 Place = tuple[int, str]
 
 
-# ---- What operators are compared on ----
+# ---- The teacher's states ----
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class _TeacherPass:
 
     Attributes:
         states: H_0 to H_N, (batch, seq_len, hidden) each.
-        masks: what every layer takes beside them.
-        tokens: (batch, seq_len), true where a real token is; `None` where all are real.
+        masks: the other inputs of every layer.
+        tokens: (batch, seq_len), true for real tokens; `None` if all tokens are real.
     """
 
     states: Sequence[Tensor]
@@ -52,15 +52,15 @@ class _TeacherPass:
         return cls(states, masks, None if mask is None else mask.bool())
 
     def output(self, layer: int, operator: Any) -> Tensor:
-        """Returns what an operator makes of H_n for layer n, counted from 0: (number of real tokens, hidden)."""
+        """Returns what an operator of layer n, counted from 0, computes from H_n: (number of real tokens, hidden)."""
         return self._real(operator(self.states[layer], *self.masks)[0])
 
     def target(self, layer: int) -> Tensor:
-        """Returns what it is to be, the same shape."""
+        """Returns the target of `output`, in the same shape."""
         return self._real(self.states[layer + 1])
 
     def _real(self, states: Tensor) -> Tensor:
-        # Errors are small differences: in float32 whatever the precision of the pass.
+        # Errors are small differences, so they are computed in float32 whatever the precision of the pass.
         return (states.flatten(0, 1) if self.tokens is None else states[self.tokens]).float()
 
 
@@ -84,17 +84,17 @@ def calibrate(
 ) -> None:
     """Trains operators on the teacher's states, each on its own, for `num_steps` steps of AdamW with a linear decay.
 
-    The loss of an operator is its mean squared error over the variance of what it learns, on the batch.
+    The loss of an operator is its mean squared error divided by the variance of its target, on the batch.
 
     Args:
-        supernet: changed in place, at `places` alone.
+        supernet: the super-net, changed in place, but only at `places`.
         teacher: the checkpoint as a chain, in evaluation mode.
-        places: the operators; none does nothing.
-        batches: of text, as many as steps or more.
-        num_steps: 0 does nothing.
-        learning_rate: at the start; it falls to 0.
+        places: the operators to train; with none of them, nothing is done.
+        batches: batches of text, at least one per step.
+        num_steps: number of steps; with 0, nothing is done.
+        learning_rate: initial learning rate; it falls to 0.
         autocast: precision of the forward passes.
-        progress: shows a bar.
+        progress: whether to show a bar.
     """
     if not num_steps or not places:
         return
@@ -116,9 +116,9 @@ def add_gradients(
     batch: Batch,
     autocast: Autocast,
 ) -> None:
-    """Adds to the gradients of operators those of their losses on one batch, see `calibrate`.
+    """Adds the gradients of the operators' losses on one batch to the operators' gradients, see `calibrate`.
 
-    The activations of one operator at a time are in memory.
+    Only the activations of one operator at a time are held in memory.
     """
     with autocast():
         teaching = _TeacherPass.of(teacher, batch)
@@ -141,16 +141,16 @@ def local_errors(
     batches: Iterable[Batch],
     autocast: Autocast,
 ) -> list[dict[str, float]]:
-    """Returns for each layer the error of each operator that it offers, SKIP's and the checkpoint's own included.
+    """Returns for each layer the error of each operator that it offers, including SKIP's and the checkpoint's own.
 
-    The error is the mean squared distance of the operator's output to the teacher's H_n, over the mean squared
-    distance of H_n to its mean, over all tokens of the text: 0 for the checkpoint's own operator, 1 for a constant
-    that is that mean.
+    The error is the mean squared distance between the operator's output and the teacher's H_n, divided by the mean
+    squared distance between H_n and its mean, over all tokens of the text. It is 0 for the checkpoint's own operator
+    and 1 for an operator that always outputs that mean.
 
     Args:
-        supernet: after `calibrate`.
+        supernet: the super-net after `calibrate`.
         teacher: the checkpoint as a chain.
-        batches: of held-out text.
+        batches: batches of held-out text.
         autocast: precision of the forward passes.
     """
     candidates = supernet.config.candidate_operators
@@ -172,7 +172,7 @@ def local_errors(
 
 
 class _Spread:
-    """The summed squared distance of vectors to their mean, of vectors that come in several parts."""
+    """The summed squared distance of vectors to their mean; the vectors come in several parts."""
 
     def __init__(self, width: int):
         self._number = 0

@@ -1,4 +1,4 @@
-"""Which children are distilled for a budget: the one that is found, and the controls that it has to beat."""
+"""Which children are distilled for a budget: the found child, and the controls that it has to beat."""
 
 import math
 import random
@@ -26,30 +26,30 @@ from .spaces import (
 
 # Returns children with their losses, in the order given.
 Evaluate = Callable[[Iterable[Architecture]], list[RankedChild]]
-# Returns a key by which children are sorted, the best first: those whose value is no number are last.
+# Returns a key by which children are sorted, the best first; those whose value is NaN come last.
 Order = Callable[[RankedChild], tuple[bool, float, Architecture]]
 
 # With more ways than this to drop as many blocks as a budget asks for, they are dropped one after another.
 _MAX_BLOCK_DROPS = 200
-# Of each control that the search begins with, the most children.
+# Largest number of children of each control that the search begins with.
 _MAX_FIRST = 20
-# Drops of layers that are judged at least: of twelve layers they hold the best one or the next, of 50 they seldom do.
+# Smallest number of layer drops to judge. With twelve layers they include the best drop or the next; with 50, rarely.
 _FEWEST_DROPS = 200
-# The layers of the random control cost from this share of what the budget leaves them.
+# The layers of the random control cost at least this share of what the budget leaves for them.
 _RANDOM_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The children that a budget's models are made of.
+    """The children from which the models of a budget are made.
 
     Attributes:
         found: the winner of the search.
-        controls: by role: block_drop (whole blocks, the best by zero-shot loss), sublayer_drop (single layers, the
-            best by zero-shot loss), evenly_spaced_blocks (what a user would drop), one_width (the same operators in
-            all blocks, the best by the super-net) and random (within the budget). A role that no child fills is left
-            out.
-        passes: for each operator, how often the choice had it run over all sentences that children are judged on.
+        controls: a child by role: block_drop (whole blocks, the best by zero-shot loss), sublayer_drop (single layers,
+            the best by zero-shot loss), evenly_spaced_blocks (what a user would drop), one_width (the same operators
+            in all blocks, the best by the super-net) and random (within the budget). A role for which there is no
+            child is missing.
+        passes: for each operator, how often it ran over all judged sentences while the children were chosen.
     """
 
     found: RankedChild
@@ -63,14 +63,14 @@ class Choices:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Returns what `to_json` was called on, but for the losses of single batches."""
+        """Restores the object from `to_json`, without the losses of single batches."""
         found = values["found"]
         child = RankedChild(tuple(found["architecture"]), found["val_loss"], found["val_accuracy"])
         return cls(child, {role: tuple(child) for role, child in values["controls"].items()}, values["passes"])
 
 
 class _Counted:
-    """Judges children, and counts the operators that this takes: those of the children that it has not seen yet."""
+    """Judges children, and counts the operators evaluated for it: those of children that it has not seen before."""
 
     def __init__(self, evaluate: Evaluate, passes: Counter[str]):
         self._evaluate, self._passes, self._seen = evaluate, passes, set[Architecture]()
@@ -83,7 +83,7 @@ class _Counted:
 
 
 def best_first(weight: float) -> Order:
-    """Returns the order of children, the best first: by the loss less `weight` times the second score."""
+    """Returns the order of children, the best first, by the loss minus `weight` times the second score."""
     if not weight:
         return rank_key
     return lambda child: rank_key(replace(child, val_loss=child.val_loss - weight * child.val_accuracy))
@@ -95,14 +95,15 @@ def best_first(weight: float) -> Order:
 def dropped_blocks(source: Architecture, budget: Budget, evaluate: Evaluate) -> list[RankedChild]:
     """Returns the drops of as few blocks as the budget allows, by the checkpoint's own weights, the best first.
 
-    All of them where there are no more than 200. Otherwise blocks are dropped one after another, each the one without
-    which the loss is the least; returned are the last drops that were compared, as far as they are within the budget.
-    A chain that is not blocks (see `has_blocks`) has none, nor has a budget that is below each single block.
+    If there are at most 200 such drops, all of them are returned. Otherwise blocks are dropped one after another, each
+    time the block whose removal gives the lowest loss, and the result holds the last drops that were compared, as far
+    as they are within the budget. The result is empty for a chain that does not consist of blocks (see `has_blocks`),
+    and for a budget that is below every single block.
 
     Args:
         source: the checkpoint's chain.
-        budget: of one limit.
-        evaluate: with the checkpoint's weights, untrained.
+        budget: a budget with one limit.
+        evaluate: evaluates children with the checkpoint's untrained weights.
     """
     num_dropped = _fewest_blocks(source, budget) if has_blocks(source) else None
     if num_dropped is None:
@@ -114,7 +115,7 @@ def dropped_blocks(source: Architecture, budget: Budget, evaluate: Evaluate) -> 
 
 
 def _fewest_blocks(source: Architecture, budget: Budget) -> int | None:
-    """Returns how many blocks have to be dropped at least, `None` where even one that is left is too much."""
+    """Returns the smallest number of blocks to drop, `None` if even a single remaining block is too expensive."""
     (limit,) = budget.limits
     num_blocks = len(source) // 2
     most_expensive = sorted(
@@ -144,16 +145,16 @@ def dropped_layers(
     num_evaluations: int,
     seed: int,
 ) -> list[RankedChild]:
-    """Returns drops of single layers, by the checkpoint's own weights, the best first; nothing where none is allowed.
+    """Returns drops of single layers, by the checkpoint's own weights, the best first; empty if none is allowed.
 
     Args:
         space: the children around the checkpoint.
         source: the checkpoint's chain.
-        budget: what they may cost.
-        evaluate: with the checkpoint's weights, untrained.
-        first: drops to begin the search with, such as those of blocks.
+        budget: the budget of the drops.
+        evaluate: evaluates children with the checkpoint's untrained weights.
+        first: drops to begin the search with, such as drops of blocks.
         num_evaluations: see `evolve`.
-        seed: of the search.
+        seed: seed of the search.
     """
     within = BudgetedSpace(drops_only(space, source), budget)
     return evolve(within, evaluate, first, num_evaluations, seed) if within.size else []
@@ -170,23 +171,23 @@ def evolve(
     seed: int,
     order: Order = rank_key,
 ) -> list[RankedChild]:
-    """Returns the children that evolution has evaluated, those to begin with among them, the best first.
+    """Returns all children that evolution has evaluated, including the initial ones, the best first.
 
-    The first parents are the best of the children to begin with and of as many random ones as a population has.
+    The first parents are the best among the initial children and as many random ones as the population has.
 
     Args:
-        within: the children within the budget, of which there is at least one.
-        evaluate: gives their losses.
-        first: children to begin with; those beyond the budget are left out.
-        num_evaluations: of children beside those.
-        seed: of the searcher.
-        order: puts the best child first.
+        within: the children within the budget, at least one.
+        evaluate: returns the losses of children.
+        first: initial children; those beyond the budget are ignored.
+        num_evaluations: number of children to evaluate in addition to the initial ones.
+        seed: seed of the searcher.
+        order: sorts the best child first.
     """
     searcher = EvolutionSearcher(within, seed, population_size=max(10, min(50, num_evaluations // 4)))
     seen = {child.architecture: child for child in evaluate(dict.fromkeys(filter(within.__contains__, first)))}
     random_ones = [child for child in searcher.ask() if child not in seen][:num_evaluations]
     seen |= {child.architecture: child for child in evaluate(random_ones)}
-    # The searcher forgets the oldest ones: the best are told last.
+    # The searcher forgets the oldest children, so it is told the best ones last.
     searcher.tell(_ranked_by(order, sorted(seen.values(), key=order, reverse=True)))
     num_left = num_evaluations - len(random_ones)
     while num_left > 0 and (children := searcher.ask()[:num_left]):
@@ -198,22 +199,22 @@ def evolve(
 
 
 def _ranked_by(order: Order, children: Iterable[RankedChild]) -> list[RankedChild]:
-    """Returns children whose loss is what the order goes by, for a searcher that knows losses alone."""
+    """Returns children whose loss is the value that the order sorts by, for a searcher that only knows losses."""
     values = ((child, *order(child)[:2]) for child in children)
     return [replace(child, val_loss=math.nan if is_last else value) for child, is_last, value in values]
 
 
 def best_additive(space: SearchSpace, budget: Budget, errors: Sequence[dict[str, float]]) -> Architecture:
-    """Returns the child within the budget whose operators' errors add up to the least, exact (Puzzle's choice).
+    """Returns the child within the budget with the smallest sum of operator errors, exactly (Puzzle's choice).
 
-    Of equally good children the cheapest is taken. A walk over the layers keeps those partial children that no other
-    one beats in both cost and error, which are few.
+    Among equally good children the cheapest is returned. A walk over the layers keeps the partial children that no
+    other one beats in both cost and error, which are few.
 
     Args:
         space: the children.
-        budget: of one limit.
-        errors: for each layer the error of each operator, see `calibration.local_errors`; one that is no finite number
-            is worse than all others.
+        budget: a budget with one limit.
+        errors: for each layer the error of each operator, see `calibration.local_errors`; one that is not finite is
+            worse than all others.
 
     Raises:
         InfeasibleBudgetError: no child is within the budget.
@@ -240,10 +241,10 @@ _Partial = tuple[int, float, Architecture]
 
 
 def _unbeaten(partials: Iterable[_Partial], smallest: float) -> list[_Partial]:
-    """Returns the partial children that may become the best one.
+    """Returns the partial children that may still become the best one.
 
-    One that costs less than `smallest` may fall short of the budget's window in the end, and so beats only those of
-    its own cost.
+    A partial child that costs less than `smallest` may end up below the budget's window, so it only beats those of the
+    same cost.
     """
     kept: list[_Partial] = []
     least = None
@@ -258,7 +259,7 @@ def _unbeaten(partials: Iterable[_Partial], smallest: float) -> list[_Partial]:
     return kept
 
 
-# ---- All of a budget ----
+# ---- All children of a budget ----
 
 
 def choose(
@@ -273,18 +274,19 @@ def choose(
     order: Order = rank_key,
     found: Architecture | None = None,
 ) -> Choices:
-    """Returns the child that is found within a budget and its controls.
+    """Returns the found child within a budget, and its controls.
 
     Args:
         space: the children around the checkpoint.
         source: the checkpoint's chain.
-        budget: what a child may cost, of one limit with a largest value.
-        zero_shot: judges by the weights before the super-net was trained: drops of layers are the checkpoint's own.
+        budget: a budget with one limit that has a largest value.
+        zero_shot: judges by the weights before the super-net's training; drops of layers are the checkpoint's own.
         shared: judges by the trained super-net's weights.
-        num_evaluations: of each search beside the controls; that of drops of layers takes 200 at least.
-        seed: of all that is drawn.
-        order: puts the best child first.
-        found: a child that was found otherwise, in place of a search.
+        num_evaluations: number of evaluations of each search in addition to the controls; the search for drops of
+            layers makes at least 200.
+        seed: seed of everything that is drawn.
+        order: sorts the best child first.
+        found: a child that was found in another way; it replaces the search.
 
     Raises:
         InfeasibleBudgetError: no child is within the budget.
@@ -314,12 +316,12 @@ def choose(
 
 
 def _uniform_within(within: BudgetedSpace) -> list[Architecture]:
-    """Returns the children of one width within the budget: the most expensive ones if there are very many."""
+    """Returns the children of one width within the budget: only the most expensive ones if there are very many."""
     (limit,) = within.budget.limits
     children = filter(within.__contains__, uniform_children(within.space))
     return nlargest(_MAX_FIRST, children, key=limit.cost.count)
 
 
 def random_child(space: SearchSpace, budget: Budget, seed: int) -> Architecture:
-    """Returns a child drawn uniformly from those of nearly the budget's size, see `near_budget`."""
+    """Returns a child drawn uniformly among those of nearly the budget's size, see `near_budget`."""
     return near_budget(space, budget, _RANDOM_SHARE).sample(random.Random(f"random-{seed}"))

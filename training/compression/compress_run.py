@@ -1,4 +1,4 @@
-"""The run of a compression: from a checkpoint to faster encoders that do what it does, beside their controls."""
+"""The run of a compression: from a checkpoint to faster encoders for the same use, and their controls."""
 
 import logging
 import math
@@ -70,10 +70,10 @@ CHOICES_NAME = "choices.json"
 MODELS_FOLDER = "models"
 TABLE_NAME = "table.md"
 FIGURE_NAME = "figure.svg"
-# Of hidden states that children in the search have in common.
+# Memory for hidden states that children share in the search.
 _KEPT_BYTES = 2**29
 
-# The models of each budget, by its name and by role.
+# The models of each budget, by budget name and role.
 Models = dict[str, dict[str, Distilled]]
 
 
@@ -83,26 +83,26 @@ def compress(
 ) -> CompressionResult:
     """Finds, distils and writes a smaller encoder for each budget, and returns the result with all controls.
 
-    The folder then holds `model/` (with several budgets `model/<budget>/`), which is what the checkpoint was and
-    loads like it, table.md, figure.svg and result.json. A run that was stopped is continued with the same result; one
-    that has ended returns its result.
+    The folder then holds `model/` (with several budgets `model/<budget>/`), which has the checkpoint's kind and loads
+    like it, table.md, figure.svg and result.json. A stopped run resumes and gives the same result; a finished one
+    returns its result.
 
     Args:
         settings: the checkpoint, the text, the budgets and how to search.
         output_dir: the run's folder.
-        progress: shows bars.
-        cluster: of Ray, whose tasks distil the children side by side; left out, they are distilled one after another.
+        progress: whether to show bars.
+        cluster: a Ray cluster whose tasks distil the children in parallel; if `None`, they are distilled one by one.
 
     Raises:
         InfeasibleBudgetError: no child is within a budget.
-        ValueError: checkpoint, text, budgets or tasks cannot be used, or the folder holds another run.
+        ValueError: the checkpoint, text, budgets or tasks cannot be used, or the folder holds another run.
     """
     folder = Path(output_dir)
     check_budgets(settings)
     if cluster is not None:
         check_ray()
     if not settings.text:
-        raise ValueError("no text is given; name unlabelled text like that which the encoder will see with --text")
+        raise ValueError("no text is given; pass unlabelled text like the text that the encoder will see with --text")
     if (result := finished_result(folder, settings)) is not None:
         return CompressionResult(result)
     state = process_state()
@@ -127,7 +127,7 @@ def compress(
                 bench = Workbench(settings, source, sentences, folder, accelerator, labelled)
                 return CompressionResult(_compress(run, bench, tasks, progress, cluster))
             finally:
-                # The caller's next accelerator has a precision of its own.
+                # The caller's next accelerator may have another precision.
                 forget_accelerator()
 
 
@@ -146,7 +146,7 @@ def _read_text(settings: CompressSettings, source: Source, progress: bool) -> Se
 
 @bars_off()
 def open_bench(settings: CompressSettings, folder: Path) -> Workbench:
-    """Returns the workbench of a run that another process has begun, the teacher's outputs at hand."""
+    """Returns the workbench of a run that another process has begun, with the teacher's outputs available."""
     source = load_source(settings.checkpoint, settings.kind)
     sentences = _read_text(settings, source, progress=False)
     accelerator = new_accelerator(run_precision(folder, settings))
@@ -157,7 +157,7 @@ def open_bench(settings: CompressSettings, folder: Path) -> Workbench:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Gives torch as many CPU threads, and afterwards those that it had."""
+    """Sets the number of torch's CPU threads, and restores it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -172,20 +172,20 @@ def _say(*lines: str) -> None:
             logger.info(line)
 
 
-# ---- What can be refused before any work ----
+# ---- Checks before any work ----
 
 
 def read_tasks(evals: Sequence[str], source: Source) -> list[Task]:
-    """Returns the tasks that models are scored on in the end, read and checked.
+    """Returns the tasks that models are scored on at the end, read and checked.
 
     Raises:
-        ValueError: one is not written as NAME=FILE, is not known, its file cannot be used, or two have one title.
+        ValueError: a task is not written as NAME=FILE or unknown, its file cannot be used, or two have the same title.
     """
     tasks = dict[str, Task]()
     for text in evals:
         task = _read_task(text, source)
         if task.title in tasks:
-            raise ValueError(f"--eval names {task.title} twice; give each task once, and files names of their own")
+            raise ValueError(f"--eval names {task.title} twice; give each task once, and each file its own name")
         tasks[task.title] = task
     if tasks and source.kind == "span":
         window_lengths(source)
@@ -204,7 +204,7 @@ def _read_task(text: str, source: Source) -> Task:
 
 
 def check_space(settings: CompressSettings, source: Source) -> None:
-    """Refuses budgets and options that do not fit the checkpoint, as far as nothing has to be measured for that.
+    """Refuses budgets and options that do not fit the checkpoint, as far as no measurement is needed for it.
 
     Raises:
         InfeasibleBudgetError: no child is within a budget.
@@ -217,7 +217,7 @@ def check_space(settings: CompressSettings, source: Source) -> None:
     if settings.alignment != "none" and settings.alignment_every_n_layers > space.num_layers:
         raise ValueError(
             f"alignment_every_n_layers is {settings.alignment_every_n_layers} but the checkpoint has "
-            f"{space.num_layers} layers, so that none would be aligned; take at most {space.num_layers}"
+            f"{space.num_layers} layers, so none would be aligned; use at most {space.num_layers}"
         )
 
 
@@ -262,7 +262,7 @@ def _compress(
 
 
 def _delete_torn(folder: Path) -> None:
-    """Deletes what a kill has left of folders that were being written."""
+    """Deletes folders that a killed process left half-written."""
     for path in (*folder.glob(f".{START_FOLDER}-*"), *folder.rglob(f".{MODEL_FOLDER}-*")):
         rmtree(path)
 
@@ -279,7 +279,7 @@ def _members(bench: Workbench, progress: bool) -> list[Member]:
 
 
 def _latency_cost(bench: Workbench, progress: bool) -> AdditiveCost:
-    """Returns the latency of children on this machine, by a table that is measured once and kept in the run."""
+    """Returns the latency of children on this machine, from a table that is measured once and kept in the run."""
     path = bench.folder / LATENCY_NAME
     if not bench.is_file(path):
         bench.on_main(lambda: _measure_latency(bench, path, progress))
@@ -304,7 +304,7 @@ def _measure_latency(bench: Workbench, path: Path, progress: bool) -> None:
 
 
 def _choose_all(bench: Workbench, members: Sequence[Member], progress: bool) -> dict[str, Choices]:
-    """Returns the children of each budget, from the run's folder where they were chosen before."""
+    """Returns the children of each budget, read from the run's folder if they were chosen before."""
     path = bench.folder / CHOICES_NAME
     if not bench.is_file(path):
         chosen = _choose(bench, members, progress)
@@ -322,7 +322,7 @@ def _choose(bench: Workbench, members: Sequence[Member], progress: bool) -> dict
     else:
         supernet = train_supernet(bench, trained_children(members, bench.space), progress)
     batches = bench.judged_batches(settings.num_search_sentences)
-    # Only now: in a training tensors are written to that the super-nets have in common.
+    # Made only now, since training writes to tensors that the super-nets share.
     zero_shot = _evaluator(bench, drop_supernet(bench), batches, "zero-shot", progress)
     shared = _evaluator(bench, supernet, batches, "shared", progress)
     chosen = {}
@@ -349,10 +349,10 @@ def _choose(bench: Workbench, members: Sequence[Member], progress: bool) -> dict
 def _evaluator(
     bench: Workbench, model: MagicPreTrainedModel, batches: Sequence[Batch], name: str, progress: bool
 ) -> Evaluator:
-    """Returns what judges children, each once in a run: those judged before a stop are on record.
+    """Returns what judges children, each once in a run: those judged before a stop are in the journal.
 
-    A journal is of weights and data, bit by bit. On another machine, or once the cache is gone, the teacher's outputs
-    may differ in their last bits: children are then judged anew, in a journal of its own.
+    A journal belongs to weights and data, bit by bit. On another machine, or without the cache, the teacher's outputs
+    may differ in their last bits; children are then judged again, in another journal.
     """
     key = short_hash(journal_key(model, batches, bench.accelerator))
     return Evaluator(
@@ -378,7 +378,7 @@ def _distill_all(
 ) -> Models:
     """Returns for each budget the distilled model and its number of steps, by role."""
     planned = {member.name: _plan(bench, member, chosen[member.name], len(members)) for member in members}
-    # One child may fill several roles of a budget, and is distilled once.
+    # One child may fill several roles of a budget; it is distilled once.
     trainings = list(dict.fromkeys(training for plan in planned.values() for training in plan.values()))
     if cluster is not None:
         distill_on_ray(bench.settings, bench.folder, trainings, open_bench, cluster, progress)
@@ -393,15 +393,15 @@ def _distill(bench: Workbench, training: Training, progress: bool) -> Distilled:
 
 
 def _plan(bench: Workbench, member: Member, choices: Choices, num_members: int) -> dict[str, Training]:
-    """Returns the trainings of a budget by role: of the child that was found, and of its controls at its compute.
+    """Returns the trainings of a budget by role: of the found child, and of its controls at its compute.
 
-    The compute of a winner is that of its distillation and of its search, with its share of calibration and super-net.
+    The compute of a winner is that of its distillation and search, plus its share of the calibration and super-net.
 
     Args:
-        bench: of the run.
+        bench: workbench of the run.
         member: the budget.
         choices: its children.
-        num_members: budgets that share one search.
+        num_members: number of budgets that share one search.
     """
     lengths, settings = bench.train["length"][:], bench.settings
     mean_length = sum(lengths) / len(lengths)
@@ -423,7 +423,7 @@ def _plan(bench: Workbench, member: Member, choices: Choices, num_members: int) 
 
 
 def _shared_flops(bench: Workbench, compute: Compute) -> float:
-    """Returns what the children of all budgets have cost together: calibration and super-net."""
+    """Returns the FLOPs that the children of all budgets share: calibration and super-net."""
     flops = compute.calibration(bench.space.candidates)
     if bench.settings.searcher == "supernet":
         flops += compute.supernet(read_json(bench.folder / SUPERNET_FOLDER / VISITS_NAME))

@@ -1,4 +1,4 @@
-"""The model that a compression ends with, as a folder that is used like its source's."""
+"""The export of a compressed model: a folder that is used like its source's."""
 
 import copy
 from pathlib import Path
@@ -27,7 +27,7 @@ from .source import (
 )
 
 
-# What must be the source's for the child to be put in its place.
+# Fields in which a child must equal the source to replace it.
 _SAME_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -51,23 +51,23 @@ def export_compressed(
     budget: str,
     table: str,
 ) -> Path:
-    """Writes a compressed model as a folder that is what its source was, and returns its path.
+    """Writes a compressed model as a folder of the source's kind, and returns its path.
 
-    The folder is as `export_model` writes it, with the source's tokenizer, labels, dropout and every other setting.
-    Sentence embeddings have the files of sentence-transformers beside it, as has a CrossEncoder: it loads there with
-    `trust_remote_code=True`, or without where `modeling_magic` is imported.
+    The folder has the layout of `export_model`, with the source's tokenizer, labels, dropout and all other settings.
+    For sentence embeddings and CrossEncoders it also has the files of sentence-transformers. It loads there with
+    `trust_remote_code=True`, or without it if `modeling_magic` is imported.
 
     Args:
-        source: what was compressed.
-        model: a child of the source's class and sizes; it is left as it is.
-        output_dir: where to write; an older export in its place is replaced.
+        source: the model that was compressed.
+        model: a child with the source's class and sizes; it is not changed.
+        output_dir: the folder to write; an older export there is replaced.
         manifest: further facts for search.json, such as the search and the training.
-        budget: what the search had to keep to, in words, such as "at most 0.40 times the latency of the source".
-        table: the compressed model beside its source, as Markdown, for the card and search.json.
+        budget: the limit of the search in words, such as "at most 0.40 times the latency of the source".
+        table: a Markdown table that compares the compressed model with its source, for the card and search.json.
 
     Raises:
-        ValueError: the model is a super-net, of another class or size than the source, or `output_dir` holds something
-            else.
+        ValueError: the model is a super-net, its class or sizes differ from the source's, or `output_dir` holds
+            something else.
     """
     _check_model(source, model)
     license_and_language = card_facts(str(source.folder))
@@ -75,7 +75,7 @@ def export_compressed(
     name = shown_name(Path(output_dir).resolve().name)
     return export_model(
         _with_source_config(source, model),
-        # Calls leave their truncation and padding behind in a tokenizer.
+        # Read anew, since calls leave their truncation and padding behind in a tokenizer.
         read_tokenizer(source.model_folder, source.name, source.model.config, source.kind),
         output_dir,
         {**facts, **manifest, "table": table},
@@ -89,15 +89,17 @@ def _check_model(source: Source, model: MagicPreTrainedModel) -> None:
         raise ValueError("the model is a super-net; export one of its children: model.extract_child(architecture)")
     wanted, found = type(source.model).__name__, type(model).__name__
     if wanted != found:
-        raise ValueError(f"the model is a {found} but the source a {wanted}")
+        raise ValueError(f"the model is a {found} but the source is a {wanted}; pass a child of the source's class")
     for field in _SAME_FIELDS:
         there, here = getattr(source.model.config, field), getattr(model.config, field)
         if there != here:
-            raise ValueError(f"{field} is {here} in the model but {there} in the source")
+            raise ValueError(
+                f"{field} is {here} in the model but {there} in the source; pass a child of the source's sizes"
+            )
 
 
 def _with_source_config(source: Source, model: MagicPreTrainedModel) -> MagicPreTrainedModel:
-    """Returns the same tensors under the source's configuration, of which the operators alone are the model's."""
+    """Returns the same tensors with the source's configuration; only the operators are the model's."""
     config: MagicConfig = source.model.config.child_config(model.config.chain)
     config.dtype = model.dtype
     values = json_of(source.model_folder / "config.json")
@@ -110,17 +112,17 @@ def _with_source_config(source: Source, model: MagicPreTrainedModel) -> MagicPre
 
 
 def _hub_name(source: Source) -> str | None:
-    """Returns the name on the Hub that the source was given by, `None` where it was a folder."""
+    """Returns the Hub name under which the source was given, `None` if it was given as a folder."""
     return None if Path(source.name).expanduser().is_dir() else source.name
 
 
 def _public_name(source: Source) -> str:
-    """Returns its name on the Hub, or a hash of its weights: nothing of this machine's folders."""
+    """Returns the source's name on the Hub, or a hash of its weights, so that no local path is published."""
     return _hub_name(source) or public_name(source.model_folder)
 
 
 def _sentence_files(source: Source) -> dict[str, str]:
-    """Returns the text of each file that sentence-transformers reads beside the model."""
+    """Returns the text of each file that sentence-transformers reads in addition to the model."""
     if source.pooling is not None:
         return embedding_files(source.folder, source.modules, source.model.config.hidden_size, source.max_length)
     if source.kind == "sequence" and is_cross_encoder(source.folder):
@@ -138,15 +140,15 @@ $metadata
 
 # $model_name
 
-$kind, compressed from $source with magic-nas: an encoder of $num_layers layers, hidden size $hidden_size, whose
-operators were searched for under a budget, taken over from the source and distilled from it. It takes and gives what
-the source does, with the same tokenizer.
+$kind, compressed from $source with magic-nas: an encoder of $num_layers layers, hidden size $hidden_size. Its
+operators were found by a search under a budget, initialized from the source and distilled from it. It has the same
+inputs and outputs as the source, and the same tokenizer.
 
 ## What it was compressed from
 
 $origin
 
-`search.json` beside the weights holds the same facts for programs, and those of the search.
+`search.json` beside the weights holds the same facts in machine-readable form, and those of the search.
 
 ## Beside its source
 
@@ -156,30 +158,30 @@ $table
 
 ![The operators from the bottom up](architecture.png)
 
-From the bottom up, one operator a layer:
+From the bottom up, one operator per layer:
 
 ```
 $architecture
 ```
 
 `MHA12` is attention with 12 heads, `FFN` a feed-forward network of the source's inner size, $intermediate_size; `x`
-and a number after a name is another inner size. Each operator ends in a residual sum and a layer norm, as in BERT.
+and a number after a name give another inner size. Each operator ends in a residual sum and a layer norm, as in BERT.
 
 ## How to load it
 
-By the code that lies beside the weights (read that before you run it). `model` is the folder that holds this card, or
-its name on the Hub:
+It loads with the code next to the weights (read that before you run it). `model` is the folder that holds this card,
+or its name on the Hub:
 
 $usage
-Where the package magic-nas is installed, `import modeling_magic` registers the model, and `trust_remote_code=True` can
-be left out.
+If the package magic-nas is installed, `import modeling_magic` registers the model, and `trust_remote_code=True` can be
+omitted.
 
 ## Limits
 
-- It was trained to do what its source does on the texts of the compression, and knows no more than that: measure it on
-  your own texts before you rely on it.
-- Whatever bias and whatever faults its source has, it has too.
-- Latencies hold for the machine, the batch and the lengths that they were measured with.
+- It was trained to reproduce its source on the texts of the compression, and nothing beyond that: measure it on your
+  own texts before you rely on it.
+- It inherits all biases and faults of its source.
+- Latencies hold for the machine, batch size and lengths with which they were measured.
 """)
 _EMBEDDING_USAGE = Template("""\
 ```python
@@ -264,7 +266,7 @@ def _card_metadata(source: Source, model: MagicPreTrainedModel, name: str, facts
     data = card_metadata(facts, name, source.tokenizer.mask_token, type(model).__name__)
     data.base_model = _hub_name(source)
     if source.pooling is not None:
-        # Of a bare encoder it is not known what its states are for.
+        # It is not known what the states of a bare encoder are used for.
         data.pipeline_tag = "feature-extraction" if source.modules is None else "sentence-similarity"
         data.library_name = "sentence-transformers"
         data.tags = [*(data.tags or []), "sentence-transformers", "feature-extraction", "sentence-similarity"]
@@ -273,7 +275,7 @@ def _card_metadata(source: Source, model: MagicPreTrainedModel, name: str, facts
 
 
 def _usage(source: Source, model: MagicPreTrainedModel, name: str) -> str:
-    """Returns the examples, each a block of Python with the text that leads to it."""
+    """Returns the examples, each a block of Python with its introduction."""
     if source.pooling is None:
         kind = type(model).__name__
         call = example_call(kind, source.tokenizer.mask_token)

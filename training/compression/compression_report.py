@@ -1,4 +1,4 @@
-"""The table, the figure and the verdict of a compression: the models that were found beside their controls."""
+"""The table, the figure and the verdict of a compression: the found models and their controls."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from ..tables import markdown_table
 
 
 TEACHER, TEACHER_INT8, FOUND, FOUND_INT8 = "teacher", "teacher, int8", "found", "found, int8"
-# Of the roles of `choices.Choices`, as tables and figures have them.
+# The roles of `choices.Choices`, as tables and figures show them.
 ROLES = {
     "block_drop": "best drop of blocks",
     "sublayer_drop": "best drop of layers",
@@ -28,12 +28,12 @@ ROLES = {
 }
 BEST_DROPS = ("block_drop", "sublayer_drop")
 DROPS = (*BEST_DROPS, "evenly_spaced_blocks")
-# Ends the role of a drop that was distilled for as many steps as the winner, and not at its compute.
+# Suffix of the role of a drop that was distilled for as many steps as the winner, instead of at its compute.
 EQUAL_STEPS = "_equal_steps"
 ROLES |= {f"{role}{EQUAL_STEPS}": f"{ROLES[role]}, equal steps" for role in BEST_DROPS}
-# The roles whose models, over several budgets, are a line of the figure: the winners and what they have to beat.
+# The roles whose models form a line of the figure over several budgets: the winners and the drops they have to beat.
 _LINES = (FOUND, "block_drop", "sublayer_drop")
-# Shapes differ as well as colours; hollow are int8 and drops at equal steps.
+# Shapes differ as well as colours; int8 models and drops at equal steps have hollow markers.
 _STYLES: dict[str, dict[str, Any]] = {
     TEACHER: {"color": INK, "marker": "*", "markersize": 10},
     TEACHER_INT8: {"color": INK, "marker": "*", "markersize": 10, "markerfacecolor": "white"},
@@ -55,16 +55,16 @@ class ModelRow:
 
     Attributes:
         role: "teacher", "found", one of `ROLES`, or one of the two in int8.
-        member: the name of the budget that it is of; empty for the teacher.
-        architecture: one operator a layer, without SKIP.
-        num_parameters: embeddings included.
-        flops: of a forward pass ("electra").
-        steps: of its distillation; 0 for the teacher.
-        loss: of the objective on held-out text, 0 for the teacher.
-        score: the second score on held-out text.
+        member: the name of its budget; empty for the teacher.
+        architecture: one operator per layer, without SKIP.
+        num_parameters: number of parameters, including embeddings.
+        flops: FLOPs of a forward pass ("electra").
+        steps: steps of its distillation; 0 for the teacher.
+        loss: loss of the objective on held-out text; 0 for the teacher.
+        score: second score on held-out text.
         tasks: a value in percent for each task, by its title.
-        padded: latency over the teacher's, (median, low, high), with padding; `None` where it was not measured.
-        unpadded: the same without.
+        padded: latency relative to the teacher's, (median, low, high), with padding; `None` if it was not measured.
+        unpadded: the same without padding.
     """
 
     role: str
@@ -86,7 +86,7 @@ class ModelRow:
 
     @property
     def name(self) -> str:
-        """The role in words, after the budget that it is of."""
+        """The role in words, preceded by the name of the budget."""
         return f"{self.member}: {self.label}" if self.member else self.label
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _measured_cells(row: ModelRow, teacher: ModelRow, tasks: Sequence[str]) -> l
         _ratio(row.padded),
         _ratio(row.unpadded),
         f"{row.steps}" if row.steps else "",
-        # A loss that rounding has put below 0 is none.
+        # z: a loss that rounding has put below 0 is shown as 0.
         f"{row.loss:z.4f}",
         f"{row.score:.3f}",
         *(f"{row.tasks[title]:.2f}" if title in row.tasks else "" for title in tasks),
@@ -134,29 +134,31 @@ def _ratio(value: tuple[float, float, float] | None) -> str:
 
 
 def verdict(rows: Sequence[ModelRow], member: str) -> str:
-    """Returns in a sentence whether the child that was found is worth more than dropping blocks or layers.
+    """Returns a sentence that says whether the found child is better than dropping blocks or layers.
 
-    By the loss on held-out text, the one thing that children are chosen by. A child with the operators of a drop is a
-    drop itself, and so no better whatever its loss.
+    Children are compared by the loss on held-out text, since nothing else chooses them. A found child with the
+    operators of a drop is a drop itself, and so no better whatever its loss.
 
     Args:
-        rows: of all models.
+        rows: rows of all models.
         member: the budget's name.
     """
     of_roles = {row.role: row for row in rows if row.member == member}
     found, drops = of_roles[FOUND], [of_roles[role] for role in DROPS if role in of_roles]
     if not drops:
-        return f"{member}: no drop of blocks or layers is within the budget; there is nothing to compare with."
+        return f"{member}: no drop of blocks or layers is within the budget, so there is nothing to compare with."
     best = min(drops, key=_by_loss)
     compared = f"{found.loss:.4f}, that of the {best.label} at equal compute {best.loss:.4f}{_on_tasks(found, best)}"
     if found.architecture in [row.architecture for row in drops]:
-        return f"{member}: no better than dropping blocks, as what was found is such a drop: its loss is {compared}."
+        return (
+            f"{member}: no better than dropping blocks, since the found child is such a drop: its loss is {compared}."
+        )
     better = "better" if _by_loss(found) < _by_loss(best) else "no better"
     return f"{member}: {better} than dropping blocks: its loss is {compared}.{_nearer(found, of_roles)}"
 
 
 def _nearer(found: ModelRow, of_roles: Mapping[str, ModelRow]) -> str:
-    """Returns which of the children that nobody searched for came nearer than the one that was found, if any."""
+    """Returns which of the children that no search chose came nearer to the teacher than the found one, if any."""
     names = {"one_width": "the child of one width", "random": "a random child"}
     others = [of_roles[role] for role in names if role in of_roles]
     nearer = [f"{names[row.role]} has {row.loss:.4f}" for row in others if _by_loss(row) < _by_loss(found)]
@@ -176,7 +178,7 @@ def _on_tasks(found: ModelRow, other: ModelRow) -> str:
 
 
 class CompressionResult(dict[str, Any]):
-    """What result.json of a compression holds, which a notebook shows as its table and its verdicts."""
+    """The contents of a compression's result.json; a notebook shows its table and its verdicts."""
 
     def __repr__(self) -> str:
         return "\n".join((f"CompressionResult of {self['checkpoint']}", *self["verdicts"]))
@@ -184,7 +186,7 @@ class CompressionResult(dict[str, Any]):
     def _repr_html_(self) -> str:
         rows = [ModelRow(**row) for row in self["models"]]
         tasks = _task_titles(rows)
-        # Results of earlier versions do not have the names.
+        # Results of earlier versions lack these names.
         columns = _columns(self.get("loss_name", "loss"), self.get("score_name", "second score"), tasks)
         cells = [(row.name, without_skips(row.architecture), *_measured_cells(row, rows[0], tasks)) for row in rows]
         warnings = [f"warning: {text}" for text in self["latency"]["warnings"]]
@@ -195,14 +197,14 @@ class CompressionResult(dict[str, Any]):
 
 
 def draw_compression(rows: Sequence[ModelRow], loss_name: str, score_name: str) -> Figure:
-    """Draws the models at their latency: their loss on held-out text, and their score on the first task.
+    """Draws the models by latency: their loss on held-out text, and their score on the first task.
 
-    Without a task the second panel has the second score on held-out text.
+    Without a task the second panel shows the second score on held-out text.
 
     Args:
-        rows: of all models, the teacher first; where latency was not measured, models stand at their FLOPs.
-        loss_name: of the objective.
-        score_name: of the objective.
+        rows: rows of all models, the teacher first; if latency was not measured, models are drawn by FLOPs.
+        loss_name: name of the objective's loss.
+        score_name: name of the objective's second score.
     """
     task = next(iter(rows[0].tasks), None)
     by_latency = any(row.padded is not None for row in rows[1:])
@@ -210,7 +212,7 @@ def draw_compression(rows: Sequence[ModelRow], loss_name: str, score_name: str) 
     loss_axes, score_axes = figure.subplots(1, 2, sharex=True)
     _draw_panel(loss_axes, rows, by_latency, lambda row: row.loss)
     _draw_panel(score_axes, rows, by_latency, lambda row: row.score if task is None else row.tasks[task])
-    # In both panels the better models are above.
+    # In both panels better models are further up.
     loss_axes.invert_yaxis()
     loss_axes.set_title(f"{loss_name}, held-out text (lower is better)", fontsize=10)
     score_axes.set_title(f"{task or f'{score_name}, held-out text'} (higher is better)", fontsize=10)
@@ -235,11 +237,11 @@ def _draw_panel(axes: Axes, rows: Sequence[ModelRow], by_latency: bool, height: 
         axes.plot(xs, ys, linestyle=line, linewidth=1.2, label=ROLES.get(role, role), zorder=zorder, **style)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(left=0)
-    axes.set_xlabel("latency over the teacher's, padded" if by_latency else "FLOPs over the teacher's")
+    axes.set_xlabel("latency relative to the teacher, padded" if by_latency else "FLOPs relative to the teacher")
 
 
 def _place(row: ModelRow, teacher: ModelRow, by_latency: bool) -> float | None:
-    """Returns the latency, or else the FLOPs, over the teacher's; `None` where it was not measured."""
+    """Returns the latency, or else the FLOPs, relative to the teacher's; `None` if it was not measured."""
     if not by_latency:
         return row.flops / teacher.flops
     if row.role == TEACHER:

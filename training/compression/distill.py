@@ -1,4 +1,4 @@
-"""Distilling children from the checkpoint, the controls at the compute of the child that was found."""
+"""Distilling children from the checkpoint, the controls at the compute of the found child."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,13 +29,13 @@ _TRAINING_PASSES = 3
 
 
 class Compute:
-    """FLOPs ("electra") of the parts of a compression; embeddings, which are frozen, and heads are left out.
+    """FLOPs ("electra") of the parts of a compression, without heads and without embeddings, which are frozen.
 
     Args:
-        config: the checkpoint's.
-        settings: of the run.
-        tokens_per_sentence: the mean length of the text.
-        num_processes: each of which takes a batch in a step of the trainings.
+        config: the checkpoint's configuration.
+        settings: settings of the run.
+        tokens_per_sentence: mean length of the text.
+        num_processes: number of processes; each takes one batch per training step.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Compute:
         """Returns the FLOPs of the calibration: passes of the checkpoint, and steps of each new operator.
 
         Args:
-            candidates: of each layer of the super-net.
+            candidates: operators of each layer of the super-net.
         """
         new = sum(
             self.operator(name)
@@ -69,7 +69,7 @@ class Compute:
         return self._settings.calibration_steps * self._settings.batch_size * passes
 
     def supernet(self, visits: Sequence[dict[str, int]]) -> float:
-        """Returns the FLOPs of a super-net's training, with the teacher's where children are aligned to it.
+        """Returns the FLOPs of a super-net's training, including the teacher's if children are aligned to it.
 
         Args:
             visits: for each layer, how often each operator was trained.
@@ -81,40 +81,40 @@ class Compute:
         return self._step_sentences * flops
 
     def judging(self, passes: Mapping[str, int], num_sentences: int) -> float:
-        """Returns the FLOPs of judging children on so many sentences.
+        """Returns the FLOPs of judging children on `num_sentences` sentences.
 
         Args:
-            passes: how often each operator was run over all of them.
-            num_sentences: that children are judged on.
+            passes: how often each operator ran over all of the sentences.
+            num_sentences: number of sentences that children are judged on.
         """
         return num_sentences * sum(times * self.operator(name) for name, times in passes.items())
 
     def step(self, architecture: Sequence[str]) -> float:
-        """Returns the FLOPs of a step of a child's distillation, with the teacher's where states are compared."""
+        """Returns the FLOPs of a step of a child's distillation, including the teacher's if states are compared."""
         flops = _TRAINING_PASSES * self.child(architecture)
         if self._settings.states_weight:
             flops += self.child(self._config.chain)
         return self._step_sentences * flops
 
     def equal_steps(self, architecture: Sequence[str], flops: float) -> int:
-        """Returns the steps of a child's distillation that cost as much as `flops`, one at least."""
+        """Returns the number of a child's distillation steps that cost as much as `flops`, at least one."""
         return max(1, round(flops / self.step(architecture)))
 
 
 def distill(
     bench: Workbench, architecture: Architecture, steps: int, folder: Path, progress: bool
 ) -> MagicPreTrainedModel:
-    """Returns a child that was distilled from the checkpoint, from its calibrated weights.
+    """Returns a child distilled from the checkpoint, beginning with its calibrated weights.
 
-    Its weights, and how they came about, are kept in the folder: a training that was stopped goes on, and one that has
-    ended is not begun again.
+    The folder keeps its weights and a record of the training. A stopped training resumes, and a finished one is not
+    repeated.
 
     Args:
-        bench: of the run.
+        bench: workbench of the run.
         architecture: the child, with its SKIPs.
-        steps: of the training.
-        folder: of this training alone.
-        progress: shows a bar.
+        steps: number of training steps.
+        folder: a folder for this training alone.
+        progress: whether to show a bar.
     """
     if not bench.is_file(folder / DISTILLED_NAME):
         _distill(bench, architecture, steps, folder, progress)

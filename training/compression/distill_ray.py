@@ -1,4 +1,4 @@
-"""Children distilled as tasks of a Ray cluster, into the folders that one process would distil them into."""
+"""Distilling children as tasks of a Ray cluster, into the same folders as a single process."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,19 +13,19 @@ from .settings import CompressSettings
 from .workbench import Workbench
 
 
-# Of a task whose worker was killed, after which the run ends; Ray counts apart what its own monitor kills for want of
-# memory.
+# Retries of a task whose worker was killed, after which the run ends. Ray counts tasks that its own monitor kills for
+# lack of memory separately.
 _MAX_RETRIES = 3
 
 
 class RayCluster(NamedTuple):
-    """Where tasks run, and what each takes.
+    """Where tasks run, and the resources of each.
 
     Attributes:
-        address: of a cluster, as `ray.init` takes it; `None` is that of the environment, or else this machine.
-        num_workers: of this machine where no cluster is named; `None` is one for each of its CPUs.
-        num_cpus: that a task takes, which its torch has as threads, at least 1.
-        num_gpus: that a task takes.
+        address: the cluster's address, as `ray.init` takes it; `None` takes the environment's, or else this machine.
+        num_workers: number of workers on this machine, if no cluster is given; `None` is one per CPU.
+        num_cpus: CPUs per task, which are also its torch threads, at least 1.
+        num_gpus: GPUs per task.
     """
 
     address: str | None = None
@@ -39,8 +39,8 @@ class Training(NamedTuple):
 
     Attributes:
         architecture: the child, with its SKIPs.
-        steps: of the training.
-        folder: of this training alone.
+        steps: number of training steps.
+        folder: a folder for this training alone.
     """
 
     architecture: Architecture
@@ -49,11 +49,11 @@ class Training(NamedTuple):
 
 
 def check_ray() -> None:
-    """Raises a ValueError where Ray is not installed."""
+    """Raises a ValueError if Ray is not installed."""
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise ValueError("Ray is not installed; pip install 'magic-nas[ray]', or leave --ray out") from None
+        raise ValueError("Ray is not installed; pip install 'magic-nas[ray]', or remove --ray") from None
 
 
 def distill_on_ray(
@@ -64,22 +64,22 @@ def distill_on_ray(
     cluster: RayCluster,
     progress: bool,
 ) -> None:
-    """Distils children as Ray tasks, each on disk before its task ends; those that lie there are left alone.
+    """Distils children as Ray tasks; each is saved before its task ends, and children already saved are kept.
 
-    A task whose worker is killed is run again, on any node, and goes on from the last checkpoint of its training. All
+    A task whose worker is killed runs again, on any node, and resumes from the last checkpoint of its training. All
     nodes must see the run's folder, the checkpoint and the text under the same paths. The teacher's outputs are read
-    from the cache; a node that has none of its own runs the teacher once.
+    from the cache; a node without its own cache runs the teacher once.
 
     Args:
-        settings: of the run.
-        folder: of the run.
-        trainings: what to distil.
+        settings: settings of the run.
+        folder: folder of the run.
+        trainings: the distillations to run.
         open_bench: makes a workbench of the run in a worker.
-        cluster: where.
-        progress: shows a bar of the children.
+        cluster: where to run them.
+        progress: whether to show a bar of the children.
 
     Raises:
-        ValueError: Ray is not installed, or a child's workers were killed again and again.
+        ValueError: Ray is not installed, or a child's workers were killed too often.
     """
     left = [training for training in trainings if not (training.folder / DISTILLED_NAME).is_file()]
     if not left:
@@ -107,7 +107,7 @@ def distill_on_ray(
 
 
 def _check_result(ray: Any, ready: Any, training: Training) -> None:
-    """Raises what a task raised."""
+    """Raises the error of a task."""
     try:
         ray.get(ready)
     except ray.exceptions.RayTaskError:
@@ -115,15 +115,15 @@ def _check_result(ray: Any, ready: Any, training: Training) -> None:
     except ray.exceptions.RayError as error:
         raise ValueError(
             f"the workers that distilled {format_architecture(training.architecture)} were killed {_MAX_RETRIES + 1} "
-            f"times ({type(error).__name__}); give them more memory or take fewer at a time, and start again: what "
-            f"was distilled stays"
+            f"times ({type(error).__name__}); give them more memory or run fewer at a time, and start again: finished "
+            f"distillations are kept"
         ) from error
 
 
 def _distill(
     settings: CompressSettings, folder: str, training: Training, open_bench: Any, directory: str, num_threads: int
 ) -> None:
-    """Distils one child; runs in a worker, which has begun in a directory of its own."""
+    """Distils one child; runs in a worker, which starts in a directory of its own."""
     import torch
 
     os.chdir(directory)
@@ -134,5 +134,5 @@ def _distill(
 
 @lru_cache(maxsize=1)
 def _bench(settings: CompressSettings, folder: str, open_bench: Any) -> Workbench:
-    """The text is read once in a process, not for each of its children."""
+    """Returns the workbench; cached, so that a process reads the text once and not for each of its children."""
     return open_bench(settings, Path(folder))

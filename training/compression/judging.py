@@ -1,4 +1,4 @@
-"""What the models of a compression are worth: fidelity to the checkpoint, scores on tasks, size and latency."""
+"""Evaluation of the models of a compression: fidelity to the checkpoint, scores on tasks, size and latency."""
 
 import logging
 import tempfile
@@ -23,7 +23,7 @@ from .workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
-# Batches of held-out sentences that latency is measured on in the end, as they come, not sorted by length.
+# Batches of held-out sentences for the final latency, in their own order, not sorted by length.
 _NUM_TIMED_BATCHES = 4
 _NUM_ROUNDS = 15
 _INT8 = {TEACHER: TEACHER_INT8, FOUND: FOUND_INT8}
@@ -37,7 +37,7 @@ class Distilled(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Which model: the name of its budget, empty for the teacher, and its role."""
+    """Identifies a model: the name of its budget, empty for the teacher, and its role."""
 
     member: str
     role: str
@@ -49,17 +49,17 @@ class Key(NamedTuple):
 def judge_models(
     bench: Workbench, models: Mapping[str, Mapping[str, Distilled]], tasks: Sequence[Task], progress: bool
 ) -> tuple[list[ModelRow], MeasuredModels]:
-    """Returns a row for each model, the teacher's first, and how their latency was measured, side by side.
+    """Returns a row for each model, the teacher's first, and their latency, measured side by side.
 
-    Teacher and winners are judged in int8 as well, through ONNX Runtime, where it is installed. A task that one of the
-    models cannot be scored on, and a model that cannot be brought to int8, are left out with a warning: the models
-    themselves are none the worse for it.
+    Teacher and winners are also judged in int8, through ONNX Runtime, if it is installed. A task on which one of the
+    models cannot be scored, and a model that cannot be quantized to int8, are skipped with a warning; the models
+    themselves are not affected.
 
     Args:
-        bench: of the run.
-        models: by the name of the budget and by role.
-        tasks: what models are scored on beside fidelity.
-        progress: shows a bar.
+        bench: workbench of the run.
+        models: the models by name of the budget and by role.
+        tasks: tasks that models are scored on in addition to fidelity.
+        progress: whether to show a bar.
     """
     every = {Key("", TEACHER): Distilled(bench.teacher, 0)}
     for member, of_member in models.items():
@@ -103,7 +103,7 @@ def _row(
 def _int8_row(
     bench: Workbench, twin: ModelRow, session: OnnxModel, batches: Sequence[Batch], tasks: Sequence[Task]
 ) -> ModelRow:
-    """Returns the row of a model in int8 from that of the same model in float32."""
+    """Returns the row of an int8 model, given the row of the same model in float32."""
     key = _int8_key(Key(twin.member, twin.role))
     predictor = Predictor(bench.source, session)
     loss, score = predictor.fidelity(bench.objective, batches)
@@ -116,7 +116,7 @@ def _scores(predictor: Predictor, tasks: Sequence[Task], key: Key) -> dict[str, 
         try:
             found[task.title] = predictor.score(task).value
         except ValueError as error:
-            logger.warning(f"{task.title} is left out, since {key} cannot be scored on it: {error}")
+            logger.warning(f"{task.title} is skipped, since {key} cannot be scored on it: {error}")
     return found
 
 
@@ -137,11 +137,11 @@ def _int8_key(key: Key) -> Key:
 
 
 def _quantised(models: Mapping[Key, Any], num_threads: int) -> dict[Key, OnnxModel]:
-    """Returns teacher and winners in int8 by the keys that they have in float32, nothing without the packages."""
+    """Returns the teacher and the winners in int8 by their float32 keys; empty if the packages are missing."""
     try:
         check_packages(int8=True)
     except ValueError as error:
-        logger.info(f"int8 is left out: {error}")
+        logger.info(f"int8 is skipped: {error}")
         return {}
     found = {}
     for key, model in models.items():
@@ -149,17 +149,17 @@ def _quantised(models: Mapping[Key, Any], num_threads: int) -> dict[Key, OnnxMod
             continue
         try:
             found[key] = _in_int8(model, num_threads)
-        # What the exporter and the quantiser raise has no class in common, and no other model depends on it.
+        # The exporter and the quantizer raise errors without a common class, and no other model depends on this one.
         except Exception as error:
             reason = (str(error) or type(error).__name__).partition("\n")[0]
-            logger.warning(f"{_int8_key(key)} is left out, since the export failed: {reason}")
+            logger.warning(f"{_int8_key(key)} is skipped, since the export failed: {reason}")
     return found
 
 
 def _in_int8(model: Any, num_threads: int) -> OnnxModel:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        # The session holds what it has read.
+        # The session no longer needs the files.
         return OnnxModel(quantize_onnx(export_onnx(folder, Path(folder) / "onnx")), num_threads)
 
 

@@ -1,4 +1,4 @@
-"""Labelled rows that children are trained on beside the text: what `--labels` names."""
+"""Labelled rows that children are trained on in addition to the text, from `--labels`."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ from .teaching import rows_for
 
 
 def read_labelled(settings: CompressSettings, source: Source) -> Dataset | None:
-    """Returns the labelled rows of a run in random order, `num_sentences` at most; `None` where none are given.
+    """Returns the labelled rows of a run in random order, at most `num_sentences`; `None` if none are given.
 
-    The column "label" has a list of numbers: a class id, a number, or 0 or 1 of each label.
+    The column "label" holds a list of numbers: one class id, one number, or 0 or 1 for each label.
 
     Raises:
-        ValueError: the checkpoint has no classes or numbers of sequences, or something is wrong with the file.
+        ValueError: the checkpoint does not predict classes or numbers for sequences, or the file cannot be used.
     """
     if settings.labels is None:
         return None
     if source.kind != "sequence":
         raise ValueError(
-            f"--labels is {settings.labels}, but the kind of the checkpoint is {source.kind}; classifiers and "
-            f"regression models, of kind sequence, are trained on labels: leave --labels out"
+            f"--labels is {settings.labels}, but the kind of the checkpoint is {source.kind}; only classifiers and "
+            f"regression models, of kind sequence, are trained on labels: remove --labels"
         )
     config: Any = source.model.config
     task = read_task(
@@ -33,7 +33,7 @@ def read_labelled(settings: CompressSettings, source: Source) -> Dataset | None:
     )
     encoded = source.tokenizer(*task.texts, truncation=True, max_length=source.max_length)
     columns = {"input_ids": encoded["input_ids"]}
-    # As rows of text have them: where one is not 0.
+    # As in rows of text, only if one of them is not 0.
     if any(map(any, encoded.get("token_type_ids", ()))):
         columns["token_type_ids"] = encoded["token_type_ids"]
     columns["length"] = list(map(len, encoded["input_ids"]))
@@ -46,11 +46,11 @@ def read_labelled(settings: CompressSettings, source: Source) -> Dataset | None:
 def with_labelled(rows: Dataset, labelled: Dataset | None, held_out: Dataset) -> Dataset:
     """Returns rows of text together with labelled rows; the label of a row of text is an empty list.
 
-    A row that is among both is taken as labelled. One that is held out is left out.
+    A row in both is taken as labelled. Held-out rows are removed from the labelled ones.
 
     Args:
-        rows: of text.
-        labelled: see `read_labelled`; `None` returns the rows of text as they are.
+        rows: rows of text.
+        labelled: see `read_labelled`; with `None` the rows of text are returned unchanged.
         held_out: rows that models are judged by.
     """
     if labelled is None:

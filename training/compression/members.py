@@ -1,4 +1,4 @@
-"""The models that a compression is asked for: budgets as users write them, `0.4x` of the checkpoint or absolute."""
+"""The models that a compression makes: budgets as users write them, such as `0.4x` of the checkpoint or absolute."""
 
 import math
 import re
@@ -17,20 +17,20 @@ from .spaces import near_budget
 
 
 _RELATIVE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)x", re.IGNORECASE)
-# Of costs, in words.
+# Units of costs, in words.
 _UNITS = {"latency_ms": "ms", "num_parameters": "parameters", "flops": "FLOPs"}
-# The super-net is trained on children whose layers cost from this share of what a budget leaves them.
+# The super-net is trained on children whose layers cost at least this share of what a budget leaves for them.
 _TRAINED_SHARE = 0.7
 
 
 @dataclass(frozen=True)
 class Member:
-    """One of the models that are asked for.
+    """One of the models that a compression makes.
 
     Attributes:
-        name: of its folder and its rows, such as `latency-0.4x`.
-        limit: the largest cost, and that of the smallest child, which only a child without any layer is below.
-        share: the largest cost over the checkpoint's.
+        name: name of its folder and its rows, such as `latency-0.4x`.
+        limit: the largest cost, and the cost of the smallest child; only a child without any layer is below that.
+        share: the largest cost divided by the checkpoint's.
     """
 
     name: str
@@ -44,30 +44,30 @@ class Member:
 
 
 class _Amount(NamedTuple):
-    """A budget as it was written: so many times what the checkpoint has, or so many of the cost's unit."""
+    """A budget as it was written: a multiple of the checkpoint's cost, or a number in the cost's unit."""
 
     is_relative: bool
     value: float
 
     def of(self, own: float) -> float:
-        """Returns the largest cost, where the checkpoint has `own`."""
+        """Returns the largest cost, given the checkpoint's cost `own`."""
         return self.value * own if self.is_relative else self.value
 
 
 def check_budgets(settings: CompressSettings) -> None:
-    """Refuses budgets that are wrong whatever the checkpoint is.
+    """Refuses budgets that are invalid for any checkpoint.
 
     Raises:
-        ValueError: none is given, one cannot be read, is 1x or more, or is written twice.
+        ValueError: no budget is given, or one cannot be read, is 1x or more, or is given twice.
     """
     if not any(getattr(settings, option) for option in LIMITS):
-        raise ValueError("no budget is given; say how small the encoder is to be, such as --max-latency 0.4x")
+        raise ValueError("no budget is given; set how small the encoder must be, for example --max-latency 0.4x")
     for option in LIMITS:
         amounts: dict[_Amount, str] = {}
         for text in getattr(settings, option):
             amount = _read(option, text)
             if amount.is_relative and amount.value >= 1:
-                raise ValueError(f"{_flag(option)} is {text}; give less than the checkpoint itself has, such as 0.5x")
+                raise ValueError(f"{_flag(option)} is {text}; give less than the checkpoint's own cost, such as 0.5x")
             if amount in amounts:
                 raise ValueError(_twice(option, amounts[amount], text))
             amounts[amount] = text
@@ -76,17 +76,17 @@ def check_budgets(settings: CompressSettings) -> None:
 def members_of(
     settings: CompressSettings, source: MagicConfig, space: SearchSpace, latency: AdditiveCost | None
 ) -> list[Member]:
-    """Returns the models that are asked for, the largest share of the checkpoint's cost first.
+    """Returns the models to make, the largest share of the checkpoint's cost first.
 
     Args:
-        settings: with the budgets as they were written.
+        settings: settings with the budgets as they were written.
         source: the checkpoint's configuration.
-        space: of its children, each layer of which can be skipped.
-        latency: of the children; `None` leaves out the models whose latency is limited.
+        space: the checkpoint's children, in which every layer can be skipped.
+        latency: latency of the children; with `None`, models with a limited latency are omitted.
 
     Raises:
-        ValueError: a budget cannot be read, is the checkpoint's cost or above, is below the smallest child's, or lets
-            in the same children as another.
+        ValueError: a budget cannot be read, is not below the checkpoint's cost, is below the smallest child's, or
+            allows the same children as another.
     """
     members = []
     for option, (cost_name, _) in LIMITS.items():
@@ -116,13 +116,13 @@ def _member(option: str, text: str, cost: AdditiveCost, source: MagicConfig, spa
     largest = _read(option, text).of(own)
     if largest >= own:
         raise ValueError(
-            f"{_flag(option)} is {text}, the checkpoint itself has {_with_unit(own, cost)}; give less, such as 0.5x"
+            f"{_flag(option)} is {text}, but the checkpoint has {_with_unit(own, cost)}; give less, such as 0.5x"
         )
     # A child needs one layer, and may skip all others.
     smallest, operator = min((cost((operator,)), operator) for operator in space.operator_names if operator != SKIP)
     if largest < smallest:
         raise ValueError(
-            f"{_flag(option)} is {text}, {_with_unit(largest, cost)}; the smallest child, {operator} alone, has "
+            f"{_flag(option)} is {text}, {_with_unit(largest, cost)}, but the smallest child, {operator} alone, has "
             f"{_with_unit(smallest, cost)}, {_rounded_up(smallest / own)}x of the checkpoint; give that or more"
         )
     name = f"{LIMITS[option][1]}-{_compact(text)}"
@@ -135,7 +135,7 @@ def _with_unit(value: float, cost: AdditiveCost) -> str:
 
 
 def _rounded_up(share: float) -> float:
-    """Returns two digits after the point with which the budget is met."""
+    """Rounds a share up to two decimals, so that the smallest child stays within it."""
     return math.ceil(share * 100) / 100
 
 
@@ -161,9 +161,9 @@ def _flag(option: str) -> str:
 
 
 def _twice(option: str, first: str, second: str) -> str:
-    return f"{_flag(option)} has {first} and {second}, which are one budget; name each once"
+    return f"{_flag(option)} has {first} and {second}, which are the same budget; give each budget once"
 
 
 def trained_children(members: Sequence[Member], space: SearchSpace) -> list[BudgetedSpace]:
-    """Returns for each member the children that the super-net is trained on: those of nearly the budget's size."""
+    """Returns for each member the children that the super-net is trained on, of nearly the budget's size."""
     return [near_budget(space, member.budget, _TRAINED_SHARE) for member in members]

@@ -1,9 +1,9 @@
 """Narrower operators from a checkpoint's own: the most important heads or neurons, and a fitted output map.
 
-Attention and feed-forward operators end alike: an inner state z, the heads end to end or the neurons, goes through the
-output map W z + b. A narrower operator keeps some of the parts of z, heads or neurons; its output map is the one that
-comes nearest to the old output on text, by least squares. All that this needs of the text is the mean and covariance
-of z, so that one pass of the checkpoint serves all operators.
+Attention and feed-forward operators end alike: an inner state z, the concatenated heads or the neurons, goes through
+the output map W z + b. A narrower operator keeps some of the parts of z, that is heads or neurons. Its output map is
+the one that comes nearest to the old output on text, by least squares. This needs only the mean and covariance of z on
+the text, so one pass of the checkpoint serves all operators.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +27,10 @@ from .teacher_objectives import Batch
 
 Narrowable = MagicAttention | MagicFeedForward
 
-# Over the mean variance of an inner state, what is added to the variance of each component: as if each had so much
-# noise of its own, so that components that never change do not break the solution.
+# Ridge added to the variance of each component, relative to the mean variance of an inner state. It acts like noise in
+# each component, so that components that never change do not break the solution.
 _RIDGE = 1e-4
-# Columns of an inner state that are multiplied at a time: of a symmetric product little more than a half is computed.
+# Columns of an inner state to multiply at a time: of a symmetric product little more than a half is computed.
 _STRIP = 256
 
 
@@ -55,8 +55,8 @@ class InnerMoments(NamedTuple):
 
     @property
     def ridge(self) -> float:
-        """What is added to each variance."""
-        # Of a state that never changes, too, some number above 0.
+        """The ridge to add to each variance."""
+        # Above 0 even for a state that never changes.
         return _RIDGE * float(self.covariance.diagonal().mean()) + torch.finfo(torch.float32).tiny
 
 
@@ -69,7 +69,7 @@ class _Sums:
         self._products = torch.zeros(width, width, device=device)
 
     def add(self, states: Tensor) -> None:
-        """Takes the inner states of some tokens, (tokens, width)."""
+        """Adds the inner states of some tokens, (tokens, width)."""
         states = states.float()
         self._num_tokens += len(states)
         self._states += states.sum(dim=0)
@@ -86,11 +86,11 @@ class _Sums:
 
 @torch.no_grad()
 def inner_moments(model: MagicPreTrainedModel, batches: Iterable[Batch]) -> list[InnerMoments]:
-    """Returns the moments of the inner state of each layer of a chain, on the CPU, padding left out.
+    """Returns the moments of the inner state of each layer of a chain, on the CPU, without padding.
 
     Args:
-        model: the checkpoint as a chain, in evaluation mode; it is run in its own precision.
-        batches: of text.
+        model: the checkpoint as a chain, in evaluation mode; it runs in its own precision.
+        batches: batches of text.
     """
     encoder: Any = model.base_model
     maps = [operator.dense for layer in encoder.encoder.layer for operator in layer.operators.values()]
@@ -110,29 +110,29 @@ def inner_moments(model: MagicPreTrainedModel, batches: Iterable[Batch]) -> list
 
 
 def _real_tokens(inner: Tensor, tokens: Tensor | None) -> Tensor:
-    """Returns (number of real tokens, width) of a batch that is padded, or that the model has packed already."""
+    """Returns (number of real tokens, width) from a batch that is padded, or that the model has already packed."""
     is_padded = tokens is not None and inner.shape[:2] == tokens.shape
     return inner[tokens] if is_padded else inner.flatten(0, 1)
 
 
-# ---- Which heads and neurons ----
+# ---- The choice of heads and neurons ----
 
 
 def rank_parts(operator: Narrowable, moments: InnerMoments, importance: str = "output") -> list[int]:
     """Returns the parts of an operator's inner state, heads or neurons, the most important first.
 
-    A narrower operator takes the first ones, so that its parts are among those of a wider one.
+    A narrower operator takes the first ones, so its parts are a subset of those of a wider one.
 
     Args:
-        operator: of the checkpoint.
-        moments: of its inner state.
-        importance: "output", what a part does to the output on text: heads are taken one by one, each the one with
-            which the output comes nearest to the old one by least squares; neurons by their mean square times that of
-            their column of the output map. Or "norm", the weights alone: the squared norms of the weights into and out
-            of each component, multiplied and summed over a part.
+        operator: an operator of the checkpoint.
+        moments: moments of its inner state.
+        importance: "output" ranks by what a part adds to the output on text. Heads are taken one by one, each time the
+            one that brings the output nearest to the old one by least squares; neurons are ranked by their mean square
+            times the squared norm of their column of the output map. "norm" ranks by the weights alone: the squared
+            norms of the weights into and out of each component, multiplied and summed over a part.
 
     Raises:
-        ValueError: there is no such importance.
+        ValueError: `importance` is not one of these.
     """
     if importance not in IMPORTANCES:
         raise ValueError(f"importance is {importance!r}; choose one of: {', '.join(IMPORTANCES)}")
@@ -142,18 +142,18 @@ def rank_parts(operator: Narrowable, moments: InnerMoments, importance: str = "o
     if importance == "output":
         scores = moments.power.double()
     else:
-        # Of the maps into z, the one whose output is z or becomes z: values, not queries and keys.
+        # Of the input maps, the one whose output is z or is mixed into z: values, not queries and keys.
         scores = _inputs(operator)[-1].weight.detach().cpu().double().square().sum(dim=1)
     scores = (scores * weight.square().sum(dim=0)).view(-1, size).sum(dim=1)
     return scores.argsort(descending=True, stable=True).tolist()
 
 
 def _greedy_parts(weight: Tensor, size: int, moments: InnerMoments) -> list[int]:
-    """Returns the parts of `size` components each, taken one by one: forward selection of least squares.
+    """Ranks parts of `size` components each, taken one by one: forward selection for least squares.
 
-    Left of the bar of `joint` is the covariance of what the chosen parts leave unexplained of z, right of it that of
-    this with the output, W z + b. A part's share of the output is taken off both by one step of a block Cholesky
-    factorisation, so that no system is larger than a part.
+    The left part of `joint` is the covariance of what the chosen parts leave unexplained of z; the right part is the
+    covariance of this with the output, W z + b. One step of a block Cholesky factorisation removes the contribution of
+    a part from both, so no system is larger than a part.
     """
     inner = weight.shape[1]
     covariance = moments.covariance.to(torch.double, copy=True)
@@ -191,15 +191,15 @@ def _inputs(operator: Narrowable) -> list[nn.Linear]:
 
 
 def fit_output(weight: Tensor, bias: Tensor, moments: InnerMoments, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the output map of a part of z that comes nearest to W z + b, in the mean square over the text.
+    """Returns the output map of a part of z that comes nearest to W z + b in the mean square over the text.
 
-    With a slight ridge, which pulls towards the old map: with all of z that map itself is returned.
+    A slight ridge pulls towards the old map; with all of z, that map itself is returned.
 
     Args:
         weight: W, (hidden, inner).
         bias: b, (hidden,).
-        moments: of z.
-        kept: (kept,), the components of z that are kept, in their new order.
+        moments: moments of z.
+        kept: (kept,), the components of z to keep, in their new order.
 
     Returns:
         The weight, (hidden, kept), and the bias, (hidden,), in float64 on the CPU.
@@ -220,16 +220,16 @@ def fit_output(weight: Tensor, bias: Tensor, moments: InnerMoments, kept: Tensor
 def narrow_operator(
     operator: Narrowable, target: Narrowable, ranked: Sequence[int], moments: InnerMoments | None
 ) -> None:
-    """Gives a narrower operator the most important parts of the checkpoint's, an output map and its norm.
+    """Copies the most important parts and the norm of an operator to a narrower one, and sets its output map.
 
     Args:
-        operator: of the checkpoint.
-        target: of the same kind, changed in place; its inner size says how many parts it has.
+        operator: an operator of the checkpoint.
+        target: a narrower operator of the same kind, changed in place; its inner size determines its number of parts.
         ranked: the parts of `operator`, the most important first, see `rank_parts`.
-        moments: of its inner state, by which the output map is fitted; `None` copies columns and bias of the old one.
+        moments: moments of its inner state, to fit the output map; `None` copies the old columns and bias.
     """
     size = _part_size(operator)
-    # In their old order: among the parts that are kept none comes first.
+    # In their old order, since the order of the kept parts does not matter.
     parts = torch.tensor(sorted(ranked[: target.dense.in_features // size]))
     kept = (parts.unsqueeze(1) * size + torch.arange(size)).flatten()
     for old, new in zip(_inputs(operator), _inputs(target), strict=True):
@@ -247,7 +247,7 @@ def narrow_operator(
 
 @torch.no_grad()
 def start_near_identity(operator: MagicConvolution, replaced: Narrowable) -> None:
-    """Lets a convolution begin as the norm of the operator that it stands in for, adding nothing to its input."""
+    """Starts a convolution as the norm of the operator that it replaces, adding nothing to its input."""
     operator.dense.weight.zero_()
     operator.dense.bias.zero_()
     operator.LayerNorm.load_state_dict(replaced.LayerNorm.state_dict())
@@ -260,16 +260,16 @@ def start_operators(
     importance: str = "output",
     fits_output: bool = True,
 ) -> list[tuple[int, str]]:
-    """Gives every new operator of a super-net around a checkpoint its start; returns the new ones by layer and name.
+    """Initializes the new operators of a super-net around a checkpoint, and returns them by layer and name.
 
     The checkpoint's own operators, embeddings and head must have been copied (`initialize_from`).
 
     Args:
-        supernet: changed in place; the first operator of each layer is the checkpoint's own.
+        supernet: the super-net, changed in place; the first operator of each layer is the checkpoint's own.
         teacher: the checkpoint as a chain.
-        moments: of its layers, see `inner_moments`.
+        moments: moments of its layers, see `inner_moments`.
         importance: see `rank_parts`.
-        fits_output: whether output maps are fitted by least squares, or copied.
+        fits_output: whether to fit output maps by least squares, or to copy them.
     """
     own_layers, layers = (_layers(model) for model in (teacher, supernet))
     places = []

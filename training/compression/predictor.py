@@ -1,4 +1,4 @@
-"""Runs a model, or an ONNX session in its place, on texts: embeddings, classes, tags, answers, fidelity."""
+"""Runs a model or an ONNX session on texts: embeddings, classes, tags, answers, fidelity."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -19,21 +19,21 @@ from .teacher_objectives import TARGET, Batch, Objective
 
 # Takes the tensors of a batch by name, and returns outputs by name, on the CPU.
 Forward = Callable[..., Any]
-# What of a batch a forward pass takes.
+# The tensors of a batch that a forward pass takes.
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# Sequences of a batch whose fidelity is measured.
+# Sequences per forward pass when fidelity is measured.
 _RUN_TOGETHER = 16
-# BERT's lengths for SQuAD; a model that takes fewer tokens has windows of as many, which overlap in a third.
+# BERT's lengths for SQuAD; a model with a lower limit has windows of that length, which overlap by a third.
 _WINDOW = {"max_seq_length": 384, "doc_stride": 128, "max_query_length": 64}
 
 
 class Predictor:
-    """Runs a model, or what stands for one such as an ONNX session, on texts, as `task_scores.score_task` asks it to.
+    """Runs a model, or a substitute such as an ONNX session, on texts, as `task_scores.score_task` needs it.
 
     Args:
-        source: the checkpoint, whose tokenizer, length and pooling the model has.
+        source: the checkpoint; the model has its tokenizer, length and pooling.
         forward: takes `input_ids`, `attention_mask` and `token_type_ids`, and returns outputs by name.
-        batch_size: texts in a batch; they are of nearly equal lengths.
+        batch_size: texts per batch; the texts of a batch have nearly equal lengths.
     """
 
     def __init__(self, source: Source, forward: Forward, batch_size: int = 64):
@@ -42,10 +42,10 @@ class Predictor:
         self._pad_token_id = source.model.config.pad_token_id or 0
 
     def score(self, task: Task) -> TaskScore:
-        """Returns what the model reaches on a task.
+        """Returns the model's score on a task.
 
         Raises:
-            ValueError: what the model gives is not finite.
+            ValueError: the model's output is not finite.
         """
         runs: dict[str, Callable[..., Any]] = {
             "sentence": self.embed,
@@ -59,11 +59,11 @@ class Predictor:
 
     @torch.no_grad()
     def fidelity(self, objective: Objective, batches: Sequence[Batch]) -> tuple[float, float]:
-        """Returns the mean loss and the mean second score of the objective, as `supernet.evaluation.evaluate_child`.
+        """Returns the mean loss and second score of the objective, like `supernet.evaluation.evaluate_child`.
 
         Args:
-            objective: of the checkpoint.
-            batches: with the teacher's outputs.
+            objective: objective of the checkpoint.
+            batches: batches with the teacher's outputs.
         """
         sums, number = torch.zeros(2, dtype=torch.float64), 0
         for batch in batches:
@@ -94,9 +94,9 @@ class Predictor:
         return self._run(self._encode(texts, second), lambda outputs, batch: outputs["logits"])
 
     def tag(self, rows: list[list[str]]) -> list[list[int]]:
-        """Returns the class of each word of each row, by its first token; the words stand in a text with spaces.
+        """Returns the class of each word of each row, by its first token; the text is the words joined by spaces.
 
-        Words beyond what the model takes have none; one of which the tokenizer leaves nothing is outside ("O").
+        Words beyond the model's length have no class; a word that the tokenizer drops is outside ("O").
         """
         tokenizer, outside = self._source.tokenizer, int((self._config.label2id or {}).get("O", 0))
         encoded = tokenizer(
@@ -115,10 +115,10 @@ class Predictor:
         return found
 
     def answer(self, questions: SquadData) -> dict[str, str]:
-        """Returns the answer to each question by its id, "" for none where some question has none."""
+        """Returns the answer to each question by its id, "" for no answer if some question is unanswerable."""
         windows = make_windows(questions, self._source.tokenizer, **window_lengths(self._source))
         rows = self._rows(windows.rows.select_columns(self._columns(windows.rows.column_names))[:])
-        # Beyond the length of a window they are of any value.
+        # Values beyond the length of a window do not matter.
         logits = np.zeros((2, len(rows), max(len(row["input_ids"]) for row in rows)), dtype=np.float32)
         for places, _, outputs in self._outputs(rows):
             for side, name in enumerate(("start_logits", "end_logits")):
@@ -134,7 +134,7 @@ class Predictor:
         return self._rows(encoded)
 
     def _columns(self, names: Sequence[str]) -> list[str]:
-        """Returns what of an encoded text the model reads: token types only where it knows several."""
+        """Returns the columns of an encoded text that the model reads; token types only if it has several."""
         wanted = ("input_ids", "token_type_ids") if self._config.type_vocab_size > 1 else ("input_ids",)
         return [name for name in wanted if name in names]
 
@@ -143,7 +143,7 @@ class Predictor:
         return [dict(zip(names, values, strict=True)) for values in zip(*(encoded[n] for n in names), strict=True)]
 
     def _run(self, rows: list[dict[str, Any]], read: Callable[[Any, Batch], Tensor]) -> np.ndarray:
-        """Returns what is read of the outputs of each row, in the order of the rows."""
+        """Returns what `read` takes from the outputs of each row, in the order of the rows."""
         found: dict[int, np.ndarray] = {}
         for places, batch, outputs in self._outputs(rows):
             found.update(zip(places, read(outputs, batch).numpy(), strict=True))
@@ -160,11 +160,11 @@ class Predictor:
 
 
 def _first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """Returns the first token of each word that has one, both by their numbers.
+    """Returns the first token of each word that has one, both by index.
 
     Args:
-        words: with spaces between them they are the text.
-        offsets: of each token, its first character in the text and the one after its last; equal for special ones.
+        words: the words; the text is the words joined by spaces.
+        offsets: for each token, its first character in the text and the one after its last; equal for special tokens.
     """
     word_of = list(chain.from_iterable([number] * len(word) + [None] for number, word in enumerate(words)))
     first: dict[int, int] = {}
@@ -183,10 +183,10 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
 
 
 def window_lengths(source: Source) -> dict[str, Any]:
-    """Returns how long contexts are cut into windows for a model of spans, as arguments of `make_windows`.
+    """Returns how long contexts are cut into windows for a question-answering model, as arguments of `make_windows`.
 
     Raises:
-        ValueError: the tokenizer cannot serve for that.
+        ValueError: the tokenizer cannot be used for it.
     """
     longest = min(source.max_length, _WINDOW["max_seq_length"])
     lengths = {**_WINDOW, "max_seq_length": longest, "doc_stride": min(_WINDOW["doc_stride"], longest // 3)}
@@ -195,7 +195,7 @@ def window_lengths(source: Source) -> dict[str, Any]:
 
 
 def forward_of(model: Any) -> Forward:
-    """Returns a model's forward pass on its device, whose outputs are tensors of the CPU by name."""
+    """Returns a model's forward pass on its device, with outputs as CPU tensors by name."""
 
     def run(**batch: Tensor) -> dict[str, Tensor]:
         outputs = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, return_dict=True)

@@ -1,4 +1,4 @@
-"""Scores of a compressed model on tasks, measured once more as they were when they were put on record."""
+"""Re-measures a compressed model's scores on tasks, in the same way as when they were recorded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,27 +14,29 @@ from .source import load_source
 from .task_scores import Task
 
 
-# In percent: the same model in float32 differs by its last bits, which may turn one row of a thousand.
+# In percent. The same model in float32 may differ in its last bits, which can flip one row in a thousand.
 _TOLERANCE = 0.1
 
 
 def check_tasks(folder: Path, evals: Sequence[str]) -> list[Check]:
-    """Returns for each task whether the model in a folder has the score that search.json records.
+    """Returns for each task whether the model in a folder reaches the score that search.json records.
 
     Args:
-        folder: of a compressed model.
-        evals: tasks, as `--eval` of a compression takes them.
+        folder: folder of a compressed model.
+        evals: tasks, in the format of a compression's `--eval`.
 
     Raises:
-        ValueError: the folder is that of no compressed model, or a task cannot be read.
+        ValueError: the folder holds no compressed model, or a task cannot be read.
     """
     record = mapping_at(json_of(folder / MANIFEST_NAME), "compression")
     if not record:
-        raise ValueError(f"--eval is for models that `magic-nas compress` wrote; {folder} holds another, leave it out")
+        raise ValueError(
+            f"--eval is for models written by `magic-nas compress`, and {folder} holds another model; remove --eval"
+        )
     try:
         source = load_source(str(folder))
     except ValueError as error:
-        # What is wrong with the folder is told by the other checks.
+        # The other checks report what is wrong with the folder.
         return [check("scores of tasks", None, None, NOT_CHECKED, str(error))]
     predictor = Predictor(source, forward_of(source.model))
     return [_check_task(task, predictor, record) for task in read_tasks(evals, source)]
@@ -51,9 +53,9 @@ def _check_task(task: Task, predictor: Predictor, record: dict[str, Any]) -> Che
     except UNREADABLE as error:
         return check(what, None, f"damaged: {error}", DIFFERS)
     if of_task is None:
-        return check(what, shown, None, NOT_CHECKED, "which rows they were is not on record")
+        return check(what, shown, None, NOT_CHECKED, "the record does not say which rows were used")
     if of_task != task.sha256:
-        return check(what, shown, None, NOT_CHECKED, "these are other rows than those on record")
+        return check(what, shown, None, NOT_CHECKED, "these rows are not the recorded ones")
     found = predictor.score(task).value
     is_near = abs(found - recorded) <= _TOLERANCE
     bound = f"{'within' if is_near else 'not within'} {_TOLERANCE:g}"

@@ -1,9 +1,9 @@
-"""Unlabelled sentences to distil on: from files of any size to tokenised rows, and rows to batches of like lengths.
+"""Unlabelled sentences to distil on: from files of any size to tokenised rows, and from rows to batches.
 
-1. The text is read in pieces drawn at random, until there are several times the sentences that are asked for.
-2. `split_sentences` cuts its lines into sentences; those that come twice or have fewer than three words are left out.
+1. The text is read in pieces drawn at random, until there are several times as many sentences as requested.
+2. `split_sentences` cuts its lines into sentences; duplicates and sentences of fewer than three words are dropped.
 3. They are shuffled; the first are the validation set, the next the training set. No row of one is in the other.
-4. `length_batches` and `collate` make batches in which next to nothing is padded.
+4. `length_batches` and `collate` make batches with almost no padding.
 """
 
 import math
@@ -44,22 +44,22 @@ from ..data.text import encode_text, share_unknown, tokenizer_sha256
 from ..files import short_hash
 
 
-# Columns "input_ids" (special tokens added), "length" in tokens, and "token_type_ids" where one of them is not 0.
+# Columns "input_ids" (with special tokens), "length" in tokens, and "token_type_ids" if one of them is not 0.
 Rows: TypeAlias = Dataset
-# The column of labelled rows beside these, and what a batch of them has.
+# The additional column of labelled rows, and the key of their labels in a batch.
 LABEL = "label"
 
 FEWEST_SENTENCES = 100
-# Below this a choice by the held-out sentences may be chance.
+# With fewer, a choice by the held-out sentences may be due to chance.
 ENOUGH_SENTENCES = 1000
 # A tokenizer that knows less than this share of the tokens was made for another language or script.
 MOST_UNKNOWN = 1 / 3
 
 # Part of the fingerprint: raise it when the same text gives other rows.
 _VERSION = 2
-# What is read at a time: small enough that some hundred pieces, from all over a large text, make the default number.
+# Bytes per read, so few that the default number of sentences takes hundreds of pieces from all over a large text.
 _PIECE_BYTES = 2**16
-# Sentences that are read for each that is kept, so that they come from several times as many documents.
+# Sentences to read for each one kept, so that they come from several times as many documents.
 _READ_FOR_EACH = 4
 _TOKENISED_TOGETHER = 1000
 _SORTED_TOGETHER = 50
@@ -68,7 +68,7 @@ _SORTED_TOGETHER = 50
 
 _SHORT = 256
 _LONG = 1000
-# After . ! ? and a closing quote or bracket, before all but a lower-case letter; not after a title or an initial.
+# After . ! ? and a closing quote or bracket, before anything but a lower-case letter; not after a title or an initial.
 _SENTENCE_END = re.compile(
     r"(?:(?<=[.!?\u2026])|(?<=[.!?\u2026][\"'\u201d\u2019)\]]))(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)"
     r"(?<!\bSt\.)(?<!\b[A-Z]\.)\s+(?=[^\Wa-z]|[\"'\u201c\u2018(\[])|(?<=[\u3002\uff01\uff1f])"
@@ -80,12 +80,12 @@ _THREE_WORDS = re.compile(
 
 
 def split_sentences(line: str) -> list[str]:
-    """Returns the sentences of a line of text, a paragraph or a sentence, with single spaces between the words.
+    """Returns the sentences of a line of text (a paragraph or a sentence), with single spaces between the words.
 
-    A line of up to 256 characters is kept whole. A longer one is cut where a sentence ends: white space after a full
-    stop, an exclamation or question mark, closing quotes and brackets included, and before anything but a lower-case
-    letter; after a Chinese or Japanese full stop without white space. What is still longer than 1,000 characters is
-    cut between words, or anywhere if it has none.
+    A line of up to 256 characters is kept whole. A longer one is cut where a sentence ends: at white space after a
+    full stop, an exclamation mark or a question mark, including closing quotes and brackets, and before anything but a
+    lower-case letter; after a Chinese or Japanese full stop even without white space. A part that is still longer than
+    1,000 characters is cut between words, or anywhere if it has none.
     """
     text = " ".join(line.split())
     if len(text) <= _SHORT:
@@ -103,8 +103,8 @@ def _cut(sentence: str) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yields the lines of a text that hold something, those of a paragraph as one where an editor has broken it."""
-    # In pieces, since a line is taken apart word by word.
+    """Yields the non-empty lines of a text; the lines of a paragraph that an editor has wrapped come as one."""
+    # In pieces, since lines are split word by word.
     for piece in text_pieces(text):
         yield from _lines_of_piece(piece)
 
@@ -124,8 +124,8 @@ class _Source:
     """A file or a data set.
 
     Attributes:
-        num_bytes: by which it has its turns; 0 where it is not known.
-        lines: its text, in any order.
+        num_bytes: size by which it gets its turns; 0 if unknown.
+        lines: its lines of text, in any order.
     """
 
     num_bytes: int
@@ -170,9 +170,9 @@ def _document_lines(documents: Iterable[Mapping[str, Any]], name: str) -> Iterat
         for document in documents:
             yield from _lines(document["text"])
     except (DatasetsError, OSError, ValueError) as error:
-        # What is wrong beyond the head of a stream.
+        # An error beyond the head of a stream.
         reason = first_line(error.__cause__ or error)
-        raise ValueError(f"cannot read {name} ({reason}); mend it or leave it out") from error
+        raise ValueError(f"cannot read {name} ({reason}); repair it, or remove it from the text") from error
 
 
 # ---- Pieces of text files ----
@@ -202,7 +202,7 @@ def _refuse_zero_bytes(has_zero_bytes: bool, path: Path) -> None:
 
 
 def _read_piece(path: Path, start: int) -> str:
-    """Returns the lines of a file that begin in the piece from byte `start` on, or parts of them (`_boundary`)."""
+    """Returns the lines, or parts of them (see `_boundary`), that begin in the piece that starts at byte `start`."""
     with path.open("rb") as file:
         begin, end = _boundary(file, start), _boundary(file, start + _PIECE_BYTES)
         file.seek(begin)
@@ -215,14 +215,14 @@ def _read_piece(path: Path, start: int) -> str:
 
 
 def _boundary(file: BinaryIO, offset: int) -> int:
-    """Returns where the first line from a byte on begins, which is where a piece ends and the next one starts.
+    """Returns where the first line at or after a byte begins, which is where a piece ends and the next one starts.
 
-    Inside a line that is longer than a piece it is where a word begins, and without spaces a character. At most a
-    piece beyond the offset, and at most the end of the file.
+    Inside a line that is longer than a piece, it is the beginning of a word or, without spaces, of a character. It is
+    at most a piece beyond the offset, and at most the end of the file.
     """
     if not offset:
         return 0
-    # With the byte before, which tells whether a line begins right here.
+    # Includes the byte before, which shows whether a line begins right here.
     file.seek(offset - 1)
     ahead = file.read(_PIECE_BYTES + 1)
     place = ahead.find(b"\n")
@@ -240,12 +240,12 @@ def _boundary(file: BinaryIO, offset: int) -> int:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What was read.
+    """The result of reading.
 
     Attributes:
-        sentences: different ones, in the order in which they were found.
-        counts: of lines, characters, duplicates, and sentences that were too short.
-        is_whole: whether the sources hold nothing more.
+        sentences: different sentences, in the order in which they were found.
+        counts: numbers of lines, characters, duplicates, and sentences that were too short.
+        is_whole: whether the sources were read to their end.
     """
 
     sentences: list[str]
@@ -277,7 +277,7 @@ def _read(sources: Sequence[_Source], wanted: int | None, seed: int, progress: b
 
 
 def _in_turns(sources: Sequence[_Source], seed: int) -> Iterator[str]:
-    """Yields the lines of all sources, of each as often as it is large, so that stopping early slights none."""
+    """Yields the lines of all sources in turns by their sizes, so that stopping early is fair to all of them."""
     turns = [number for number, source in enumerate(sources) for _ in range(source.num_bytes // _PIECE_BYTES + 1)]
     random.Random(seed).shuffle(turns)
     for number in turns:
@@ -287,7 +287,7 @@ def _in_turns(sources: Sequence[_Source], seed: int) -> Iterator[str]:
             num_characters += len(line)
             if num_characters >= _PIECE_BYTES:
                 break
-    # What is compressed holds more text than bytes.
+    # Compressed sources hold more text than bytes.
     for source in sources:
         yield from source.lines
 
@@ -297,14 +297,14 @@ def _in_turns(sources: Sequence[_Source], seed: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Sentences:
-    """What a child is distilled on, and by what it is chosen.
+    """The sentences that a child is distilled on, and those by which it is chosen.
 
     Attributes:
         train: rows in random order.
         validation: held-out rows, none of which is in `train`.
-        fingerprint: a hash of the sentences in their order, of the tokenizer and of what was asked for.
-        notes: lines on what was read.
-        warnings: lines on what may spoil a result.
+        fingerprint: a hash of the sentences in their order, of the tokenizer and of the arguments.
+        notes: lines that describe what was read.
+        warnings: lines about what may spoil a result.
     """
 
     train: Rows
@@ -326,31 +326,32 @@ def read_sentences(
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> Sentences:
-    """Returns sentences of a text as a tokenizer cuts them, those of the validation set drawn first.
+    """Returns the tokenized sentences of a text; those of the validation set are drawn first.
 
-    Every text is read in pieces of 64 KiB in random order, files in turns by their size, until it has given four times
-    the different sentences that are asked for; data files and packed ones are read in their order, from the
-    beginning. So a huge text is not read to its end, and each file stands for its share. Sentences are cut by
-    `split_sentences`; one of fewer than three words is left out, and so is one whose text or whose tokens came before.
+    Every text is read in pieces of 64 KiB in random order, with files taking turns by size, until it has given four
+    times as many different sentences as requested; data files and compressed files are read in order, from the
+    beginning. So a huge text is not read to its end, and each file contributes in proportion to its size. Sentences
+    are cut by `split_sentences`. A sentence of fewer than three words is dropped, and so is one whose text or tokens
+    came before.
 
     Args:
-        paths: files, folders or what else `load_documents` takes; none stands for the docstrings of the installed
-            packages. Plain text (.txt, UTF-8) has a sentence, a paragraph or a document a line, with or without blank
-            lines between; a paragraph that an editor has broken into lines is put together again. Other files have
-            their text in a column: .json, .jsonl, .csv, .tsv, .parquet, and folders of `Dataset.save_to_disk`.
-            `documents.files_of` says which files of a folder are read.
-        tokenizer: of the model.
-        max_length: tokens of a row, special ones included; the rest of a longer sentence is cut off.
-        num_sentences: to train on at most; `None` takes all there are, which reads everything into memory.
-        num_validation: to hold out; at most a fifth of the sentences.
-        seed: of what is read, and of the order.
-        text_column: of data files and data sets.
-        cache_dir: of the docstrings; `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
-        progress: shows a bar for what takes more than a second.
+        paths: files, folders or anything else that `load_documents` takes; if empty, the docstrings of the installed
+            packages. Plain text (.txt, UTF-8) has one sentence, paragraph or document per line, with or without blank
+            lines in between; a paragraph that an editor has wrapped is joined again. Other files have their text in a
+            column: .json, .jsonl, .csv, .tsv, .parquet, and folders of `Dataset.save_to_disk`. `documents.files_of`
+            determines which files of a folder are read.
+        tokenizer: the model's tokenizer.
+        max_length: largest number of tokens per row, including special ones; longer sentences are truncated.
+        num_sentences: largest number of training sentences; `None` takes all, which reads everything into memory.
+        num_validation: number of held-out sentences; at most a fifth of all sentences.
+        seed: seed of the choice of text, and of the order.
+        text_column: text column of data files and data sets.
+        cache_dir: cache of the docstrings; `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
+        progress: whether to show a bar for steps that take more than a second.
 
     Raises:
-        ValueError: a path is not there, is no text or holds none; there are fewer than 100 sentences; a third or more
-            of the tokens is unknown to the tokenizer; a number is out of bounds.
+        ValueError: a path does not exist, is not text or holds none; there are fewer than 100 sentences; a third or
+            more of the tokens are unknown to the tokenizer; a number is out of bounds.
     """
     _check(tokenizer, max_length, num_sentences, num_validation)
     sources = list(_sources(paths, text_column, seed, cache_dir))
@@ -361,17 +362,17 @@ def read_sentences(
         raise ValueError(f"there is no text in {names}; name files or folders of text")
     random.Random(seed).shuffle(reading.sentences)
     texts, columns = _tokenise(reading.sentences, tokenizer, max_length, drawn, progress)
-    # Before the number: sentences of unknown words are soon all the same to the tokenizer.
+    # Checked before the number of sentences: those of unknown words soon look all the same to the tokenizer.
     unknown = share_unknown(columns["input_ids"], tokenizer)
     if unknown >= MOST_UNKNOWN:
         raise ValueError(
-            f"{unknown:.0%} of the tokens of {names} are unknown to the tokenizer; below {MOST_UNKNOWN:.0%} is "
-            f"wanted: give text in the language of the model"
+            f"{unknown:.0%} of the tokens of {names} are unknown to the tokenizer; the share must be below "
+            f"{MOST_UNKNOWN:.0%}: give text in the language of the model"
         )
     if len(texts) < FEWEST_SENTENCES:
         raise ValueError(
-            f"{names}: {len(texts)} different sentences of three words or more; {FEWEST_SENTENCES} are needed and "
-            f"{ENOUGH_SENTENCES:,} are better: give more text"
+            f"{names}: {len(texts)} different sentences of three words or more; at least {FEWEST_SENTENCES} are "
+            f"needed, and {ENOUGH_SENTENCES:,} or more recommended: give more text"
         )
     num_available = len(reading.sentences) if len(texts) == drawn else len(texts)
     num_held_out = min(num_validation, num_available // 5)
@@ -385,9 +386,9 @@ def read_sentences(
         fingerprint=short_hash(_VERSION, digest, tokenizer_sha256(tokenizer), settings),
         notes=(
             _note_on_reading(names, sources, reading),
-            f"{num_rows - num_held_out:,} sentences to train on and {num_held_out:,} held out; "
-            f"{reading.counts['duplicates']:,} read twice and {reading.counts['short']:,} of fewer than three words "
-            f"are left out",
+            f"{num_rows - num_held_out:,} sentences to train on and {num_held_out:,} held out; dropped "
+            f"{reading.counts['duplicates']:,} duplicates and {reading.counts['short']:,} sentences of fewer than "
+            f"three words",
             _note_on_tokens(columns["length"], max_length, unknown),
         ),
         warnings=_warnings(names, num_available),
@@ -401,7 +402,7 @@ def _check(
     if not smallest <= max_length <= tokenizer.model_max_length:
         raise ValueError(
             f"max_length is {max_length}; it must be between {smallest}, which leaves one token for the text, and "
-            f"{tokenizer.model_max_length}, the most that the tokenizer's model takes"
+            f"{tokenizer.model_max_length}, the largest number of tokens that the tokenizer's model takes"
         )
     if num_sentences is not None and num_sentences < FEWEST_SENTENCES:
         raise ValueError(f"num_sentences is {num_sentences}; it must be at least {FEWEST_SENTENCES}, or None for all")
@@ -418,7 +419,7 @@ def _tokenise(
     names = ["input_ids", "token_type_ids"] if has_types else ["input_ids"]
     texts: list[str] = []
     columns: dict[str, list[Any]] = {name: [] for name in (*names, "length")}
-    # Hashes, since the tokens of all sentences would be as large as the rows; one that is lost by chance is no loss.
+    # Hashes, since the tokens of all sentences would be as large as the rows; losing one to a collision is harmless.
     seen: set[int] = set()
     total = len(sentences) if wanted is None else min(wanted, len(sentences))
     with progress_bar(
@@ -436,7 +437,7 @@ def _tokenise(
             )
             for row, (text, ids) in enumerate(zip(batch, encoded["input_ids"], strict=True)):
                 key = hash(tuple(ids))
-                # An uncased tokenizer, or the cut, may make one of two sentences, and nothing of one.
+                # An uncased tokenizer or truncation may make two sentences equal, or leave nothing of one.
                 if len(ids) <= num_special or key in seen:
                     continue
                 if len(texts) == wanted:
@@ -469,8 +470,8 @@ def _note_on_reading(names: str, sources: Sequence[_Source], reading: _Reading) 
 def _note_on_tokens(lengths: Sequence[int], max_length: int, unknown: float) -> str:
     share_cut = sum(length == max_length for length in lengths) / len(lengths)
     return (
-        f"{sum(lengths) / len(lengths):.1f} tokens a sentence on average, special ones included; {share_cut:.1%} of "
-        f"the sentences reach the limit of {max_length}; the tokenizer does not know {unknown:.2%} of the tokens"
+        f"{sum(lengths) / len(lengths):.1f} tokens per sentence on average, including special ones; {share_cut:.1%} "
+        f"of the sentences reach the limit of {max_length}; {unknown:.2%} of the tokens are unknown to the tokenizer"
     )
 
 
@@ -478,8 +479,8 @@ def _warnings(names: str, num_sentences: int) -> tuple[str, ...]:
     if num_sentences >= ENOUGH_SENTENCES:
         return ()
     return (
-        f"{names}: only {num_sentences} different sentences; with fewer than {ENOUGH_SENTENCES:,} what is chosen may "
-        f"be chance: give more text",
+        f"{names}: only {num_sentences} different sentences; with fewer than {ENOUGH_SENTENCES:,}, choices may be due "
+        f"to chance: give more text",
     )
 
 
@@ -487,15 +488,15 @@ def _warnings(names: str, num_sentences: int) -> tuple[str, ...]:
 
 
 def length_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int) -> list[list[int]]:
-    """Returns the rows of each batch, which are of nearly equal lengths, in random order.
+    """Returns the rows of each batch, of nearly equal lengths, in random order.
 
     The rows are shuffled, sorted by length among the rows of 50 batches at a time, cut into batches, and the batches
     are shuffled. Every row is in one batch; the last rows may make a smaller one.
 
     Args:
-        lengths: of all rows.
-        batch_size: rows in a batch.
-        seed: the same seed gives the same batches; take another for each epoch.
+        lengths: lengths of all rows.
+        batch_size: rows per batch.
+        seed: the same seed gives the same batches; use another for each epoch.
 
     Raises:
         ValueError: `batch_size` is less than 1.
@@ -517,24 +518,24 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to: int | 
     """Returns a batch of rows, padded on the right.
 
     Args:
-        rows: with "input_ids" and, if there are any, "token_type_ids" and `LABEL`; what else they hold is left out.
-        pad_token_id: of the padding.
-        pad_to: the width of the batch; `None` takes the longest row.
+        rows: rows with "input_ids" and, if there are any, "token_type_ids" and `LABEL`; other columns are ignored.
+        pad_token_id: id of the pad token.
+        pad_to: the width of the batch; `None` takes the length of the longest row.
 
     Returns:
         "input_ids", "token_type_ids" if the rows have them and, if anything is padded, "attention_mask" (1 = token,
-        0 = padding): int64, (batch, width). If a row has a label also `LABEL`, (batch, numbers of a label), NaN where
-        a row has none.
+        0 = padding): int64, (batch, width). If any row has a label, also `LABEL`, (batch, numbers per label), NaN for
+        rows without a label.
 
     Raises:
-        ValueError: there is no row, or one is longer than `pad_to`.
+        ValueError: there are no rows, or one is longer than `pad_to`.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     if not lengths:
         raise ValueError("a batch has no rows; give at least one")
     width = max(lengths) if pad_to is None else pad_to
     if max(lengths) > width:
-        raise ValueError(f"a row has {max(lengths)} tokens but pad_to is {width}; take a larger one")
+        raise ValueError(f"a row has {max(lengths)} tokens but pad_to is {width}; set it to at least that")
     batch = {"input_ids": _padded([row["input_ids"] for row in rows], width, pad_token_id)}
     if "token_type_ids" in rows[0]:
         batch["token_type_ids"] = _padded([row["token_type_ids"] for row in rows], width, 0)

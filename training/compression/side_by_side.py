@@ -1,7 +1,7 @@
 """The latency of several models side by side, on the same batches of real text.
 
-Each round runs every model over all batches, in random order, beside a reference workload that is always the same (see
-`training.space.timing`). A ratio of two models is taken within each round, so that what slows a round down is in both.
+Each round runs every model over all batches, in random order, together with a constant reference workload (see
+`training.space.timing`). The ratio of two models is taken within each round, so what slows a round down affects both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ Model = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Ratio:
-    """A latency over another: its median over the rounds and the 95% bootstrap interval of that median."""
+    """The ratio of two latencies: its median over the rounds and the 95% bootstrap interval of that median."""
 
     median: float
     low: float
@@ -40,14 +40,14 @@ class Ratio:
 
 @dataclass(frozen=True)
 class MeasuredModels:
-    """Models as they were measured, by their names.
+    """The measurements of models, by their names.
 
     Attributes:
         padded: time of a batch that is padded to its longest sequence, the mean over the batches.
-        unpadded: time of the same batches where real tokens alone are computed; models that cannot are left out.
-        ratios: by "padded" and "unpadded", the latency of each model over that of the first, the teacher; nothing for
-            "unpadded" where the teacher cannot.
-        conditions: what was seen of the machine.
+        unpadded: time of the same batches when only real tokens are computed; models without this mode are missing.
+        ratios: by "padded" and "unpadded", the latency of each model relative to that of the first, the teacher; empty
+            for "unpadded" if the teacher does not have this mode.
+        conditions: observations about the machine.
     """
 
     padded: Mapping[str, Timing] = field(hash=False)
@@ -57,11 +57,11 @@ class MeasuredModels:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the figures are not to be trusted; empty where they are."""
+        """Reasons not to trust the numbers; empty if there are none."""
         return self.conditions.warnings
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the figures as JSON has them, the warnings included."""
+        """Returns the measurements as JSON, including the warnings."""
         return {**asdict(self), "warnings": list(self.warnings)}
 
 
@@ -72,34 +72,36 @@ def measure_models(
     rounds: int = 10,
     progress: bool = True,
 ) -> MeasuredModels:
-    """Measures models on the same batches; they and torch's number of threads are left as they were.
+    """Measures models on the same batches, and leaves them and torch's number of threads unchanged.
 
-    A round takes three times as long as the batches do: each model runs over them twice to warm up.
+    A round takes three times as long as the batches, since each model runs over them twice to warm up.
 
     Args:
-        models: by name, the teacher first: torch models in float32 and in evaluation mode, `OnnxModel`s, or anything
-            that takes a batch's tensors by their names. Those of MAGIC are measured with and without
+        models: models by name, the teacher first: torch models in float32 and in evaluation mode, `OnnxModel`s, or
+            anything that takes a batch's tensors by their names. MAGIC models are measured with and without
             `config.unpad_inputs`, others as they are.
-        batches: tensors by name, with an attention_mask (batch, length), 1 = token, 0 = padding on the right, and all
-            on one device; what they have beyond their longest sequence is cut off.
-        num_threads: CPU threads of torch; `OnnxModel`s must have been made with as many.
+        batches: tensors by name, with an attention_mask (batch, length), 1 = token, 0 = padding on the right, all on
+            one device; padding beyond the longest sequence is cut off.
+        num_threads: CPU threads of torch; `OnnxModel`s must have been made with the same number.
         rounds: how often each model is measured.
-        progress: show a bar.
+        progress: whether to show a bar.
 
     Raises:
-        ValueError: there is no model or no batch, a batch has no attention_mask, there are less than two rounds, or a
-            model is in training, not in float32 or has another number of threads.
+        ValueError: there is no model or no batch, a batch has no attention_mask, there are fewer than two rounds, or a
+            model is in training mode, not in float32 or has another number of threads.
     """
     if not models:
         raise ValueError("there is no model to measure")
     if rounds < 2:
-        raise ValueError(f"rounds is {rounds}; it must be at least 2, since what differs between them is the noise")
+        raise ValueError(
+            f"rounds is {rounds}; it must be at least 2, since the noise is estimated from their differences"
+        )
     for name, model in models.items():
         _check(name, model, num_threads)
     cut = [_without_common_padding(batch) for batch in batches]
     if not cut:
         raise ValueError("there is no batch to measure the models on")
-    # So short a time asks for no rounds beyond those. The sizes are of token ids that nothing here reads.
+    # So short a time asks for no further rounds. The sizes are of token ids that are not used here.
     settings = LatencySettings(
         device=str(cut[0]["attention_mask"].device), num_threads=num_threads, seq_len=1, min_run_time=1e-9
     )
@@ -127,7 +129,7 @@ def measure_models(
 def _check(name: str, model: Model, num_threads: int) -> None:
     if isinstance(model, OnnxModel) and model.num_threads != num_threads:
         raise ValueError(
-            f"model {name!r} runs on {model.num_threads} threads and num_threads is {num_threads}; make it with "
+            f"model {name!r} runs on {model.num_threads} threads but num_threads is {num_threads}; make it with "
             f"OnnxModel(path, num_threads={num_threads})"
         )
     if not isinstance(model, nn.Module):
@@ -142,9 +144,9 @@ def _check(name: str, model: Model, num_threads: int) -> None:
 
 
 def _without_common_padding(batch: Batch) -> dict[str, Tensor]:
-    """Returns a batch as long as its longest sequence."""
+    """Returns a batch cut to the length of its longest sequence."""
     if "attention_mask" not in batch:
-        raise ValueError(f"a batch has {', '.join(batch) or 'nothing'}; an attention_mask is needed")
+        raise ValueError(f"a batch has {', '.join(batch) or 'nothing'}; give it an attention_mask as well")
     mask = batch["attention_mask"]
     length = int(mask.any(dim=0).nonzero().max()) + 1
     return {name: value[:, :length] if value.shape[:2] == mask.shape else value for name, value in batch.items()}
@@ -177,7 +179,7 @@ def _itself(statement: Statement) -> Statement:
 
 
 def _timings(seconds: Mapping[str, np.ndarray]) -> dict[str, Timing]:
-    """The median of each model's seconds, one value a round."""
+    """The median of each model's seconds, one value per round."""
     if not seconds:
         return {}
     timings = bootstrap(np.array(list(seconds.values())), lambda drawn: np.median(drawn, axis=1))
@@ -189,7 +191,7 @@ def _ratios(seconds: Mapping[str, np.ndarray], teacher: str) -> dict[str, Ratio]
     if teacher not in seconds:
         return {}
     relative = {name: own / seconds[teacher] for name, own in seconds.items()}
-    # What `bootstrap` returns is a thousand times what it was given.
+    # `bootstrap` returns milliseconds, a thousand times its input.
     return {
         name: Ratio(timing.median_ms / 1e3, timing.low_ms / 1e3, timing.high_ms / 1e3)
         for name, timing in _timings(relative).items()

@@ -1,6 +1,6 @@
 """The checkpoint that a compression begins with: what it is for, read from its folder, and its model as a chain.
 
-Weights are never unpickled into anything but tensors, and no code of a folder is run.
+Weights are never unpickled into anything but tensors, and no code from a folder is run.
 """
 
 import re
@@ -41,7 +41,7 @@ _KIND_OF_HEAD = {
     "ForTokenClassification": "token",
     "ForQuestionAnswering": "span",
 }
-# What a Pooling of older releases of sentence-transformers has a flag for, in the order in which it concatenates.
+# The pooling flags of older releases of sentence-transformers, in the order in which they concatenate.
 _POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -61,7 +61,7 @@ class Pooling:
     """How hidden states become a sentence embedding, as sentence-transformers computes it.
 
     Attributes:
-        mode: one of `POOLING_MODES`, or several with "+" between them, whose results are laid end to end.
+        mode: one of `POOLING_MODES`, or several joined by "+", whose results are concatenated.
         normalize: whether the embedding is scaled to length 1.
     """
 
@@ -71,14 +71,14 @@ class Pooling:
     def __post_init__(self) -> None:
         unknown = [mode for mode in self.mode.split("+") if mode not in POOLING_MODES]
         if unknown:
-            raise ValueError(f"unknown pooling {unknown[0]!r}; those known are {', '.join(POOLING_MODES)}")
+            raise ValueError(f"unknown pooling {unknown[0]!r}; choose among {', '.join(POOLING_MODES)}")
 
     def __call__(self, states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Returns the embeddings, (batch, hidden times the number of modes), in float32 or wider.
 
         Args:
-            states: (batch, seq_len, hidden).
-            attention_mask: (batch, seq_len), 1 = token, 0 = padding, on either side; `None` where all are tokens.
+            states: hidden states, (batch, seq_len, hidden).
+            attention_mask: (batch, seq_len), 1 = token, 0 = padding, on either side; `None` if all are tokens.
         """
         states = states.to(torch.promote_types(states.dtype, torch.float32))
         mask = states.new_ones(states.shape[:2]) if attention_mask is None else attention_mask.to(states)
@@ -86,7 +86,7 @@ class Pooling:
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
 
     def width(self, hidden_size: int) -> int:
-        """Returns how many numbers an embedding has."""
+        """Returns the number of components of an embedding."""
         return hidden_size * len(self.mode.split("+"))
 
 
@@ -110,7 +110,9 @@ def _read_pooling(folder: Path, modules: SentenceModules, hidden_size: int, name
     values = json_of(folder / modules.pooling / "config.json")
     width = values.get("embedding_dimension", values.get("word_embedding_dimension", hidden_size))
     if width != hidden_size:
-        raise ValueError(f"the Pooling of {name} takes states {width} wide, its encoder has {hidden_size}")
+        raise ValueError(
+            f"the Pooling of {name} takes states of width {width}, but its encoder has width {hidden_size}"
+        )
     modes = values.get("pooling_mode") or [mode for flag, mode in _POOLING_FLAGS.items() if values.get(flag)]
     modes = [modes] if isinstance(modes, str) else modes or ["mean"]
     return Pooling("+".join(modes), modules.normalize is not None)
@@ -121,18 +123,18 @@ def _read_pooling(folder: Path, modules: SentenceModules, hidden_size: int, name
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint to be compressed, with all that its outputs depend on.
+    """A checkpoint to compress, with everything that its outputs depend on.
 
     Attributes:
         name: the folder or the name on the Hub, as it was given.
         kind: one of `KINDS`.
         model: the checkpoint as a chain, in evaluation mode, frozen, in float32: a `MagicModel` without pooler for
-            the kind "sentence", else the class with that head.
-        tokenizer: the checkpoint's own.
-        max_length: how many tokens an input may have.
-        pooling: for the kind "sentence" only.
-        folder: where its files are.
-        notes: what was inferred, one line each, to be shown before any work.
+            the kind "sentence", else the class with the head of its kind.
+        tokenizer: the checkpoint's tokenizer.
+        max_length: largest number of tokens per input.
+        pooling: how embeddings are pooled, for the kind "sentence" only.
+        folder: the folder with its files.
+        notes: what was inferred, one line each, to show before any work.
     """
 
     name: str
@@ -146,30 +148,30 @@ class Source:
 
     @property
     def modules(self) -> SentenceModules | None:
-        """The modules of sentence-transformers that make its embeddings; `None` where it has none or another kind."""
+        """The modules of sentence-transformers for its embeddings; `None` if it has none or is of another kind."""
         return read_modules(self.folder, self.name) if self.kind == "sentence" else None
 
     @property
     def model_folder(self) -> Path:
-        """Where the encoder's files are: the folder, or one inside it."""
+        """The folder with the encoder's files: the folder itself, or one inside it."""
         return self.folder / self.modules.transformer if self.modules is not None else self.folder
 
 
 def load_source(name_or_path: str, kind: str | None = None) -> Source:
     """Returns a checkpoint of BERT, RoBERTa, ELECTRA or MAGIC, ready to be compressed.
 
-    What it is for is read from its folder: modules.json of sentence-transformers means sentence embeddings, otherwise
-    the class in `architectures` says it; an encoder without a head is one of sentence embeddings, by the mean of its
+    Its kind is read from its folder: modules.json of sentence-transformers means sentence embeddings, otherwise the
+    class in `architectures` decides. An encoder without a head is taken for sentence embeddings, by the mean of its
     last states, scaled to length 1.
 
     Args:
-        name_or_path: a model's folder, a finished run's, or a name on the Hub.
-        kind: one of `KINDS`; the checkpoint's own, or "sentence" for the encoder under any head. Left out, inferred.
+        name_or_path: a model's folder, the folder of a finished run, or a name on the Hub.
+        kind: one of `KINDS`: the checkpoint's own, or "sentence" for the encoder under any head. `None` infers it.
 
     Raises:
-        ValueError: in one line, a checkpoint that cannot be had or cannot be compressed, a kind that it has no
-            trained head for or that cannot be inferred, a classifier without names for its labels, weights that are
-            incomplete or unreadable, or a tokenizer that is missing or not the model's.
+        ValueError: (one line) the checkpoint cannot be found or cannot be compressed, it has no trained head for the
+            kind, the kind cannot be inferred, a classifier has no names for its labels, weights are incomplete or
+            unreadable, or the tokenizer is missing or does not match the model.
     """
     name = str(name_or_path)
     if kind is not None and kind not in KINDS:
@@ -202,7 +204,7 @@ def load_source(name_or_path: str, kind: str | None = None) -> Source:
 
 
 def _find_folder(name: str) -> Path:
-    """Returns the local folder of a checkpoint, with its files fetched from the Hub where it is a name there."""
+    """Returns the local folder of a checkpoint, fetched from the Hub if the name is one there."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         inside = folder / MODEL_FOLDER
@@ -229,31 +231,31 @@ def _read_config(folder: Path, name: str) -> tuple[MagicConfig, str]:
 
 
 def _named(error: Exception, folder: Path, name: str) -> str:
-    """Returns an error's text in one line, with the checkpoint's name for the folder it lies in."""
+    """Returns an error's text in one line, with the checkpoint's name in place of its folder."""
     return " ".join(str(error).split()).replace(str(folder), name)
 
 
 def _infer_kind(name: str, class_name: str, has_modules: bool, asked: str | None) -> tuple[str, str]:
-    """Returns the kind of a checkpoint and why it is that."""
+    """Returns the kind of a checkpoint and the reason for it."""
     if has_modules and asked in (None, "sentence"):
-        return "sentence", f"{MODULES_NAME} is that of a sentence-transformers model"
+        return "sentence", f"{MODULES_NAME} belongs to a sentence-transformers model"
     head = re.search(r"(Model|For[A-Z]\w*)$", class_name)
     own = _KIND_OF_HEAD.get(head[0]) if head else None
     if class_name == "BertForPreTraining":
         own = "masked_lm"
     if asked is None and own is None:
         raise ValueError(
-            f"{name} is of the class {class_name or 'unknown'}, which does not tell what it is for; name the kind: "
+            f"{name} has the class {class_name or 'unknown'}, which does not show what the model is for; set --kind: "
             f"'sentence' takes the encoder alone"
         )
     if asked in (None, own):
-        what = "is an encoder without a head" if own == "sentence" else "says so"
+        what = "is an encoder without a head" if own == "sentence" else "has that head"
         return cast(str, own), f"its class, {class_name}, {what}"
     if asked == "sentence":
-        return "sentence", f"it was asked for; of the {class_name} the encoder alone is taken"
+        return "sentence", f"it was requested; only the encoder of the {class_name} is used"
     kinds = " or ".join(repr(one) for one in dict.fromkeys([own, "sentence"]) if one)
     raise ValueError(
-        f"{name} is of the class {class_name}, which has no trained head for the kind {asked!r}; take {kinds}"
+        f"{name} has the class {class_name}, which has no trained head for the kind {asked!r}; choose {kinds}"
     )
 
 
@@ -262,8 +264,8 @@ def _check_labels(config: MagicConfig, name: str) -> None:
     if len(labels) > 1 and labels == [f"LABEL_{index}" for index in range(len(labels))]:
         example = ", ".join(f'"{index}": "..."' for index in range(min(len(labels), 2)))
         raise ValueError(
-            f"{name} is a classifier without labels' names; write them into its config.json, one for each of the "
-            f'{len(labels)}: "id2label": {{{example}}}'
+            f"{name} is a classifier without names for its labels; write them into its config.json, one for each of "
+            f'the {len(labels)}: "id2label": {{{example}}}'
         )
 
 
@@ -276,24 +278,24 @@ def _labels(config: MagicConfig) -> list[str]:
 
 
 def read_tokenizer(folder: Path, name: str, config: MagicConfig, kind: str) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of a checkpoint's folder, as no call has changed it.
+    """Returns the tokenizer of a checkpoint's folder, unchanged by previous calls.
 
     Args:
-        folder: of the encoder.
-        name: the checkpoint's, for the errors.
-        config: the chain's.
+        folder: folder of the encoder.
+        name: name of the checkpoint, for errors.
+        config: configuration of the chain.
         kind: one of `KINDS`.
 
     Raises:
-        ValueError: there is none, it does not load, it lacks a token that the kind needs, or it is not the model's.
+        ValueError: it is missing, does not load, lacks a token that the kind needs, or does not match the model.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # tokenizers raises Exception itself for a file that it cannot read.
     except Exception as error:
         raise ValueError(f"the tokenizer of {name} does not load ({_first_line(error)})") from None
-    # A folder without a vocabulary gives a tokenizer that knows its special tokens only.
-    remedy = "save the one that the model was trained with into its folder"
+    # A folder without a vocabulary gives a tokenizer with special tokens only.
+    remedy = "save the tokenizer that the model was trained with into its folder"
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(f"{name} has no tokenizer; {remedy}")
     if num_rows(tokenizer) > config.vocab_size:
@@ -308,7 +310,7 @@ def read_tokenizer(folder: Path, name: str, config: MagicConfig, kind: str) -> P
     # Positions are counted from the pad token's id.
     if config.padding_aware_positions and tokenizer.pad_token_id != config.pad_token_id:
         raise ValueError(
-            f"the pad token of the tokenizer of {name} has the id {tokenizer.pad_token_id}, the model's "
+            f"the pad token of the tokenizer of {name} has the id {tokenizer.pad_token_id} but the model's is "
             f"{config.pad_token_id}; {remedy}"
         )
     if transformer_settings(folder).get("do_lower_case"):
@@ -317,22 +319,25 @@ def read_tokenizer(folder: Path, name: str, config: MagicConfig, kind: str) -> P
 
 
 def _lower_case(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Lets the tokenizer begin with lower case, as sentence-transformers does where its settings ask for that."""
+    """Makes the tokenizer lower-case its input first, as sentence-transformers does if its settings ask for it."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"do_lower_case is set for {name}, which needs a tokenizer of the library tokenizers")
+        raise ValueError(
+            f"do_lower_case is set for {name}, which needs a fast tokenizer (of the library tokenizers); save one "
+            f"into its folder"
+        )
     backend = tokenizer.backend_tokenizer
     backend.normalizer = NormalizerSequence([Lowercase(), *filter(None, [backend.normalizer])])
 
 
 def _max_length(folder: Path, tokenizer: PreTrainedTokenizerBase, config: MagicConfig) -> tuple[int, str]:
-    """Returns how many tokens an input may have, and what says so."""
+    """Returns the largest number of tokens per input, and what sets this limit."""
     stated = transformer_settings(folder).get("max_seq_length")
     lengths = {
         f"its {config.max_sequence_length} positions": config.max_sequence_length,
         "its tokenizer": tokenizer.model_max_length,
     }
     if stated is not None:
-        # sentence-transformers cuts there, whatever the tokenizer says.
+        # sentence-transformers truncates there, whatever the tokenizer's limit.
         lengths.pop("its tokenizer")
         lengths["max_seq_length of sentence-transformers"] = stated
     bound = min(lengths, key=lambda key: lengths[key])
@@ -343,7 +348,7 @@ def _max_length(folder: Path, tokenizer: PreTrainedTokenizerBase, config: MagicC
 
 
 def _load_model(folder: Path, name: str, kind: str) -> tuple[MagicPreTrainedModel, list[str]]:
-    """Returns the chain, frozen, and notes on what is other than in the folder."""
+    """Returns the chain, frozen, and notes on what differs from the folder."""
     try:
         model = load_chain(folder)
     except ValueError as error:
@@ -372,7 +377,7 @@ def _model_notes(config: MagicConfig, tokenizer: PreTrainedTokenizerBase) -> lis
         f"encoder: {config.num_hidden_layers} layers x {config.hidden_size}, {_listed(heads)} heads, "
         f"{compact_architecture(config.chain)}",
         f"vocabulary: {len(tokenizer)} tokens, {config.vocab_size} rows; the tokenizer returns {returned}, the model "
-        f"knows {config.type_vocab_size}",
+        f"has {config.type_vocab_size}",
     ]
 
 
@@ -383,9 +388,9 @@ def _listed(values: Sequence[Any]) -> str:
 def _kind_notes(kind: str, config: MagicConfig, pooling: Pooling | None, has_modules: bool) -> list[str]:
     if pooling is not None:
         scaled = "scaled to length 1" if pooling.normalize else "not scaled"
-        by = "as its folder says" if has_modules else "since its folder says nothing else"
+        by = "according to its folder" if has_modules else "since its folder does not specify it"
         width = pooling.width(config.hidden_size)
-        return [f"embedding: {pooling.mode} of the last states, {width} wide, {scaled}, {by}"]
+        return [f"embedding: {pooling.mode} of the last states, width {width}, {scaled}, {by}"]
     if kind in ("sequence", "token"):
         labels = _labels(config)
         shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
@@ -399,6 +404,6 @@ def _prompt_notes(values: Mapping[str, Any]) -> list[str]:
         return []
     default = values.get("default_prompt_name")
     return [
-        f"prompts: {', '.join(named)}, kept in what is written; texts are embedded without"
+        f"prompts: {', '.join(named)}, kept in the export; texts are embedded without them"
         + (f", although {default} is the default" if default in named else "")
     ]

@@ -1,4 +1,4 @@
-"""The space around a checkpoint: narrower forms of its own operators and SKIP, and the parts of it that are looked at.
+"""The space around a checkpoint: narrower forms of its own operators and SKIP, and parts of that space.
 
 A *drop* is a child that keeps some operators of the checkpoint as they are and skips all others.
 """
@@ -13,7 +13,7 @@ from ..space.budgets import Budget, BudgetedSpace, Limit
 from ..space.search_space import Architecture, SearchSpace
 
 
-# Shares of an attention operator's heads and of a feed-forward operator's width that narrower ones keep: 1 in so many.
+# Divisors of an attention operator's heads and of a feed-forward operator's width, for narrower operators.
 HEAD_SHARES = (2, 4)
 WIDTH_SHARES = (2, 4, 8)
 
@@ -21,21 +21,21 @@ WIDTH_SHARES = (2, 4, 8)
 def checkpoint_space(config: MagicConfig, convolutions: Sequence[str] = ()) -> SearchSpace:
     """Returns the children around a checkpoint.
 
-    An attention layer offers its own heads, half and a quarter of them, the convolutions that are asked for, and SKIP;
-    a feed-forward layer its own width, a half, a quarter and an eighth, and SKIP; any other layer its own operator
-    and SKIP. Shares that are no whole number of heads or neurons are left out. The checkpoint's own operator is the
-    first of each layer.
+    An attention layer offers its own heads, half and a quarter of them, the given convolutions, and SKIP; a
+    feed-forward layer its own width, a half, a quarter and an eighth of it, and SKIP; any other layer its own operator
+    and SKIP. Fractions that do not give whole numbers of heads or neurons are omitted. The checkpoint's own operator
+    comes first in each layer.
 
     Args:
-        config: the checkpoint's, one operator a layer.
+        config: the checkpoint's configuration, one operator per layer.
         convolutions: operators such as CONV5, for attention layers.
 
     Raises:
-        ValueError: one of `convolutions` is no convolution.
+        ValueError: one of `convolutions` is not a convolution.
     """
     for name in convolutions:
         if parse_operator(name).kind != "CONV":
-            raise ValueError(f"convolutions name {name}, which is none; give operators such as CONV5")
+            raise ValueError(f"convolutions has {name}, which is not a convolution; give operators such as CONV5")
     return SearchSpace(tuple(tuple(_candidates(name, config, convolutions)) for name in config.chain))
 
 
@@ -45,7 +45,7 @@ def _candidates(name: str, config: MagicConfig, convolutions: Sequence[str]) -> 
 
 
 def narrower(name: str, config: MagicConfig) -> list[str]:
-    """Returns the names of an operator's narrower forms, the widest first: of MHA12 MHA6x192 and MHA3x96."""
+    """Returns the names of an operator's narrower forms, the widest first: for MHA12, MHA6x192 and MHA3x96."""
     spec = parse_operator(name)
     inner = operator_inner_size(spec, config)
     if spec.kind == "FFN":
@@ -59,7 +59,7 @@ def narrower(name: str, config: MagicConfig) -> list[str]:
 
 
 def has_blocks(source: Architecture) -> bool:
-    """Whether a chain is blocks end to end, each an attention and a feed-forward layer, and more than one of them."""
+    """Whether a chain consists of two or more blocks, each a non-feed-forward and a feed-forward layer."""
     is_ffn = [parse_operator(name).kind == "FFN" for name in source]
     num_blocks = len(source) // 2
     return num_blocks > 1 and is_ffn == [False, True] * num_blocks
@@ -71,15 +71,15 @@ def without_blocks(source: Architecture, blocks: Sequence[int]) -> Architecture:
 
 
 def block_drops(source: Architecture, num_dropped: int) -> Iterator[Architecture]:
-    """Yields the children that drop so many whole blocks of a chain that has blocks, see `has_blocks`."""
+    """Yields the children that drop `num_dropped` whole blocks of a chain that has blocks, see `has_blocks`."""
     for dropped in combinations(range(len(source) // 2), num_dropped):
         yield without_blocks(source, dropped)
 
 
 def evenly_spaced_blocks(source: Architecture, budget: Budget) -> Architecture | None:
-    """Returns the drop that keeps evenly spaced blocks, the first among them, as many as the budget allows.
+    """Returns the drop that keeps evenly spaced blocks, including the first, as many as the budget allows.
 
-    It is what a user would do who measures nothing. `None` where no drop of blocks is within the budget.
+    It is what a user would do without any measurement. `None` if no drop of blocks is within the budget.
     """
     num_blocks = len(source) // 2
     for num_kept in range(num_blocks - 1, 0, -1):
@@ -91,11 +91,11 @@ def evenly_spaced_blocks(source: Architecture, budget: Budget) -> Architecture |
 
 
 def drops_only(space: SearchSpace, source: Architecture) -> SearchSpace:
-    """Returns the drops in a space: each layer of the checkpoint is kept as it is, or skipped where that is offered.
+    """Returns the drops in a space: each layer of the checkpoint is kept as it is, or skipped if SKIP is offered.
 
     Args:
         space: the children around the checkpoint.
-        source: the checkpoint's chain, itself one of them.
+        source: the checkpoint's chain, which is one of them.
     """
     return SearchSpace(
         tuple((name, SKIP) if SKIP in names else (name,) for name, names in zip(source, space.candidates, strict=True))
@@ -115,14 +115,14 @@ def uniform_children(space: SearchSpace) -> Iterator[Architecture]:
 
 
 def near_budget(space: SearchSpace, budget: Budget, share: float) -> BudgetedSpace:
-    """Returns the children within a budget whose layers cost a share of what it leaves for layers, or more.
+    """Returns the children within a budget whose layers cost at least a share of what it leaves for layers.
 
-    What lies outside the layers, such as the parameters of the embeddings, all children have alike. Where no child
-    costs as much, all within the budget are returned.
+    All children have in common what lies outside the layers, such as the parameters of the embeddings. If no child
+    costs that much, all children within the budget are returned.
 
     Args:
         space: the children.
-        budget: of one limit, with a largest value.
+        budget: a budget with one limit that has a largest value.
         share: 0 to 1.
     """
     (limit,) = budget.limits

@@ -1,18 +1,18 @@
-"""Task scores of encoders, by which a faster one is compared with the one that it was made from: `--eval NAME FILE`.
+"""Scores of encoders on tasks, to compare a faster encoder with the one that it was made from: `--eval NAME=FILE`.
 
 1. `read_task` reads and checks a file, before any work; `docstring_retrieval` makes a task of the installed packages.
-2. `score_task` asks the model for what the task compares, through one function, and scores it.
+2. `score_task` gets the model's outputs for the task through one function, and scores them.
 
-| kind of model | name | file | what the function gives | score |
+| kind of model | name | file | output of the function | score |
 | --- | --- | --- | --- | --- |
 | "sentence" | stsb, sts | sentence1, sentence2, score | embeddings | Spearman's correlation of cosine and score |
 | | pairs | sentence1, sentence2, label of 0 or 1 | embeddings | average precision by cosine |
 | | retrieval | query, document | embeddings | accuracy@1, and MRR@10 |
-| "sequence" | labels | text, perhaps a second one, label | logits | accuracy and F1; Spearman for numbers |
-| "token" | labels | words, a tag for each | ids of the tags | F1 of entities and accuracy |
+| "sequence" | labels | text, optionally a second one, label | logits | accuracy and F1; Spearman for numbers |
+| "token" | labels | words, one tag per word | ids of the tags | F1 of entities and accuracy |
 | "span" | squad | SQuAD's JSON, 1.1 or 2.0 | answers | F1 and exact match |
 
-Files of rows are CSV, TSV or JSON lines, as `finetuning.task_files.read_table` takes them. All scores are in percent.
+Files of rows are CSV, TSV or JSON lines, as for `finetuning.task_files.read_table`. All scores are in percent.
 """
 
 import json
@@ -62,21 +62,21 @@ TASKS: dict[str, tuple[str, ...]] = {
 
 _SENTENCES = ("sentence1", "sentence2")
 _TOKEN_LABELS = ("label", "labels", "tags", "ner_tags")
-# Whether two sentences belong together, as files spell it.
+# Spellings in files of whether two sentences belong together.
 _TOGETHER = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _RANKED_TOGETHER = 1000
-# Of cosines: what differs by rounding errors alone is equal.
+# Decimals of cosines, so that those that differ only by rounding errors are equal.
 _DECIMALS = 9
 
 
 class TaskScore(NamedTuple):
-    """What a model reaches.
+    """The score of a model on a task.
 
     Attributes:
-        name: of the task and its file, such as "stsb (dev.tsv)".
+        name: the name of the task and its file, such as "stsb (dev.tsv)".
         metric: the name of the metric.
-        value: in percent; higher is better.
-        num_examples: what the metric is over: pairs, queries, rows, words or questions.
+        value: the metric in percent; higher is better.
+        num_examples: number of pairs, queries, rows, words or questions that the metric covers.
         further: names and values, in percent, of other metrics of the same outputs.
     """
 
@@ -89,18 +89,18 @@ class TaskScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is asked, and what is right.
+    """The inputs for a model, and the correct answers.
 
     Attributes:
-        name: of `TASKS`, or "docstrings".
-        kind: of model.
-        path: the file; `None` where there is none.
-        metric: what decides.
-        texts: columns of equal length: texts, or of tokens the words of each row; of spans none.
-        truth: for each row a score, 0 or 1, a class id, a number, 0 or 1 of each label, or tag ids; of retrieval
-            nothing, of spans the questions.
-        labels: of the model, in the order of their ids; for classes and tags.
-        columns: of the file that the texts were read from.
+        name: one of `TASKS`, or "docstrings".
+        kind: kind of model.
+        path: the file; `None` if there is none.
+        metric: name of the main metric.
+        texts: columns of equal length: texts, or for tokens the words of each row; empty for spans.
+        truth: for each row a score, 0 or 1, a class id, a number, 0 or 1 for each label, or tag ids; `None` for
+            retrieval; the questions for spans.
+        labels: the model's labels in the order of their ids, for classes and tags.
+        columns: columns of the file that the texts were read from.
     """
 
     name: str
@@ -114,20 +114,20 @@ class Task:
 
     @property
     def note(self) -> str:
-        """What was read, for who gave the file."""
+        """A line for the user that describes what was read."""
         texts = f"text in {' and '.join(map(repr, self.columns))}, " if self.columns else ""
         num_rows = len(self.texts[0]) if self.texts else len(self.truth.questions)
         return f"{self.title}: {texts}{counted(num_rows, 'row')}, scored by {self.metric}"
 
     @property
     def sha256(self) -> str:
-        """A hash of the file or, where there is none, of the texts."""
+        """A hash of the file or, if there is none, of the texts."""
         texts = json.dumps(self.texts).encode()
         return sha256(texts).hexdigest() if self.path is None else file_sha256(self.path)
 
     @property
     def title(self) -> str:
-        """The name with that of the file."""
+        """The name of the task and that of the file."""
         return self.name if self.path is None else f"{self.name} ({self.path.name})"
 
 
@@ -142,18 +142,18 @@ def read_task(
     id2label: Mapping[int, str] | None = None,
     problem_type: str | None = None,
 ) -> Task:
-    """Returns the task of a file, whose every row was checked.
+    """Returns the task of a file, with every row checked.
 
     Args:
-        name: of `TASKS`, for this kind of model.
-        path: see the module.
+        name: one of `TASKS`, for this kind of model.
+        path: the file; see the module.
         kind: "sentence", "sequence", "token", "span" or "masked_lm".
-        id2label: of the model, for labels: a file may name them, in any case, or give their numbers.
-        problem_type: of a sequence model, as in its configuration; `None` takes a model with one label for regression
-            and any other for one class a row.
+        id2label: the model's labels by id; a file may give them by name, in any case, or by number.
+        problem_type: the problem of a sequence model, as in its configuration; `None` means regression for a model
+            with one label, and one class per row for any other.
 
     Raises:
-        ValueError: the kind of model has no such task, or something is wrong with the file, by line.
+        ValueError: the kind of model has no such task, or the file is invalid; the message gives the line.
     """
     name = _known_name(name, kind)
     path = Path(path).expanduser()
@@ -166,7 +166,9 @@ def read_task(
         return read(name, table)
     labels = tuple((id2label or {})[number] for number in sorted(id2label or {}))
     if not labels:
-        raise ValueError(f"a {kind} model without id2label has no labels to compare with those of {path}; name them")
+        raise ValueError(
+            f"the {kind} model has no id2label, so the labels of {path} are unknown; name its labels there"
+        )
     if kind == "token":
         return _read_tags(name, table, labels)
     return _read_labels(name, table, labels, problem_type)
@@ -175,28 +177,30 @@ def read_task(
 def _known_name(name: str, kind: str) -> str:
     if kind == "masked_lm":
         raise ValueError(
-            f"--eval {name}: a masked language model is scored by the words that it fills in on held-out sentences of "
-            f"--text; leave --eval out"
+            f"--eval {name}: a masked language model is scored on the words that it predicts in held-out sentences of "
+            f"--text; remove --eval"
         )
     if kind not in TASKS:
-        raise ValueError(f"no kind of model {kind!r}; choose among {', '.join(TASKS)}, masked_lm")
+        raise ValueError(f"unknown kind of model {kind!r}; choose among {', '.join(TASKS)}, masked_lm")
     key = name.lower().replace("-", "").replace("_", "")
     if key not in TASKS[kind]:
         near = get_close_matches(key, TASKS[kind], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"--eval {name}: a {kind} model has no such task; {hint}it has {', '.join(TASKS[kind])}")
+        raise ValueError(
+            f"--eval {name}: a {kind} model has no such task; {hint}choose among {', '.join(TASKS[kind])}"
+        )
     return key
 
 
 def _existing(path: Path) -> Path:
-    # `load_squad` would ask the Hub for it.
+    # `load_squad` would look it up on the Hub.
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the path")
     return path
 
 
 def _column(table: Table, names: Sequence[str]) -> str:
-    """Returns the first of the names that is a column."""
+    """Returns the first of the names that is a column of the table."""
     found = [name for name in names if name in table.columns]
     if not found:
         require_columns(table, names[:1])
@@ -213,7 +217,7 @@ def _read_similarity(name: str, table: Table) -> Task:
     column = _column(table, ("score", "label"))
     scores = np.array([label_of(row, column, REGRESSION, {}) for row in table.rows])
     if np.ptp(scores) == 0:
-        raise ValueError(f"{table.path}: column {column!r} holds {scores[0]:g} alone; a ranking needs several scores")
+        raise ValueError(f"{table.path}: column {column!r} holds only {scores[0]:g}; a ranking needs different scores")
     return Task(name, "sentence", table.path, "spearman", texts, scores, columns=_SENTENCES)
 
 
@@ -222,23 +226,23 @@ def _read_pairs(name: str, table: Table) -> Task:
     column = _column(table, ("label", "score"))
     labels = np.array([label_of(row, column, SINGLE_LABEL, _TOGETHER) for row in table.rows])
     if np.ptp(labels) == 0:
-        raise ValueError(
-            f"{table.path}: column {column!r} holds {labels[0]} alone; give pairs of both labels, 0 and 1"
-        )
+        raise ValueError(f"{table.path}: column {column!r} holds only {labels[0]}; give pairs of both labels, 0 and 1")
     return Task(name, "sentence", table.path, "average_precision", texts, labels, columns=_SENTENCES)
 
 
 def _read_retrieval(name: str, table: Table) -> Task:
     texts = _texts(table, ("query", "document"))
     if len(set(texts[1])) < 2:
-        raise ValueError(f"{table.path} holds one document; give at least two to choose from")
+        raise ValueError(f"{table.path} holds only one document; give at least two to choose from")
     return Task(name, "sentence", table.path, "accuracy@1", texts, columns=("query", "document"))
 
 
 def _read_labels(name: str, table: Table, labels: tuple[str, ...], problem_type: str | None) -> Task:
     problem_type = problem_type or (REGRESSION if len(labels) == 1 else SINGLE_LABEL)
     if problem_type not in PROBLEM_TYPES or problem_type == TOKENS:
-        raise ValueError(f"no problem_type {problem_type!r} of sequences; choose among {', '.join(PROBLEM_TYPES[:3])}")
+        raise ValueError(
+            f"problem_type {problem_type!r} is not one for sequences; choose among {', '.join(PROBLEM_TYPES[:3])}"
+        )
     column = _column(table, ("label", "labels", "score"))
     columns = _text_columns(table, column)
     texts = _texts(table, columns)
@@ -250,16 +254,16 @@ def _read_labels(name: str, table: Table, labels: tuple[str, ...], problem_type:
 
 
 def _text_columns(table: Table, label_column: str) -> tuple[str, ...]:
-    """Returns "text" and "text_pair" where they are, or else the one or two columns that hold text."""
+    """Returns "text" and "text_pair" if they exist, or else the one or two columns that hold text."""
     if "text" in table.columns:
         return ("text", "text_pair") if "text_pair" in table.columns else ("text",)
     return find_text_columns(table, None, label_column, "by calling them 'text' and 'text_pair'")[0]
 
 
 def _spelled(labels: Sequence[str]) -> dict[str, int]:
-    """Returns the ids of labels by name as it is, in other cases, and by number unless labels are numbers themselves.
+    """Returns the ids of labels by their names, also in other cases, and by number unless labels are numbers.
 
-    Labels that differ in their case alone are known as they are.
+    Labels that differ only in their case are matched only exactly.
     """
     ids = {label: number for number, label in enumerate(labels)}
     if not any(re.fullmatch(r"[+-]?\d+", label) for label in labels):
@@ -276,20 +280,22 @@ def _read_tags(name: str, table: Table, labels: tuple[str, ...]) -> Task:
     names = tuple(name for name in table.columns if name in ("tokens", "words"))
     texts = names[:1] or find_text_columns(table, None, column, "by calling it 'tokens'")[0]
     if len(texts) > 1:
-        raise ValueError(f"{table.path}: {', '.join(texts)} beside {column!r}; call the column of the words 'tokens'")
+        raise ValueError(
+            f"{table.path}: {', '.join(texts)} hold text next to {column!r}; name the column of the words 'tokens'"
+        )
     ids = _spelled(labels)
     words, tags = [], []
     for row in table.rows:
         words.append(words_of(row, texts[0]))
         tags.append(np.array(label_of(_with_text_tags(row, column), column, TOKENS, ids)))
         if len(words[-1]) != len(tags[-1]):
-            raise ValueError(f"{row.where}: {len(words[-1])} words but {len(tags[-1])} tags; give one for each word")
+            raise ValueError(f"{row.where}: {len(words[-1])} words but {len(tags[-1])} tags; give one tag per word")
     are_bio = all(label == "O" or label.startswith(("B-", "I-")) for label in labels)
     return Task(name, "token", table.path, "entity_f1" if are_bio else "accuracy", (words,), tags, labels, texts)
 
 
 def _with_text_tags(row: Row, column: str) -> Row:
-    """Returns a row whose tags are text, as data sets of the Hub number them."""
+    """Returns a row whose tags are text, since data sets on the Hub give them as numbers."""
     cell = row.cells[column]
     return Row(row.where, {**row.cells, column: [str(tag) for tag in cell]}) if isinstance(cell, list) else row
 
@@ -298,21 +304,21 @@ def _with_text_tags(row: Row, column: str) -> Row:
 
 
 def score_task(task: Task, predict: Callable[..., Any]) -> TaskScore:
-    """Returns what a model reaches on a task.
+    """Returns the score of a model on a task.
 
     Args:
-        task: what is asked.
+        task: the task.
         predict: the model, by its kind:
 
-            - "sentence": takes a list of n texts, different from one another, and returns (n, width) embeddings;
+            - "sentence": takes a list of n different texts, and returns (n, width) embeddings;
             - "sequence": takes a list of n texts and a list of their second texts or `None`, and returns (n, labels)
-              logits, of regression also (n,);
-            - "token": takes a list of n lists of words and returns n sequences of tag ids, one for each word; words
-              beyond what the model takes may be left out at the end, and are not scored;
-            - "span": takes `SquadData` and returns the answer to each question by id, "" for none.
+              logits, for regression also (n,);
+            - "token": takes a list of n lists of words and returns n sequences of tag ids, one per word; words beyond
+              the model's length may be missing at the end, and are not scored;
+            - "span": takes `SquadData` and returns the answer to each question by id, "" for no answer.
 
     Raises:
-        ValueError: what the model gives has another shape, or is not finite.
+        ValueError: the model's output has another shape, or is not finite.
     """
     if task.kind == "sentence":
         scores = _sentence_scores(task, predict)
@@ -326,21 +332,21 @@ def score_task(task: Task, predict: Callable[..., Any]) -> TaskScore:
 
 
 def _score(task: Task, scores: Mapping[str, float], num_examples: int) -> TaskScore:
-    """Returns scores, of which one is the task's metric, in percent."""
+    """Returns scores in percent; one of them is the task's metric."""
     percent = {name: 100 * value for name, value in scores.items()}
     value = percent.pop(task.metric)
     return TaskScore(task.title, task.metric, value, num_examples, tuple(percent.items()))
 
 
 def _sentence_scores(task: Task, encode: Callable[[list[str]], np.ndarray]) -> dict[str, float]:
-    # What comes several times is encoded once.
+    # Texts that occur several times are encoded once.
     places: dict[str, int] = {}
     of_columns = [[places.setdefault(text, len(places)) for text in column] for column in task.texts]
     embeddings = _checked(task, encode(list(places)), len(places)).astype(np.float64)
     if embeddings.ndim != 2:
-        raise ValueError(f"{task.title}: embeddings of shape {embeddings.shape}; give one row for each text")
+        raise ValueError(f"{task.title}: embeddings of shape {embeddings.shape}; give one row per text")
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    # A row of zeros has the cosine 0 to all.
+    # A row of zeros has cosine 0 to all others.
     embeddings /= np.where(norms > 0, norms, 1)
     if task.metric == "accuracy@1":
         return _retrieval_scores(embeddings, np.array(of_columns[0]), np.array(of_columns[1]))
@@ -356,13 +362,13 @@ def _sentence_scores(task: Task, encode: Callable[[list[str]], np.ndarray]) -> d
 def _retrieval_scores(embeddings: np.ndarray, queries: np.ndarray, documents: np.ndarray) -> dict[str, float]:
     """Returns how the documents of queries rank among all different documents, by cosine.
 
-    Equal cosines count against a query, so that a model for which all texts are alike finds nothing. Where a query
-    comes with several documents, the others are left out of each one's ranking.
+    Equal cosines count against a query, so a model for which all texts are alike finds nothing. If a query comes with
+    several documents, the others are removed from the ranking of each one.
 
     Args:
         embeddings: (num_texts, width), each of length 1.
-        queries: (num_rows,), the text of each row's query.
-        documents: (num_rows,), the text of the document that belongs to it.
+        queries: (num_rows,), the index of each row's query in the texts.
+        documents: (num_rows,), the index of the document that belongs to it.
     """
     candidates = np.unique(documents)
     right = np.searchsorted(candidates, documents)
@@ -383,7 +389,7 @@ def _retrieval_scores(embeddings: np.ndarray, queries: np.ndarray, documents: np
 def _checked(task: Task, outputs: Any, num_rows: int) -> np.ndarray:
     outputs = np.asarray(outputs)
     if not outputs.ndim or len(outputs) != num_rows:
-        raise ValueError(f"{task.title}: outputs of shape {outputs.shape} for {num_rows} rows; give one for each")
+        raise ValueError(f"{task.title}: outputs of shape {outputs.shape} for {num_rows} rows; give one per row")
     num_bad = int((~np.isfinite(outputs)).sum())
     if num_bad:
         raise ValueError(f"{task.title}: {num_bad} of {outputs.size} outputs are not finite; the model is damaged")
@@ -395,13 +401,15 @@ def _sequence_scores(task: Task, outputs: Any) -> dict[str, float]:
     if task.metric == "spearman":
         numbers = logits.reshape(len(logits), -1)
         if numbers.shape[1] != 1:
-            raise ValueError(f"{task.title}: outputs of shape {logits.shape}; regression has one number a row")
+            raise ValueError(f"{task.title}: outputs of shape {logits.shape}; regression needs one number per row")
         return {
             "spearman": spearman_correlation(numbers[:, 0], task.truth),
             "pearson": pearson_correlation(numbers[:, 0], task.truth),
         }
     if logits.shape != (len(task.truth), len(task.labels)):
-        raise ValueError(f"{task.title}: logits of shape {logits.shape}; the model has {len(task.labels)} labels")
+        raise ValueError(
+            f"{task.title}: logits of shape {logits.shape}; give one per label, {len(task.labels)} in each row"
+        )
     if task.metric == "micro_f1":
         predicted = (logits > 0).astype(np.int64)
         return {average: f1(predicted, task.truth, average[:5]) for average in ("micro_f1", "macro_f1")}
@@ -413,11 +421,13 @@ def _sequence_scores(task: Task, outputs: Any) -> dict[str, float]:
 
 def _token_score(task: Task, outputs: Sequence[Sequence[int]]) -> TaskScore:
     if len(outputs) != len(task.truth):
-        raise ValueError(f"{task.title}: tags of {len(outputs)} rows for {len(task.truth)}; give those of each")
+        raise ValueError(f"{task.title}: tags of {len(outputs)} rows for {len(task.truth)}; give tags for each row")
     predicted, references = [], []
     for number, (ids, true) in enumerate(zip(outputs, task.truth, strict=True)):
         if len(ids) > len(true):
-            raise ValueError(f"{task.title}: {len(ids)} tags for the {len(true)} words of row {number + 1}")
+            raise ValueError(
+                f"{task.title}: {len(ids)} tags for the {len(true)} words of row {number + 1}; give one per word"
+            )
         predicted.append([task.labels[tag] for tag in ids])
         references.append([task.labels[tag] for tag in true[: len(ids)]])
     scores = {"accuracy": token_accuracy(predicted, references)}
@@ -444,19 +454,19 @@ _MOST_SENTENCES = 8
 
 
 def docstring_retrieval(num_pairs: int = 1000, seed: int = 0, packages: Sequence[str] | None = None) -> Task:
-    """Returns a retrieval task of docstrings: their first sentence is the query, the further ones are the document.
+    """Returns a retrieval task of docstrings: their first sentence is the query, the rest is the document.
 
-    English sentences alone, as in `docstring_documents`, from two to eight of them in a document. Of a file at most
-    three docstrings serve; no sentence begins two documents, and no query comes twice. The files are read in random
-    order until there are enough pairs, so that the seed and the installed versions decide which these are.
+    Only English sentences are used, as in `docstring_documents`, two to eight of them in a document. At most three
+    docstrings are taken from a file; no sentence begins two documents, and no query comes twice. The files are read in
+    random order until there are enough pairs, so the seed and the installed versions determine which pairs these are.
 
     Args:
-        num_pairs: at least two.
-        seed: of the order.
+        num_pairs: number of pairs, at least two.
+        seed: seed of the order.
         packages: as in `docstring_documents`.
 
     Raises:
-        ValueError: a package is not installed, or they do not have as many such docstrings.
+        ValueError: a package is not installed, or the packages do not have that many such docstrings.
     """
     if num_pairs < 2:
         raise ValueError(f"num_pairs is {num_pairs}; it must be at least 2")
@@ -477,8 +487,8 @@ def docstring_retrieval(num_pairs: int = 1000, seed: int = 0, packages: Sequence
             if num_found == _PAIRS_OF_A_FILE:
                 break
     raise ValueError(
-        f"{len(pairs)} of {num_pairs} pairs in the docstrings of {len(files)} files; ask for fewer or name packages "
-        f"with more text"
+        f"found {len(pairs)} of {num_pairs} pairs in the docstrings of {len(files)} files; ask for fewer or name "
+        f"packages with more text"
     )
 
 

@@ -1,7 +1,7 @@
 """What a compressed encoder learns from the checkpoint: one small class for each kind of head.
 
-Each says what the teacher's outputs of a sequence are (they are kept on disk), how a child's outputs are compared with
-them in training, and by which second score children are judged beside that loss.
+Each class defines which outputs of the teacher are kept on disk, how a child's outputs are compared with them in
+training, and the second score that judges children in addition to this loss.
 """
 
 from abc import ABC, abstractmethod
@@ -28,81 +28,81 @@ from .source import Pooling, Source
 
 
 Batch = dict[str, Any]
-# The teacher's outputs of a batch, as tensors whose rows are in reading order.
+# The teacher's outputs for a batch, as tensors whose rows are in reading order.
 Rows = dict[str, Tensor]
-# Where a batch has the teacher's outputs.
+# The key of the teacher's outputs in a batch.
 TARGET = "teacher"
 
 
 class Objective(ABC):
     """How a child is compared with the checkpoint.
 
-    An item is what a loss is of: a sequence, a token or a masked position. Losses and scores are means over items.
+    An item is the unit of a loss: a sequence, a token or a masked position. Losses and scores are means over items.
 
     Attributes:
-        loss_name: of the loss, as tables have it.
-        score_name: of the second score, as tables have it.
+        loss_name: name of the loss in tables.
+        score_name: name of the second score in tables.
     """
 
     loss_name: ClassVar[str]
     score_name: ClassVar[str]
 
     def describe(self) -> dict[str, Any]:
-        """Returns all that the teacher's records depend on beside weights and sequences, as JSON."""
+        """Returns as JSON what the teacher's records depend on in addition to weights and sequences."""
         return {"objective": type(self).__name__}
 
     def mask(self, batch: Batch) -> Batch:
-        """Returns a batch of text as teacher and child both see it, the same whenever a sequence comes."""
+        """Returns a batch of text as both teacher and child see it; a sequence is always masked in the same way."""
         return batch
 
     def counts(self, batch: Batch) -> Tensor:
-        """Returns how many items each sequence of a batch has, (batch,)."""
+        """Returns the number of items of each sequence of a batch, (batch,)."""
         return torch.ones(len(batch["input_ids"]), dtype=torch.long)
 
     def record_lengths(self, batch: Batch) -> Tensor:
-        """Returns how many rows of the outputs each sequence has, (batch,): as many as items, but for spans."""
+        """Returns the number of output rows of each sequence, (batch,): the number of items, except for spans."""
         return self.counts(batch)
 
     @abstractmethod
     def read(self, outputs: Any, batch: Batch) -> Tensor:
-        """Returns a model's outputs of a batch, (rows, width), in float32, from what its forward pass returns."""
+        """Returns a model's outputs for a batch, (rows, width), in float32, from the result of its forward pass."""
 
     @abstractmethod
     def head(self, model: MagicPreTrainedModel, states: Tensor, batch: Batch) -> ModelOutput:
-        """Returns what the forward pass would, from H_N, (batch, seq_len, hidden)."""
+        """Returns the result of the forward pass, given H_N, (batch, seq_len, hidden)."""
 
     def target(self, outputs: Tensor) -> Rows:
-        """Returns what is kept of the teacher's outputs, which are (rows, width) as `read` returns them."""
+        """Returns the part of the teacher's outputs to keep; they are (rows, width), as `read` returns them."""
         return {"outputs": outputs}
 
     def pack(self, rows: Rows) -> Record:
-        """Returns what is kept as it lies on disk."""
+        """Converts the kept outputs to the format on disk."""
         return {name: tensor.cpu().numpy() for name, tensor in rows.items()}
 
     def unpack(self, record: Record) -> Rows:
-        """Returns what `pack` was given."""
+        """Inverts `pack`."""
         return {name: torch.from_numpy(array) for name, array in record.items()}
 
     @abstractmethod
     def losses(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
-        """Returns the loss of each item, (items,), 0 where a child says what the teacher does."""
+        """Returns the loss of each item, (items,), 0 if a child's output is the teacher's."""
 
     @abstractmethod
     def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
-        """Returns the second score of each item, (items,), higher is better."""
+        """Returns the second score of each item, (items,); higher is better."""
 
     def label_losses(self, own: Tensor, labels: Tensor) -> Tensor:
-        """Returns the loss of each item against its label, (items,), 0 where it has none; see `sentences.collate`."""
-        raise NotImplementedError(f"{type(self).__name__} takes no labels")
+        """Returns the loss of each item against its label, (items,), 0 if it has none; see `sentences.collate`."""
+        raise NotImplementedError(f"{type(self).__name__} does not support labels")
 
     # ---- As a judge of children (`supernet.runners.Judge`) ----
 
     def num_items(self, batch: Batch) -> int:
-        """Returns how many items a batch has."""
+        """Returns the number of items of a batch."""
         return int(self.counts(batch).sum())
 
     def prepare(self, batch: Batch) -> Batch:
-        """Returns what a batch is judged by: itself."""
+        """Returns the batch unchanged."""
         return batch
 
     def sums(self, model: MagicPreTrainedModel, states: Tensor, batch: Batch) -> Tensor:
@@ -115,19 +115,19 @@ class Objective(ABC):
 class SentenceObjective(Objective):
     """Embeddings of sentences: 1 - cosine to the teacher's.
 
-    The second score is how alike the two see a batch: Pearson's correlation between the cosines of each sentence to
-    the others of its batch, in the child's embeddings and in the teacher's.
+    The second score measures how similarly the two see a batch: Pearson's correlation between the cosines of each
+    sentence to the others of its batch, in the child's embeddings and in the teacher's.
     """
 
     loss_name = "1 - cosine"
     score_name = "similarity correlation"
 
     def __init__(self, pooling: Pooling):
-        """Takes how states become an embedding."""
+        """Takes the pooling that turns states into an embedding."""
         self.pooling = pooling
 
     def describe(self) -> dict[str, Any]:
-        """Returns the pooling as well."""
+        """Also returns the pooling."""
         return {**super().describe(), "pooling": repr(self.pooling)}
 
     def read(self, outputs: Any, batch: Batch) -> Tensor:
@@ -135,7 +135,7 @@ class SentenceObjective(Objective):
         return self.pooling(outputs.last_hidden_state, batch.get("attention_mask")).float()
 
     def head(self, model: MagicPreTrainedModel, states: Tensor, batch: Batch) -> ModelOutput:
-        """Returns the states, of which embeddings are made."""
+        """Returns the states, from which embeddings are made."""
         return BaseModelOutput(last_hidden_state=states)
 
     def losses(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
@@ -143,7 +143,7 @@ class SentenceObjective(Objective):
         return 1 - cosine_similarity(own, target["outputs"], dim=-1)
 
     def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
-        """Returns for each sentence the correlation of its cosines to the others; 0 where there are less than two."""
+        """Returns for each sentence the correlation of its cosines to the others; 0 with fewer than two others."""
         if len(own) < 3:
             return own.new_zeros(len(own))
         sides = [torch.nn.functional.normalize(rows, dim=-1) for rows in (own, target["outputs"])]
@@ -160,7 +160,7 @@ class SequenceObjective(Objective):
     score_name = "agreement"
 
     def __init__(self, problem_type: str, temperature: float = 1.0):
-        """Takes what transformers calls the problem: "regression", "multi_label_classification" or another."""
+        """Takes the problem type of transformers: "regression", "multi_label_classification" or another."""
         self.problem_type, self.temperature = problem_type, temperature
 
     def read(self, outputs: Any, batch: Batch) -> Tensor:
@@ -172,7 +172,7 @@ class SequenceObjective(Objective):
         return TokenClassifierOutput(logits=model.classifier(states))
 
     def losses(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
-        """Returns KL, the squared error or the binary cross-entropy less its minimum, of each sequence."""
+        """Returns KL, the squared error or the binary cross-entropy minus its minimum, for each sequence."""
         logits = target["outputs"]
         if self.problem_type == "regression":
             return mse_loss(own, logits, reduction="none").mean(dim=-1)
@@ -195,7 +195,7 @@ class SequenceObjective(Objective):
         return losses.masked_scatter(is_known, known)
 
     def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
-        """Returns 1 where both say the same class (of several labels, their share); for numbers, less the error."""
+        """Returns 1 if both predict the same class, the share of equal labels, or for numbers the negative error."""
         logits = target["outputs"]
         if self.problem_type == "regression":
             return -(own - logits).abs().mean(dim=-1)
@@ -205,7 +205,7 @@ class SequenceObjective(Objective):
 
 
 class TokenObjective(SequenceObjective):
-    """Classes of tokens: KL at each token that is not padding; the second score is agreement."""
+    """Classes of tokens: KL at each real token; the second score is agreement."""
 
     def __init__(self, temperature: float = 1.0):
         """Takes the temperature of both distributions."""
@@ -216,7 +216,7 @@ class TokenObjective(SequenceObjective):
         return _tokens(batch).sum(dim=1).cpu()
 
     def read(self, outputs: Any, batch: Batch) -> Tensor:
-        """Returns the logits of the tokens, (number of them, num_labels)."""
+        """Returns the logits of the tokens, (number of tokens, num_labels)."""
         return outputs.logits[_tokens(batch)].float()
 
     def head(self, model: Any, states: Tensor, batch: Batch) -> ModelOutput:
@@ -228,7 +228,7 @@ class SpanObjective(Objective):
     """Spans of answers: the mean KL of the distributions of start and end over the tokens of a sequence.
 
     The second score is the share of the two ends that child and teacher put at the same token. Items are sequences;
-    their rows, which differ in length, lie end to end.
+    their rows, which differ in number, are concatenated.
     """
 
     loss_name = "KL"
@@ -247,7 +247,7 @@ class SpanObjective(Objective):
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)[_tokens(batch)].float()
 
     def head(self, model: Any, states: Tensor, batch: Batch) -> ModelOutput:
-        """Runs the head that finds spans."""
+        """Runs the question-answering head."""
         start_logits, end_logits = model.qa_outputs(states).unbind(dim=-1)
         return QuestionAnsweringModelOutput(start_logits=start_logits, end_logits=end_logits)
 
@@ -263,7 +263,7 @@ class SpanObjective(Objective):
         return (ends[0] == ends[1]).float().mean(dim=-1)
 
     def _padded(self, rows: Tensor, batch: Batch) -> Tensor:
-        """Returns (batch, 2, seq_len), out of the question at padding."""
+        """Returns logits, (batch, 2, seq_len), with the smallest value at padding."""
         tokens = _tokens(batch)
         padded = rows.new_full((*tokens.shape, 2), torch.finfo(rows.dtype).min)
         padded[tokens] = rows
@@ -271,30 +271,31 @@ class SpanObjective(Objective):
 
 
 class MaskedLMObjective(Objective):
-    """A masked LM: KL to the teacher's distribution at masked positions; the second score is its likeliest token.
+    """A masked LM: KL to the teacher's distribution at masked positions; the second score is agreement.
 
-    Which tokens of a sequence are masked follows from the sequence, so that the teacher is run on it once. Of its
-    distribution the likeliest tokens are kept, and the mass of all others together.
+    Agreement means the same most likely token. The masked tokens of a sequence are determined by the sequence, so the
+    teacher runs on it only once. Of its distribution, the most likely tokens are kept, and the total probability of
+    all others.
     """
 
     loss_name = "KL"
     score_name = "agreement"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, top_k: int, seed: int):
-        """Takes the share of tokens that is masked, how many of the likeliest are kept, and the seed of the masks."""
+        """Takes the share of tokens to mask, how many of the most likely ones to keep, and the seed of the masks."""
         self.mlm_probability, self.top_k, self.seed = mlm_probability, top_k, seed
         self._mask_token = tokenizer.mask_token_id
         self._special = torch.tensor(tokenizer.all_special_ids)
 
     def describe(self) -> dict[str, Any]:
-        """Returns how tokens are masked as well."""
+        """Also returns how tokens are masked."""
         own = {"mlm_probability": self.mlm_probability, "top_k": self.top_k, "seed": self.seed}
         return {**super().describe(), **own}
 
     def mask(self, batch: Batch) -> Batch:
         """Returns the batch with `labels`, and with [MASK] at the positions that have one.
 
-        At least one token of each sequence is masked, as far as it has any that is not special.
+        At least one token of each sequence is masked, if it has any that is not special.
         """
         input_ids, tokens = batch["input_ids"], _tokens(batch)
         labels = torch.full_like(input_ids, -100)
@@ -311,9 +312,9 @@ class MaskedLMObjective(Objective):
         return (batch["labels"] != -100).sum(dim=1).cpu()
 
     def read(self, outputs: Any, batch: Batch) -> Tensor:
-        """Returns the logits at masked positions, (number of them, vocab_size)."""
+        """Returns the logits at masked positions, (number of positions, vocab_size)."""
         logits = outputs.logits
-        # With `sparse_prediction` the model computes no others.
+        # With `sparse_prediction` the model computes only these.
         return (logits if logits.dim() == 2 else logits[batch["labels"] != -100]).float()
 
     def head(self, model: Any, states: Tensor, batch: Batch) -> ModelOutput:
@@ -321,7 +322,7 @@ class MaskedLMObjective(Objective):
         return MaskedLMOutput(logits=model.lm_head(states[batch["labels"] != -100]))
 
     def target(self, outputs: Tensor) -> Rows:
-        """Returns the logarithms of the largest probabilities, their tokens, and that of all others together."""
+        """Returns the logs of the largest probabilities, their tokens, and the log of the sum of all others."""
         log_probs, tokens, rest = teacher_distribution(outputs, 1.0, min(self.top_k, outputs.shape[-1] - 1))
         assert tokens is not None
         assert rest is not None
@@ -332,7 +333,7 @@ class MaskedLMObjective(Objective):
         return distillation_losses(own, target["log_probs"], 1.0, target["tokens"].long(), target["log_rest"])
 
     def scores(self, own: Tensor, target: Rows, batch: Batch) -> Tensor:
-        """Returns 1 where both have the same likeliest token."""
+        """Returns 1 if both have the same most likely token."""
         return (own.argmax(dim=-1) == target["tokens"][:, 0]).float()
 
 
@@ -349,10 +350,10 @@ def objective_of(
 
     Args:
         source: the checkpoint.
-        temperature: of distributions over classes.
-        mlm_probability: share of the tokens that are masked, for a masked LM.
-        top_k: likeliest tokens kept of a masked LM's distribution.
-        seed: of the masks.
+        temperature: temperature of the distributions over classes.
+        mlm_probability: share of the tokens to mask, for a masked LM.
+        top_k: number of most likely tokens to keep of a masked LM's distribution.
+        seed: seed of the masks.
     """
     if source.kind == "sentence":
         assert source.pooling is not None

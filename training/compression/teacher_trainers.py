@@ -1,4 +1,4 @@
-"""The two trainings of a compression: a super-net around the checkpoint, and one child distilled from it."""
+"""The two trainers of a compression: a super-net around the checkpoint, and one child distilled from it."""
 
 import ctypes
 import sys
@@ -25,30 +25,30 @@ from .teacher_objectives import TARGET, Objective
 from .teaching import COLUMNS, TrainOrder
 
 
-# Of a step in one pass: beyond, memory grows and a token takes as long.
+# Tokens of a step per pass; with more, memory grows and a token takes as long.
 _MOST_TOKENS = 4096
 _TRIM_STEPS = 10
-# With more tokens, attention that is written out takes more memory than the time it saves is worth.
+# With more tokens, eager attention takes too much memory for the time that it saves.
 _LONGEST_WRITTEN_OUT = 64
 
 
 def trained_attention(length: int, device: torch.device, in_bf16: bool) -> str:
-    """Returns the attention function to train with: of short sequences in bf16 on a CPU the one that is written out.
+    """Returns the attention function to train with: eager for short sequences in bf16 on a CPU, otherwise sdpa.
 
     There the backward pass of sdpa is several times slower.
 
     Args:
-        length: tokens of the sequences, padding included.
-        device: of the training.
-        in_bf16: its precision.
+        length: number of tokens of the sequences, including padding.
+        device: device of the training.
+        in_bf16: whether the training is in bf16.
     """
     return "eager" if in_bf16 and device.type == "cpu" and length <= _LONGEST_WRITTEN_OUT else "sdpa"
 
 
 def give_back_memory() -> None:
-    """Gives the system what was freed, where the C library can be asked to (glibc).
+    """Returns freed memory to the system, if the C library supports it (glibc).
 
-    Batches of many lengths leave its heap in pieces, which would grow to several times what is in use.
+    Batches of many lengths fragment its heap, which would grow to several times what is in use.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -73,7 +73,7 @@ class _TeacherLoss(AccumulatedLossTrainer):
         self.add_callback(_GivesBackMemory())
 
     def train_order(self) -> TrainOrder | None:
-        """Returns batches of nearly equal lengths, for as many steps as `max_steps` says."""
+        """Returns batches of nearly equal lengths, for `max_steps` steps."""
         args = self.args
         if args.max_steps < 1:
             return None
@@ -81,13 +81,13 @@ class _TeacherLoss(AccumulatedLossTrainer):
         return TrainOrder(cast(Dataset, self.train_dataset), rows_of_step, args.max_steps, args.seed)
 
     def count_items(self, batch: dict[str, Any]) -> Tensor:
-        """Returns how many items a micro-batch holds."""
+        """Returns the number of items of a micro-batch."""
         return torch.tensor(self.objective.num_items(batch))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Returns the loss of a micro-batch, whose gradients are summed up piece by piece where it is long."""
+        """Returns the loss of a micro-batch; the gradients of a long one are summed up piece by piece."""
         pieces = [inputs]
-        # Several processes would have to agree on how many passes there are.
+        # Several processes would have to agree on the number of passes.
         if self.args.world_size == 1 and self.can_be_cut:
             pieces = cut_batch(inputs, self.objective.record_lengths(inputs), _MOST_TOKENS)
         losses = [super(_TeacherLoss, self).training_step(model, piece, num_items_in_batch) for piece in pieces]
@@ -102,9 +102,9 @@ class _TeacherLoss(AccumulatedLossTrainer):
         """Returns a micro-batch's share of the loss, and the outputs of the forward pass.
 
         Args:
-            model: as the step runs it.
-            inputs: the batch, and what else the forward pass takes.
-            num_items: of the whole accumulated batch.
+            model: the model as the step runs it.
+            inputs: the batch, and other arguments of the forward pass.
+            num_items: number of items of the whole accumulated batch.
         """
         given = {name: value for name, value in inputs.items() if name not in (TARGET, LABEL)}
         length = inputs["input_ids"].shape[1]
@@ -120,12 +120,14 @@ class _TeacherLoss(AccumulatedLossTrainer):
 
 
 def cut_batch(batch: dict[str, Any], record_lengths: Tensor, most_tokens: int) -> list[dict[str, Any]]:
-    """Returns a batch in pieces of whole sequences, as few as have at most so many tokens each, or one sequence.
+    """Splits a batch into pieces of whole sequences, as few as possible with at most `most_tokens` tokens each.
+
+    A piece has at least one sequence.
 
     Args:
-        batch: with the teacher's outputs.
-        record_lengths: rows of those that each sequence has, (batch,).
-        most_tokens: of a piece, padding included.
+        batch: a batch with the teacher's outputs.
+        record_lengths: number of rows of these outputs for each sequence, (batch,).
+        most_tokens: largest number of tokens of a piece, including padding.
     """
     num_rows, width = batch["input_ids"].shape
     num_pieces = -(-num_rows // max(1, most_tokens // width))
@@ -143,12 +145,12 @@ def cut_batch(batch: dict[str, Any], record_lengths: Tensor, most_tokens: int) -
 
 @torch.no_grad()
 def teacher_states(teacher: MagicPreTrainedModel, inputs: dict[str, Any], layers: Sequence[int]) -> list[Tensor]:
-    """Returns H_n of the checkpoint, one (batch, seq_len, hidden) for each n of `layers`, without gradient.
+    """Returns H_n of the checkpoint, one (batch, seq_len, hidden) for each n in `layers`, without gradient.
 
     Args:
         teacher: the checkpoint as a chain, in evaluation mode.
         inputs: the batch.
-        layers: ascending.
+        layers: numbers of layers, ascending.
     """
     read = teacher_inputs(teacher, inputs)
     states = teacher.base_model(**read, output_hidden_states=list(layers)).hidden_states
@@ -159,16 +161,16 @@ def teacher_states(teacher: MagicPreTrainedModel, inputs: dict[str, Any], layers
 
 
 class BudgetSampler(UniformSampler):
-    """Children of the sizes that are looked for, drawn uniformly among those within one of several budgets.
+    """Children of the requested sizes, drawn uniformly among those within one of several budgets.
 
-    Uniform children of a wide space are nearly all of a middling size, so that a super-net which is trained on them
-    under-rates small ones.
+    Uniformly drawn children of a wide space nearly all have a medium size, so a super-net that is trained on them
+    underrates small ones.
 
     Args:
         space: the children to draw from.
-        seed: of the sampler's own generator.
-        within: the children within each budget, of this space or of one around it; a step draws one of these first.
-            Where no budget has a child in the space, children are drawn from all of it.
+        seed: seed of the sampler's own generator.
+        within: the children within each budget, of this space or of one around it; each step first draws a budget. If
+            no budget has a child in the space, children are drawn from all of it.
     """
 
     kind = "budget"
@@ -182,13 +184,13 @@ class BudgetSampler(UniformSampler):
         return self._rng.choice(self._within).sample(self._rng) if self._within else super().next()
 
     def restrict(self, space: SearchSpace) -> None:
-        """Go on in what shrinking has left of the space."""
+        """Continues in what shrinking has left of the space."""
         super().restrict(space)
         self._within = _within(space, self._within)
 
 
 def _within(space: SearchSpace, within: Sequence[BudgetedSpace]) -> list[BudgetedSpace]:
-    """Returns what budgets leave of a space, those left out that leave nothing, or nothing that draws find."""
+    """Restricts budgets to a space, without those that leave no children, or none that draws find."""
     inside = []
     for one in within:
         with suppress(WideBudgetError):
@@ -199,7 +201,7 @@ def _within(space: SearchSpace, within: Sequence[BudgetedSpace]) -> list[Budgete
 class CheckpointTrainer(_TeacherLoss, MagicTrainer):
     """`MagicTrainer` around a checkpoint: L_pred is the objective's loss, and the teacher may be the anchor.
 
-    With a teacher whose weights stay as they are, Eq. (1) pulls the hidden states of every child towards the
+    With a teacher as the anchor, whose weights stay fixed, Eq. (1) pulls the hidden states of every child towards the
     teacher's, from the first step on; no child is validated to find an anchor.
     """
 
@@ -215,11 +217,11 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
 
         Args:
             *args: see `MagicTrainer`.
-            objective: of the checkpoint.
-            within: children of the sizes that are looked for, drawn in place of the sampler's; none leaves them
-                to the sampler.
-            anchor_teacher: the checkpoint as a chain, in evaluation mode and on the device of the training, whose
-                states children are aligned to; `None` for none.
+            objective: objective of the checkpoint.
+            within: children of the requested sizes, drawn in place of the sampler's; if empty, the sampler draws the
+                children.
+            anchor_teacher: the checkpoint as a chain, in evaluation mode and on the device of the training, to whose
+                states children are aligned; `None` means no alignment to it.
             **kwargs: see `MagicTrainer`.
         """
         self.objective, self._budgets, self._anchor_teacher = objective, within, anchor_teacher
@@ -233,11 +235,11 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether nothing is aligned: L_align is a mean over a micro-batch, whatever its size."""
+        """Whether nothing is aligned, since L_align is a mean over a micro-batch whatever its size."""
         return not self._aligned_layers()
 
     def prediction_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor, Any]:
-        """Returns the objective's loss of the step's child."""
+        """Returns the objective's loss for the step's child."""
         return self.teacher_loss(model, inputs, num_items_in_batch)
 
     def _aligned_layers(self) -> list[int]:
@@ -247,13 +249,13 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
         return list(range(every, self.full_space.num_layers + 1, every))
 
     def num_shared_states(self) -> int:
-        """Returns 0 where the teacher is the anchor, whose weights are not the super-net's."""
+        """Returns 0 if the teacher is the anchor, since its weights are not the super-net's."""
         return super().num_shared_states() if self._anchor_teacher is None else 0
 
     def alignment_targets(
         self, inputs: dict[str, Any], aligned: list[int], shared: int, bottom: Tensor | None
     ) -> list[Tensor]:
-        """Returns the teacher's states where it is the anchor."""
+        """Returns the teacher's states if it is the anchor."""
         if self._anchor_teacher is None:
             return super().alignment_targets(inputs, aligned, shared, bottom)
         return teacher_states(self._anchor_teacher, inputs, aligned)
@@ -263,7 +265,7 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
 
 
 class ChildTrainer(_TeacherLoss):
-    """Distils one child: the objective's loss and, with a weight, the distance of its last states to the teacher's.
+    """Distils one child: the objective's loss and, if weighted, the distance of its last states to the teacher's.
 
     The states are H_N of child and teacher; their distance is the mean squared difference over the tokens of the whole
     accumulated batch.
@@ -286,11 +288,11 @@ class ChildTrainer(_TeacherLoss):
 
         Args:
             *args: see `Trainer`.
-            objective: of the checkpoint.
-            teacher: the checkpoint as a chain, in evaluation mode and on the device of the training; needed with a
-                `states_weight` alone.
-            states_weight: of the distance of the last states; 0 leaves it out, and the teacher is not run.
-            labels_weight: of the loss of labelled rows against their labels, added to that against the teacher.
+            objective: objective of the checkpoint.
+            teacher: the checkpoint as a chain, in evaluation mode and on the device of the training; needed only with
+                a `states_weight`.
+            states_weight: weight of the distance of the last states; with 0 the teacher does not run.
+            labels_weight: weight of the loss of labelled rows against their labels, added to that against the teacher.
             **kwargs: see `Trainer`.
         """
         self.objective, self.teacher, self.states_weight = objective, teacher, states_weight
@@ -298,7 +300,7 @@ class ChildTrainer(_TeacherLoss):
         super().__init__(*args, **kwargs)
 
     def count_items(self, batch: dict[str, Any]) -> Tensor:
-        """Returns how many items and how many tokens a micro-batch holds, (2,)."""
+        """Returns the numbers of items and of tokens of a micro-batch, (2,)."""
         mask = batch.get("attention_mask")
         num_tokens = batch["input_ids"].numel() if mask is None else int(mask.sum())
         return torch.stack([super().count_items(batch), torch.tensor(num_tokens)])
@@ -332,5 +334,5 @@ class ChildTrainer(_TeacherLoss):
 
 
 def freeze_embeddings(model: MagicPreTrainedModel) -> None:
-    """Keeps the embeddings as the checkpoint has them: no gradient is computed for their tables."""
+    """Freezes the embeddings: no gradient is computed for their tables."""
     model.base_model.embeddings.requires_grad_(False)

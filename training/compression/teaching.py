@@ -1,4 +1,4 @@
-"""The teacher's outputs: computed once, kept on disk, and handed to every batch of a child's training."""
+"""The teacher's outputs: computed once, kept on disk, and added to every batch of a child's training."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +29,7 @@ from .teacher_objectives import TARGET, Batch, Objective
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
-# What a collator needs of a row of text.
+# The columns of a row of text that a collator needs.
 COLUMNS = ("input_ids", "token_type_ids", LABEL)
 
 
@@ -37,21 +37,21 @@ COLUMNS = ("input_ids", "token_type_ids", LABEL)
 
 
 def rows_for(model: Any, rows: Dataset) -> Dataset:
-    """Returns rows of text as a model takes them: without token types where it knows one only."""
+    """Returns rows of text as a model takes them, without token types if it has only one."""
     if model.config.type_vocab_size < 2 and "token_type_ids" in rows.column_names:
         return rows.remove_columns("token_type_ids")
     return rows
 
 
 def text_batch(rows: Dataset, places: Sequence[int], pad_token_id: int) -> Batch:
-    """Returns some rows as a batch of what a model reads, without labels."""
+    """Returns some rows as a batch of model inputs, without labels."""
     batch = collate(rows.select(places).to_list(), pad_token_id)
     batch.pop(LABEL, None)
     return batch
 
 
 def ordered_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
-    """Returns the places of all rows, ordered by length and cut into batches whose sizes differ by one at most."""
+    """Returns the places of all rows, ordered by length and cut into batches whose sizes differ by at most one."""
     lengths = rows["length"][:]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     num_batches = -(-len(order) // batch_size)
@@ -60,14 +60,14 @@ def ordered_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
 
 
 def endless_places(rows: Dataset, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Yields places of rows of nearly equal lengths, as many at a time as a batch has, for ever.
+    """Yields the places of rows of nearly equal lengths, one batch at a time, endlessly.
 
-    In each epoch the rows come in another random order, each once, but for some at random that would not fill a batch.
-    Of fewer rows than a batch has, some come several times in it.
+    In each epoch the rows come in another random order, each once, except for random ones that would not fill a batch.
+    If there are fewer rows than in a batch, some come several times in it.
     """
     lengths = np.array(rows["length"][:])
     for epoch in count(seed):
-        # Left out before batches are made of rows of one length: the last batch would ever have the longest.
+        # Omitted before rows are batched by length, since otherwise the last batch would always have the longest rows.
         places = np.random.default_rng([epoch, 1]).permutation(len(lengths))
         whole = max(1, len(places) // batch_size) * batch_size
         places = np.resize(places, whole)
@@ -76,7 +76,7 @@ def endless_places(rows: Dataset, batch_size: int, seed: int) -> Iterator[list[i
 
 
 def endless_batches(rows: Dataset, batch_size: int, pad_token_id: int, seed: int) -> Iterator[Batch]:
-    """Yields batches of text for ever, without labels and the teacher's outputs, see `endless_places`."""
+    """Yields batches of text endlessly, without labels and the teacher's outputs, see `endless_places`."""
     for places in endless_places(rows, batch_size, seed):
         yield text_batch(rows, places, pad_token_id)
 
@@ -84,12 +84,12 @@ def endless_batches(rows: Dataset, batch_size: int, pad_token_id: int, seed: int
 class TrainOrder(Sampler[int]):
     """The places of all rows of a training, step by step, see `endless_places`.
 
-    They follow from the seed alone, whatever is drawn elsewhere and wherever a training goes on, and a step has the
-    same rows however it is shared out among micro-batches and processes.
+    They depend on the seed alone, whatever is drawn elsewhere and wherever a training resumes. A step has the same
+    rows however it is split among micro-batches and processes.
     """
 
     def __init__(self, rows: Dataset, batch_size: int, num_steps: int, seed: int):
-        """Takes the rows, how many a step has, how many steps there are, and the seed."""
+        """Takes the rows, the number of rows per step, the number of steps, and the seed."""
         self._rows, self._batch_size, self._num_steps, self._seed = rows, batch_size, num_steps, seed
 
     def __iter__(self) -> Iterator[int]:
@@ -114,14 +114,14 @@ class TeacherOutputs:
         accelerator: Accelerator,
         in_float32: bool = False,
     ):
-        """Opens what lies in a folder of any number of caches, kept apart by weights, objective and precision.
+        """Opens the caches in a folder, which are kept apart by weights, objective and precision.
 
         Args:
             source: the checkpoint, on the device of the accelerator.
-            objective: what is kept of its outputs.
-            folder: of the caches.
-            accelerator: shares the work out.
-            in_float32: whether the checkpoint is run in float32, and not in the precision of the accelerator.
+            objective: determines which outputs are kept.
+            folder: folder of the caches.
+            accelerator: splits the work among processes.
+            in_float32: whether the checkpoint runs in float32 instead of the accelerator's precision.
 
         Raises:
             ValueError: a file of the cache is damaged.
@@ -140,13 +140,13 @@ class TeacherOutputs:
     def fill(self, rows: Dataset, batch_size: int = 64, progress: bool = False) -> None:
         """Runs the teacher on the sequences that are not on disk yet; each process takes its share of the batches.
 
-        What was computed when a run is stopped is on disk, and what is missing comes out as it would have: the
-        batches are the same.
+        The outputs computed before a stop are on disk. The missing ones come out as they would have, since the batches
+        are the same.
 
         Args:
-            rows: of text.
-            batch_size: sequences in a batch, which are of nearly equal lengths.
-            progress: shows a bar.
+            rows: rows of text.
+            batch_size: sequences per batch, which have nearly equal lengths.
+            progress: whether to show a bar.
         """
         rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
         batches = length_batches(rows["length"], batch_size, seed=0)[rank::world_size]
@@ -158,7 +158,7 @@ class TeacherOutputs:
             self._cache.flush()
         self._accelerator.wait_for_everyone()
         if world_size > 1:
-            # With what the other processes have written.
+            # Includes what the other processes have written.
             self._cache = TeacherCache(self._folder, self._settings)
 
     @torch.no_grad()
@@ -167,11 +167,11 @@ class TeacherOutputs:
         is_missing = [self._cache.get(key) is None for key in keys]
         if not any(is_missing):
             return
-        # All of the batch: the last bits of an output depend on what else is in its batch.
+        # The whole batch, since the last bits of an output depend on the rest of its batch.
         inputs = {name: tensor.to(self._teacher.device) for name, tensor in batch.items()}
         with self._autocast():
             states = self._teacher.base_model(**teacher_inputs(self._teacher, inputs)).last_hidden_state
-            # The head alone: a masked LM's is run on the masked positions, and not on all.
+            # The head on its own, since that of a masked LM runs on the masked positions only.
             outputs = self._objective.head(self._teacher, states, inputs)
             target = self._objective.target(self._objective.read(outputs, inputs))
         records = split_record(self._objective.pack(target), self._objective.record_lengths(batch))
@@ -187,16 +187,16 @@ class TeacherOutputs:
         return sequence_keys(teacher_inputs(self._teacher, batch), masked)
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
-        """Returns the batch of some rows as the objective has it masked, the teacher's outputs under `TARGET`.
+        """Returns the batch of some rows as the objective masks it, with the teacher's outputs under `TARGET`.
 
         Raises:
-            ValueError: the teacher was not run on one of them.
+            ValueError: the teacher has not been run on one of them.
         """
         batch = self._batch(examples)
         records = [self._cache.get(key) for key in self._keys(batch)]
         found = [record for record in records if record is not None]
         if len(found) < len(records):
-            raise ValueError("the teacher was not run on a sequence of the text; fill its outputs first")
+            raise ValueError("the teacher has not been run on a sequence of the text; call fill() on its rows first")
         return {**batch, TARGET: self._objective.unpack(join_records(found))}
 
     def batches(self, rows: Dataset, batch_size: int) -> list[Batch]:

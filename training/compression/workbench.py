@@ -1,7 +1,7 @@
-"""What all steps of a compression share, and its first ones: the start of the operators and the super-net.
+"""What all steps of a compression share, and its first steps: the new operators and the super-net.
 
-What a step has made lies in the run's folder, whole or not at all, and is read from there by the steps after it: a run
-that goes on after a stop reads the same. Under several processes the main one writes.
+Each step writes its result to the run's folder, atomically, and later steps read it from there; a resumed run reads
+the same. With several processes the main one writes.
 """
 
 import gc
@@ -50,10 +50,10 @@ START_FOLDER = "start"
 SUPERNET_FOLDER = "supernet"
 VISITS_NAME = "visits.json"
 ERRORS_NAME = "errors.json"
-# Sentences by which heads and neurons are chosen and output maps are fitted, and by which local errors are measured.
+# Sentences for ranking heads and neurons and fitting output maps, and for measuring local errors.
 _NUM_MOMENT_SENTENCES = 1000
 _NUM_ERROR_SENTENCES = 256
-# In passes without gradients. The second score of sentences depends on what else is in a batch.
+# Batch size of passes without gradients. The second score of sentences depends on the rest of a batch.
 _JUDGED_TOGETHER = 64
 _WARMUP = 0.05
 _SAVE_STEPS = 100
@@ -64,23 +64,23 @@ _LOGGING_STEPS = 50
 
 
 def process_state() -> PartialState:
-    """Returns what is known of this process and those beside it; they may be several on processors alone."""
+    """Returns the state of this process and its peers; there may be several on CPUs alone."""
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Returns whether a device computes bf16 products in units made for it: the processor is asked, not assumed."""
+    """Returns whether a device computes bf16 products in dedicated units; the processor is queried, not assumed."""
     if device.type == "cpu":
-        # Of torch before 2.10 nothing public tells.
+        # Before torch 2.10 there is no public function for it.
         known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def run_precision(folder: Path, settings: CompressSettings) -> str:
-    """Returns the precision of a run's trainings, "bf16" or "no" as `accelerate` names them.
+    """Returns the training precision of a run, "bf16" or "no" as `accelerate` names them.
 
-    It is what the run began with, on whatever machine that was; a run that begins puts it on record.
+    It is the precision with which the run began, on whatever machine that was; a new run records it.
     """
     state = process_state()
     path = folder / FACTS_NAME
@@ -92,7 +92,7 @@ def run_precision(folder: Path, settings: CompressSettings) -> str:
 
 
 def new_accelerator(precision: str) -> Accelerator:
-    """Returns an accelerator of a precision; one of another precision that this process had is forgotten."""
+    """Returns an accelerator of a precision; a previous one with another precision is forgotten."""
     forget_accelerator()
     return Accelerator(cpu=process_state().device.type == "cpu", mixed_precision=precision)
 
@@ -105,12 +105,12 @@ class Workbench:
     """A checkpoint, its text and what is made of them.
 
     Attributes:
-        settings: of the run.
+        settings: settings of the run.
         source: the checkpoint; its model is moved to the accelerator's device.
         sentences: the text.
-        folder: of the run.
-        accelerator: of this process; its precision is that of training.
-        labelled: rows with labels that children are trained on as well, see `labelled.read_labelled`.
+        folder: folder of the run.
+        accelerator: accelerator of this process, with the precision of training.
+        labelled: labelled rows that children are also trained on, see `labelled.read_labelled`.
     """
 
     settings: CompressSettings
@@ -147,7 +147,7 @@ class Workbench:
 
     @cached_property
     def train(self) -> Dataset:
-        """The rows that are trained on: those of the text, and labelled ones."""
+        """The training rows: those of the text, and labelled ones."""
         return with_labelled(rows_for(self.teacher, self.sentences.train), self.labelled, self.validation)
 
     @cached_property
@@ -157,32 +157,32 @@ class Workbench:
 
     @cached_property
     def train_outputs(self) -> TeacherOutputs:
-        """What the teacher says of the rows that are trained on, in the precision of training."""
+        """The teacher's outputs for the training rows, in the precision of training."""
         return self._outputs(in_float32=False)
 
     @cached_property
     def judged_outputs(self) -> TeacherOutputs:
-        """What the teacher says of the held-out rows, in float32: what models are compared with is not rounded."""
+        """The teacher's outputs for the held-out rows, in float32, so that the reference values are not rounded."""
         return self._outputs(in_float32=True)
 
     def _outputs(self, in_float32: bool) -> TeacherOutputs:
-        # For all runs with this text: in $MAGIC_CACHE, or else ~/.cache/magic-nas.
+        # Shared by all runs with this text: in $MAGIC_CACHE, or else ~/.cache/magic-nas.
         folder = cache_folder(None) / CACHE_FOLDER
         return TeacherOutputs(self.source, self.objective, folder, self.accelerator, in_float32)
 
     def run_teacher(self, progress: bool) -> None:
-        """Has the teacher's outputs of all rows computed, as far as they are not in the cache."""
+        """Computes the teacher's outputs for all rows that are not in the cache."""
         self.judged_outputs.fill(self.validation, progress=progress)
         self.train_outputs.fill(self.train, progress=progress)
 
     @property
     def latency_length(self) -> int:
-        """Tokens of the sequences that latency and FLOPs are of: as the settings say, at most what the model takes."""
+        """Sequence length for latency and FLOPs: that of the settings, but at most the model's limit."""
         return min(self.settings.latency_length, self.teacher.config.max_sequence_length)
 
     @property
     def pad_token_id(self) -> int:
-        """What batches are padded with."""
+        """The id with which batches are padded."""
         return self.teacher.config.pad_token_id or 0
 
     def judged_batches(self, num_rows: int | None = None) -> list[Batch]:
@@ -198,14 +198,14 @@ class Workbench:
     # ---- Several processes ----
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Returns what work in the main process returns, in all processes; they wait for it."""
+        """Runs `work` in the main process, and returns its result in all processes, which wait for it."""
         values = [work() if self.accelerator.is_main_process else None]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(values)
         return values[0]  # type: ignore[return-value]
 
     def is_file(self, path: Path) -> bool:
-        """Returns whether a file is there as the main process sees it, so that all processes go the same way."""
+        """Returns whether the main process sees a file, so that all processes take the same path."""
         return self.on_main(path.is_file)
 
 
@@ -219,7 +219,7 @@ def _first(rows: Dataset, number: int | None) -> Dataset:
 def supernet_config(config: MagicConfig, space: SearchSpace) -> MagicConfig:
     """Returns the configuration of the super-net of a space around a checkpoint.
 
-    It has no dropout: a child is to do what the teacher does, which drops nothing.
+    It has no dropout, since a child must reproduce the teacher, which has none in evaluation mode.
 
     Raises:
         ValueError: an operator does not fit the checkpoint's sizes.
@@ -245,19 +245,19 @@ def drop_supernet(bench: Workbench) -> MagicPreTrainedModel:
 
 
 def load_model(bench: Workbench, folder: Path) -> MagicPreTrainedModel:
-    """Returns a model of the run, in evaluation mode; its embeddings, which no training changes, are the teacher's."""
+    """Returns a model of the run, in evaluation mode; its embeddings, which never change, are the teacher's."""
     teacher = bench.teacher
     model = type(teacher).from_pretrained(folder, attn_implementation=attention_implementation(teacher.config))
-    # No step of a training looks at the logits of tokens that are not masked.
+    # Training never reads the logits of tokens that are not masked.
     model.config.sparse_prediction = bench.source.kind == "masked_lm"
     share_embeddings(model, teacher)
     return model.to(bench.accelerator.device).eval()
 
 
 def share_embeddings(model: MagicPreTrainedModel, owner: MagicPreTrainedModel) -> None:
-    """Makes the embeddings' tensors of a model those of another, frozen: many models then hold them once.
+    """Makes a model share the embedding tensors of another, frozen, so that many models hold them once.
 
-    The modules stay the model's own, so that the mode of one model is nothing to the other.
+    The modules stay the model's own, so the mode of one model does not affect the other.
     """
     embeddings: Any = model.base_model.embeddings
     own: Any = owner.base_model.embeddings
@@ -282,13 +282,13 @@ def training_arguments(
     """Returns the arguments of one training: AdamW, a short warm-up, a linear decay.
 
     Args:
-        bench: of the run.
+        bench: workbench of the run.
         kind: class of the arguments.
-        folder: of the checkpoints.
-        steps: of the training.
-        learning_rate: the highest.
-        progress: shows a bar.
-        **given: further arguments, in place of those here.
+        folder: folder of the checkpoints.
+        steps: number of training steps.
+        learning_rate: peak learning rate.
+        progress: whether to show a bar.
+        **given: further arguments, which override those here.
     """
     settings = bench.settings
     values: dict[str, Any] = {
@@ -316,13 +316,13 @@ def training_arguments(
 
 
 def keep_trained(bench: Workbench, trainer: Trainer, name: str, record: Any) -> None:
-    """Writes the model of a training that has ended, and then a record that says so, into the training's folder.
+    """Writes the model of a finished training, and then a record that it has finished, into the training's folder.
 
     Args:
-        bench: of the run.
-        trainer: of the training.
-        name: of the record's file.
-        record: JSON.
+        bench: workbench of the run.
+        trainer: trainer of the training.
+        name: file name of the record.
+        record: the record, as JSON.
     """
     folder = Path(str(trainer.args.output_dir))
     if bench.accelerator.is_main_process:
@@ -333,11 +333,11 @@ def keep_trained(bench: Workbench, trainer: Trainer, name: str, record: Any) -> 
 
 
 def load_trained(bench: Workbench, folder: Path) -> MagicPreTrainedModel:
-    """Returns the model of a training that has ended; its checkpoints are deleted, its trainer's memory is freed."""
+    """Returns the model of a finished training; deletes its checkpoints and frees its trainer's memory."""
     if bench.accelerator.is_main_process:
         for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             rmtree(checkpoint)
-    # A trainer, its optimizer and its model hold one another.
+    # A trainer, its optimizer and its model refer to one another.
     gc.collect()
     return load_model(bench, folder / MODEL_FOLDER)
 
@@ -346,9 +346,9 @@ def load_trained(bench: Workbench, folder: Path) -> MagicPreTrainedModel:
 
 
 def start_supernet(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
-    """Returns the super-net before it is trained: the checkpoint's operators, and the new ones fitted and calibrated.
+    """Returns the untrained super-net: the checkpoint's operators, and the new ones, fitted and calibrated.
 
-    It is kept in the run's folder; where it lies there it is loaded.
+    It is kept in the run's folder, and loaded from there if it exists.
     """
     folder = bench.folder / START_FOLDER
     if not bench.is_file(folder / ERRORS_NAME):
@@ -379,7 +379,7 @@ def _make_start(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
     places = start_operators(
         model, teacher, moments, settings.importance, fits_output=settings.output_maps == "least_squares"
     )
-    # Of one operator at a time: no matter how long the sequences are.
+    # For one operator at a time, so the length of the sequences does not matter.
     model.set_attn_implementation(
         trained_attention(0, bench.accelerator.device, bench.accelerator.mixed_precision == "bf16")
     )
@@ -400,12 +400,12 @@ def _make_start(bench: Workbench, progress: bool) -> MagicPreTrainedModel:
 
 
 def train_supernet(bench: Workbench, within: Sequence[BudgetedSpace], progress: bool) -> MagicPreTrainedModel:
-    """Returns the trained super-net; its folder also tells how often each operator of each layer was trained.
+    """Returns the trained super-net; its folder also records how often each operator of each layer was trained.
 
     Args:
-        bench: of the run.
-        within: the children of the sizes that are looked for, for the sampler "budget".
-        progress: shows a bar.
+        bench: workbench of the run.
+        within: the children of the requested sizes, for the sampler "budget".
+        progress: whether to show a bar.
     """
     folder = bench.folder / SUPERNET_FOLDER
     if not bench.is_file(folder / VISITS_NAME):

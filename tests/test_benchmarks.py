@@ -103,7 +103,7 @@ def test_cosines_are_paired_by_the_super_nets_seed(scripts, tmp_path, monkeypatc
             cosines.main()
     other = analysis_of(tmp_path / "other", 0, 0.5, "another")
     monkeypatch.setattr("sys.argv", ["cosines.py", first, f"b={other}"])
-    with pytest.raises(ValueError, match="other children or batches"):
+    with pytest.raises(ValueError, match="differ in children or batches"):
         cosines.main()
 
 

@@ -276,7 +276,7 @@ def test_analyses_are_compared_on_the_same_children(folder, finished):
         run_interference(settings(folder, **one, **changes), folder / name)
     for first, second, message in (
         ("plain", "layer", "shared_layer of layer is 2 but that of plain is 0"),
-        ("plain", "average", "alignment of average is average, of plain none"),
+        ("plain", "average", "alignment of average is average but that of plain is none"),
         ("average", "two", "num_average_children of two is 2, of average 4"),
     ):
         with pytest.raises(ValueError, match=message):

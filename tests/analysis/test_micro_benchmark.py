@@ -158,7 +158,7 @@ def test_what_is_not_complete_is_not_written(tmp_path, arguments, message):
             lambda text: text.replace("FFN,FFN,FFN,CONV3", "FFN,FFN,FFN,CONV5", 1),
             "table.csv, line 3: .*CONV5",
         ),
-        ("table.csv", lambda text: text.rpartition("\n")[0].rpartition("\n")[0] + "\n", "has 20 rows, .* says 21"),
+        ("table.csv", lambda text: text.rpartition("\n")[0].rpartition("\n")[0] + "\n", "has 20 rows but .* says 21"),
         ("table.csv", lambda text: text.replace("val_loss", "loss", 1), "has the columns"),
         ("table.csv", lambda text: text[: len(text) // 2], "table.csv, line"),
         ("table.json", lambda text: text.replace('"version": 1', '"version": 9'), "format 9"),

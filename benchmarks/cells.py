@@ -1,11 +1,11 @@
-"""What a step of a super-net of cells costs beside its child's operators alone, and what many children cost to judge.
+"""Times a training step of a super-net of cells against its child alone, and the evaluation of many children.
 
     python benchmarks/cells.py [--channels 8] [--image-size 32] [--steps 40] [--children 1000] [--images 1000]
         [--output FILE.md]
 
-The images are noise, which takes as long as any other. A step is one of the super-net, forwards, backwards and SGD, as
-its trainer takes it, beside that of the extracted child of the same draw, in turn. Judging is by `Evaluator` with
-shared bottoms.
+The images are noise, which takes as long as real ones. A step is the forward pass, the backward pass and SGD, as in
+the super-net's trainer. It is timed in turn with a step of the extracted child of the same draw. The evaluation uses
+`Evaluator` with shared bottom layers.
 """
 
 import random
@@ -38,7 +38,7 @@ class Stepper:
         self._optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, nesterov=True)
 
     def step(self, **inputs: object) -> None:
-        """Trains once."""
+        """Runs one training step."""
         self._optimizer.zero_grad()
         self._model(**self._batch, **inputs).loss.backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 5.0)
@@ -50,7 +50,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=40, help="Pairs of steps, each of another child.")
+    parser.add_argument("--steps", type=int, default=40, help="Number of pairs of steps, each with another child.")
     parser.add_argument("--children", type=int, default=1000)
     parser.add_argument("--images", type=int, default=1000)
     options = parser.parse_args()
@@ -70,11 +70,11 @@ def main() -> None:
     took = seconds(lambda: evaluate(space.sample_distinct(options.children, rng)))
     publish(
         [
-            f"{options.channels} channels, one cell a stage, {options.image_size} pixels a side, batches of 128, one "
-            f"thread, torch {torch.__version__}, transformers {transformers.__version__}.",
+            f"{options.channels} channels, one cell per stage, {options.image_size} x {options.image_size} pixels, "
+            f"batches of 128, one thread, torch {torch.__version__}, transformers {transformers.__version__}.",
             "",
             HEADER,
-            row("a step of the super-net over one of its child alone", found, "at most 1.1"),
+            row("a step of the super-net / a step of its child alone", found, "at most 1.1"),
             "",
             f"{options.children:,} children on {options.images:,} images: {took / 60:.1f} minutes.",
         ],

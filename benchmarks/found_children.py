@@ -1,12 +1,12 @@
-"""What found children are worth when trained alone, beside uniform children of their space.
+"""Compares found children, trained alone, with uniform children of their space.
 
     python benchmarks/found_children.py TRUTH ALONE NAME=RUN[,RUN] ... [--named CHILD ...] [--output FILE.md]
 
-For spaces of which the truth holds a sample; winners.py is for those that it holds whole. TRUTH and ALONE are folders
-of `magic-nas analyze standalone` of one recipe: uniform children, and the found ones. RUNs are finished searches
-(`magic-nas search`; what its searcher likes best counts, without the random children beside it) or super-nets that
-shrinking left one child of. `--named` adds children that nothing found, such as the BERT pattern. The 95% t-intervals
-are over runs.
+This is for spaces of which the truth holds a sample; for those that it holds whole, use winners.py. TRUTH and ALONE
+are folders of `magic-nas analyze standalone` with one recipe: TRUTH has uniform children, ALONE the found ones. Each
+RUN is a finished search (`magic-nas search`, of which the searcher's best child counts and its random children do not)
+or a super-net that shrinking has reduced to one child. `--named` adds children that no search found, such as the BERT
+pattern. Intervals are 95% t-intervals over runs.
 """
 
 import math
@@ -28,30 +28,30 @@ def found_child(run: Path) -> Architecture:
     """Returns the child that a search or shrinking ended with.
 
     Raises:
-        ValueError: the run is not finished, or ended with no child.
+        ValueError: the run is not finished, or did not end with one child.
     """
     result = read_result(run)
     if result is None:
-        raise ValueError(f"{run} is no finished run; finish it with the command that began it")
+        raise ValueError(f"{run} is not a finished run; finish it with the command that began it")
     if "search" in result:
         ranked = [child for child in result["search"]["searched"] if child["val_loss"] is not None]
         return tuple(min(ranked, key=lambda child: child["val_loss"])["architecture"])
     if any(len(layer) > 1 for layer in result.get("space", ["none"])):
-        raise ValueError(f"{run} is no search, and no super-net of which shrinking left one child")
+        raise ValueError(f"{run} is neither a search nor a super-net that shrinking has reduced to one child")
     return tuple(layer[0] for layer in result["space"])
 
 
 def read_alone(truth: Path, alone: Path) -> tuple[list[float], Losses]:
-    """Returns the losses of uniform children, and those of found ones by child, all of one seed.
+    """Returns the losses of uniform children, and the losses of found ones by child, all with one seed.
 
-    What a seed changes for all children alike is then no difference between them.
+    With one seed, its effect on all children alike makes no difference between them.
 
     Raises:
-        ValueError: the folders are of different spaces, texts or recipes, or a loss is not finite.
+        ValueError: the folders differ in space, text or recipe, or a loss is not finite.
     """
     (key, uniform), (other_key, found) = read_standalone(truth), read_standalone(alone)
     if differing := [name for name in key if key[name] != other_key.get(name)]:
-        raise ValueError(f"{alone} is of another {' and '.join(differing)} than {truth}; train both alike")
+        raise ValueError(f"{alone} has another {' and '.join(differing)} than {truth}; train both in the same way")
     for child in (*uniform, *found):
         if not math.isfinite(child.val_loss):
             raise ValueError(f"the loss of {format_architecture(child.architecture)} is {child.val_loss}: it diverged")
@@ -61,7 +61,7 @@ def read_alone(truth: Path, alone: Path) -> tuple[list[float], Losses]:
 
 
 def row(name: str, children: Sequence[Architecture], alone: Losses, uniform: Sequence[float]) -> str:
-    """One row of the table."""
+    """Returns one row of the table."""
     losses = [alone[child] for child in children]
     behind = [100 * sum(other < loss for other in uniform) / len(uniform) for loss in losses]
     cells = [mean_with_interval(losses), mean_with_interval([loss - min(uniform) for loss in losses], "+")]
@@ -69,7 +69,7 @@ def row(name: str, children: Sequence[Architecture], alone: Losses, uniform: Seq
 
 
 def check_trained(children: Iterable[Architecture], alone: Losses, folder: Path) -> None:
-    """Raises a ValueError that names the children that are yet to be trained, as options of the command to do so."""
+    """Raises a ValueError if children are not trained yet. It lists them as options for the command that does so."""
     if missing := [child for child in dict.fromkeys(children) if child not in alone]:
         options = " ".join(f"--architecture {format_architecture(child)}" for child in missing)
         raise ValueError(
@@ -79,7 +79,7 @@ def check_trained(children: Iterable[Architecture], alone: Losses, folder: Path)
 
 
 def main() -> None:
-    """Prints the table, and writes it where asked."""
+    """Prints the table, and writes it to the output file if one is given."""
     parser = parser_of(__doc__)
     parser.add_argument("truth", type=Path)
     parser.add_argument("alone", type=Path)
@@ -96,7 +96,7 @@ def main() -> None:
         check_trained(children, {}, options.alone)
     uniform, alone = read_alone(options.truth, options.alone)
     check_trained(children, alone, options.alone)
-    lines = ["| found by | children | loss alone | above the best uniform child | uniform children that are better |"]
+    lines = ["| found by | children | loss alone | above the best uniform child | better uniform children |"]
     lines.append("| --- " * 5 + "|")
     lines += [row(name, own, alone, uniform) for name, own in (found | named).items()]
     lines.append(f"| none: uniform | {len(uniform)} | {mean_with_interval(uniform)} | | |")

@@ -1,11 +1,12 @@
-"""Times training steps and inference on a GPU in bf16, beside transformers' BertForMaskedLM, and writes a table.
+"""Times training steps and inference on a GPU in bf16 against transformers' BertForMaskedLM, and writes a table.
 
     python benchmarks/gpu.py [--output FOLDER_OR_FILE] [--layers 12] [--hidden-size 768] [--shapes 32x512 64x128]
         [--vocab-size 30522] [--pairs 20] [--device cuda] [--check]
 
-Every comparison runs two things in turn, which goes first alternates, each between two events in the device's stream
-(on a CPU: by the wall clock) and after a warm-up. Training is under autocast with weights in float32, inference has
-weights in bf16. In a folder the file is called gpu_CARD_DATE.md. `--check` only says whether there is a GPU.
+Every comparison runs its two sides in turn after a warm-up, and the side that goes first alternates. Each is timed
+between two events in the device's stream, or by the wall clock on a CPU. Training runs under autocast with float32
+weights, inference with bf16 weights. If the output is a folder, the file is named gpu_CARD_DATE.md. `--check` only
+reports whether there is a GPU.
 """
 
 import argparse
@@ -48,12 +49,15 @@ _MASKED = 0.15
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured, and where.
+    """The sizes and the device of the measurements.
 
     Attributes:
-        layers: of BERT; a chain has two operators for each.
+        device: the device to measure on.
+        layers: number of layers of BERT. A chain has two operators for each.
+        hidden_size: the hidden size.
+        vocab_size: the size of the vocabulary.
         batches: (sequences, tokens) of each batch.
-        pairs: measurements of either side of a comparison.
+        pairs: number of measurements for each side of a comparison.
     """
 
     device: torch.device
@@ -65,12 +69,12 @@ class Sizes:
 
     @property
     def heads(self) -> int:
-        """64 dimensions each, as BERT has them."""
+        """The number of heads, with 64 dimensions each as in BERT."""
         return max(1, self.hidden_size // 64)
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What both classes' configurations have."""
+        """The values that the configurations of both classes share."""
         longest = max(length for _, length in self.batches)
         return {
             "vocab_size": self.vocab_size,
@@ -80,7 +84,7 @@ class Sizes:
         }
 
     def inputs(self, batch: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Random sequences without padding, 15% of the tokens to predict."""
+        """Returns random sequences without padding, with 15% of the tokens to predict."""
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(5, self.vocab_size, batch, generator=generator)
         labels = torch.where(torch.rand(batch, generator=generator) < _MASKED, ids, -100)
@@ -91,7 +95,7 @@ class Sizes:
 
 
 def milliseconds(step: Step, device: torch.device) -> float:
-    """The time of one call, up to the moment at which the device is done with it."""
+    """Returns the time of one call, until the device has finished it."""
     if device.type != "cuda":
         return 1e3 * seconds(step)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -104,7 +108,7 @@ def milliseconds(step: Step, device: torch.device) -> float:
 
 
 def peak_mib(step: Step, device: torch.device) -> float | None:
-    """Memory of one call beyond what was taken before it; `None` where the device does not tell."""
+    """Returns the memory of one call beyond what was allocated before it, `None` if the device does not report it."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -117,7 +121,7 @@ def peak_mib(step: Step, device: torch.device) -> float | None:
 def compare(
     what: str, batch: tuple[int, int], reference: Step, ours: Step, sizes: Sizes, inverse: bool = False
 ) -> str:
-    """A row of the table: medians, and the ratio pair by pair, reference / ours or, `inverse`, ours / reference."""
+    """Returns a row with medians and the ratio over pairs: reference / ours or, with `inverse`, ours / reference."""
     for _ in range(_WARMUP):
         reference()
         ours()
@@ -138,7 +142,7 @@ def compare(
 
 
 def row_of(make: Callable[[], str], what: str, batch: tuple[int, int]) -> str:
-    """The row of a comparison, or one that says that the device has too little memory for it."""
+    """Returns the row of a comparison, or one that says that the device has too little memory for it."""
     try:
         return make()
     except torch.OutOfMemoryError:
@@ -152,7 +156,7 @@ def row_of(make: Callable[[], str], what: str, batch: tuple[int, int]) -> str:
 
 
 def training_step(model: nn.Module, inputs: dict[str, Any]) -> Step:
-    """Forward and backward under autocast, and AdamW as the Trainer has it by default, fused."""
+    """Returns a step: forward and backward under autocast, then fused AdamW, the Trainer's default."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     device = next(model.parameters()).device.type
     model.train()
@@ -168,7 +172,7 @@ def training_step(model: nn.Module, inputs: dict[str, Any]) -> Step:
 
 
 def inference(model: nn.Module, inputs: dict[str, Any]) -> Step:
-    """A forward pass to the logits of all tokens."""
+    """Returns a forward pass to the logits of all tokens."""
     model.eval()
 
     @torch.inference_mode()
@@ -179,7 +183,7 @@ def inference(model: nn.Module, inputs: dict[str, Any]) -> Step:
 
 
 def bert_and_ours(sizes: Sizes, attention: str, dtype: torch.dtype) -> tuple[nn.Module, MagicForMaskedLM]:
-    """BERT's own class with random weights, and ours with the same ones."""
+    """Returns BERT's own class with random weights, and our class with the same weights."""
     torch.manual_seed(0)
     config = BertConfig(**sizes.shared, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads)
     bert = BertForMaskedLM(config).eval()
@@ -191,21 +195,21 @@ def bert_and_ours(sizes: Sizes, attention: str, dtype: torch.dtype) -> tuple[nn.
 
 
 def check_the_same(bert: nn.Module, ours: nn.Module, inputs: dict[str, Any]) -> None:
-    """Stops where the two do not compute the same: a few roundings to 8 bits are all that may differ."""
+    """Exits if the two do not compute the same, apart from a few roundings to 8 bits."""
     ids = {"input_ids": inputs["input_ids"][:2]}
     device = ids["input_ids"].device.type
     with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16):
         expected, actual = (model(**ids).logits.float() for model in (bert, ours))
     error = ((actual - expected).norm() / expected.norm()).item()
     if error > 8 * 2**-8:
-        sys.exit(f"the logits of the converted BERT are off by {error:.1%}: its times mean nothing")
+        sys.exit(f"the logits of the converted BERT are off by {error:.1%}, so its times are meaningless")
 
 
 def against_bert(sizes: Sizes) -> Iterator[str]:
-    """Ours against BertForMaskedLM, with the same weights and the same attention function."""
+    """Yields rows of ours against BertForMaskedLM, with the same weights and the same attention function."""
     for attention in ("sdpa", FLASH):
         if attention == FLASH and not is_flash_attn_2_available():
-            yield f"| {attention}: not available, it needs a GPU and the package flash_attn | | | | | | | |"
+            yield f"| {attention}: not available (it needs a GPU and the package flash_attn) | | | | | | | |"
             continue
         for batch in sizes.batches:
             inputs = sizes.inputs(batch)
@@ -228,7 +232,7 @@ def against_bert(sizes: Sizes) -> Iterator[str]:
 
 
 def supernet_of(sizes: Sizes) -> MagicForMaskedLM:
-    """A super-net with as many layers as the chain of BERT, four operators each."""
+    """Returns a super-net with as many layers as the chain of BERT and four operators per layer."""
     torch.manual_seed(0)
     candidates = [[f"MHA{sizes.heads}", "FFN", "CONV3", "CONV5"]] * (2 * sizes.layers)
     config = MagicConfig(**sizes.shared, candidate_operators=candidates, sparse_prediction=True)
@@ -236,7 +240,7 @@ def supernet_of(sizes: Sizes) -> MagicForMaskedLM:
 
 
 def children_of(sizes: Sizes) -> tuple[list[str], list[str]]:
-    """Two children, the first with as many operators of each kind as BERT and convolutions have places for."""
+    """Returns two children with equal shares of all four operators, the first in a regular order."""
     kinds = [f"MHA{sizes.heads}", "FFN", "CONV3", "CONV5"]
     first = [kinds[layer % 4] for layer in range(2 * sizes.layers)]
     second = random.Random(0).sample(first, len(first))
@@ -244,7 +248,7 @@ def children_of(sizes: Sizes) -> tuple[list[str], list[str]]:
 
 
 def child_in_supernet(sizes: Sizes) -> Iterator[str]:
-    """A training step of a child inside the super-net against one of the same child alone."""
+    """Yields rows of a training step of a child inside the super-net against one of the same child alone."""
     what = "training step: child in the super-net / the child alone"
     for batch in sizes.batches:
         inputs = sizes.inputs(batch)
@@ -259,7 +263,7 @@ def child_in_supernet(sizes: Sizes) -> Iterator[str]:
 
 
 def magic_a(sizes: Sizes) -> Iterator[str]:
-    """A step of MAGIC-A, aligned with an anchor, against one of SPOS, by the trainer itself."""
+    """Yields rows of a step of MAGIC-A, aligned to an anchor, against one of SPOS, as run by the trainer."""
     what = "training step: MAGIC-A / SPOS"
     for batch in sizes.batches:
 
@@ -272,12 +276,12 @@ def magic_a(sizes: Sizes) -> Iterator[str]:
 
 
 def search_steps(sizes: Sizes, batch: tuple[int, int], folder: str) -> tuple[Step, Step]:
-    """Steps of one trainer without an anchor and with one."""
+    """Returns steps of one trainer, without an anchor and with one."""
     on_cpu = sizes.device.type == "cpu"
     args = MagicTrainingArguments(folder, bf16=True, use_cpu=on_cpu, report_to="none", dataloader_pin_memory=False)
     trainer = MagicTrainer(model=supernet_of(sizes), args=args, train_dataset=[0], eval_dataset=[0])
     optimizer: Any = trainer.create_optimizer()
-    # What `train` does before its loop: autocast is around the forward pass of a prepared model.
+    # As `train` does before its loop: preparing the model puts autocast around its forward pass.
     trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
     trainer.current_gradient_accumulation_steps = 1
     inputs = sizes.inputs(batch)
@@ -297,7 +301,7 @@ def search_steps(sizes: Sizes, batch: tuple[int, int], folder: str) -> tuple[Ste
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver."""
+    """Returns the version of NVIDIA's driver."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
@@ -306,7 +310,7 @@ def driver() -> str:
 
 
 def conditions(sizes: Sizes) -> list[str]:
-    """What the figures were taken with."""
+    """Returns the head of the page: the conditions of the measurement."""
     where = device_name(sizes.device)
     if sizes.device.type == "cuda":
         gib = torch.cuda.get_device_properties(sizes.device).total_memory / 2**30
@@ -318,26 +322,26 @@ def conditions(sizes: Sizes) -> list[str]:
         f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
         "",
         f"{where}; torch {torch.__version__}, transformers {transformers.__version__}; {datetime.date.today()}.",
-        f"{sizes.layers} x {sizes.hidden_size}, {sizes.vocab_size:,} tokens, bf16: autocast around float32 weights in "
-        f"training, weights of that type in inference. Dropout 0.1, fused AdamW.",
-        f"Medians of {sizes.pairs} interleaved pairs, the ratio and its quartiles pair by pair. Memory is the most "
-        f"that one call takes beyond weights and optimizer.",
+        f"{sizes.layers} x {sizes.hidden_size}, {sizes.vocab_size:,} tokens, bf16: autocast with float32 weights in "
+        f"training, bf16 weights in inference. Dropout 0.1, fused AdamW.",
+        f"Medians of {sizes.pairs} interleaved pairs; the ratio and its quartiles are over pairs. Memory is the peak "
+        f"of one call beyond weights and optimizer.",
         "",
         HEADER,
     ]
 
 
 def device_or_exit(name: str) -> torch.device:
-    """The device; one line on how to get there where it is not to be had."""
+    """Returns the device, or exits with one line of advice if it is not available."""
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        built = "finds no CUDA device" if torch.version.cuda else "is a build without CUDA; install the one of PyPI"
+        built = "finds no CUDA device" if torch.version.cuda else "is a build without CUDA; install the one from PyPI"
         sys.exit(f"no GPU: torch {torch.__version__} {built}")
     return device
 
 
 def page_of(output: Path, device: torch.device) -> Path:
-    """The file to write: `output` itself, or one in that folder with the card's name and the date in its own."""
+    """Returns the file to write: `output` itself or, if that is a folder, a file in it named after card and date."""
     if not output.is_dir():
         return output
     card = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower().removeprefix("nvidia ")).strip("-")
@@ -345,7 +349,7 @@ def page_of(output: Path, device: torch.device) -> Path:
 
 
 def batch_size_and_length(text: str) -> tuple[int, int]:
-    """32x512 as two numbers."""
+    """Parses a shape such as 32x512 into two numbers."""
     size, _, length = text.partition("x")
     try:
         return int(size), int(length)
@@ -354,15 +358,17 @@ def batch_size_and_length(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Measures and prints, row by row."""
+    """Measures and prints row by row."""
     parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--layers", type=int, default=12, help="Of BERT; a chain has two operators for each.")
+    parser.add_argument(
+        "--layers", type=int, default=12, help="Number of layers of BERT. A chain has two operators for each."
+    )
     parser.add_argument("--hidden-size", type=int, default=768)
     parser.add_argument("--vocab-size", type=int, default=30522)
     parser.add_argument("--shapes", type=batch_size_and_length, nargs="+", default=[(32, 512), (64, 128)])
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--check", action="store_true", help="Say whether there is such a device, and end.")
+    parser.add_argument("--check", action="store_true", help="Report whether there is such a device, and exit.")
     options = parser.parse_args()
     device = device_or_exit(options.device)
     if options.check:

@@ -2,9 +2,9 @@
 
     python benchmarks/inference.py [--pairs 9] [--output benchmarks/results/NAME.md] [--shape 6x384 12x768]
 
-A BERT-pattern child against BertModel with sdpa: one and 32 sequences of equal length, and a ragged batch of 32
-sentences with `unpad_inputs=True`, whose outputs must equal the padded run to 1e-5. A CONV-rich child of the same
-depth stands beside them. ONNX Runtime is compared where it is installed (the extra `onnx`).
+A BERT-pattern child is timed against BertModel with sdpa on one and on 32 sequences of equal length, and on a ragged
+batch of 32 sentences with `unpad_inputs=True`, whose outputs must equal those of the padded run to 1e-5. A CONV-rich
+child of the same depth is timed as well. ONNX Runtime is included if it is installed (the extra `onnx`).
 """
 
 import argparse
@@ -33,18 +33,18 @@ LENGTHS += [15, 13, 11, 9, 7]
 
 
 def full_batch(size: int, seq_len: int) -> Batch:
-    """Sequences without padding."""
+    """Returns sequences without padding."""
     return {"input_ids": torch.randint(5, 30522, (size, seq_len), generator=torch.Generator().manual_seed(0))}
 
 
 def ragged_batch() -> Batch:
-    """The 32 sentences, padded to the longest."""
+    """Returns the 32 sentences, padded to the longest."""
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     return {"input_ids": full_batch(*mask.shape)["input_ids"] * mask, "attention_mask": mask}
 
 
 def onnx_session(model: MagicModel, folder: str) -> Any:
-    """An ONNX Runtime session of the model on one thread, or `None` where it is not installed."""
+    """Returns an ONNX Runtime session of the model on one thread, `None` if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -58,7 +58,7 @@ def onnx_session(model: MagicModel, folder: str) -> Any:
 
 @torch.no_grad()
 def compare(num_blocks: int, hidden: int, pairs: int) -> list[str]:
-    """All comparisons at one shape."""
+    """Runs all comparisons at one shape and returns their rows."""
     heads, name = hidden // (32 if hidden == 384 else 64), f"{num_blocks} x {hidden}"
     sizes: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "max_position_embeddings": 128}
     config = BertConfig(**sizes, num_hidden_layers=num_blocks, num_attention_heads=heads)
@@ -70,7 +70,7 @@ def compare(num_blocks: int, hidden: int, pairs: int) -> list[str]:
     ragged = ragged_batch()
     rows = []
     for what, batch in (("1 x 128", full_batch(1, 128)), ("32 x 128", full_batch(32, 128))):
-        # What two models of one kind differ by is the noise of the place their weights have in memory.
+        # Two models of one class differ only in where their weights are in memory: this is the noise.
         values = ratios(partial(bert, **batch), partial(again, **batch), pairs)
         rows.append(row(f"{name}, {what}: BertModel / another BertModel", values, "noise"))
         values = ratios(partial(bert, **batch), partial(child, **batch), pairs)
@@ -100,10 +100,10 @@ def compare(num_blocks: int, hidden: int, pairs: int) -> list[str]:
 
 
 def keep_freed_memory() -> None:
-    """Starts the process anew with an allocator that keeps what it has freed, for both sides of a comparison alike.
+    """Restarts the process with an allocator that keeps freed memory, which affects both sides of a comparison.
 
-    glibc otherwise gives large blocks back to the system and faults them in again, in an order that depends on what
-    else is in memory: two equal models then differ by several percent.
+    Otherwise, glibc returns large blocks to the system and faults them in again, in an order that depends on what else
+    is in memory. Two equal models then differ by several percent.
     """
     variables = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
     if not variables.keys() <= os.environ.keys():
@@ -115,7 +115,9 @@ def main() -> None:
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--shape", nargs="+", default=["6x384", "12x768"], help="blocks x hidden size")
+    parser.add_argument(
+        "--shape", nargs="+", default=["6x384", "12x768"], help="Shapes to time, as BLOCKSxHIDDEN_SIZE."
+    )
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -125,8 +127,8 @@ def main() -> None:
         f"`python benchmarks/inference.py --pairs {arguments.pairs} --shape {' '.join(arguments.shape)}`",
         "",
         f"One thread of {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"float32, glibc's malloc set to keep freed memory. Time of the reference over ours, interleaved pairs; "
-        f"above 1 ours is faster.",
+        f"float32, glibc's malloc set to keep freed memory. Time of the reference / time of ours, over interleaved "
+        f"pairs. Above 1, ours is faster.",
         "",
         HEADER,
     ]

@@ -3,7 +3,7 @@
     python benchmarks/interference.py [--pairs 7] [--only matrix live] [--output benchmarks/results/NAME.md]
 
 The super-net has the operators of the preset magic-analysis at an eighth of its width. Both sides run in turn, in
-alternating order, within one process; a ratio is the median over the pairs.
+alternating order, within one process. A ratio is the median over the pairs.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from training.supernet.evaluation import Batch
 from training.supernet.gradient_watch import GradientWatch
 
 
-# 768 / 8 = 96, and the inner sizes with it.
+# The hidden size is 768 / 8 = 96, and inner sizes are an eighth as well.
 OPERATORS = ("MHA6x192", "MHA8x192", "FFN", "FFNx400", "CONV3x384", "CONV5x384")
 NUM_LAYERS = 12
 
 
 def supernet(vocab_size: int) -> MagicForMaskedLM:
-    """The super-net of magic-analysis at an eighth of its width, with fresh weights and a sparse head."""
+    """Returns the super-net of magic-analysis at an eighth of its width, with new weights and a sparse head."""
     torch.manual_seed(0)
     config = MagicConfig(
         candidate_operators=[list(OPERATORS)] * NUM_LAYERS,
@@ -46,14 +46,14 @@ def supernet(vocab_size: int) -> MagicForMaskedLM:
 
 
 def batch(num_sequences: int, seq_len: int, vocab_size: int) -> Batch:
-    """Random sequences, 15% of the tokens to predict."""
+    """Returns random sequences, with 15% of the tokens to predict."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, vocab_size, (num_sequences, seq_len), generator=generator)
     return {"input_ids": ids, "labels": torch.where(torch.rand(ids.shape, generator=generator) < 0.15, ids, -100)}
 
 
 def gradient_of(model: MagicForMaskedLM, inputs: Batch, child: Architecture, layer: int, whole: bool) -> torch.Tensor:
-    """The gradient by a forward and a backward pass of this child alone, of all its weights or of o_g's only."""
+    """Returns the gradient of o_g from passes of this child alone, which differentiate all weights or only o_g's."""
     operator = model.get_submodule(f"magic.encoder.layer.{layer}.operators.{child[layer]}")
     weights = list(operator.parameters())
     loss = model(**inputs, architecture=child).loss
@@ -66,7 +66,7 @@ def gradient_of(model: MagicForMaskedLM, inputs: Batch, child: Architecture, lay
 
 
 def matrix(arguments: argparse.Namespace) -> list[str]:
-    """Six children by the meter against six separate passes, for o_g at the bottom, in the middle and near the top."""
+    """Times six children with the meter against six separate passes, for o_g at three depths."""
     lines = [
         "| o_g | children differ in | vocabulary | layers forward: separate, ours | layers backward: separate, ours "
         "| separate / ours | range | passes cut at o_g / ours | largest difference |",
@@ -78,7 +78,7 @@ def matrix(arguments: argparse.Namespace) -> list[str]:
         model, inputs = supernet(vocab_size), batch(8, 64, vocab_size)
         family = ChildFamily(space, layer, layers_that_differ(space, layer), random.Random(0), "FFN")
         children = family.children(num_differing_layers)
-        # Warm-up and check at once.
+        # This is both the warm-up and the check.
         ours = GradientMeter(model, [inputs]).gradients(children, layer)
         alone = torch.stack([gradient_of(model, inputs, child, layer, whole=True) for child in children])
         difference = (ours.gradients - alone).abs().max().item()
@@ -105,11 +105,11 @@ def _gains(
 
 
 def live(arguments: argparse.Namespace) -> list[str]:
-    """A training step that compares its gradients with those of the step before, against one that does not."""
+    """Times a training step that compares its gradients with those of the previous step against one that does not."""
     model = supernet(4096).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     lines = [
-        "| batch | cost of a step that compares and keeps | range | kept |",
+        "| batch | extra time of a step that compares and stores | range | stored |",
         "| --- | --- | --- | --- |",
     ]
     rng, space = random.Random(0), SearchSpace((OPERATORS,) * NUM_LAYERS)
@@ -158,9 +158,9 @@ def main() -> None:
         f"`python benchmarks/interference.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
         "",
         f"One thread of {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"float32, fresh weights, {NUM_LAYERS} layers x {len(OPERATORS)}, hidden 96, 8 x 64 tokens where nothing else "
-        f"is said, 15% of the tokens to predict. Separate: a forward and a backward pass for each of the 6 children, "
-        f"the head on masked positions only on both sides. Interleaved pairs.",
+        f"float32, new weights, {NUM_LAYERS} layers x {len(OPERATORS)}, hidden 96, 8 x 64 tokens unless stated "
+        f"otherwise, 15% of the tokens to predict. Separate: a forward and a backward pass for each of the 6 "
+        f"children. On both sides the head runs on masked positions only. Interleaved pairs.",
     ]
     print("\n".join(lines))
     for name in arguments.only:

@@ -1,4 +1,4 @@
-"""Timing two things in turn, so that what else the machine does falls on both."""
+"""Timing of two steps in turn, so that other load on the machine affects both."""
 
 import statistics
 import time
@@ -9,14 +9,14 @@ Step = Callable[[], object]
 
 
 def seconds(step: Step) -> float:
-    """Wall-clock time of one call."""
+    """Returns the wall-clock time of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
 def ratios(reference: Step, ours: Step, pairs: int, warmup: int = 2) -> list[float]:
-    """Time of the reference over ours, one ratio a pair; which side goes first alternates."""
+    """Returns the time of the reference over ours, a ratio per pair. The side that goes first alternates."""
     for _ in range(warmup):
         reference()
         ours()
@@ -32,7 +32,7 @@ HEADER = "| comparison | median | quartiles | range | pairs | target |\n| --- | 
 
 
 def row(what: str, values: list[float], target: str) -> str:
-    """One row of a table under `HEADER`."""
+    """Returns one row of a table with `HEADER`."""
     quarters = statistics.quantiles(values, n=4)
     return (
         f"| {what} | {statistics.median(values):.3f} | {quarters[0]:.3f} to {quarters[2]:.3f} "

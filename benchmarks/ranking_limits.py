@@ -1,15 +1,15 @@
-"""What a ranking by shared weights is made of, and which operators it misjudges.
+"""Analyses a ranking by shared weights: where its tau comes from, and which operators it misjudges.
 
-Tau within groups of children, tau of scores that cost no training, and the effect of each operator in each layer on
-the loss, trained alone and with shared weights.
+The tables show tau within groups of children, tau of scores that need no training, and the effect of each operator in
+each layer on the loss, trained alone and with shared weights.
 
     python benchmarks/ranking_limits.py METHODS [--preset magic-micro] [--below LOSS] [--output FILE.md]
 
-METHODS is a folder of `magic-nas analyze sweep`; nothing is trained or evaluated here. With `--preset`, whose children
-they are, parameters and FLOPs are scores too. With `--below` a second group has the children whose true loss is below
-LOSS: where some children are on a plateau, telling these from the others is easy, and tau over all children is partly
-made of it. A third group is the better half of the second. The last column is of the pairs of the second group with as
-many convolutions, which their number does not tell apart.
+METHODS is a folder of `magic-nas analyze sweep`; nothing is trained or evaluated here. With `--preset`, the preset of
+the children, parameters and FLOPs are scores too. With `--below`, a second group has the children whose true loss is
+below LOSS: if some children are on a plateau, they are easy to distinguish from the others, and this raises tau over
+all children. A third group is the better half of the second. The last column is for pairs in the second group that
+have equally many convolutions, which a count of convolutions cannot rank.
 """
 
 import math
@@ -28,7 +28,7 @@ from training.space.search_space import Architecture
 
 
 def groups_of(true: Losses, below: float) -> dict[str, list[Architecture]]:
-    """Returns the children of each group, by its name."""
+    """Returns the children of each group by name."""
     order = sorted(true, key=lambda child: true[child])
     learned = [child for child in order if true[child] < below]
     groups = {"all": order, f"loss below {below:g}": learned} if len(learned) < len(order) else {"all": order}
@@ -36,14 +36,14 @@ def groups_of(true: Losses, below: float) -> dict[str, list[Architecture]]:
 
 
 def tau(children: Sequence[Architecture], true: Losses, score: Mapping[Architecture, float]) -> float:
-    """Kendall's tau-b between true losses and a score that is lower for better children."""
+    """Returns Kendall's tau-b between true losses and a score that is lower for better children."""
     return float(kendalltau([true[child] for child in children], [score[child] for child in children]).statistic)
 
 
 def tau_of_equals(children: Sequence[Architecture], true: Losses, score: Losses) -> float:
-    """Kendall's tau between children with as many convolutions: the mean over their numbers, weighted by pairs.
+    """Returns Kendall's tau between children with equally many convolutions: the mean over counts, weighted by pairs.
 
-    Numbers whose children all have one score are left out.
+    Counts for which all children have the same score are skipped.
     """
     by_number: dict[int, list[Architecture]] = {}
     for child in children:
@@ -73,7 +73,7 @@ def untrained_scores(true: Losses, preset: str | None = None) -> dict[str, Losse
 
 
 def effects(losses: Losses, children: Sequence[Architecture]) -> dict[tuple[int, str], float]:
-    """Mean loss of the children that have an operator in a layer, less the mean of all; layers count from 1."""
+    """Returns the mean loss of the children with an operator in a layer, minus the mean of all; layers from 1."""
     grand = statistics.fmean(losses[child] for child in children)
     having: dict[tuple[int, str], list[float]] = {}
     for child in children:
@@ -83,7 +83,7 @@ def effects(losses: Losses, children: Sequence[Architecture]) -> dict[tuple[int,
 
 
 def additive_fit(losses: Losses, children: Sequence[Architecture]) -> Losses:
-    """Returns the losses that one number for each operator in each layer foretells, fitted to some children."""
+    """Returns the losses that one number for each operator in each layer predicts, fitted to some children."""
     columns = sorted({(place, name) for child in losses for place, name in enumerate(child)})
     design = {child: np.array([float(child[place] == name) for place, name in columns]) for child in losses}
     known = np.array([losses[child] for child in children])
@@ -92,7 +92,7 @@ def additive_fit(losses: Losses, children: Sequence[Architecture]) -> Losses:
 
 
 def effects_table(true: Losses, shared: Mapping[str, Sequence[Losses]], children: Sequence[Architecture]) -> list[str]:
-    """The effect of each operator in each layer, trained alone and in the mean of each method's super-nets."""
+    """Returns the effect of each operator in each layer, trained alone and as a mean over each method's super-nets."""
     alone = effects(true, children)
     of_methods = [[effects(one, children) for one in supernets] for supernets in shared.values()]
     lines = [f"| layer | operator | alone | {' | '.join(shared)} |", "| --- " * (len(shared) + 3) + "|"]
@@ -103,7 +103,7 @@ def effects_table(true: Losses, shared: Mapping[str, Sequence[Losses]], children
 
 
 def main() -> None:
-    """Prints the tables, and writes them where asked."""
+    """Prints the tables, and writes them to the output file if one is given."""
     parser = parser_of(__doc__)
     parser.add_argument("methods", type=Path)
     parser.add_argument("--preset")
@@ -111,16 +111,16 @@ def main() -> None:
     options = parser.parse_args()
     true, shared = read_methods(options.methods)
     groups = groups_of(true, options.below)
-    # All that have learned: the last group is chosen by the very losses that its effects would be means of.
+    # The group of all children that have learned. Effects in the last group would be biased, as it is chosen by loss.
     group_name, group = list(groups.items())[-2]
     heads = " | ".join(f"{name} ({len(children)})" for name, children in groups.items())
-    lines = [f"| tau of | {heads} | as many convolutions |", "| --- " * (len(groups) + 2) + "|"]
+    lines = [f"| tau of | {heads} | equally many convolutions |", "| --- " * (len(groups) + 2) + "|"]
 
     def taus(score: Losses) -> list[float]:
         return [*(tau(children, true, score) for children in groups.values()), tau_of_equals(group, true, score)]
 
     def row(name: str, cells: Iterable[str]) -> str:
-        # A score that is the same for all children ranks none.
+        # Tau is undefined for a score that is the same for all children.
         return f"| {name} | {' | '.join(cells).replace('nan', '-')} |"
 
     for method, supernets in shared.items():
@@ -128,9 +128,9 @@ def main() -> None:
         averaged = {child: statistics.fmean(one[child] for one in supernets) for child in true}
         lines.append(row(f"{method}, mean loss of its super-nets", (f"{one:.3f}" for one in taus(averaged))))
     untrained = untrained_scores(true, options.preset)
-    for name, score in {**untrained, "the truth's own additive fit": additive_fit(true, group)}.items():
+    for name, score in {**untrained, "additive fit of the truth": additive_fit(true, group)}.items():
         lines.append(row(name, (f"{one:.3f}" for one in taus(score))))
-    lines += ["", f"Effect of an operator on the loss, children of the group {group_name!r}:", ""]
+    lines += ["", f"Effect of an operator on the loss, for children of the group {group_name!r}:", ""]
     publish([*lines, *effects_table(true, shared, group)], options.output)
 
 

@@ -1,10 +1,10 @@
-"""Times training steps against their references, interleaved on one thread, and writes the figures as Markdown.
+"""Times training steps against their references, interleaved on one thread, and writes a Markdown table.
 
     python benchmarks/step_time.py [--pairs 9] [--output benchmarks/results/NAME.md] [--only mlm supernet magic-a]
 
-Each comparison runs the two sides in turn, in alternating order, within one process; a ratio is the median over the
-pairs of (time of the reference / time of ours), or of (ours / reference) where a cost is bounded. Absolute times mean
-little on a shared machine; ratios of interleaved runs do.
+Each comparison runs the two sides in turn, in alternating order, within one process. A ratio is the median over the
+pairs of (time of the reference / time of ours), or of (ours / reference) if the target is an upper bound. Absolute
+times mean little on a shared machine, but ratios of interleaved runs are meaningful.
 """
 
 import argparse
@@ -34,7 +34,7 @@ OPERATORS = ["MHA4", "FFN", "CONV3", "CONV5"]
 
 
 def batch(vocab_size: int) -> dict[str, torch.Tensor]:
-    """The same random sequences for both sides, 15% of the tokens to predict."""
+    """Returns random sequences, the same for both sides, with 15% of the tokens to predict."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, vocab_size, (BATCH_SIZE, SEQ_LEN), generator=generator)
     masked = torch.rand(BATCH_SIZE, SEQ_LEN, generator=generator) < 0.15
@@ -42,7 +42,7 @@ def batch(vocab_size: int) -> dict[str, torch.Tensor]:
 
 
 def magic(candidates: list[list[str]], vocab_size: int, **changes) -> MagicForMaskedLM:
-    """A super-net, or a child where each layer has one operator, with the head on masked positions only."""
+    """Returns a super-net, or a child if each layer has one operator, with the head on masked positions only."""
     sizes: dict[str, Any] = {
         "hidden_size": HIDDEN,
         "intermediate_size": 4 * HIDDEN,
@@ -55,7 +55,7 @@ def magic(candidates: list[list[str]], vocab_size: int, **changes) -> MagicForMa
 
 
 def training_step(model: torch.nn.Module, inputs: dict, architecture: Architecture | None = None) -> Step:
-    """Forward, backward and AdamW as the Trainer has it by default, fused."""
+    """Returns a step: forward, backward and fused AdamW, the Trainer's default."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     arguments = {**inputs, **({"architecture": architecture} if architecture else {})}
 
@@ -68,7 +68,7 @@ def training_step(model: torch.nn.Module, inputs: dict, architecture: Architectu
 
 
 def masked_lm(pairs: int) -> list[str]:
-    """MHA,FFN x 6 against transformers' BertForMaskedLM with sdpa: tokens a second, higher is better."""
+    """MHA,FFN x 6 against transformers' BertForMaskedLM with sdpa: tokens per second, higher is better."""
     rows = []
     for vocab_size, target in ((8192, 1.45), (30522, 2.1)):
         torch.manual_seed(0)
@@ -101,7 +101,7 @@ def child_in_supernet(pairs: int) -> list[str]:
 
 
 def activation_bytes(where: str) -> int:
-    """Bytes that autograd keeps for one backward pass of a child, in the super-net or alone."""
+    """Returns the bytes that autograd keeps for one backward pass of a child, in the super-net or alone."""
     supernet = magic([OPERATORS] * 26, 8192)
     child = SearchSpace.from_config(supernet.config.candidate_operators).sample(random.Random(0))
     model = supernet if where == "inside" else supernet.extract_child(child)
@@ -117,13 +117,13 @@ def activation_bytes(where: str) -> int:
     torch.manual_seed(0)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(**batch(8192), architecture=child).loss
-    # The graph holds what was kept until here, so that no address is counted for two tensors.
+    # The graph keeps all tensors alive until here, so no address is used for two of them.
     del loss
     return sum(kept.values())
 
 
 def activation_memory(pairs: int) -> list[str]:
-    """Activations kept for the backward pass, in the super-net and alone: equal."""
+    """Activations kept for the backward pass, in the super-net and alone, which should be equal."""
     inside, alone = activation_bytes("inside"), activation_bytes("alone")
     return [row(f"activations kept: super-net / alone ({inside / 2**20:.1f} MiB)", [inside / alone] * 2, "1")]
 
@@ -156,7 +156,7 @@ def magic_a(pairs: int) -> list[str]:
             trainer.optimizer.step()
             trainer.optimizer.zero_grad(set_to_none=True)
 
-        # The children of a MAGIC-T walk, the same for both sides of a pair.
+        # Children come from a MAGIC-T walk and are the same for both sides of a pair.
         values = []
         for _ in range(pairs):
             trainer.architecture = sampler.next()

@@ -1,4 +1,4 @@
-"""Options, output and intervals that the scripts which print a table share."""
+"""Options, output and intervals shared by the scripts that print a table."""
 
 import argparse
 import statistics
@@ -9,14 +9,14 @@ from scipy import stats
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """Returns a parser that shows a module's docstring as it stands, with the option `--output`."""
+    """Returns a parser that shows a module's docstring unchanged, with the option `--output`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="A Markdown file to write the table to.")
     return parser
 
 
 def publish(lines: Sequence[str], output: Path | None) -> None:
-    """Prints lines, and writes them where asked."""
+    """Prints lines, and writes them to `output` if it is given."""
     table = "\n".join(lines)
     print(table)
     if output:
@@ -24,7 +24,7 @@ def publish(lines: Sequence[str], output: Path | None) -> None:
 
 
 def mean_with_interval(values: Sequence[float], sign: str = "") -> str:
-    """The mean and its 95% t-interval, which one value has none of; `sign` "+" shows that of positive numbers."""
+    """Returns the mean, with its 95% t-interval if there are several values; `sign` "+" signs positive numbers."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:{sign}.3f}"

@@ -1,10 +1,10 @@
-"""What the winners of searches are worth when trained alone: their regret against the best child of the space.
+"""Computes the regret of search winners, trained alone, against the best child of the space.
 
     python benchmarks/winners.py METHODS [--shrunk RUN ...] [--num-evaluations 64] [--output FILE.md]
 
-METHODS is a folder of `magic-nas analyze sweep` whose truth holds every child of the space; its children.csv has the
-truth and the shared-weight scores, so that nothing is trained or evaluated here. RUN are super-net runs that ended in
-one child by shrinking (`magic-nas pretrain --shrink`).
+METHODS is a folder of `magic-nas analyze sweep` whose truth holds every child of the space. Its children.csv has the
+truth and the shared-weight scores, so nothing is trained or evaluated here. Each RUN is a super-net run that shrinking
+has reduced to one child (`magic-nas pretrain --shrink`).
 """
 
 import csv
@@ -25,7 +25,7 @@ Losses = Mapping[Architecture, float]
 
 
 def read_methods(folder: Path) -> tuple[Losses, dict[str, list[Losses]]]:
-    """Returns the true loss of each child, and of each method the shared-weight losses of its super-nets."""
+    """Returns the true loss of each child, and the shared-weight losses of each method's super-nets."""
     with open(folder / "supernets.csv", encoding="utf-8", newline="") as file:
         method_of = {row["supernet"]: row["method"] for row in csv.DictReader(file)}
     with open(folder / "children.csv", encoding="utf-8", newline="") as file:
@@ -48,12 +48,14 @@ def space_of(children: Iterable[Architecture]) -> SearchSpace:
     known = set(children)
     space = SearchSpace.from_json([sorted(set(layer)) for layer in zip(*known, strict=True)])
     if space.size != len(known):
-        raise ValueError(f"the truth holds {len(known)} of {space.size} children; a search may end in any of them")
+        raise ValueError(
+            f"the truth holds {len(known)} of {space.size} children; it must hold all, as a search may end in any"
+        )
     return space
 
 
 def search_winner(searcher: Searcher, shared: Losses, num_evaluations: int) -> Architecture:
-    """Returns the child with the lowest shared-weight loss of those that a searcher asks for."""
+    """Returns the child with the lowest shared-weight loss among those that a searcher asks for."""
     asked: list[RankedChild] = []
     while len(asked) < num_evaluations and (children := searcher.ask()):
         ranked = [RankedChild(child, shared[child], 0.0) for child in children[: num_evaluations - len(asked)]]
@@ -63,7 +65,7 @@ def search_winner(searcher: Searcher, shared: Losses, num_evaluations: int) -> A
 
 
 def row(name: str, how: str, winners: Sequence[Architecture], true: Losses) -> str:
-    """One row of the table: mean regret of winners with its t-interval, and their mean place."""
+    """Returns one row of the table: the mean regret of winners with its t-interval, and their mean place."""
     order = sorted(true, key=lambda child: true[child])
     regrets = [true[winner] - true[order[0]] for winner in winners]
     place = statistics.fmean(order.index(winner) + 1 for winner in winners)
@@ -71,7 +73,7 @@ def row(name: str, how: str, winners: Sequence[Architecture], true: Losses) -> s
 
 
 def main() -> None:
-    """Prints the table, and writes it where asked."""
+    """Prints the table, and writes it to the output file if one is given."""
     parser = parser_of(__doc__)
     parser.add_argument("methods", type=Path)
     parser.add_argument("--shrunk", type=Path, nargs="*", default=[])
@@ -87,7 +89,7 @@ def main() -> None:
     best = min(true, key=lambda child: true[child])
     lines = [
         f"{len(true)} children; the best is {format_architecture(best)} with a loss of {true[best]:.3f}. Regret is "
-        f"the loss of a winner, trained alone, minus that; 95% t-intervals over super-nets.",
+        f"the loss of a winner, trained alone, minus that loss; 95% t-intervals over super-nets.",
         "",
         "| super-nets | winner of | winners | mean regret | mean place |",
         "| --- | --- | --- | --- | --- |",

@@ -99,11 +99,11 @@ def test_cosines_are_paired_by_the_super_nets_seed(scripts, tmp_path, monkeypatc
     cosines.main()
     for wrong in (f"{folders['b-1']},{folders['b-0']}", folders["b-0"], f"{folders['b-0']},{unnamed[0]}"):
         monkeypatch.setattr("sys.argv", ["cosines.py", first, f"b={wrong}"])
-        with pytest.raises(ValueError, match="list the same ones in one order"):
+        with pytest.raises(ValueError, match="list the same seeds in the same order"):
             cosines.main()
     other = analysis_of(tmp_path / "other", 0, 0.5, "another")
     monkeypatch.setattr("sys.argv", ["cosines.py", first, f"b={other}"])
-    with pytest.raises(ValueError, match="other children or batches"):
+    with pytest.raises(ValueError, match="differ in children or batches"):
         cosines.main()
 
 
@@ -147,7 +147,7 @@ def test_winners_of_shrinking_are_those_of_runs_that_ended_in_one_child(scripts,
     assert "| shrinking | shrinking | 1 | 0.000 | 1.0 |" in capsys.readouterr().out
     other = run_of(methods / "other", space=[OPERATORS] * 3, architecture=list(best))
     monkeypatch.setattr("sys.argv", ["winners.py", str(methods), "--shrunk", other])
-    with pytest.raises(ValueError, match="no super-net of which shrinking left one child"):
+    with pytest.raises(ValueError, match="nor a super-net that shrinking has reduced to one child"):
         scripts[0].main()
 
 
@@ -273,7 +273,7 @@ def test_a_found_child_that_diverged_is_named(found_children, tmp_path):
 
 def test_runs_that_found_no_child_are_refused(found_children, tmp_path):
     for number, result in enumerate(({"space": [["FFN", "MHA4"]]}, {"steps": 3})):
-        with pytest.raises(ValueError, match="no super-net of which shrinking left one child"):
+        with pytest.raises(ValueError, match="nor a super-net that shrinking has reduced to one child"):
             found_children.found_child(Path(run_of(tmp_path / str(number), **result)))
     with pytest.raises(ValueError, match="no finished run"):
         found_children.found_child(tmp_path)
@@ -392,7 +392,7 @@ def test_a_machine_without_a_gpu_gets_one_line(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["gpu.py", "--check"])
     for version, reason in (
-        (None, "is a build without CUDA; install the one of PyPI"),
+        (None, "is a build without CUDA; install the one from PyPI"),
         ("13.0", "finds no CUDA device"),
     ):
         monkeypatch.setattr(torch.version, "cuda", version)

@@ -358,9 +358,9 @@ def test_an_operator_is_held_where_it_is_named():
 def test_bad_children_are_named(supernet):
     meter = GradientMeter(supernet, [batch()])
     for children, layer, message in [
-        (CHILDREN[:1], 0, "there is 1 child"),
+        (CHILDREN[:1], 0, "got 1 children"),
         (CHILDREN, 1, r"differ in layer 1 \(CONV3, CONV5, FFN, MHA4\)"),
-        (CHILDREN, 4, "no layer 4"),
+        (CHILDREN, 4, "layer is 4; the super-net has the layers 0 to 3"),
         ([*CHILDREN, CHILDREN[0]], 0, "given twice"),
         ([("FFN",), ("MHA4",)], 0, "1 operators but the model 4 layers"),
         ([CHILDREN[0], ("FFN", "CONV9", "CONV3", "MHA4")], 0, "layer 1 has no operator 'CONV9'"),
@@ -372,10 +372,10 @@ def test_bad_children_are_named(supernet):
 def test_bad_models_and_batches_are_named(supernet):
     with pytest.raises(ValueError, match="holds one child"):
         GradientMeter(supernet.extract_child(CHILDREN[0]), [batch()])
-    with pytest.raises(ValueError, match="a Linear is no super-net"):
+    with pytest.raises(ValueError, match="a Linear is not a super-net"):
         GradientMeter(nn.Linear(2, 2), [batch()])
     nothing = {**batch(), "labels": torch.full((8, 12), -100)}
-    with pytest.raises(ValueError, match="no token of the batch is to be predicted"):
+    with pytest.raises(ValueError, match="no masked token to predict"):
         GradientMeter(supernet, [nothing])
     for alignment, message in [
         (AlignmentTarget(()), "no child to align to"),
@@ -393,8 +393,8 @@ def test_bad_layers_are_named():
         ((4, None), "shared_layer is 4; the super-net has the layers 0 to 3"),
         ((0, 7), "first_differing_layer is 7"),
         ((0, -1), "first_differing_layer is -1"),
-        ((1, 1), "let first_differing_layer be another"),
-        ((1, 2), "layer 2 has one operator only, FFN"),
+        ((1, 1), "set first_differing_layer to a layer other"),
+        ((1, 2), "layer 2 has only one operator, FFN"),
     ]:
         with pytest.raises(ValueError, match=message):
             layers_that_differ(space, *arguments)
@@ -404,5 +404,5 @@ def test_bad_layers_are_named():
     with pytest.raises(ValueError, match="layer 0 has no operator 'MHA8'"):
         ChildFamily(space, 0, layers, random.Random(0), "MHA8")
     for number in (0, 3):
-        with pytest.raises(ValueError, match=f"num_differing_layers is {number}; beside the shared layer 2 layers"):
+        with pytest.raises(ValueError, match=f"num_differing_layers is {number}; it must be from 1 to 2,"):
             ChildFamily(space, 0, layers, random.Random(0)).children(number)

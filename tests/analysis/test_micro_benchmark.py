@@ -133,11 +133,14 @@ def test_score_stands_in_for_an_evaluator(table):
     ("arguments", "message"),
     [
         ({"seeds": ((0, 15), (1, 16))}, "1 of 16 children were not trained with seed 0"),
-        ({"change": lambda child: replace(child, val_loss=math.nan)}, "no finite number: its training diverged"),
-        ({"change": lambda child: replace(child, losses=(math.inf, 1.0, 1.0))}, "no finite number"),
+        ({"change": lambda child: replace(child, val_loss=math.nan)}, "not finite: its training diverged"),
+        ({"change": lambda child: replace(child, losses=(math.inf, 1.0, 1.0))}, "not finite"),
         ({"change": lambda child: replace(child, steps=40 + child.seed)}, "different numbers of steps"),
-        ({"candidate_operators": [OPERATORS] * 3}, "another search space"),
-        ({"sizes": {**KEY["sizes"], "hidden_size": 64}}, "hidden_size of the children is 64, of the configuration 32"),
+        ({"candidate_operators": [OPERATORS] * 3}, "search space of the children .* is not that of"),
+        (
+            {"sizes": {**KEY["sizes"], "hidden_size": 64}},
+            "hidden_size of the children is 64 but that of the configuration is 32",
+        ),
     ],
 )
 def test_what_is_not_complete_is_not_written(tmp_path, arguments, message):
@@ -155,12 +158,12 @@ def test_what_is_not_complete_is_not_written(tmp_path, arguments, message):
             lambda text: text.replace("FFN,FFN,FFN,CONV3", "FFN,FFN,FFN,CONV5", 1),
             "table.csv, line 3: .*CONV5",
         ),
-        ("table.csv", lambda text: text.rpartition("\n")[0].rpartition("\n")[0] + "\n", "has 20 rows, .* says 21"),
+        ("table.csv", lambda text: text.rpartition("\n")[0].rpartition("\n")[0] + "\n", "has 20 rows but .* says 21"),
         ("table.csv", lambda text: text.replace("val_loss", "loss", 1), "has the columns"),
         ("table.csv", lambda text: text[: len(text) // 2], "table.csv, line"),
         ("table.json", lambda text: text.replace('"version": 1', '"version": 9'), "format 9"),
-        ("table.json", lambda text: text[:-30], "no description"),
-        ("table.json", lambda text: "[]", "no description"),
+        ("table.json", lambda text: text[:-30], "is not the metadata"),
+        ("table.json", lambda text: "[]", "is not the metadata"),
     ],
 )
 def test_damage_is_named(table, tmp_path, file, damage, message):

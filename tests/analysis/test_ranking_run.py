@@ -99,7 +99,7 @@ def test_children_are_trained_where_no_truth_is_given(alone, truth, supernets, t
     recipe = {"num_children": 5, "sample_seed": 3, "training_arguments": alone.training_arguments}
     result = run_ranking(ranking_settings(supernets[:1], **recipe), tmp_path)
     assert (result["num_children"], result["noise"]) == (5, None)
-    assert "too few to tell the noise" in result["table"]
+    assert "too few to estimate the seed noise" in result["table"]
     assert len((tmp_path / "standalone" / "standalone-0.jsonl").read_text().splitlines()) == 6
 
 
@@ -154,7 +154,7 @@ def test_settings_are_checked_before_anything_is_read(truth, supernets, tmp_path
 def test_a_truth_of_other_children_is_refused(alone, truth, supernets, tmp_path):
     settings = ranking_settings(supernets[:1], truth=str(truth))
     (tmp_path / "other.csv").write_text('architecture,val_loss\n"FFN,FFN,FFN,FFN",3\n')
-    with pytest.raises(ValueError, match=r"another space than the super-net: it has FFN,FFN,FFN,FFN"):
+    with pytest.raises(ValueError, match=r"another space than the super-net: it contains FFN,FFN,FFN,FFN"):
         run_ranking(replace(settings, truth=str(tmp_path / "other.csv")), tmp_path / "out")
     tampered = tmp_path / "tampered"
     tampered.mkdir()
@@ -179,7 +179,7 @@ def test_a_truth_of_other_children_is_refused(alone, truth, supernets, tmp_path)
             continue
         result = run_ranking(accepting, tmp_path / f"out {name}")
         what = name.removeprefix("another ")
-        assert result["truth_note"].startswith(f"The children of the truth were trained on another {what} than the")
+        assert result["truth_note"].startswith(f"The children of the truth were trained with another {what} than the")
         assert result["table"].endswith("and losses of the two cannot be compared.")
     assert "truth_note" not in run_ranking(settings, tmp_path / "out")
 
@@ -205,7 +205,7 @@ def test_equal_scores_are_named(truth, supernets, tmp_path, monkeypatch):
         run_ranking(ranking_settings(supernets[:1], truth=str(truth)), tmp_path)
     nan = lambda supernet, truth, *rest: dict.fromkeys(truth.values, float("nan"))  # noqa: E731
     monkeypatch.setattr(ranking_run, "shared_scores", nan)
-    with pytest.raises(ValueError, match=r"the score of SPOS-0 of 8 of 8 children is no finite number"):
+    with pytest.raises(ValueError, match=r"the score of SPOS-0 of 8 of 8 children is not finite"):
         run_ranking(ranking_settings(supernets[:1], truth=str(truth)), tmp_path)
 
 

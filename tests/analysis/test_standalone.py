@@ -76,7 +76,7 @@ def test_named_and_uniform_children_are_kept_apart(settings, tmp_path):
         if held == "uniform":
             # As where a journal was copied without its description.
             (tmp_path / held / STANDALONE_NAME).unlink()
-        with pytest.raises(ValueError, match=f"holds {held} children; train .* in a folder of their own"):
+        with pytest.raises(ValueError, match=f"holds {held} children; train .* in a separate folder"):
             train_standalone(replace(second, num_children=1, seeds=(1,)), tmp_path / held, progress=False)
         assert not journal_path(tmp_path / held, 1).exists()
     assert len(load_truth(tmp_path / "uniform").values) == 1

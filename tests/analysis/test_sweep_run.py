@@ -152,7 +152,7 @@ def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
         ({"references": [1]}, "must be a mapping"),
         ({"references": {"SPOS": 3}}, "references.SPOS is 3; it must be a mapping"),
         ({"equal_compute": "yes"}, "equal_compute is 'yes'; it must be true or false"),
-        ({"equal_compute": True, "references": {"long": {"max_steps": 9}}}, "into steps for long"),
+        ({"equal_compute": True, "references": {"long": {"max_steps": 9}}}, "derives the steps of long"),
         ({"equal_compute": True, "training_arguments": {"alignment": "none"}}, "give max_steps once"),
         ({"references": {"SPOS": {"sampler": "unifrom"}}}, "unifrom"),
         ({"references": {"num_substitutions=2": {}}}, "same folder"),

@@ -55,7 +55,7 @@ def test_truth_of_journals_has_the_seeds_of_each_child(tmp_path):
     with pytest.raises(ValueError, match="metric is 'flops'"):
         load_truth(tmp_path, "flops")
     journal_of(tmp_path, 3, [], recipe={"block_size": 8})
-    with pytest.raises(ValueError, match=r"standalone-3.jsonl is of another recipe than standalone-2.jsonl"):
+    with pytest.raises(ValueError, match=r"standalone-3.jsonl has another recipe than standalone-2.jsonl"):
         load_truth(tmp_path)
     with pytest.raises(ValueError, match="holds no stand-alone children"):
         load_truth(tmp_path.parent)
@@ -213,7 +213,7 @@ def test_folders_of_stand_alone_children_are_known(tmp_path):
     for architectures, is_named in (([], False), (["FFN,FFN,FFN,FFN"], True)):
         (tmp_path / STANDALONE_NAME).write_text(json.dumps({"settings": {"architectures": architectures}}))
         assert holds_named(tmp_path) == is_named
-    with pytest.raises(ValueError, match="were named, not drawn, so that they are no sample of their space"):
+    with pytest.raises(ValueError, match="were named, not drawn, so they are not a sample of their space"):
         load_truth(tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_a_spreadsheets_file_is_read(tmp_path):
 
 
 def test_a_diverged_child_is_named():
-    with pytest.raises(ValueError, match=r"val_loss of 1 of 2 children is no finite number, first of CONV3,CONV3"):
+    with pytest.raises(ValueError, match=r"val_loss of 1 of 2 children is not finite, the first of them CONV3,CONV3"):
         truth_of([child(0, math.nan), child(1, 3.0)], "val_loss")
 
 

@@ -122,7 +122,7 @@ def test_a_truth_that_ranks_nothing_is_refused_before_images_are_read(settings, 
     path = tmp_path / "same.csv"
     lines = Path(settings.table).read_text().splitlines()
     path.write_text("\n".join([lines[0], *(f"{line.split(',')[0]},90" for line in lines[1:])]))
-    with pytest.raises(ValueError, match=r"truth is 90\.0 for all 40 children: it ranks none"):
+    with pytest.raises(ValueError, match=r"truth is 90\.0 for all 40 children, so there is no ranking"):
         run_cells(changed(settings, table=str(path)), tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 

@@ -103,7 +103,7 @@ def test_verify_names_what_differs_and_ends_with_status_1(tmp_path, monkeypatch,
     assert out.splitlines()[-1].endswith(": weights: model.safetensors.")
     code, _, err = run_main(monkeypatch, capsys, "verify", tmp_path)
     assert code == 2
-    assert "has no config.json; give one of those in it" in err
+    assert "has no config.json; give one of the folders in it" in err
 
 
 def test_a_compression_ends_with_its_table_its_verdicts_and_its_models(tmp_path, monkeypatch, capsys):

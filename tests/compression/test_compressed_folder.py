@@ -344,7 +344,7 @@ def test_an_older_export_is_replaced_and_nothing_else(sentence_source, exports, 
     assert load_source(str(folder)).model.config.id2label == LABELS
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="mine holds something else than an exported model; take another folder"):
+    with pytest.raises(ValueError, match="mine holds something other than an exported model; use another folder"):
         export(source, tmp_path / "mine")
 
 

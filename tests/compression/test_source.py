@@ -336,7 +336,7 @@ def test_a_super_net_and_an_empty_folder_are_refused(tmp_path):
     assert "empty has no config.json; give a model's folder or its name" in refusal(tmp_path / "empty")
     edit_json(tmp_path / "damaged" / "config.json")
     (tmp_path / "damaged" / "config.json").write_text("[1]")
-    assert "it is no JSON mapping" in refusal(tmp_path / "damaged")
+    assert "it is not a JSON mapping" in refusal(tmp_path / "damaged")
 
 
 @pytest.mark.parametrize(
@@ -429,10 +429,10 @@ def test_nothing_is_unpickled(tmp_path):
         (["Transformer", "Pooling", "Dense"], "has the module sentence_transformers.models.Dense; of"),
         (["Transformer", "Pooling", "modeling_mine.Normalize"], "has the module modeling_mine.Normalize; of"),
         (["Transformer", "SpladePooling"], "has the module sentence_transformers.models.SpladePooling"),
-        (["Transformer"], "has the modules Transformer; what is supported is a Transformer, a Pooling and"),
+        (["Transformer"], "has the modules Transformer; supported are a Transformer, a Pooling and"),
         (
             ["Transformer", "Normalize", "Pooling"],
-            "has the modules Transformer, Normalize, Pooling; what is",
+            "has the modules Transformer, Normalize, Pooling; supported are",
         ),
     ],
 )
@@ -452,4 +452,4 @@ def test_other_settings_of_modules_are_refused(tmp_path):
     edit_json(folder / "sentence_bert_config.json", transformer_task="fill-mask")
     assert "is for 'fill-mask'; only 'feature-extraction' is supported" in refusal(folder)
     (folder / "modules.json").write_text('["Transformer"]')
-    assert "modules.json is damaged: it is no list of modules; fetch it again" in refusal(folder)
+    assert "modules.json is damaged: it is not a list of modules; fetch it again" in refusal(folder)

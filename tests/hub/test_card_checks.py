@@ -140,7 +140,7 @@ def test_results_that_the_record_has_not_are_told(folder):
     edit_record(folder, lambda record: record["results"][0].update(architecture=["FFN"]))
     found = {one.what: one for one in check_card(VerifiedFolder(folder))}
     metadata = found["card: results of its metadata"]
-    assert (metadata.verdict, metadata.note) == (NOT_RECORDED, "search.json has not all of them")
+    assert (metadata.verdict, metadata.note) == (NOT_RECORDED, "search.json does not have all of them")
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,9 @@ def test_convert_overwrites_nothing(bert_folder, tmp_path, monkeypatch, capsys):
     assert run_main(monkeypatch, capsys, "convert", bert_folder, magic)[0] == 0
     before = {path.name: path.read_bytes() for path in magic.iterdir() if path.is_file()}
     for arguments, message in (
-        ([bert_folder, bert_folder], "bert holds something else than an exported model; take another folder"),
-        ([magic, bert_folder, "--to", "bert"], "bert holds something else than an exported model"),
-        ([magic, magic, "--to", "bert"], "magic holds a MAGIC model; take another folder"),
+        ([bert_folder, bert_folder], "bert holds something other than an exported model; use another folder"),
+        ([magic, bert_folder, "--to", "bert"], "bert holds something other than an exported model"),
+        ([magic, magic, "--to", "bert"], "magic holds a MAGIC model; use another folder"),
         ([magic, tmp_path / "new"], "is a MAGIC model already"),
         ([magic, tmp_path / "new", "--to", "gpt2"], "cannot convert to 'gpt2'"),
         ([magic, tmp_path / "new", "--to", "roberta"], "convert to bert"),
@@ -143,7 +143,7 @@ def test_modules_that_have_no_place_are_named(tmp_path):
     magic, left_out = convert_checkpoint(str(source), tmp_path / "magic")
     assert texts_of(magic) == {}
     (text,) = left_out
-    assert text.startswith("what makes sentence embeddings of its states (")
+    assert text.startswith("the modules for sentence embeddings (")
     assert "has the module sentence_transformers.models.Dense" in text
 
 

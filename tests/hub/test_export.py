@@ -205,14 +205,14 @@ def test_export_overwrites_nothing_but_an_export(child, tokenizer, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="model holds something else than an exported model; take another folder"):
+    with pytest.raises(ValueError, match="model holds something other than an exported model; use another folder"):
         export_model(child, tokenizer, folder, {})
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
     (folder / "thesis.txt").unlink()
     export_model(child, tokenizer, folder, {"note": "first"})
     (folder / ".git").mkdir()
     (folder / ".git" / "HEAD").write_text("ref")
-    with pytest.raises(ValueError, match=r"holds \.git/HEAD beside an exported model; take another folder"):
+    with pytest.raises(ValueError, match=r"holds \.git/HEAD in addition to an exported model; use another folder"):
         export_model(child, tokenizer, folder, {})
     assert (folder / ".git" / "HEAD").is_file()
     shutil.rmtree(folder / ".git")

@@ -141,7 +141,7 @@ def test_a_training_in_the_folder_is_told_as_that(folder):
     args = TrainingArguments(str(folder), report_to="none", use_cpu=True)
     Trainer(model, args, processing_class=AutoTokenizer.from_pretrained(folder)).save_model()
     assert wrong(folder) == {
-        what: "the weights are not the exported ones; training_args.bin tells of a training in this folder"
+        what: "the weights are not the exported ones; training_args.bin shows that a training ran in this folder"
     }
 
 
@@ -159,7 +159,7 @@ def test_code_of_another_release_is_as_recorded(folder):
     now = file_sha256(folder / "modeling_magic.py")
     edit_record(folder, lambda record: record["contents"]["sha256"].update({"modeling_magic.py": now}))
     (code,) = [one for one in checks_of(folder) if one.what == "code: modeling_magic.py"]
-    assert (code.verdict, code.note) == (OK, "of another version than the installed magic-nas")
+    assert (code.verdict, code.note) == (OK, "of a version other than the installed magic-nas")
 
 
 def test_exports_of_earlier_releases_have_no_hashes(folder):
@@ -168,7 +168,7 @@ def test_exports_of_earlier_releases_have_no_hashes(folder):
     found = checks_of(folder)
     assert {one.verdict for one in found} == {NOT_RECORDED}
     shown = {one.what: one.found for one in found}
-    assert shown["code: heads_magic.py"] == "of another version than the installed magic-nas"
+    assert shown["code: heads_magic.py"] == "of a version other than the installed magic-nas"
     assert shown["code: modeling_magic.py"] == "as in the installed magic-nas"
     (folder / "config.json").write_text("{")
     assert list(wrong(folder)) == ["config.json"]

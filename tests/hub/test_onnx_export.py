@@ -257,7 +257,7 @@ def test_what_cannot_be_run_is_refused(masked_lm, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json is not an ONNX file that can be run"):
         OnnxModel(path.with_name("config.json"))
     for act in (OnnxModel, quantize_onnx):
-        with pytest.raises(ValueError, match=r"none.onnx is no file; write one with `magic-nas export FOLDER"):
+        with pytest.raises(ValueError, match=r"none.onnx is not a file; write one with `magic-nas export FOLDER"):
             act(tmp_path / "none.onnx")
     with pytest.raises(ValueError, match="num_threads is 0; it must be at least 1"):
         OnnxModel(path, num_threads=0)

@@ -92,7 +92,9 @@ def test_litter_is_left_out_and_an_onnx_file_is_not(folder):
 def test_files_that_no_export_holds_are_refused(folder, name):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("x")
-    with pytest.raises(ValueError, match=f"no part of an exported model: {re.escape(name)}; move them away"):
+    with pytest.raises(
+        ValueError, match=f"do not belong to an exported model: {re.escape(name)}; move them elsewhere"
+    ):
         push_model(folder, "ada/encoder", dry_run=True)
 
 
@@ -127,8 +129,12 @@ def edit(path: Path, old: str, new: str) -> None:
         ("config.json", Path.unlink, "give a JSON file or a folder with a config.json"),
         ("config.json", lambda path: edit(path, '"MHA4"', '"MHA5"'), "5 heads, which do not divide"),
         ("config.json", lambda path: edit(path, '"MHA4"', '"MHA4",\n"FFN"'), "holds a super-net; export one of its"),
-        ("config.json", lambda path: edit(path, "MagicForMaskedLM", "BertModel"), "names no class of ours"),
-        ("config.json", lambda path: edit(path, "auto_map", "auto_mop"), r"names no code in config.json \(auto_map\)"),
+        ("config.json", lambda path: edit(path, "MagicForMaskedLM", "BertModel"), "does not name a MAGIC class"),
+        (
+            "config.json",
+            lambda path: edit(path, "auto_map", "auto_mop"),
+            r"config.json in .* names no code \(auto_map\)",
+        ),
         ("config.json", lambda path: edit(path, '"CONV5"', '"CONV7"'), "do not fit its config.json: they lack magic"),
         (
             "config.json",
@@ -138,14 +144,14 @@ def edit(path: Path, old: str, new: str) -> None:
         ("modeling_magic.py", Path.unlink, "lacks the model's code, modeling_magic.py; export the model again"),
         ("kernels_magic.py", Path.unlink, "lacks the model's code, kernels_magic.py; export the model again"),
         ("model.safetensors", Path.unlink, "has no model.safetensors; export the model again"),
-        ("model.safetensors", cut_short, "model.safetensors is damaged or cut short"),
-        ("model.safetensors", lambda path: path.write_bytes(b""), "model.safetensors is damaged or cut short"),
+        ("model.safetensors", cut_short, "model.safetensors is damaged or truncated"),
+        ("model.safetensors", lambda path: path.write_bytes(b""), "model.safetensors is damaged or truncated"),
         ("tokenizer_config.json", Path.unlink, "has no tokenizer; export the model again"),
         ("tokenizer.json", cut_short, "the tokenizer in .* does not load"),
         ("README.md", Path.unlink, "has no model card, README.md"),
         ("README.md", lambda path: edit(path, "# model", "# $model_name"), r"is not filled in: see \$model_name"),
         ("README.md", lambda path: path.write_text("# mine\n"), "is not filled in: see license"),
-        ("README.md", lambda path: edit(path, "tags:", "tags: ["), "front matter of .* is no YAML mapping"),
+        ("README.md", lambda path: edit(path, "tags:", "tags: ["), "front matter of .* is not a YAML mapping"),
     ],
 )
 def test_a_damaged_folder_is_refused(folder, name, damage, message):
@@ -160,7 +166,7 @@ def test_what_trainer_saves_is_sent_as_a_whole_export(exported, tokenizer, tmp_p
     args = TrainingArguments(str(tmp_path / "run"), report_to="none", disable_tqdm=True, use_cpu=True)
     Trainer(model, args, processing_class=tokenizer).save_model(str(folder))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ValueError, match="is no exported model"):
+    with pytest.raises(ValueError, match="is not an exported model"):
         check_export(folder)
     sent = push_model(folder, "ada/encoder", dry_run=True).files
     assert sent.keys() == push_model(exported, "ada/encoder", dry_run=True).files.keys()
@@ -195,7 +201,7 @@ def test_ids_beyond_the_rows_are_refused_though_the_tokens_are_fewer(folder, tok
     gapped = type(tokenizer)(vocab=vocab)
     assert len(gapped) < 100
     gapped.save_pretrained(folder)
-    with pytest.raises(ValueError, match="has ids up to 100 but the model rows for 100 tokens"):
+    with pytest.raises(ValueError, match="has ids up to 100 but the model has rows for only 100 tokens"):
         push_model(folder, "ada/encoder", dry_run=True)
 
 
@@ -209,7 +215,7 @@ def test_weights_in_shards(tokenizer, tmp_path, exported):
     assert check_weights(folder) == check_weights(exported)
     assert set(check_export(folder)) >= {path.name for path in folder.glob("model*")}
     cut_short(min(folder.glob("*.safetensors")))
-    with pytest.raises(ValueError, match=r"model-00001-of-.* is damaged or cut short"):
+    with pytest.raises(ValueError, match=r"model-00001-of-.* is damaged or truncated"):
         check_export(folder)
 
 
@@ -450,24 +456,28 @@ def test_private_stays_private(published):
     assert not server.repos["ada/encoder"].private
     assert outcome["private again"] == outcome["private"]
     assert outcome["not private"][0] == "ValueError"
-    assert "ada/encoder exists and is public, which --private does not change" in outcome["not private"][1]
+    assert "ada/encoder exists and is public, and --private does not change that" in outcome["not private"][1]
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
         ("unknown token", "PermissionError", "the Hub refuses the token (401: Invalid credentials"),
-        ("broken token", "ValueError", "the token for the Hub holds spaces or other characters that no token"),
+        ("broken token", "ValueError", "the token for the Hub contains spaces or other invalid characters"),
         ("reading token", "PermissionError", "the token of ada may not write to ada/refused (403: You don't have the"),
         ("reading token, old repo", "PermissionError", "the token of ada may not write to ada/encoder (403: "),
-        ("stranger", "ValueError", "there is no namespace 'ada' that eve may write to (403: "),
-        ("stranger, private", "ValueError", "there is no namespace 'lab' that eve may write to (403: "),
-        ("no namespace", "ValueError", "'nobody' that ada may write to (403: You don't have the rights"),
+        ("stranger", "ValueError", "eve cannot write to the namespace 'ada' (403: "),
+        ("stranger, private", "ValueError", "eve cannot write to the namespace 'lab' (403: "),
+        ("no namespace", "ValueError", "ada cannot write to the namespace 'nobody' (403: You don't have the rights"),
         ("no revision", "ValueError", "ada/encoder has no revision 'refs/pr/7'; name a branch"),
-        ("cut", "ConnectionError", "main of ada/cut holds all of the push or nothing: run the same command again"),
-        ("cut again", "ConnectionError", "main of ada/encoder holds all of the push or nothing"),
+        (
+            "cut",
+            "ConnectionError",
+            "main of ada/cut holds either the whole push or nothing of it: run the same command again",
+        ),
+        ("cut again", "ConnectionError", "main of ada/encoder holds either the whole push or nothing of it"),
         ("failed commit", "ConnectionError", "the Hub failed (500: Internal error, try again); main of ada/encoder"),
-        ("overtaken", "ConnectionError", "main of ada/encoder has changed meanwhile (412: "),
+        ("overtaken", "ConnectionError", "main of ada/encoder has changed in the meantime (412: "),
         ("nobody there", "ConnectionError", "the connection to http://127.0.0.1:9 broke ("),
     ],
 )
@@ -519,7 +529,7 @@ def test_the_command(published):
     code, _, complaint = published.outcome["bad command"]
     assert code == 2
     assert complaint.startswith(
-        "magic-nas: error: bad holds files that are no part of an exported model: optimizer.pt"
+        "magic-nas: error: bad holds files that do not belong to an exported model: optimizer.pt"
     )
     code, _, complaint = published.outcome["refused command"]
     assert code == 2

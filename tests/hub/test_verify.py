@@ -99,7 +99,7 @@ def test_conversions_are_as_recorded_and_plain_models_have_no_record(tmp_path):
     found = verify_export(plain)
     assert verdicts(found.checks) == {"search.json": NOT_RECORDED, "parameters: config.json and weights": OK}
     assert found.summary == (
-        f"{plain}, a BertForMaskedLM as transformers saves it: nothing differs, 1 of 2 checks ok, 1 not recorded."
+        f"{plain}, a BertForMaskedLM saved by transformers: nothing differs, 1 of 2 checks ok, 1 not recorded."
     )
     edit(plain / "config.json", '"intermediate_size": 80', '"intermediate_size": 81')
     assert differing(plain) == {"parameters: config.json and weights"}
@@ -112,7 +112,7 @@ def test_an_export_to_onnx_says_where_its_record_is(exported, tmp_path):
     shutil.copy(exported / "configuration_magic.py", tmp_path)
     found = verify_export(tmp_path)
     assert not found.differing
-    assert "an export to ONNX, which has no record: verify the model folder that it was made of" in found.summary
+    assert "an export to ONNX, which has no record: verify the model folder that it was made from" in found.summary
     assert [one.found for one in found.checks] == ["missing", "as in the installed magic-nas"]
 
 
@@ -135,7 +135,9 @@ def test_the_folder_of_a_run_is_that_of_its_model(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "run" / "model")
     assert verify_export(tmp_path / "run").folder == tmp_path / "run" / "model"
     shutil.copytree(exported, tmp_path / "family" / "model" / "params-0.5x")
-    with pytest.raises(ValueError, match=r"family has no config\.json; give one of those in it: .*model/params-0.5x"):
+    with pytest.raises(
+        ValueError, match=r"family has no config\.json; give one of the folders in it: .*model/params-0.5x"
+    ):
         verify_export(tmp_path / "family")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no config\.json; give the folder of a model"):
@@ -183,7 +185,7 @@ def test_an_architecture_of_the_same_shapes_is_found_as_well(folder):
     assert differing(folder) >= {*names, "parameters: config.json and weights"}
     (fit,) = [one for one in verify_export(folder).checks if one.what == "parameters: config.json and weights"]
     assert fit.recorded == fit.found
-    assert "of one and not of the other, such as magic.encoder.layer.0.operators.MHA4" in fit.note
+    assert "missing or different in one of the two, such as magic.encoder.layer.0.operators.MHA4" in fit.note
 
 
 @pytest.mark.parametrize(

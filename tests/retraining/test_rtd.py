@@ -566,7 +566,7 @@ def test_export_of_both(tmp_path):
     assert discriminator.config.candidate_operators == [[name] for name in CHAIN]
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else than an exported model"):
+    with pytest.raises(ValueError, match="holds something other than an exported model"):
         export_pair(model, tokenizer, tmp_path / "new", tmp_path / "notes", {}, {})
     assert not (tmp_path / "new").exists()
     config = ElectraConfig(**SIZES)

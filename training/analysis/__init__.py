@@ -1,1 +1,1 @@
-"""What weight sharing does: interference, and ranking against children trained alone (3, 5.2)."""
+"""Effects of weight sharing: interference, and the ranking of children compared with training them alone (3, 5.2)."""

@@ -1,8 +1,8 @@
 """Interference between children (section 3): gradients of an operator that they share, and the cosines between them.
 
-The weights are frozen and all children see the same batch, so that what differs is the child alone. Cosines are means
-over repeats, each with children, operator and batch of its own; an interval is Student's t for the mean of the
-repeats, which are independent of one another. It is not cut off at 1.
+The weights are frozen and all children see the same batch, so only the child differs. Cosines are means over repeats,
+and each repeat has its own children, operator and batch. Repeats are independent, and intervals are Student's t
+intervals for their mean. They are not clipped at 1.
 """
 
 import math
@@ -35,22 +35,24 @@ CONFIDENCE = 0.95
 
 
 def layers_that_differ(space: SearchSpace, shared_layer: int, first: int | None = None) -> list[int]:
-    """Returns the layers in which children that share `shared_layer` may differ, in the order they are taken in.
+    """Returns the layers in which children that share `shared_layer` may differ, in their order of use.
 
-    Children that differ in m layers differ in the first m of them: `first` and those above it, as in Fig. 2 (c), then
-    those below it, downwards. Layers without a choice are left out.
+    Children that differ in m layers differ in the first m of these: `first` and the layers above it, as in Fig. 2 (c),
+    then the layers below it, downwards. Layers with a single operator are skipped.
 
     Args:
-        space: where the children come from.
+        space: the search space of the children.
         shared_layer: the layer of o_g, counted from 0.
-        first: by default the layer above o_g, as in Fig. 1, or the one below where o_g is at the top.
+        first: the first layer to differ. Default: the layer above o_g, as in Fig. 1, or the one below it if o_g is in
+            the top layer.
 
     Raises:
-        ValueError: there is no such layer, `first` is the shared one or has no choice, or no layer can differ.
+        ValueError: a layer does not exist, `first` is the shared layer or has a single operator, or no layer can
+            differ.
     """
     num_layers, is_given = space.num_layers, first is not None
     if num_layers == 1:
-        raise ValueError("the super-net has one layer, so that two children that share its operator are the same")
+        raise ValueError("the super-net has only one layer: two children that share its operator are the same")
     if first is None:
         first = shared_layer + 1 if shared_layer + 1 < num_layers else shared_layer - 1
     for name, layer in (("shared_layer", shared_layer), ("first_differing_layer", first)):
@@ -58,36 +60,38 @@ def layers_that_differ(space: SearchSpace, shared_layer: int, first: int | None 
             raise ValueError(f"{name} is {layer}; the super-net has the layers 0 to {num_layers - 1}")
     if first == shared_layer:
         raise ValueError(
-            f"children that differ in layer {first} do not share its operator; let first_differing_layer be another "
-            f"than shared_layer"
+            f"children that differ in layer {first} do not share its operator; set first_differing_layer to a layer "
+            f"other than shared_layer"
         )
     if is_given and len(space.candidates[first]) < 2:
         raise ValueError(
-            f"layer {first} has one operator only, {space.candidates[first][0]}; let the children differ in a layer "
-            f"with a choice"
+            f"layer {first} has only one operator, {space.candidates[first][0]}; set first_differing_layer to a layer "
+            f"that has a choice"
         )
     order = [*range(first, num_layers), *range(first - 1, -1, -1)]
     layers = [layer for layer in order if layer != shared_layer and len(space.candidates[layer]) > 1]
     if not layers:
-        raise ValueError(f"no layer but {shared_layer} has a choice of operators, so that no two children share it")
+        raise ValueError(
+            f"no layer other than {shared_layer} has a choice of operators, so no two different children share it"
+        )
     return layers
 
 
 class ChildFamily:
-    """Children that share an operator and, in all but m layers, all others: the paths of Fig. 1.
+    """Children that share o_g and differ from one another in m layers only: the paths of Fig. 1.
 
-    Any two of them differ in each of the m layers. Families of one draw are nested: with a larger m, the layers that
-    differed before keep their operators.
+    Any two of them differ in each of the m layers. The children for different m are nested: with a larger m, the
+    layers that already differed keep their operators.
 
     Args:
-        space: where the children come from.
+        space: the search space of the children.
         shared_layer: the layer of o_g.
-        layers: where children may differ, see `layers_that_differ`.
-        rng: draws the operators of the layers that all children share, and who gets which of the others.
-        operator: o_g; drawn where it is left out.
+        layers: the layers in which children may differ, see `layers_that_differ`.
+        rng: draws the operators of the layers that all children share, and assigns the others to the children.
+        operator: o_g. Default: it is drawn.
 
     Raises:
-        ValueError: the shared layer has no such operator.
+        ValueError: the shared layer does not have this operator.
     """
 
     def __init__(
@@ -106,7 +110,7 @@ class ChildFamily:
             base[shared_layer] = operator
         self._base = tuple(base)
         self._layers = list(layers)
-        # In the first layer child i has candidate i, so that a matrix of Fig. 2 (a) reads by operator.
+        # Child i has candidate i in the first layer, so the matrix of Fig. 2 (a) is indexed by operator.
         self._choices = [
             list(space.candidates[layer])
             if index == 0
@@ -115,18 +119,18 @@ class ChildFamily:
         ]
 
     def children(self, num_differing_layers: int) -> list[Architecture]:
-        """Returns as many children as the narrowest of the first m layers has candidates, at least two.
+        """Returns as many children as the first m layers allow: the smallest number of candidates, at least two.
 
         Args:
             num_differing_layers: m, from 1 to the number of layers that may differ.
 
         Raises:
-            ValueError: there are not so many layers.
+            ValueError: m is out of range.
         """
         if not 1 <= num_differing_layers <= len(self._layers):
             raise ValueError(
-                f"num_differing_layers is {num_differing_layers}; beside the shared layer {len(self._layers)} layers "
-                f"have a choice"
+                f"num_differing_layers is {num_differing_layers}; it must be from 1 to {len(self._layers)}, the "
+                f"number of layers that may differ"
             )
         choices = self._choices[:num_differing_layers]
         children = []
@@ -143,12 +147,12 @@ class ChildFamily:
 
 @dataclass(frozen=True)
 class AlignmentTarget:
-    """What children's hidden states are pulled to in Eq. (2).
+    """The target of the alignment in Eq. (2).
 
     Attributes:
-        children: the anchor alone (section 4), or several children whose states are averaged (3.2).
+        children: the anchor alone (section 4), or several children whose hidden states are averaged (3.2).
         weight: lambda.
-        every_n_layers: layers n, 2n, 3n, ... are aligned, counted from 1.
+        every_n_layers: n. Layers n, 2n, 3n, ... are aligned, counted from 1.
     """
 
     children: tuple[Architecture, ...]
@@ -158,13 +162,15 @@ class AlignmentTarget:
 
 @dataclass(frozen=True)
 class OperatorGradients:
-    """The gradients of one shared operator in several children, and what they cost.
+    """The gradients of one shared operator in several children, and their cost.
 
     Attributes:
-        gradients: (children, parameters of the operator), float32, flattened in the order of its parameters.
-        losses: each child's loss of Eq. (2), or its prediction loss where nothing is aligned.
-        num_forward_layers: operators that were run, targets of alignment not included, over the whole batch each.
-        num_backward_layers: operators that were differentiated; below the shared one there are none.
+        gradients: a float32 tensor of shape (children, parameters of the operator), flattened in the order of the
+            operator's parameters.
+        losses: each child's loss of Eq. (2), or its prediction loss without alignment.
+        num_forward_layers: number of operators that were run, each over the whole batch, not counting those for the
+            alignment targets.
+        num_backward_layers: number of operators that were differentiated. None of them is below the shared operator.
     """
 
     gradients: Tensor
@@ -180,7 +186,7 @@ def cosine_matrix(gradients: Tensor) -> np.ndarray:
         gradients: (children, parameters).
 
     Raises:
-        ValueError: a row is zero or not finite, so that it has no direction.
+        ValueError: a row is zero or not finite, and so has no direction.
     """
     rows = gradients.detach().double()
     norms = rows.norm(dim=1, keepdim=True)
@@ -188,8 +194,8 @@ def cosine_matrix(gradients: Tensor) -> np.ndarray:
         if norm == 0 or not math.isfinite(norm):
             problem = "is zero" if norm == 0 else "is not finite"
             raise ValueError(
-                f"the gradient of child {index} {problem}, so that it has no cosine with others; measure another "
-                f"operator, or a super-net that has not diverged"
+                f"the gradient of child {index} {problem}, so its cosine with others is undefined; measure another "
+                f"operator, or use a super-net that has not diverged"
             )
     rows = rows / norms
     cosines = (rows @ rows.T).cpu().numpy()
@@ -200,7 +206,7 @@ def cosine_matrix(gradients: Tensor) -> np.ndarray:
 
 @contextmanager
 def _frozen_but(model: MagicForMaskedLM, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """No dropout, and gradients of `parameters` alone; the model is left as it was."""
+    """Turns off dropout and all gradients but those of `parameters`; restores the model on exit."""
     was_training = [module.training for module in model.modules()]
     wanted = {id(parameter) for parameter in parameters}
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -217,7 +223,7 @@ def _frozen_but(model: MagicForMaskedLM, parameters: Sequence[nn.Parameter]) -> 
 
 
 class _MicroBatch(NamedTuple):
-    """A part of the batch as the layers and the loss take it, the same for all children."""
+    """A part of the batch, prepared for the layers and the loss. All children share it."""
 
     embedded: Tensor
     masks: tuple[Tensor | BlockMask | None, Tensor | None]
@@ -240,7 +246,7 @@ class _MicroBatch(NamedTuple):
             every = alignment.every_n_layers
             layers = list(range(every, len(model.config.candidate_operators) + 1, every))
             states = [target_states(encoder, inputs, child, layers, 0, embedded) for child in alignment.children]
-            # As the trainer's step needs it, which trains on; here nothing does.
+            # `target_states` leaves the encoder in training mode, as the trainer's step needs it.
             encoder.eval()
             targets = dict(zip(layers, average_states(states) if len(states) > 1 else states[0], strict=True))
         masks = encoder.attention_masks(embedded, attention_mask)
@@ -248,21 +254,22 @@ class _MicroBatch(NamedTuple):
 
 
 class GradientMeter:
-    """Takes gradients of shared operators in children of a super-net, all for the same batch and the same weights.
+    """Computes gradients of shared operators in children of a super-net, all with the same batch and weights.
 
-    Children are walked in the order of their prefixes: layers that several share from the bottom up are run once, and
-    nothing below the shared operator is differentiated. Above it only hidden states are: no other weight gets a
-    gradient, which is about half of a backward pass. Neither weights nor their `grad` are touched.
+    Children are visited in the order of their prefixes: the bottom layers that several children share are run once.
+    Nothing below the shared operator is differentiated. Above it, only hidden states are and no weight gets a
+    gradient, which saves about half of a backward pass. Neither weights nor their `grad` are changed.
 
     Args:
-        model: a super-net; no dropout is applied, in whatever mode it is.
-        batches: the micro-batches of one batch, with `labels`, -100 where nothing is predicted. The prediction loss is
-            a mean over the masked tokens of all of them, the alignment loss a mean over the micro-batches, as in
-            training with gradient accumulation.
-        alignment: what the loss aligns to; left out, it is the prediction loss alone.
+        model: a super-net. No dropout is applied, whatever mode it is in.
+        batches: the micro-batches of one batch, with `labels` that are -100 where nothing is predicted. The prediction
+            loss is the mean over the masked tokens of all micro-batches. The alignment loss is the mean over the
+            micro-batches, as in training with gradient accumulation.
+        alignment: the target of the alignment. Default: the loss is the prediction loss alone.
 
     Raises:
-        ValueError: the model is no super-net, there is nothing to predict, or the alignment does not fit the layers.
+        ValueError: the model is not a super-net, there is nothing to predict, or the alignment does not fit the
+            layers.
 
     Example:
     ```python
@@ -277,7 +284,7 @@ class GradientMeter:
         self._model = model
         self._num_tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
         if not self._num_tokens:
-            raise ValueError("no token of the batch is to be predicted; give more text or mask more tokens")
+            raise ValueError("the batch has no masked token to predict; use more text or mask more tokens")
         if alignment is not None:
             check_alignment(model, alignment)
         self._alignment = alignment
@@ -285,21 +292,21 @@ class GradientMeter:
             self._micro_batches = [_MicroBatch.of(model, batch, alignment) for batch in batches]
 
     def gradients(self, children: Sequence[Sequence[str]], layer: int) -> OperatorGradients:
-        """Returns the gradients of the operator that the children have in common in `layer`.
+        """Returns the gradients of the operator that the children share in `layer`.
 
         Args:
-            children: at least two different ones.
-            layer: of o_g, counted from 0.
+            children: at least two different children.
+            layer: the layer of o_g, counted from 0.
 
         Raises:
-            ValueError: fewer than two children or twice the same, an architecture that does not fit the model,
-                children that do not share the operator, or a loss that is not finite.
+            ValueError: there are fewer than two children, one is given twice, one does not fit the model, they do not
+                share the operator, or a loss is not finite.
         """
         chains = [tuple(child) for child in children]
         operator = self._shared_operator(chains, layer)
         parameters = list(self._model.get_submodule(f"magic.encoder.layer.{layer}.operators.{operator}").parameters())
         walk = _Walk(self._model, chains, layer, parameters, self._num_tokens, self._alignment)
-        # Below the shared operator nothing asks for a gradient, so that no graph is built there.
+        # Nothing below the shared operator requires a gradient, so no graph is built there.
         with torch.enable_grad(), _frozen_but(self._model, parameters):
             for micro_batch in self._micro_batches:
                 walk.add(micro_batch, 1 / len(self._micro_batches))
@@ -307,7 +314,7 @@ class GradientMeter:
         for child, loss in zip(chains, losses, strict=True):
             if not math.isfinite(loss):
                 raise ValueError(
-                    f"the loss of the child {format_architecture(child)} is {loss}; its gradient means nothing. Take "
+                    f"the loss of the child {format_architecture(child)} is {loss}; its gradient is meaningless. Use "
                     f"a super-net that has not diverged, such as an earlier checkpoint"
                 )
         num_passes = len(self._micro_batches)
@@ -317,54 +324,53 @@ class GradientMeter:
 
     def _shared_operator(self, children: Sequence[Architecture], layer: int) -> str:
         if len(children) < 2:
-            raise ValueError(f"there is {len(children)} child; interference is between at least two")
+            raise ValueError(f"got {len(children)} children; interference is measured between at least two")
         for child in children:
             self._model.resolve_architecture(child)
         for index, child in enumerate(children):
             if child in children[:index]:
                 raise ValueError(f"the child {format_architecture(child)} is given twice; give each once")
         if not 0 <= layer < len(children[0]):
-            raise ValueError(f"there is no layer {layer}; the super-net has the layers 0 to {len(children[0]) - 1}")
+            raise ValueError(f"layer is {layer}; the super-net has the layers 0 to {len(children[0]) - 1}")
         operators = sorted({child[layer] for child in children})
         if len(operators) > 1:
             raise ValueError(
-                f"the children differ in layer {layer} ({', '.join(operators)}), so that they share no operator "
-                f"there; measure a layer that they have in common"
+                f"the children differ in layer {layer} ({', '.join(operators)}) and share no operator there; measure "
+                f"a layer in which they have the same operator"
             )
         return operators[0]
 
 
 def check_supernet(model: object) -> None:
-    """Raises a ValueError where the model is no super-net, whose children alone share weights."""
+    """Raises a ValueError if the model is not a super-net; only a super-net's children share weights."""
     if not isinstance(model, MagicForMaskedLM):
         raise ValueError(
-            f"a {type(model).__name__} is no super-net; give the MagicForMaskedLM of `magic-nas pretrain`"
+            f"a {type(model).__name__} is not a super-net; pass the MagicForMaskedLM that `magic-nas pretrain` trains"
         )
     if not model.config.is_supernet:
         raise ValueError(
-            "the model holds one child, so that no weights are shared; give a super-net, as `magic-nas pretrain` "
-            "makes it"
+            "the model holds one child and shares no weights; pass a super-net, as trained by `magic-nas pretrain`"
         )
 
 
 def check_alignment(model: MagicForMaskedLM, alignment: AlignmentTarget) -> None:
-    """Raises a ValueError where an alignment does not fit the super-net's layers and operators."""
+    """Raises a ValueError if an alignment does not fit the super-net's layers and operators."""
     if not alignment.children:
-        raise ValueError("no child to align to; give the anchor, or several children to average")
+        raise ValueError("there is no child to align to; give the anchor, or several children to average")
     for child in alignment.children:
         model.resolve_architecture(child)
     num_layers = len(model.config.candidate_operators)
     if not 1 <= alignment.every_n_layers <= num_layers:
         raise ValueError(
-            f"alignment_every_n_layers is {alignment.every_n_layers}; of {num_layers} layers it must be from 1 to "
-            f"{num_layers}"
+            f"alignment_every_n_layers is {alignment.every_n_layers}; it must be from 1 to {num_layers}, the number "
+            f"of layers"
         )
     if not 0 <= alignment.weight < math.inf:
-        raise ValueError(f"alignment_weight is {alignment.weight}; it must be a number that is not negative")
+        raise ValueError(f"alignment_weight is {alignment.weight}; it must be finite and at least 0")
 
 
 class _Walk:
-    """Sums of the children's gradients over micro-batches."""
+    """Sums the children's gradients over micro-batches."""
 
     def __init__(
         self,
@@ -384,14 +390,14 @@ class _Walk:
         self.num_backward = 0
 
     def add(self, batch: _MicroBatch, share: float) -> None:
-        """Adds a micro-batch, which is `share` of the alignment loss."""
+        """Adds a micro-batch, whose alignment loss is weighted by `share`."""
         in_order = sorted(range(len(self._children)), key=lambda index: self._children[index])
         self._descend(batch, share, in_order, 0, batch.embedded, batch.embedded.new_zeros(()))
 
     def _descend(
         self, batch: _MicroBatch, share: float, group: Sequence[int], depth: int, states: Tensor, loss_align: Tensor
     ) -> None:
-        """Runs the children of `group`, which are alike below `depth`, from their common states there."""
+        """Runs the children of `group` upwards from `depth`. Below it they are alike and have the same `states`."""
         if depth == len(self._children[0]):
             self._differentiate(batch, group[0], states, loss_align * share)
             return
@@ -409,7 +415,7 @@ class _Walk:
         loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum") / self._num_tokens
         if self._alignment is not None:
             loss = loss + self._alignment.weight * loss_align
-        # Other children go on from layers of this one's graph.
+        # Other children continue from layers in this child's graph.
         gradients = torch.autograd.grad(loss, self._parameters, retain_graph=True)
         self.gradients[index] += torch.cat([gradient.flatten() for gradient in gradients]).float()
         self.losses[index] += loss.detach()
@@ -424,9 +430,9 @@ class Estimate:
     """A mean over repeats with its interval.
 
     Attributes:
-        mean: of the repeats.
+        mean: the mean of the repeats.
         low: lower end of the 95% interval, `None` with a single repeat.
-        high: upper end.
+        high: upper end of the interval, `None` with a single repeat.
     """
 
     mean: float
@@ -438,11 +444,11 @@ class Estimate:
         """Returns the mean of independent repeats with Student's t interval.
 
         Raises:
-            ValueError: there is none, or one that is not finite.
+            ValueError: there are no values, or one is not finite.
         """
         numbers = np.asarray(values, dtype=float)
         if not numbers.size or not np.isfinite(numbers).all():
-            raise ValueError(f"a mean of {list(values)} is none; every repeat must be a finite number")
+            raise ValueError(f"{list(values)} has no mean; there must be at least one value, and all must be finite")
         mean = float(numbers.mean())
         if numbers.size == 1:
             return cls(mean, None, None)
@@ -455,17 +461,17 @@ class Estimate:
 
 
 def mean_off_diagonal(cosines: np.ndarray) -> float:
-    """Returns the mean over pairs of children: the interference of Fig. 2 (c). The diagonal, always 1, is left out."""
+    """Returns the mean over pairs of different children, without the diagonal: the interference of Fig. 2 (c)."""
     return float(cosines[np.triu_indices(len(cosines), 1)].mean())
 
 
 def by_kind(operators: Sequence[str], cosines: np.ndarray) -> dict[tuple[str, str], float]:
     """Returns the mean cosine over pairs of children by the kinds of their operators in the layer that differs.
 
-    Kinds are sorted, as in `("CONV", "FFN")`; a pair of kinds that no two children have is left out.
+    The kinds of a pair are sorted, as in `("CONV", "FFN")`. Pairs of kinds that no two children have are omitted.
 
     Args:
-        operators: of the children, in the order of the matrix.
+        operators: the children's operators in the layer that differs, in the order of the matrix.
         cosines: the matrix of Fig. 2 (a).
     """
     kinds = [parse_operator(operator).kind for operator in operators]
@@ -477,10 +483,10 @@ def by_kind(operators: Sequence[str], cosines: np.ndarray) -> dict[tuple[str, st
 
 
 def same_and_other_kind(operators: Sequence[str], cosines: np.ndarray) -> tuple[float, float] | None:
-    """Returns the mean cosine over pairs of one kind and over pairs of two kinds, `None` where one has no pair (3.2).
+    """Returns the mean cosine over pairs of the same kind and of different kinds (3.2), `None` if either has no pair.
 
     Args:
-        operators: of the children, in the order of the matrix.
+        operators: the children's operators in the layer that differs, in the order of the matrix.
         cosines: the matrix of Fig. 2 (a).
     """
     kinds = [parse_operator(operator).kind for operator in operators]

@@ -12,7 +12,7 @@ from ..drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, clean
 from .interference import Estimate
 
 
-# Told apart with the common colour deficiencies; markers differ as well.
+# Distinguishable with common colour vision deficiencies; markers differ as well.
 _COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56b4e9", "#000000")
 _MARKERS = "osD^vPX"
 
@@ -22,22 +22,22 @@ Cells = Sequence[Sequence[Estimate | None]]
 def draw_matrices(
     operators: Sequence[str], cells: Cells, kinds: Sequence[str], kind_cells: Cells, title: str, note: str
 ) -> Figure:
-    """Draws the cosine matrix by operator (Fig. 2 a, b) and beside it the means over pairs of kinds.
+    """Draws the cosine matrix by operator (Fig. 2 a, b) and next to it the means over pairs of kinds.
 
     Args:
-        operators: those of the children in the layer that differs, in the order of the rows.
-        cells: cosine of each pair of children.
-        kinds: in the order of the rows of `kind_cells`.
-        kind_cells: mean cosine of pairs of different children; `None` where no pair has these kinds.
-        title: what was measured, above both.
-        note: how, below both.
+        operators: the children's operators in the layer that differs, in the order of the rows.
+        cells: the cosine of each pair of children.
+        kinds: the kinds of operators, in the order of the rows of `kind_cells`.
+        kind_cells: the mean cosine of pairs of different children, `None` if no pair has these kinds.
+        title: what was measured, shown above both.
+        note: how it was measured, shown below both.
     """
     size = 1.9 + 0.72 * len(operators)
     figure = Figure(figsize=(size + 2.4 + 0.9 * len(kinds), 0.6 + size), layout="constrained")
     widths = [size, 2.2 + 0.9 * len(kinds)]
     by_operator, by_kind = figure.subplots(1, 2, width_ratios=widths)
     values = [cell.mean for row in (*cells, *kind_cells) for cell in row if cell is not None]
-    # The same colours in both; cosines below 0 are seldom, and then there is room for them.
+    # Both share one colour scale. It begins at 0, or lower if there are negative cosines, which are rare.
     limits = (min(0.0, *values), 1.0)
     _draw_cells(by_operator, operators, cells, limits)
     by_operator.set(
@@ -52,7 +52,7 @@ def draw_matrices(
 
 
 def _write_note(figure: Figure, note: str) -> None:
-    # About 15 letters of this size to an inch.
+    # About 15 letters of this size fit in an inch.
     figure.supxlabel("\n".join(textwrap.wrap(note, round(15 * figure.get_figwidth()))), fontsize=8)
 
 
@@ -79,12 +79,12 @@ def _cell_text(cell: Estimate) -> str:
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, Estimate]]], title: str, note: str) -> Figure:
-    """Draws mean cosine against the number of layers in which children differ, one curve a super-net (Fig. 2 c).
+    """Draws the mean cosine over the number of layers in which children differ, a curve per super-net (Fig. 2 c).
 
     Args:
-        curves: for each name the pairs of m and the mean cosine; the shaded band is its interval.
-        title: what was measured, above.
-        note: how, below.
+        curves: for each name, pairs of m and the mean cosine. The shaded band is its interval.
+        title: what was measured, shown above.
+        note: how it was measured, shown below.
     """
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     axes = figure.subplots()

@@ -54,9 +54,9 @@ REPEATS_NAME = "repeats.json"
 
 
 def follow_weights(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Returns a recipe for an analysis of a super-net: text, tokenizer, masked share and Eq. (2) are its run's.
+    """Returns a recipe for an analysis of a super-net that takes text, tokenizer, masking and Eq. (2) from its run.
 
-    Whether the loss is Eq. (2) is the recipe's matter, as is all that it says.
+    Keys of the given recipe take precedence. Whether the loss is Eq. (2) is not taken from the run.
 
     Args:
         supernet: a finished super-net run, a checkpoint in its folder, or the folder of a super-net.
@@ -80,17 +80,17 @@ def follow_weights(supernet: str | Path, recipe: dict[str, Any]) -> dict[str, An
 def run_interference(settings: InterferenceSettings, output_dir: str | Path) -> dict[str, Any]:
     """Measures the interference of a super-net's children on a shared operator (section 3, Fig. 2).
 
-    Each repeat draws o_g, the operators that all children share and a batch; then children that differ in one layer
-    are compared, in two, and so on, with that batch. The folder then holds result.json, repeats.json (every matrix),
-    cosines.csv, matrix.csv, kinds.csv, curve.csv and the figures matrix.png and curve.png. An analysis that was
-    stopped goes on with the next repeat, one that has ended returns its result.
+    Each repeat draws o_g, the operators that all children share, and a batch. With that batch it compares children
+    that differ in one layer, then children that differ in two, and so on. The folder then holds result.json,
+    repeats.json (every matrix), cosines.csv, matrix.csv, kinds.csv, curve.csv and the figures matrix.png and
+    curve.png. A stopped analysis resumes at the next repeat; a finished one returns its result.
 
     Args:
         settings: the super-net, o_g, the children and the batches.
         output_dir: the run's folder.
 
     Returns:
-        The result, with the `summary` as text.
+        The result, with a `summary` as text.
 
     Raises:
         ValueError: the settings contradict one another or the super-net, a loss is not finite, or the folder holds
@@ -105,7 +105,7 @@ def run_interference(settings: InterferenceSettings, output_dir: str | Path) -> 
     check_supernet(model)
     space = analysed_space(settings, model)
     layers = _layers(settings, space)
-    # An operator that is not there, and an alignment that does not fit, before any text is read.
+    # Refuses an unknown operator or an alignment that does not fit before any text is read.
     ChildFamily(space, settings.shared_layer, layers, random.Random(0), settings.operator)
     if (alignment := _alignment(settings, space, random.Random(0))) is not None:
         check_alignment(model, alignment)
@@ -132,7 +132,7 @@ def run_interference(settings: InterferenceSettings, output_dir: str | Path) -> 
 
 
 def analysed_space(settings: InterferenceSettings, model: MagicForMaskedLM) -> SearchSpace:
-    """Returns the children to draw from: those that shrinking has left in the run, or at the checkpoint, or all."""
+    """Returns the children to draw from: those that shrinking has left in the run or at the checkpoint, or all."""
     whole = SearchSpace.from_config(model.config.candidate_operators)
     record = _record_of(settings.supernet)
     if record is None or settings.full_space:
@@ -140,29 +140,29 @@ def analysed_space(settings: InterferenceSettings, model: MagicForMaskedLM) -> S
     space = SearchSpace.from_json(record["space"])
     if space.size == 1:
         raise ValueError(
-            f"shrinking has left one child in {settings.supernet}, so that nothing is shared; take an earlier "
-            f"checkpoint, or draw from all operators that it once had: full_space=true"
+            f"shrinking has left one child in {settings.supernet}, so no weights are shared; use an earlier "
+            f"checkpoint, or draw from all operators that it had before shrinking: full_space=true"
         )
     return space
 
 
 def _record_of(supernet: str) -> dict[str, Any] | None:
-    """What a run's result or a checkpoint's search state tells, `None` of a super-net from elsewhere."""
+    """Returns a run's result or a checkpoint's search state, `None` for a super-net from elsewhere."""
     if (Path(supernet) / NAS_STATE_NAME).is_file():
         return read_nas_state(supernet)
     return read_result(Path(supernet))
 
 
 def _layers(settings: InterferenceSettings, space: SearchSpace) -> list[int]:
-    """The layers in which children differ, as many as the curve goes up to."""
+    """Returns the layers in which children may differ, as many as the largest m of the curve."""
     layers = layers_that_differ(space, settings.shared_layer, settings.first_differing_layer)
     most = settings.max_differing_layers
     if most is None:
         return layers
     if most > len(layers):
         raise ValueError(
-            f"max_differing_layers is {most}; beside layer {settings.shared_layer} there are {len(layers)} layers "
-            f"with a choice"
+            f"max_differing_layers is {most}; apart from layer {settings.shared_layer}, {len(layers)} layers have a "
+            f"choice of operators"
         )
     return layers[:most]
 
@@ -185,7 +185,7 @@ def _anchor(settings: InterferenceSettings) -> Architecture:
     known = record.get("anchor") or next(reversed(record.get("anchor_history", [])), None)
     if known is None:
         raise ValueError(
-            f"{settings.supernet} knows no anchor; name one with anchor=OPERATOR,OPERATOR,..., or set alignment to "
+            f"{settings.supernet} records no anchor; name one with anchor=OPERATOR,OPERATOR,..., or set alignment to "
             f"average"
         )
     return tuple(known["architecture"])
@@ -195,7 +195,7 @@ def _anchor(settings: InterferenceSettings) -> Architecture:
 
 
 class _Analysis:
-    """The repeats of an analysis: each drawn from the seed and its own number, and on disk before the next one."""
+    """The repeats of an analysis. Each depends on the seed and its number, and is on disk before the next begins."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class _Analysis:
         self._weights = journal_key(model, [])["weights"]
 
     def facts(self) -> dict[str, Any]:
-        """What the figures depend on."""
+        """Returns the settings and inputs that the results depend on."""
         return {
             "settings": asdict(self._settings),
             "candidate_operators": self._model.config.candidate_operators,
@@ -222,10 +222,10 @@ class _Analysis:
         }
 
     def run(self, path: Path) -> list[dict[str, Any]]:
-        """Returns all repeats; those that `path` holds are not measured again."""
+        """Returns all repeats. Those recorded in `path` are not measured again."""
         facts = self.facts()
         key = {name: facts[name] for name in ("settings", "weights")}
-        # The text may change under its name.
+        # The same name may refer to another text by now.
         key |= {name: self._data.fingerprint[name] for name in ("sha256", "tokenizer")}
         key = json.loads(json.dumps(key))
         repeats: list[dict[str, Any]] = []
@@ -233,8 +233,8 @@ class _Analysis:
             known = read_json(path)
             if known["key"] != key:
                 raise ValueError(
-                    f"{path} is of other settings, of another super-net's weights or of another text; take another "
-                    f"--output-dir"
+                    f"{path} was measured with other settings, another super-net's weights or another text; use "
+                    f"another --output-dir"
                 )
             repeats = known["repeats"]
         bar = progress_bar(total=self._settings.num_repeats, initial=len(repeats), desc="repeats", leave=False)
@@ -280,12 +280,12 @@ class _Analysis:
             num_sequences = len(source)
         except TypeError:
             raise ValueError(
-                "a streamed training set cannot be drawn from at random; set sequences to validation"
+                "sequences of a streamed training set cannot be drawn at random; set sequences to validation"
             ) from None
         if settings.num_sequences > num_sequences:
             raise ValueError(
                 f"num_sequences is {settings.num_sequences} but there are {num_sequences} {settings.sequences} "
-                f"sequences; take fewer, or more text"
+                f"sequences; reduce num_sequences, or use more text"
             )
         chosen = [source[index] for index in rng.sample(range(num_sequences), settings.num_sequences)]
         return validation_batches(chosen, self._collator, settings.micro_batch_size)
@@ -298,9 +298,9 @@ def summarise_repeats(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns means with intervals over the repeats: the matrix, its kinds and the curve of Fig. 2.
 
     Returns:
-        As JSON: `matrix` (operators in the layer that differs, and mean, low and high of each pair), `kinds`,
-        `same_kind`, `other_kind` and their paired difference (`None` where the layer has no such pairs), `curve` (by
-        m), `shared_operators` and, with several m, `first_minus_last`, paired.
+        A JSON object with `matrix` (operators in the layer that differs, and mean, low and high of each pair),
+        `kinds`, `same_kind`, `other_kind` and their paired difference (`None` if the layer has no such pairs), `curve`
+        (by m), `shared_operators` and, with several m, the paired difference `first_minus_last`.
     """
     ones = [repeat["matrices"][0] for repeat in repeats]
     layer = next(index for index, own in enumerate(zip(*ones[0]["children"], strict=True)) if len(set(own)) > 1)
@@ -356,19 +356,19 @@ def _means(repeats: Sequence[Mapping[str, Any]], index: int) -> Estimate:
 
 
 def _summary(settings: InterferenceSettings, result: Mapping[str, Any]) -> str:
-    """The result in a few sentences and a table of the curve."""
+    """Returns the result in a few sentences and a table of the curve."""
     num_repeats, curve = len(result["shared_operators"]), result["curve"]
     lines = [
         f"Gradient cosine on {_shared_text(settings)}, {_loss_text(settings)}; mean of {num_repeats} repeats"
-        + (", 95% t-interval." if num_repeats > 1 else ", without interval."),
+        + (", 95% t-interval." if num_repeats > 1 else ", no interval."),
         f"Children that differ in layer {result['matrix']['layer']} only: {Estimate(**_bounds(curve[0]))}.",
     ]
     if result["same_kind"] is not None:
         same, other, less = (Estimate(**result[name]) for name in ("same_kind", "other_kind", "same_minus_other"))
-        lines.append(f"Operators of the same kind there: {same}; of two kinds: {other}; difference {less}.")
+        lines.append(f"Operators of the same kind there: {same}; of different kinds: {other}; difference: {less}.")
     if result["first_minus_last"] is not None:
         fall = Estimate(**result["first_minus_last"])
-        lines.append(f"From 1 to {curve[-1]['num_differing_layers']} differing layers it falls by {fall}.")
+        lines.append(f"The cosine falls by {fall} from 1 to {curve[-1]['num_differing_layers']} differing layers.")
     rows = [
         [
             point["num_differing_layers"],
@@ -471,22 +471,22 @@ def _pairs(repeats: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
 def compare_interference(runs: Mapping[str, str | Path], output_dir: str | Path) -> dict[str, Any]:
     """Compares finished analyses of several super-nets on the same children and batches, the first against the others.
 
-    Writes comparison.json and comparison.png, one curve of Fig. 2 (c) for each super-net.
+    Writes comparison.json and comparison.png, with one curve of Fig. 2 (c) for each super-net.
 
     Args:
-        runs: for each name the folder of an analysis; all with the same seed, layers, repeats and text.
-        output_dir: a folder for the two files; it may hold other things.
+        runs: the folder of each analysis by name. All must have the same seed, layers, repeats and text.
+        output_dir: a folder for the two files. It may hold other files.
 
     Returns:
-        As JSON: for each name its `curve`, and for each but the first `more_than_first`, by m the paired difference of
-        the mean cosine to the first one's, with its interval.
+        A JSON object with the `curve` of each analysis by name and, for all but the first, `more_than_first`: for each
+        m the paired difference between its mean cosine and the first one's, with the interval.
 
     Raises:
-        ValueError: fewer than two analyses, one that has not ended, or one of another operator, loss, children or
-            batches.
+        ValueError: there are fewer than two analyses, one is not finished, or they differ in operator, loss, children
+            or batches.
     """
     if len(runs) < 2:
-        raise ValueError(f"there is {len(runs)} analysis to compare; give at least two")
+        raise ValueError(f"got {len(runs)} analyses to compare; give at least two")
     results, repeats = read_comparable(runs)
     first = next(iter(runs))
     record: dict[str, Any] = {}
@@ -516,7 +516,7 @@ def read_comparable(
     """Returns the results and the repeats of finished analyses, by name.
 
     Raises:
-        ValueError: one has not ended, or is of another operator, loss, children or batches than the first.
+        ValueError: one is not finished, or differs from the first in operator, loss, children or batches.
     """
     results, repeats = {}, {}
     for name, folder in runs.items():
@@ -536,11 +536,12 @@ def read_comparable(
         for key in compared:
             if own_settings[key] != first_settings[key]:
                 raise ValueError(
-                    f"{key} of {name} is {own_settings[key]}, of {first} {first_settings[key]}; analyse both with one"
+                    f"{key} of {name} is {own_settings[key]} but that of {first} is {first_settings[key]}; analyse "
+                    f"both with the same"
                 )
         if _drawn(repeats[name]) != _drawn(repeats[first]):
             raise ValueError(
-                f"{name} has other children or batches than {first}; analyse both with the same seed, layers, repeats "
+                f"{name} and {first} differ in children or batches; analyse both with the same seed, layers, repeats "
                 f"and text"
             )
     return results, repeats

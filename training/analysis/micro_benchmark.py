@@ -1,7 +1,7 @@
-"""Tables of a small space: all its children trained alone on real text, and what they cost.
+"""Tables of a small space: all its children trained alone on real text, with their costs.
 
-With it, what a sampler, a searcher or a ranking is worth can be judged in seconds: `MicroBenchmark.score` answers as
-an `Evaluator` of a perfect super-net would. docs/micro_benchmark.md tells how the table was made.
+With such a table, samplers, searchers and rankings can be evaluated in seconds: `MicroBenchmark.score` returns what an
+`Evaluator` would return for a perfect super-net. docs/micro_benchmark.md describes how the table was made.
 """
 
 import csv
@@ -38,9 +38,10 @@ class BenchmarkRow(StandaloneChild):
     """A child trained alone with one seed, and its costs.
 
     Attributes:
-        num_parameters: of the masked LM, embeddings included.
-        flops: of a forward pass as ELECTRA counts, masked-LM head included, at the metadata's `sequence_length`.
-        latency_ms: predicted by the latency table that the metadata names, `None` where there is none.
+        num_parameters: number of parameters of the masked LM, including the embeddings.
+        flops: FLOPs of a forward pass as ELECTRA counts them, including the masked-LM head, at the `sequence_length`
+            of the metadata.
+        latency_ms: latency as predicted by the latency table that the metadata names, `None` without a table.
     """
 
     num_parameters: int = 0
@@ -56,7 +57,7 @@ class MicroBenchmark:
     """Children trained alone.
 
     Attributes:
-        rows: one for each child and seed, the lowest seed first.
+        rows: one row for each child and seed, the lowest seed first.
         metadata: the space, sizes, text, recipe and versions that the rows were made with.
     """
 
@@ -70,7 +71,7 @@ class MicroBenchmark:
 
     @cached_property
     def children(self) -> tuple[RankedChild, ...]:
-        """Each child once, losses and accuracy a mean over its seeds, without what these change for all alike."""
+        """Each child once, with losses and accuracy as means over its seeds after removing seed effects."""
         losses, accuracies = (
             without_seed_effects(self.rows, values)
             for values in ([row.val_loss for row in self.rows], [row.val_accuracy for row in self.rows])
@@ -92,24 +93,29 @@ class MicroBenchmark:
         return min(self.children, key=lambda child: (child.val_loss, child.architecture))
 
     def truth(self, metric: str = "val_loss") -> Truth:
-        """Returns what `ranking.evaluate_ranking` and `ranking.truth_noise` take, by "val_loss" or "val_accuracy".
+        """Returns the truth for `ranking.evaluate_ranking` and `ranking.truth_noise`.
+
+        Args:
+            metric: "val_loss" or "val_accuracy".
 
         Raises:
-            ValueError: the metric is another.
+            ValueError: the metric is neither.
         """
         return truth_of(self.rows, metric, self.metadata["key"])
 
     def score(self, architectures: Iterable[Sequence[str]]) -> list[RankedChild]:
-        """Returns the distinct children among `architectures` with their true losses, in the place of an `Evaluator`.
+        """Returns the distinct children among `architectures` with their true losses, in place of an `Evaluator`.
 
         Raises:
-            ValueError: a child is not of the space.
+            ValueError: a child is not in the space.
         """
         wanted = list(dict.fromkeys(tuple(child) for child in architectures))
         for child in wanted:
             self.space.check(child)
             if child not in self._by_architecture:
-                raise ValueError(f"the table has no child {format_architecture(child)}; train it, and write it anew")
+                raise ValueError(
+                    f"the table has no child {format_architecture(child)}; train it and rewrite the table"
+                )
         return [self._by_architecture[child] for child in wanted]
 
     def __len__(self) -> int:
@@ -133,10 +139,11 @@ def load_micro_benchmark(path: str | Path | None = None) -> MicroBenchmark:
     """Returns the package's own table, or one that `write_micro_benchmark` wrote.
 
     Args:
-        path: a CSV file with its metadata beside it, the same name ending in .json; `None` takes the package's.
+        path: a CSV file, with its metadata next to it in a .json file of the same name. `None` takes the package's
+            own table.
 
     Raises:
-        ValueError: a file is missing or damaged; the line is named.
+        ValueError: a file is missing or damaged. The message names the line.
 
     Example:
     ```python
@@ -150,16 +157,16 @@ def load_micro_benchmark(path: str | Path | None = None) -> MicroBenchmark:
         if not file.is_file():
             raise ValueError(
                 f"there is no file {file}; write the table with `magic-nas analyze standalone --table FILE` and give "
-                f"its path, or its folder as the truth"
+                f"its path, or give the folder of children as the truth"
             )
     try:
         metadata = json.loads(metadata_file.read_text(encoding="utf-8"))
         found, num_rows = metadata["version"], metadata["num_rows"]
         space = SearchSpace.from_json(metadata["candidate_operators"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{metadata_file} is no description of a table of children: {error!r}") from None
+        raise ValueError(f"{metadata_file} is not the metadata of a table of children: {error!r}") from None
     if found != _VERSION:
-        raise ValueError(f"{metadata_file} has format {found}, this version reads {_VERSION}")
+        raise ValueError(f"{metadata_file} has format {found}; this version reads format {_VERSION}")
     reader = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"), newline=""))
     if reader.fieldnames != _COLUMNS:
         raise ValueError(f"{table} has the columns {reader.fieldnames}, not {_COLUMNS}")
@@ -171,7 +178,7 @@ def load_micro_benchmark(path: str | Path | None = None) -> MicroBenchmark:
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{table}, line {reader.line_num}: {error}") from None
     if len(rows) != num_rows:
-        raise ValueError(f"{table} has {len(rows)} rows, its metadata says {num_rows}; copy both files anew")
+        raise ValueError(f"{table} has {len(rows)} rows but its metadata says {num_rows}; copy both files again")
     return MicroBenchmark(tuple(rows), metadata)
 
 
@@ -184,16 +191,17 @@ def write_micro_benchmark(
     output: str | Path,
     latency_table: LatencyTable | None = None,
 ) -> MicroBenchmark:
-    """Writes the table of a folder of stand-alone children as CSV, its metadata as JSON beside it, and returns both.
+    """Writes the table of a folder of stand-alone children as CSV, with its metadata as JSON, and returns both.
 
     Args:
-        journal_folder: as `train_standalone` fills it; the lowest seed must have all children of the space.
-        config: the sizes that the children were trained with, such as `load_preset` returns them.
-        output: the CSV file.
-        latency_table: of the same model; left out, the column stays empty.
+        journal_folder: a folder written by `train_standalone`. The lowest seed must have all children of the space.
+        config: the sizes that the children were trained with, as returned by `load_preset`.
+        output: the CSV file. The metadata is written next to it.
+        latency_table: a latency table of the same model. Default: the column stays empty.
 
     Raises:
-        ValueError: a child is missing or has no finite loss, or the children are of other sizes than `config`.
+        ValueError: a child is missing or has a loss that is not finite, or the sizes of the children differ from
+            `config`.
     """
     output = Path(output)
     key, children = read_standalone(journal_folder)
@@ -247,12 +255,12 @@ def _checked_config(key: dict[str, Any], config: MagicConfig) -> MagicConfig:
     """Returns the configuration with the vocabulary that the children were trained with."""
     if key["candidate_operators"] != config.candidate_operators:
         raise ValueError(
-            f"the children are of another search space ({key['candidate_operators']}) than the configuration; name "
+            f"the search space of the children ({key['candidate_operators']}) is not that of the configuration; name "
             f"the preset that they were trained with"
         )
     for name in _SIZES_OF_THE_SPACE:
         if key["sizes"][name] != (own := getattr(config, name)):
-            raise ValueError(f"{name} of the children is {key['sizes'][name]}, of the configuration {own}")
+            raise ValueError(f"{name} of the children is {key['sizes'][name]} but that of the configuration is {own}")
     return type(config)(**{**config.to_dict(), "vocab_size": key["sizes"]["vocab_size"]})
 
 
@@ -261,22 +269,24 @@ def _check_complete(space: SearchSpace, children: Sequence[StandaloneChild]) -> 
     first = {child.architecture for child in children if child.seed == seeds[0]} if seeds else set()
     if missing := [child for child in space.children() if child not in first]:
         raise ValueError(
-            f"{len(missing)} of {space.size} children were not trained with seed {seeds[0] if seeds else 0}, first "
-            f"{format_architecture(missing[0])}; go on with `magic-nas analyze standalone`"
+            f"{len(missing)} of {space.size} children were not trained with seed {seeds[0] if seeds else 0}, the "
+            f"first of them {format_architecture(missing[0])}; train them with `magic-nas analyze standalone`"
         )
     for child in children:
         losses = (child.val_loss, child.val_accuracy, *child.losses, *child.batch_losses)
         if not all(map(math.isfinite, losses)):
             raise ValueError(
-                f"{format_architecture(child.architecture)}, seed {child.seed}, has a loss that is no finite number: "
-                f"its training diverged, and the table is not to hide that; train with a recipe that all children bear"
+                f"{format_architecture(child.architecture)} with seed {child.seed} has a loss that is not finite: its "
+                f"training diverged, and the table must not hide that; use a recipe with which all children converge"
             )
     if len(steps := Counter(child.steps for child in children)) > 1:
-        raise ValueError(f"children were trained for different numbers of steps, {dict(steps)}; train all alike")
+        raise ValueError(
+            f"children were trained for different numbers of steps, {dict(steps)}; train all for the same number"
+        )
 
 
 def _values_of(row: BenchmarkRow) -> list[Any]:
-    # Sums over the tokens of a batch, of which a tenth is far below any difference that counts.
+    # These are sums over the tokens of a batch: a tenth is far below any difference that matters.
     batch_losses = " ".join(f"{loss:.1f}" for loss in row.batch_losses)
     losses = " ".join(f"{loss:.5f}" for loss in row.losses)
     latency = "" if row.latency_ms is None else f"{row.latency_ms:.4f}"
@@ -312,5 +322,5 @@ def _row_of(values: dict[str, Any]) -> BenchmarkRow:
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text!r} is no finite number")
+        raise ValueError(f"{text!r} is not a finite number")
     return value

@@ -1,9 +1,9 @@
-"""How well one list of scores ranks children that another list states the truth of: statistics alone (5.2, Table 1).
+"""Statistics of rankings: how well a list of scores ranks children whose true values are known (5.2, Table 1).
 
-Scores and truths are higher for better children. What is uncertain here is which children were drawn: intervals are
-percentiles over seeded resamples of the children. A resample holds children twice, which counts as a tie in both
-lists and so leaves Kendall's tau-b alone; resamples in which all children are equal in one list are left out. With
-fewer than about ten children such intervals are too narrow.
+Scores and truths are higher for better children. The uncertainty is over which children were drawn: intervals are
+percentiles over seeded resamples of the children. A child may be in a resample twice. This counts as a tie in both
+lists and does not affect Kendall's tau-b. Resamples in which all children are equal in one list are skipped. With
+fewer than about ten children these intervals are too narrow.
 """
 
 import math
@@ -30,8 +30,8 @@ def check_scores(**lists: Scores) -> None:
     """Checks that lists of scores can be compared.
 
     Raises:
-        ValueError: one has fewer than five children, a number that is not finite or the same number for all, or
-            children that another lacks.
+        ValueError: a list has fewer than five children, a value that is not finite or the same value for all, or the
+            lists have different children.
     """
     names = list(lists)
     everyone = set().union(*lists.values())
@@ -41,28 +41,30 @@ def check_scores(**lists: Scores) -> None:
         if missing := everyone - scores.keys():
             other = next(found for found in names if not missing.isdisjoint(lists[found]))
             raise ValueError(
-                f"{len(missing)} of {len(everyone)} children are in {other} but not in {name}, first "
+                f"{len(missing)} of {len(everyone)} children are in {other} but not in {name}, the first of them "
                 f"{format_architecture(min(missing))}; give both lists the same children"
             )
         if bad := [child for child, value in scores.items() if not math.isfinite(value)]:
             raise ValueError(
-                f"{name} of {len(bad)} of {len(scores)} children is no finite number, first of "
-                f"{format_architecture(bad[0])}; leave these children out of both lists, or train what "
-                f"diverged anew with a lower learning rate"
+                f"{name} of {len(bad)} of {len(scores)} children is not finite, the first of them "
+                f"{format_architecture(bad[0])}; remove these children from both lists, or retrain what diverged with "
+                f"a lower learning rate"
             )
         if len(set(scores.values())) == 1:
-            raise ValueError(f"{name} is {next(iter(scores.values()))} for all {len(scores)} children: it ranks none")
+            raise ValueError(
+                f"{name} is {next(iter(scores.values()))} for all {len(scores)} children, so there is no ranking"
+            )
 
 
 @dataclass(frozen=True)
 class TopK:
-    """What the k children that a score ranks first are worth. Ties in the score count against it.
+    """The quality of the k children that a score ranks first. Ties in the score count against it.
 
     Attributes:
-        k: how many.
-        overlap: share of them that are among the k truly best.
-        regret: the truth of the best child less that of the best among them, at least 0.
-        random_regret: the same expected of k children drawn at random.
+        k: number of children.
+        overlap: share of these children that are among the k truly best.
+        regret: truth of the best child of all minus that of the best of these, at least 0.
+        random_regret: expected regret of k children drawn at random.
     """
 
     k: int
@@ -76,12 +78,15 @@ class RankingQuality:
     """How well scores rank children.
 
     Attributes:
-        num_children: how many were ranked.
-        kendall_tau: Kendall's tau-b, with its interval and the p-value of no association.
+        num_children: number of ranked children.
+        kendall_tau: Kendall's tau-b.
+        kendall_interval: interval of Kendall's tau-b.
+        p_value: p-value of the hypothesis that scores and truth are not associated.
         spearman: Spearman's rank correlation.
-        tied_scores: pairs of children with the same score, of `num_pairs`.
-        tied_truths: pairs of children with the same truth.
-        top: for each k, overlap and regret of the k first; k = 1 is the child that the score takes for the best.
+        spearman_interval: interval of Spearman's rank correlation.
+        tied_scores: number of pairs of children with the same score, out of `num_pairs`.
+        tied_truths: number of pairs of children with the same truth, out of `num_pairs`.
+        top: overlap and regret of the first k children for each k. k = 1 is the child that the score ranks first.
     """
 
     num_children: int
@@ -96,7 +101,7 @@ class RankingQuality:
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of children."""
+        """Number of pairs of children."""
         return self.num_children * (self.num_children - 1) // 2
 
     def __str__(self) -> str:
@@ -117,18 +122,18 @@ def evaluate_ranking(
     confidence: float = _CONFIDENCE,
     seed: int = 0,
 ) -> RankingQuality:
-    """Returns how well `scores` rank children, with intervals by bootstrap over them (Table 1).
+    """Returns how well `scores` rank children, with intervals from a bootstrap over the children (Table 1).
 
     Args:
-        truth: what each child is worth, higher is better.
-        scores: what it is ranked by, such as the negative validation loss with shared weights.
-        top_k: sizes of the tops; those above the number of children are left out.
-        num_resamples: draws of the bootstrap.
-        confidence: of the intervals, between 0 and 1.
-        seed: of the bootstrap.
+        truth: the true value of each child, higher is better.
+        scores: the score that ranks each child, such as the negative validation loss with shared weights.
+        top_k: sizes k of the top sets. Sizes above the number of children are skipped.
+        num_resamples: number of bootstrap resamples.
+        confidence: confidence level of the intervals, between 0 and 1.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: as `check_scores` does.
+        ValueError: the lists fail `check_scores`.
     """
     check_scores(truth=truth, score=scores)
     children = sorted(truth)
@@ -154,11 +159,12 @@ def _tied_pairs(values: np.ndarray) -> int:
 
 
 def _top(true: np.ndarray, score: np.ndarray, k: int) -> TopK:
-    # Of children that the score cannot tell apart, the worse comes first.
+    # Among children with the same score, the worst comes first.
     chosen = np.lexsort((true, -score))[:k]
     ordered = np.sort(true)
     best = float(ordered[-1])
-    # The best of k drawn without repeats is the one of rank i with chance C(i, k - 1) / C(n, k), ranks from 0.
+    # The best of k children drawn without replacement has rank i, counted from 0, with probability
+    # C(i, k - 1) / C(n, k).
     num_draws = math.comb(len(true), k)
     expected = math.fsum(math.comb(rank, k - 1) / num_draws * value for rank, value in enumerate(ordered.tolist()))
     overlap = float((true[chosen] >= ordered[-k]).mean())
@@ -169,14 +175,14 @@ def _top(true: np.ndarray, score: np.ndarray, k: int) -> TopK:
 
 
 def _resamples(num_children: int, num_resamples: int, seed: int) -> np.ndarray:
-    """How often each child is in each resample, (resamples, children)."""
+    """Returns how often each child is in each resample, (resamples, children)."""
     rng = np.random.default_rng(seed)
     shares = np.full(num_children, 1 / num_children)
     return rng.multinomial(num_children, shares, size=num_resamples).astype(np.float32)
 
 
 def _resampled_taus(true: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Tau-b of each resample, NaN where it has none: one product of matrices for all of them."""
+    """Returns tau-b for each resample from one matrix product, NaN where it is undefined."""
     first, second = (np.sign(values[:, None] - values[None, :]).astype(np.float32) for values in (true, score))
 
     def pairs(matrix: np.ndarray) -> np.ndarray:
@@ -210,8 +216,9 @@ class MethodTau:
     """Kendall's tau of a method over its super-nets, one for each seed.
 
     Attributes:
-        taus: of each super-net, in the order given.
-        interval: of their mean, by bootstrap over children and super-nets; over children alone where there is one.
+        taus: tau of each super-net, in the given order.
+        interval: interval of their mean, by bootstrap over children and super-nets, or over children alone if there
+            is only one super-net.
     """
 
     taus: tuple[float, ...]
@@ -219,12 +226,12 @@ class MethodTau:
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """The mean of `taus`."""
         return math.fsum(self.taus) / len(self.taus)
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of `taus`, `None` where there is one."""
+        """The standard deviation of `taus`, `None` if there is only one."""
         return stdev(self.taus) if len(self.taus) > 1 else None
 
     def __str__(self) -> str:
@@ -245,14 +252,14 @@ def method_tau(
     """Returns Kendall's tau of a method from the scores of its super-nets, which differ in their seeds.
 
     Args:
-        truth: what each child is worth, higher is better.
-        scores: a list for each super-net.
-        num_resamples: draws of the bootstrap.
-        confidence: of the interval.
-        seed: of the bootstrap.
+        truth: the true value of each child, higher is better.
+        scores: the scores of each super-net.
+        num_resamples: number of bootstrap resamples.
+        confidence: confidence level of the interval.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: as `check_scores` does, or there is no super-net.
+        ValueError: the scores fail `check_scores`, or there is no super-net.
     """
     taus, resampled = _taus(truth, scores, num_resamples, seed)
     means = _mean_of_redrawn(resampled, np.random.default_rng((seed, 1)))
@@ -261,14 +268,15 @@ def method_tau(
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Kendall's tau of one super-net, or the mean of several, against that of another on the same children.
+    """Difference in Kendall's tau, or in its mean over several super-nets, between two sides on the same children.
 
     Attributes:
-        difference: tau of the first less tau of the second.
-        interval: of the difference.
-        share_not_above: share of resamples in which the first is not above the second: small where it is better,
-            close to 1 where it is worse.
-        num_first: super-nets of the first, one for each seed.
+        difference: tau of the first side minus tau of the second.
+        interval: interval of the difference.
+        share_not_above: share of resamples in which the first is not above the second: small if the first is better,
+            close to 1 if it is worse.
+        num_first: number of super-nets of the first side, one for each seed.
+        num_second: number of super-nets of the second side.
     """
 
     difference: float
@@ -291,24 +299,24 @@ def compare_rankings(
     confidence: float = _CONFIDENCE,
     seed: int = 0,
 ) -> PairedComparison:
-    """Returns the difference of tau between two super-nets, or two methods, judged on the same children.
+    """Returns the difference in tau between two super-nets, or two methods, on the same children.
 
-    Every resample draws children once for all, as both sides share the truth, and of a side with several super-nets
-    their seeds. One super-net a side says nothing of what another seed of it would give.
+    Every resample draws one set of children for both sides, as they share the truth. On a side with several super-nets
+    it resamples these too. With one super-net per side, the interval does not cover the effect of another seed.
 
     Args:
-        truth: what each child is worth, higher is better.
-        first: scores of one side, a list for each super-net.
-        second: scores of the other side.
-        num_resamples: draws of the bootstrap.
-        confidence: of the interval.
-        seed: of the bootstrap.
+        truth: the true value of each child, higher is better.
+        first: scores of one side, for each super-net.
+        second: scores of the other side, for each super-net.
+        num_resamples: number of bootstrap resamples.
+        confidence: confidence level of the interval.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: as `check_scores` does, or a side is empty.
+        ValueError: the scores fail `check_scores`, or a side is empty.
     """
     if not first or not second:
-        raise ValueError("a side of the comparison has no super-net; give one or more for each")
+        raise ValueError("a side of the comparison has no super-net; give at least one for each side")
     taus, resampled = _taus(truth, [*first, *second], num_resamples, seed)
     rng = np.random.default_rng((seed, 1))
     sides = (slice(None, len(first)), slice(len(first), None))
@@ -324,9 +332,9 @@ def compare_rankings(
 
 
 def _taus(truth: Scores, scores: Sequence[Scores], num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tau of each list of scores, and of each list in the same resamples of the children, (lists, resamples)."""
+    """Returns tau for each list of scores, and for each list in the same resamples of children, (lists, resamples)."""
     if not scores:
-        raise ValueError("there is no super-net; give the scores of one or more")
+        raise ValueError("there is no super-net; give the scores of at least one")
     check_scores(truth=truth, **{f"score {number}": one for number, one in enumerate(scores, 1)})
     children = sorted(truth)
     true, *lists = (np.array([one[child] for child in children], dtype=float) for one in (truth, *scores))
@@ -336,9 +344,10 @@ def _taus(truth: Scores, scores: Sequence[Scores], num_resamples: int, seed: int
 
 
 def _mean_of_redrawn(taus: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each resample the mean over super-nets drawn with repeats; taus (super-nets, resamples).
+    """Returns the mean over super-nets drawn with replacement, for each resample; `taus` is (super-nets, resamples).
 
-    One fewer than there are is drawn: as many would spread by (n - 1) / n of what the mean of n does, half with two.
+    Of n super-nets, n - 1 are drawn: the mean of n draws would have only (n - 1) / n of the variance that the mean of
+    n super-nets has, which is half of it for two.
     """
     num_supernets, num_resamples = taus.shape
     drawn = rng.integers(num_supernets, size=(max(num_supernets - 1, 1), num_resamples))
@@ -350,16 +359,16 @@ def _mean_of_redrawn(taus: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TruthNoise:
-    """How much of the truth is chance of the seed, and what that leaves to a ranking.
+    """The seed noise of a truth, and the ceiling that it puts on a ranking.
 
     Attributes:
-        num_repeated: children with two values or more.
+        num_repeated: number of children with two or more values.
         within_sd: standard deviation of one child over seeds.
-        between_sd: standard deviation of the children, without the noise of seeds.
-        intraclass_correlation: the share of the variance of a single measurement that is between children, ICC(1).
+        between_sd: standard deviation between children, without seed noise.
+        intraclass_correlation: share of the variance of a single measurement that is between children, ICC(1).
         tau_between_seeds: mean Kendall's tau between single measurements of the same children.
-        ceiling: the tau that scores without any error are expected to have against this truth; see `truth_noise`.
-        ceiling_interval: where the ceiling of one such set of children lies.
+        ceiling: expected tau between error-free scores and this truth; see `truth_noise`.
+        ceiling_interval: interval of that tau for one such set of children.
         ceiling_of_agreement: the ceiling by the second method.
     """
 
@@ -390,22 +399,22 @@ def truth_noise(
 ) -> TruthNoise:
     """Returns the seed noise of a truth, from the children measured more than once, and the ceiling it puts on tau.
 
-    The variances are those of one-way analysis of variance. The ceiling is estimated in two ways, both of which
-    suppose that all children are equally noisy:
+    The variances come from a one-way analysis of variance. The ceiling is estimated in two ways, both of which assume
+    that all children are equally noisy:
 
-    - By simulation. The means of all children are drawn together until they spread as children do without noise, so
-      that the shape of their distribution stays. To these true values Gaussian noise is added, as much as the child's
-      number of seeds leaves, and tau between the two lists is averaged.
-    - By the agreement of seeds. Tau between single measurements of the repeated children becomes a correlation as in
-      a normal distribution, r = sin(pi tau / 2). With n seeds, the harmonic mean over all children, Spearman and
-      Brown's n r / (1 + (n - 1) r) is the correlation of two such truths, and its root the correlation of one with
-      perfect scores, which becomes tau again.
+    - By simulation. The means of all children are shrunk towards their grand mean until their spread is that of
+      children without noise. This keeps the shape of their distribution. Gaussian noise is added to these true values,
+      with the variance that remains for the child's number of seeds, and tau between the two lists is averaged.
+    - By the agreement of seeds. Tau between single measurements of the repeated children is converted to a correlation
+      as in a normal distribution, r = sin(pi tau / 2). With n seeds, the harmonic mean over all children,
+      Spearman-Brown's n r / (1 + (n - 1) r) is the correlation between two such truths. Its square root is the
+      correlation between one of them and perfect scores, which is converted back to tau.
 
     Args:
-        repeats: for each child of the truth one value for each seed, higher is better.
-        num_simulations: draws of the noise.
-        confidence: of the interval.
-        seed: of the draws.
+        repeats: one value per seed for each child of the truth, higher is better.
+        num_simulations: number of draws of the noise.
+        confidence: confidence level of the interval.
+        seed: seed of the draws.
 
     Raises:
         ValueError: fewer than five children have two values, a value is not finite, or all means are the same.
@@ -414,7 +423,7 @@ def truth_noise(
     repeated = [np.asarray(values, dtype=float) for values in repeats.values() if len(values) > 1]
     if len(repeated) < MIN_CHILDREN:
         raise ValueError(
-            f"{len(repeated)} children have two values or more; the noise of seeds needs at least {MIN_CHILDREN}: "
+            f"{len(repeated)} children have two values or more; estimating seed noise takes at least {MIN_CHILDREN}: "
             f"train some of them with another seed"
         )
     within, between = _variances(repeated)
@@ -435,7 +444,7 @@ def truth_noise(
 
 
 def _variances(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Variance within and between groups of unequal sizes, by one-way analysis of variance; none is below 0."""
+    """Returns the variances within and between groups of unequal sizes (one-way ANOVA). Neither is below 0."""
     sizes = np.array([len(group) for group in groups], dtype=float)
     total, means = sizes.sum(), np.array([group.mean() for group in groups])
     squares = math.fsum(((group - group.mean()) ** 2).sum() for group in groups)
@@ -449,7 +458,7 @@ def _variances(groups: Sequence[np.ndarray]) -> tuple[float, float]:
 def _simulated_taus(
     means: np.ndarray, noise: np.ndarray, num_simulations: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Tau between true values, spread as `means` are without their noise, and new noisy means of them."""
+    """Returns tau between true values, spread like `means` without their noise, and new noisy means of these."""
     spread = means.var(ddof=1)
     shrunk = math.sqrt(max(0.0, 1 - noise.mean() / spread))
     if not shrunk:
@@ -460,7 +469,7 @@ def _simulated_taus(
 
 
 def _tau_between_seeds(repeated: Sequence[np.ndarray]) -> float:
-    """Mean tau over pairs of positions in the children's lists that enough children have."""
+    """Returns the mean tau over pairs of positions in the children's lists that enough children have."""
     taus = []
     for earlier, later in combinations(range(max(map(len, repeated))), 2):
         both = [group for group in repeated if len(group) > later]

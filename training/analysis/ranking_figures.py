@@ -19,14 +19,14 @@ def draw_ranking(
     title: str = "",
     labels: tuple[str, str] = ("shared-weight score", "truth"),
 ) -> Figure:
-    """Draws each child at its score and its truth, and beside that at its rank in both, with tau and its interval.
+    """Draws truth against score for each child, next to it the ranks in both, and tau with its interval.
 
     Args:
-        truth: what each child is worth, higher is better.
-        scores: what it is ranked by, of the same children.
-        quality: as `evaluate_ranking` returns it for both.
-        title: stands above, such as the super-net's name.
-        labels: of the score and of the truth.
+        truth: the true value of each child, higher is better.
+        scores: the score that ranks each child, for the same children.
+        quality: the result of `evaluate_ranking` for both.
+        title: the title, such as the super-net's name.
+        labels: axis labels of the score and of the truth.
     """
     children = sorted(truth)
     x, y = (np.array([values[child] for child in children]) for values in (scores, truth))
@@ -40,7 +40,7 @@ def draw_ranking(
         axes.scatter(*_at(horizontal, vertical, best), s=150, marker="*", color=GREEN, label="truly best")
     values.set(xlabel=labels[0], ylabel=labels[1])
     ranks.set(xlabel=f"rank by {labels[0]}", ylabel=f"rank by {labels[1]}")
-    # Rank 1 where the highest values are.
+    # Rank 1 is at the end of the highest values.
     ranks.invert_xaxis()
     ranks.invert_yaxis()
     low, high = quality.kendall_interval
@@ -55,7 +55,7 @@ def _at(x: np.ndarray, y: np.ndarray, index: int) -> tuple[list[float], list[flo
 
 
 def draw_methods(methods: Mapping[str, MethodTau], noise: TruthNoise | None = None) -> Figure:
-    """Draws tau of each method: its super-nets as points, their mean with its interval, and the truth's ceiling."""
+    """Draws tau for each method: its super-nets as points, their mean with its interval, and the truth's ceiling."""
     figure = Figure(figsize=(7.2, 1.8 + 0.45 * len(methods)), layout="constrained")
     axes = figure.subplots()
     clean(axes)
@@ -77,8 +77,8 @@ class SweepPoint:
     """Tau of the super-nets trained with one value of the swept argument.
 
     Attributes:
-        value: of the argument.
-        tau: over the super-nets, one for each seed.
+        value: the value of the argument.
+        tau: Kendall's tau of the super-nets, one for each seed.
     """
 
     value: float | str
@@ -95,9 +95,9 @@ def draw_sweep(
 
     Args:
         parameter: the argument's name.
-        points: in the order of the axis; values that are no numbers stand at equal distances.
-        references: other methods, each a horizontal line with its interval on the right.
-        noise: of the truth.
+        points: the points in the order of the axis. If a value is not a number, they are evenly spaced.
+        references: other methods, each drawn as a horizontal line with its interval on the right.
+        noise: the seed noise of the truth, which sets the ceiling.
     """
     figure = Figure(figsize=(6.8, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -115,7 +115,7 @@ def draw_sweep(
         zip(cycle(styles), (references or {}).items(), strict=False), 1
     ):
         axes.axhline(method.mean, color=color, linestyle=style, label=name)
-        # Beside the curve and one another: bands would cover what they are compared with.
+        # Intervals are drawn to the right of the curve, next to each other: bands would cover the curve.
         ends = _lengths([method.mean], [method.interval])
         axes.errorbar([max(x) + number * step], [method.mean], yerr=ends, fmt="s", ms=4, color=color, capsize=3)
     if noise is not None:
@@ -127,6 +127,6 @@ def draw_sweep(
 
 
 def _lengths(means: Sequence[float], intervals: Sequence[Interval]) -> np.ndarray:
-    """Lengths of error bars to both sides, (2, points); a bootstrapped interval need not hold its mean."""
+    """Returns the lengths of error bars on both sides, (2, points). A bootstrap interval need not contain its mean."""
     lows, highs = np.array(intervals).T
     return np.maximum(0.0, np.stack([np.array(means) - lows, highs - np.array(means)]))

@@ -1,4 +1,4 @@
-"""The run of a ranking: super-nets, children trained alone, and the folder with what one says of the other (5.2)."""
+"""The run of a ranking: super-nets, children trained alone, and the folder that compares the two (5.2)."""
 
 import hashlib
 import logging
@@ -45,7 +45,7 @@ from .truth import Truth, load_truth, read_standalone, truth_of
 logger = logging.getLogger(__name__)
 
 STANDALONE_FOLDER = "standalone"
-# As many as the paper's Table 1 has.
+# The number of children in the paper's Table 1.
 _NUM_CHILDREN = 60
 _SIZES_OF_CHILDREN = ("hidden_size", "intermediate_size", "embedding_size", "vocab_size")
 _DEFAULTS = {item.name: item.default for item in fields(MagicTrainingArguments)}
@@ -53,14 +53,14 @@ _DEFAULTS = {item.name: item.default for item in fields(MagicTrainingArguments)}
 
 @dataclass(frozen=True)
 class Supernet:
-    """A super-net to be ranked by.
+    """A super-net whose ranking is compared with the truth.
 
     Attributes:
-        folder: its run, or its model folder.
-        name: unlike those of the others.
-        method: what it shares with those that differ from it in the seed alone.
-        seed: of its training, `None` where that is not known.
-        steps: optimizer steps, `None` where they are not known.
+        folder: the folder of its run or model.
+        name: a name that no other super-net has.
+        method: the name that it shares with super-nets that differ from it in the seed only.
+        seed: the seed of its training, `None` if unknown.
+        steps: the number of optimizer steps, `None` if unknown.
     """
 
     folder: Path
@@ -71,9 +71,9 @@ class Supernet:
 
 
 def follow_supernets(supernets: Sequence[str | Path], recipe: dict[str, Any]) -> dict[str, Any]:
-    """Returns a ranking recipe whose text, tokenizer and masked share are those of the first super-net's run.
+    """Returns a ranking recipe that takes text, tokenizer and masking probability from the first super-net's run.
 
-    What the recipe says wins.
+    Keys of the given recipe take precedence.
 
     Args:
         supernets: finished super-net runs, or folders of super-nets.
@@ -83,7 +83,7 @@ def follow_supernets(supernets: Sequence[str | Path], recipe: dict[str, Any]) ->
         ValueError: there is no super-net.
     """
     if not supernets:
-        raise ValueError("there is no super-net to rank by; name one or more finished runs of `magic-nas pretrain`")
+        raise ValueError("there is no super-net to compare; name at least one finished run of `magic-nas pretrain`")
     followed = follow_supernet(supernets[0], recipe)
     del followed["supernet"]
     if read_result(Path(supernets[0])) is not None:
@@ -96,17 +96,17 @@ def follow_supernets(supernets: Sequence[str | Path], recipe: dict[str, Any]) ->
 
 @bars_off()
 def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, Any]:
-    """Ranks children by the shared weights of super-nets, holds that against the truth and returns the result.
+    """Ranks children by the shared weights of super-nets, compares the rankings with the truth and returns the result.
 
     The folder then holds children.csv (truth and scores), supernets.csv, methods.csv, comparisons.csv, figures and
-    result.json. A run that was stopped is continued child by child, one that has ended returns its result.
+    result.json. A stopped run resumes child by child; a finished one returns its result.
 
     Raises:
-        ValueError: the settings contradict one another, a super-net or the truth is of another space or text, there
-            are fewer than five children, losses are not finite or all the same, or the folder holds another run.
+        ValueError: the settings contradict one another, super-nets and truth differ in space or text, there are fewer
+            than five children, losses are not finite or all the same, or the folder holds another run.
     """
     output_dir = Path(output_dir)
-    # Before training arguments, which would wait for the other ranks.
+    # Before training arguments are made: that would wait for the other ranks.
     check_one_process()
     supernets = _supernets_of(settings)
     configs = [load_preset(supernet_folder(supernet.folder)) for supernet in supernets]
@@ -126,7 +126,7 @@ def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, 
             return run.result
         if truth is None:
             folder = output_dir / STANDALONE_FOLDER
-            # Not all of the folder, where a stopped run with more children or seeds may have left some.
+            # The folder may hold more children or seeds, left by a stopped run; these are not used.
             children = train_standalone(standalone, folder)
             truth = truth_of(children, settings.metric, read_standalone(folder)[0])
         note = check_truth(truth, configs[0], data, settings.accept_other_text)
@@ -141,7 +141,7 @@ def run_ranking(settings: RankingSettings, output_dir: str | Path) -> dict[str, 
 
 
 def with_note(result: dict[str, Any], note: str) -> dict[str, Any]:
-    """Returns a result that says, in its table too, what of the truth cannot be compared."""
+    """Returns a result with a note, also in its table, on what cannot be compared with the truth."""
     return {**result, "truth_note": note, "table": f"{result['table']}\n\n{note}"} if note else result
 
 
@@ -161,7 +161,7 @@ def _standalone_settings(settings: RankingSettings) -> StandaloneSettings:
 def _supernets_of(settings: RankingSettings) -> list[Supernet]:
     given = settings.supernets
     if not given:
-        raise ValueError("supernets is empty; give a list of finished super-net runs or of their folders")
+        raise ValueError("supernets is empty; give a list of finished super-net runs or folders of super-nets")
     if len({str(Path(folder).resolve()) for folder in given}) < len(given):
         raise ValueError("a super-net is named twice in supernets; name each once")
     folders = [Path(folder) for folder in given]
@@ -189,7 +189,7 @@ def _distinct_name(folder: Path, folders: Sequence[Path]) -> str:
 
 
 def method_name(arguments: Mapping[str, Any]) -> str:
-    """Returns the paper's name of a way to train super-nets, and what changes it, from its training arguments."""
+    """Returns the paper's name for a way of training super-nets, with its variations, from the training arguments."""
     sampler, alignment, k = (
         arguments.get(name, _DEFAULTS[name]) for name in ("sampler", "alignment", "num_substitutions")
     )
@@ -202,7 +202,7 @@ def method_name(arguments: Mapping[str, Any]) -> str:
 
 
 def _methods(folders: Sequence[Path], recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method of each super-net; those that differ in more than the seed have names that tell in what."""
+    """Returns the method of each super-net. If methods of one name differ in other arguments, these are added."""
     facts = [_facts(recipe) for recipe in recipes]
     names = [
         method_name(recipe["training_arguments"]) if recipe else _distinct_name(folder, folders)
@@ -218,7 +218,7 @@ def _methods(folders: Sequence[Path], recipes: Sequence[Mapping[str, Any]]) -> l
 
 
 def _facts(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What a recipe says but for the seed, one level deep, as text; training arguments that it leaves out too."""
+    """Returns a recipe without its seed as text, flattened by one level, with the defaults of training arguments."""
     flat: dict[str, Any] = dict(_DEFAULTS) if recipe else {}
     for name, value in recipe.items():
         flat |= value if isinstance(value, dict) else {name: value}
@@ -228,14 +228,17 @@ def _facts(recipe: Mapping[str, Any]) -> dict[str, str]:
 def _common_space(supernets: Sequence[Supernet], configs: Sequence[MagicConfig]) -> SearchSpace:
     for supernet, config in zip(supernets, configs, strict=True):
         if not config.is_supernet:
-            raise ValueError(f"{supernet.folder} holds one child and ranks none; name a super-net")
+            raise ValueError(f"{supernet.folder} holds one child and cannot rank others; name a super-net")
         if config.candidate_operators != configs[0].candidate_operators:
-            raise ValueError(f"{supernet.folder} is of another search space than {supernets[0].folder}")
+            raise ValueError(
+                f"{supernet.folder} has another search space than {supernets[0].folder}; compare super-nets of one "
+                f"space"
+            )
         result = read_result(supernet.folder)
         if result is not None and result.get("space", config.candidate_operators) != config.candidate_operators:
             raise ValueError(
-                f"shrinking has deleted operators of {supernet.folder} in training, so that its children are not "
-                f"ranked alike; train it without --shrink"
+                f"shrinking has deleted operators of {supernet.folder} during training, so its children were not "
+                f"trained equally and cannot be ranked; train it without --shrink"
             )
     return SearchSpace.from_config(configs[0].candidate_operators)
 
@@ -246,12 +249,15 @@ def _check_supernets(supernets: Sequence[Supernet], configs: Sequence[MagicConfi
         for name in _SIZES_OF_CHILDREN:
             own, first = getattr(config, name), getattr(configs[0], name)
             if own != first:
-                raise ValueError(f"{name} of {supernet.folder} is {own}, of {supernets[0].folder} {first}")
+                raise ValueError(
+                    f"{name} of {supernet.folder} is {own} but that of {supernets[0].folder} is {first}; they must be "
+                    f"equal"
+                )
         result = read_result(supernet.folder)
         if result is not None and result.get("corpus", data.fingerprint)["sha256"] != data.fingerprint["sha256"]:
             raise ValueError(
-                f"{supernet.folder} was trained on another text than {data.fingerprint['source']}; rank super-nets of "
-                f"one text, and give that as data"
+                f"{supernet.folder} was trained on another text than {data.fingerprint['source']}; compare super-nets "
+                f"that were trained on one text, and give that text as data"
             )
 
 
@@ -259,10 +265,10 @@ def _check_supernets(supernets: Sequence[Supernet], configs: Sequence[MagicConfi
 
 
 def given_truth(settings: JudgingSettings, space: SearchSpace) -> Truth:
-    """Returns the truth that the settings name, of the children that they ask for.
+    """Returns the truth that the settings name, for the children that they ask for.
 
     Raises:
-        ValueError: it is no truth, or of another space.
+        ValueError: it is not a truth, or has another space.
     """
     if settings.truth == MICRO_BENCHMARK:
         truth = load_micro_benchmark().truth(settings.metric)
@@ -271,12 +277,14 @@ def given_truth(settings: JudgingSettings, space: SearchSpace) -> Truth:
     for child in truth.values:
         if child not in space:
             raise ValueError(
-                f"the truth {settings.truth} is of another space than the super-net: it has "
+                f"the truth {settings.truth} has another space than the super-net: it contains "
                 f"{format_architecture(child)}"
             )
     number = settings.num_children
     if number is not None and number > len(truth.values):
-        raise ValueError(f"num_children is {number}, but {settings.truth} has {len(truth.values)} children")
+        raise ValueError(
+            f"num_children is {number}, but {settings.truth} has {len(truth.values)} children; it must be at most that"
+        )
     if number is not None:
         truth = truth.subset(random.Random(settings.sample_seed).sample(sorted(truth.values), number))
     check_scores(truth=truth.means)
@@ -284,45 +292,48 @@ def given_truth(settings: JudgingSettings, space: SearchSpace) -> Truth:
 
 
 def check_truth(truth: Truth, config: MagicConfig, data: PreparedData, accepts_other_text: bool = False) -> str:
-    """Checks that children trained alone were trained as those of the super-net; returns what cannot be compared.
+    """Checks that the children of a truth match the super-net; returns a note on what cannot be compared.
 
-    Of a file of the user's only the space is known, which is checked where it is read.
+    For a user's own file only the space is known, which is checked when the file is read.
 
     Args:
-        truth: what super-nets are compared with.
-        config: of the super-nets.
-        data: what they are trained and scored on.
-        accepts_other_text: whether another text or tokenizer is said in the answer, empty else, and not refused.
+        truth: the truth that super-nets are compared with.
+        config: the configuration of the super-nets.
+        data: the text that they are trained and scored on.
+        accepts_other_text: whether another text or tokenizer is reported in the note instead of refused. The note is
+            empty if both are the same.
 
     Raises:
-        ValueError: they are of another space or size, or of another text or tokenizer where these are not accepted.
+        ValueError: the space or a size differs, or the text or the tokenizer differs and this is not accepted.
     """
     if not truth.key:
         return ""
     if truth.key["candidate_operators"] != config.candidate_operators:
-        raise ValueError("the truth is of another search space than the super-net; train its children alone")
+        raise ValueError(
+            "the truth has another search space than the super-net; train children of the super-net's space alone"
+        )
     for name in _SIZES_OF_CHILDREN:
         found, wanted = truth.key["sizes"].get(name), getattr(config, name)
         if found != wanted:
-            raise ValueError(f"{name} is {found} in the truth but {wanted} in the super-net; take those of one preset")
+            raise ValueError(f"{name} is {found} in the truth but {wanted} in the super-net; use one preset for both")
     has_other_text = truth.key["data"] != data.fingerprint["sha256"]
     if not has_other_text and truth.key.get("tokenizer") == data.fingerprint["tokenizer"]:
         return ""
     if accepts_other_text:
         return (
-            f"The children of the truth were trained on another {'text' if has_other_text else 'tokenizer'} than the "
-            f"super-nets: what that changes in their order counts as an error of the ranking, and losses of the two "
-            f"cannot be compared."
+            f"The children of the truth were trained with another {'text' if has_other_text else 'tokenizer'} than "
+            f"the super-nets. Differences in their order that are due to this count as errors of the ranking, and "
+            f"losses of the two cannot be compared."
         )
     if has_other_text:
         raise ValueError(
-            f"the truth is of another text than {data.fingerprint['source']}; name the one that its children were "
-            f"trained on, train them on this one, or accept the other text with --accept-other-text"
+            f"the children of the truth were trained on another text than {data.fingerprint['source']}; name the text "
+            f"that they were trained on, train them on this one, or accept the other text with --accept-other-text"
         )
     raise ValueError(
-        "the truth was trained with another tokenizer than the super-net, so that their losses are of other "
-        "tokens; name that one as data.tokenizer, train the children with the super-net's, or accept the other one "
-        "with --accept-other-text"
+        "the children of the truth were trained with another tokenizer than the super-net, so their losses are over "
+        "different tokens; name their tokenizer as data.tokenizer, train them with the super-net's, or accept the "
+        "other tokenizer with --accept-other-text"
     )
 
 
@@ -330,7 +341,7 @@ def check_truth(truth: Truth, config: MagicConfig, data: PreparedData, accepts_o
 
 
 def shared_scores(supernet: Supernet, truth: Truth, batches: Sequence[Batch], output_dir: Path) -> Scores:
-    """Returns the negative shared-weight validation loss of each child (5.2), from the folder's journal if there."""
+    """Returns the negative shared-weight validation loss of each child (5.2), from the folder's journal if present."""
     device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_supernet(supernet.folder).to(device)
     evaluate = Evaluator(model, batches, journal=output_dir / f"scores-{_slug(supernet)}.jsonl", progress=True)
@@ -338,13 +349,13 @@ def shared_scores(supernet: Supernet, truth: Truth, batches: Sequence[Batch], ou
 
 
 def _slug(supernet: Supernet) -> str:
-    """A file's name for a super-net, another one for each folder."""
+    """Returns a file name for a super-net, different for each folder."""
     digest = hashlib.sha256(str(supernet.folder.resolve()).encode()).hexdigest()[:8]
     return f"{file_name(supernet.name)}-{digest}"
 
 
 def file_name(text: str) -> str:
-    """Returns a text with what a file's name may not hold replaced."""
+    """Returns a text as a file name, with unsuitable characters replaced."""
     return re.sub(r"[^A-Za-z0-9_.=-]+", "-", text.replace(" = ", "=")).strip("-.")[:60] or "supernet"
 
 
@@ -358,7 +369,7 @@ def judge(
     scores: Sequence[Scores],
     output_dir: Path,
 ) -> dict[str, Any]:
-    """Writes the tables and figures of super-nets compared with a truth, and returns what they show.
+    """Writes tables and figures that compare super-nets with a truth, and returns their contents.
 
     Raises:
         ValueError: scores are not finite or all the same.
@@ -422,7 +433,7 @@ def _write_children(truth: Truth, supernets: Sequence[Supernet], scores: Sequenc
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with the same keys as CSV; none writes no more than a header."""
+    """Writes rows with the same keys as CSV. Without rows, only a header is written."""
     columns = list(rows[0]) if rows else ["first", "second"]
     write_csv(path, columns, [[row[column] for column in columns] for row in rows])
 
@@ -442,7 +453,7 @@ def method_row(name: str, method: MethodTau) -> dict[str, Any]:
 
 
 def flat_intervals(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a row whose intervals are two columns each."""
+    """Returns a row in which each interval is split into two columns."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= {f"{name}_low": value[0], f"{name}_high": value[1]} if isinstance(value, tuple) else {name: value}
@@ -469,14 +480,14 @@ def _table(
     lines = [markdown_table(columns, rows)]
     lines += ["", *(f"{name}: {quality}" for name, quality in qualities.items())]
     if comparisons:
-        lines += ["", "Difference of tau on the same children:"]
-        lines += [f"{first} less {second}: {comparison}" for (first, second), comparison in comparisons.items()]
+        lines += ["", "Difference in tau on the same children:"]
+        lines += [f"{first} minus {second}: {comparison}" for (first, second), comparison in comparisons.items()]
     lines.append("")
     if noise is not None:
         lines.append(f"Truth, {truth.metric}: {noise}.")
     else:
         lines.append(
-            f"Truth, {truth.metric}: {truth.num_repeated} children were trained more than once, too few to tell the "
-            f"noise of seeds and the ceiling that it puts on tau."
+            f"Truth, {truth.metric}: {truth.num_repeated} children were trained more than once, too few to estimate "
+            f"the seed noise and the ceiling that it puts on tau."
         )
     return "\n".join(lines)

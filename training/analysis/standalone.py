@@ -45,14 +45,15 @@ _SIZES = (
     "tie_word_embeddings",
 )
 
-# Between two looks at the children that other processes are training.
+# Time between two checks of the children that other processes are training.
 _POLL_SECONDS = 1.0
-# What torchrun and accelerate launch tell a process of the others; with it Trainer would train one model on all.
+# Variables in which torchrun and accelerate launch describe the other processes. With them, Trainer would train one
+# model on all processes.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
 def check_standalone(settings: StandaloneSettings) -> None:
-    """Checks what needs no text.
+    """Checks the settings, as far as that needs no text.
 
     Raises:
         ValueError: the preset or a training argument is refused.
@@ -74,7 +75,7 @@ def standalone_children(settings: StandaloneSettings) -> tuple[MagicConfig, list
     rng = random.Random(settings.sample_seed)
     if settings.num_children == 0 or settings.num_children >= space.size:
         children = list(space.children())
-        # A table that is stopped half-way is then a uniform sample.
+        # Shuffled, so that a table stopped half-way is a uniform sample.
         rng.shuffle(children)
         return config, children
     return config, space.sample_distinct(settings.num_children, rng)
@@ -95,22 +96,22 @@ def _named_children(architectures: Sequence[str], space: SearchSpace) -> list[Ar
 def train_standalone(
     settings: StandaloneSettings, output_dir: str | Path, progress: bool = True
 ) -> list[StandaloneChild]:
-    """Trains children one by one and returns them; each is on disk before the next one begins.
+    """Trains children one by one and returns them. Each is on disk before the next begins.
 
-    A call that was stopped goes on where it was, and any number of processes may work on one folder: a child is
-    trained by one of them, and again only where that one died. So do the ranks of `accelerate launch`, on one machine
-    or on several with a common folder: each trains children of its own, on a device of its own.
+    A stopped call resumes where it was, and any number of processes may work on one folder: each child is trained by
+    one of them, and again only if that process dies. The same holds for the ranks of `accelerate launch`, on one
+    machine or on several with a common folder: each trains its own children on its own device.
 
     Args:
-        settings: which children, and how.
-        output_dir: holds a journal for each seed, and the settings and versions of the first call.
-        progress: shows a bar of the children on record with the best loss so far.
+        settings: which children to train, and how.
+        output_dir: a folder for a journal per seed, and the settings and versions of the first call.
+        progress: whether to show a bar of the children on record, with the best loss so far.
 
     Raises:
         ValueError: the settings contradict one another, or the folder holds children of another space, text or recipe.
     """
     with _apart_from_other_ranks():
-        # Training arguments, too, would wait for the other ranks.
+        # Making training arguments would wait for the other ranks as well.
         check_standalone(settings)
         worker = StandaloneWorker(settings, output_dir)
         trained: list[StandaloneChild] = []
@@ -123,7 +124,7 @@ def train_standalone(
 
 
 def _train_all(worker: "StandaloneWorker", seed: int, bar: tqdm) -> None:
-    """Trains what no other process trains, and waits for those; one that is killed leaves its child to this one."""
+    """Trains the children that no other process trains, and waits for the rest. If one is killed, takes its child."""
     waiting, best = list(worker.children), float("inf")
     while waiting:
         left = []
@@ -132,7 +133,7 @@ def _train_all(worker: "StandaloneWorker", seed: int, bar: tqdm) -> None:
                 left.append(child)
                 continue
             record = worker.record(child, seed)
-            # NaN compares below nothing.
+            # NaN is not below any number.
             if record is not None and record.val_loss < best:
                 best = record.val_loss
             bar.set_postfix(best_loss=f"{best:.4f}", refresh=False)
@@ -144,12 +145,12 @@ def _train_all(worker: "StandaloneWorker", seed: int, bar: tqdm) -> None:
 
 @contextmanager
 def _apart_from_other_ranks() -> Iterator[None]:
-    """Hides from Trainer and torch that this process is one of several, and all accelerators but its own."""
+    """Hides the other processes, and all accelerators but this process's own, from Trainer and torch."""
     hidden = {name: value for name, value in os.environ.items() if name in _LAUNCHER}
     if int(hidden.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in hidden:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         rank = int(hidden["LOCAL_RANK"])
-        # Read when the first tensor goes to a device, which has not happened yet.
+        # CUDA reads this when the first tensor goes to a device, which has not happened yet.
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)] if visible != [""] else str(rank)
     for name in hidden:
         del os.environ[name]
@@ -160,10 +161,10 @@ def _apart_from_other_ranks() -> Iterator[None]:
 
 
 class StandaloneWorker:
-    """Trains the children of a folder, one at a time; any number of workers in as many processes share it.
+    """Trains the children of a folder one at a time. Any number of workers, each in its own process, may share it.
 
     Attributes:
-        children: all that are to be trained, in the order of `standalone_children`.
+        children: all children to train, in the order of `standalone_children`.
     """
 
     @bars_off()
@@ -171,8 +172,8 @@ class StandaloneWorker:
         """Reads the text and opens the folder's journals.
 
         Raises:
-            ValueError: the folder holds children of another space, text or recipe, or uniform children and these are
-                named ones, or the other way round.
+            ValueError: the folder holds children of another space, text or recipe, or it holds uniform children while
+                the settings name theirs, or vice versa.
         """
         self._settings, self._output_dir = settings, Path(output_dir)
         config, self.children = standalone_children(settings)
@@ -185,7 +186,7 @@ class StandaloneWorker:
         )
         self._output_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(self._output_dir / f"{STANDALONE_NAME}.lock"):
-            # Before journals: a refused call leaves none of another recipe among those of a truth.
+            # Before journals are made, so that a refused call leaves none of another recipe in the folder of a truth.
             self._check_kind()
             if not has_standalone(self._output_dir):
                 self._describe()
@@ -195,7 +196,7 @@ class StandaloneWorker:
             )
             for seed in settings.seeds
         }
-        # Of journals that were copied here without it, now that they are known to be of these settings.
+        # For journals that were copied here without the description, now that they are known to match these settings.
         self._describe()
 
     def _describe(self) -> None:
@@ -205,35 +206,35 @@ class StandaloneWorker:
             write_json(path, facts)
 
     def _check_kind(self) -> None:
-        """Among uniform children named ones would tilt the truth of a ranking, which reads all of a folder."""
+        """Refuses to mix named with uniform children: a ranking reads the whole folder, and they would bias it."""
         if not has_standalone(self._output_dir):
             return
         held = "named" if holds_named(self._output_dir) else "uniform"
         wanted = "named" if self._settings.architectures else "uniform"
         if held != wanted:
             raise ValueError(
-                f"{self._output_dir} holds {held} children; train {wanted} ones in a folder of their own, with "
-                f"another --output-dir"
+                f"{self._output_dir} holds {held} children; train {wanted} ones in a separate folder, with another "
+                f"--output-dir"
             )
 
     def train(self, architecture: Architecture, seed: int) -> bool:
-        """Trains a child unless it is on record; returns whether it now is: false where another process trains it."""
+        """Trains a child unless it is on record. Returns whether it now is: false if another process trains it."""
         journal = self._journals[seed]
         with journal.claim(architecture) as granted:
             if not granted:
                 return False
-            # Only now: it may have been put on record just before its claim came free.
+            # Refreshed under the claim: the child may have been recorded just before its claim was released.
             journal.refresh()
             if journal.get(architecture) is None:
                 journal.append(_train(architecture, seed, self._settings, self._config, self._data, self._batches))
         return True
 
     def record(self, architecture: Architecture, seed: int) -> StandaloneChild | None:
-        """Returns the record of a child, `None` where the journal, as last read, has none."""
+        """Returns the record of a child, `None` if the journal, as last read, has none."""
         return self._journals[seed].get(architecture)
 
     def trained(self, seed: int) -> list[StandaloneChild]:
-        """Returns the children on record with `seed`, those that other processes have trained too."""
+        """Returns the children on record with `seed`, including those trained by other processes."""
         self._journals[seed].refresh()
         return [record for child in self.children if (record := self.record(child, seed)) is not None]
 
@@ -253,7 +254,7 @@ def _train(
     curve = _Curve(batches)
     trainer = Trainer(
         model=model,
-        # Nothing is saved, so the folder does not matter.
+        # Nothing is saved, so the folder is irrelevant.
         args=_arguments(settings, "", seed, data),
         train_dataset=data.train,
         data_collator=MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=seed),
@@ -296,11 +297,10 @@ class _Curve(TrainerCallback):
 def _arguments(
     settings: StandaloneSettings, output_dir: str | Path, seed: int, data: PreparedData | None = None
 ) -> TrainingArguments:
-    """Returns the training arguments of a child, their length settled where the text is there."""
+    """Returns the training arguments of a child. With `data`, the length of the training is settled too."""
     if (report_to := settings.training_arguments.get("report_to")) not in (None, "none", ["none"]):
         raise ValueError(
-            f"training_arguments: report_to is {report_to!r}, but children that are trained alone log nothing; leave "
-            f"it out"
+            f"training_arguments: report_to is {report_to!r}, but children trained alone log nothing; remove it"
         )
     given = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     given = {**settings.training_arguments, **given, "seed": seed}

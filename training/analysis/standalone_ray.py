@@ -13,10 +13,10 @@ from .standalone import StandaloneWorker, check_standalone, standalone_children
 from .truth import StandaloneChild, journal_path
 
 
-# Before a child that a process outside the cluster trains is asked for again.
+# Time before checking again on a child that a process outside the cluster is training.
 _POLL_SECONDS = 1.0
-# Of a task whose worker was killed, after which the run ends; Ray counts apart what its own monitor kills for want of
-# memory.
+# Retries of a task whose worker was killed, after which the run fails. Ray separately counts workers that its own
+# monitor kills for lack of memory.
 _MAX_RETRIES = 3
 
 
@@ -29,25 +29,26 @@ def train_standalone_on_ray(
     num_gpus: float = 0,
     progress: bool = True,
 ) -> list[StandaloneChild]:
-    """Trains children one by one as Ray tasks and returns them; each is on disk before its task ends.
+    """Trains children one by one as Ray tasks and returns them. Each is on disk before its task ends.
 
-    Journals, claims and results are those of `train_standalone`, whose processes may work on the folder as well. A
-    task whose worker is killed is run again, on any node: the claim of its child is free by then, so that it is
-    trained again, and none twice. The driver may be stopped and started anew. All nodes must see the folder and the
-    text under the same path; the extra `ray` must be installed.
+    Journals, claims and results are those of `train_standalone`, whose processes may work on the same folder. If a
+    worker is killed, its task runs again on any node: the claim of its child has been released by then, so the child
+    is trained again, and no child is trained twice. The driver may be stopped and restarted. All nodes must see the
+    folder and the text under the same path, and the extra `ray` must be installed.
 
     Args:
-        settings: which children, and how.
-        output_dir: holds a journal for each seed.
-        address: of a cluster, as `ray.init` takes it; left out, that of the environment or else this machine.
-        num_workers: of this machine where no cluster is named; left out, one for each of its CPUs.
-        num_cpus: that a task takes, which its torch has as threads, at least 1.
-        num_gpus: that a task takes.
-        progress: shows a bar of the children on record with the best loss so far.
+        settings: which children to train, and how.
+        output_dir: a folder for a journal per seed.
+        address: the address of a cluster for `ray.init`. Default: the cluster that the environment names, otherwise
+            this machine.
+        num_workers: number of workers on this machine if no cluster is named. Default: one for each CPU.
+        num_cpus: CPUs per task. Torch uses as many threads, at least 1.
+        num_gpus: GPUs per task.
+        progress: whether to show a bar of the children on record, with the best loss so far.
 
     Raises:
-        ValueError: Ray is not installed, a child's workers were killed again and again, or as `train_standalone`
-            raises it.
+        ValueError: Ray is not installed, the workers of a child were killed repeatedly, or `train_standalone` would
+            raise it.
     """
     try:
         import ray
@@ -55,7 +56,7 @@ def train_standalone_on_ray(
         raise ValueError("Ray is not installed; pip install 'magic-nas[ray]', or start several processes") from None
     check_standalone(settings)
     output_dir = Path(output_dir).resolve()
-    # The first worker of all is this process: what is wrong with the settings or the folder is told before any task.
+    # This process makes the first worker, so errors in the settings or the folder are raised before any task runs.
     StandaloneWorker(settings, output_dir)
     is_own = not ray.is_initialized()
     if is_own:
@@ -76,7 +77,7 @@ def train_standalone_on_ray(
 def _run_tasks(
     ray: Any, task: Any, settings: StandaloneSettings, output_dir: Path, seed: int, num_threads: int, progress: bool
 ) -> None:
-    """Runs a task for each child; where another process trains it, another one later."""
+    """Runs a task for each child, and again later if another process is training it."""
     children = standalone_children(settings)[1]
     known = {child.architecture for child in _on_record(settings, output_dir, seed)}
     best = min((child.val_loss for child in _on_record(settings, output_dir, seed)), default=float("inf"))
@@ -96,14 +97,14 @@ def _run_tasks(
                 time.sleep(_POLL_SECONDS)
                 running[submit(child)] = child
                 continue
-            # A loss that is no number is below nothing.
+            # NaN is not below any number.
             best = val_loss if val_loss < best else best
             bar.set_postfix(best_loss=f"{best:.4f}", refresh=False)
             bar.update()
 
 
 def _result(ray: Any, ready: Any, child: Architecture) -> float | None:
-    """Returns what a task returned, and raises what it raised."""
+    """Returns the result of a task, or raises its error."""
     try:
         return ray.get(ready)
     except ray.exceptions.RayTaskError:
@@ -111,7 +112,7 @@ def _result(ray: Any, ready: Any, child: Architecture) -> float | None:
     except ray.exceptions.RayError as error:
         raise ValueError(
             f"the workers that trained {format_architecture(child)} were killed {_MAX_RETRIES + 1} times "
-            f"({type(error).__name__}); give them more memory or take fewer at a time, and start again: children on "
+            f"({type(error).__name__}); give them more memory or run fewer at a time, and start again: children on "
             f"record stay"
         ) from error
 
@@ -125,7 +126,7 @@ def _on_record(settings: StandaloneSettings, output_dir: Path, seed: int) -> lis
 def _train_child(
     settings: StandaloneSettings, output_dir: str, architecture: Architecture, seed: int, num_threads: int
 ) -> float | None:
-    """Returns the loss of a child that is now on record, `None` where another process trains it; runs in a worker."""
+    """Returns the loss of a child that is now on record, `None` if another process trains it. Runs in a worker."""
     import torch
 
     torch.set_num_threads(num_threads)
@@ -138,7 +139,7 @@ def _train_child(
 
 
 class _Hashed:
-    """Settings that stand for themselves in a cache, although they hold a mapping."""
+    """Makes settings hashable as a cache key, although they hold a mapping."""
 
     def __init__(self, settings: StandaloneSettings):
         self.settings = settings
@@ -152,5 +153,5 @@ class _Hashed:
 
 @lru_cache(maxsize=1)
 def _worker(settings: _Hashed, output_dir: str) -> StandaloneWorker:
-    """The text is read and prepared once in a process, not for each of its children."""
+    """Returns the worker of this process, which reads and prepares the text once for all its children."""
     return StandaloneWorker(settings.settings, output_dir)

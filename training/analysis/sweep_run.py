@@ -49,33 +49,36 @@ SUPERNETS_FOLDER = "supernets"
 
 
 def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
-    """The training arguments of each value and reference, by name, all checked.
+    """Returns the checked training arguments of each value and reference, by name.
 
     Raises:
-        ValueError: a number or an argument is refused, by the arguments or by the super-net's space.
+        ValueError: an argument is invalid, or does not fit the super-net's space.
     """
     if not settings.values:
         raise ValueError(f"values is empty; give the values of {settings.parameter}")
     if settings.truth is None:
-        raise ValueError(f"no truth is named; give a folder, a file or {MICRO_BENCHMARK!r}")
+        raise ValueError(f"no truth is given; name a folder, a file or {MICRO_BENCHMARK!r}")
     plan = {_value_name(settings, value): {settings.parameter: value} for value in settings.values}
     plan |= settings.references
     if len({file_name(name) for name in plan}) < len(settings.values) + len(settings.references):
-        raise ValueError(f"values and references have names that make the same folder: {', '.join(plan)}; rename one")
+        raise ValueError(f"two values or references would use the same folder: {', '.join(plan)}; rename one")
     config = load_preset(settings.pretrain.preset)
     for name, change in plan.items():
         if "seed" in change:
             raise ValueError(
-                f"{name} sets the seed, but all methods have super-nets of the same seeds; name these in seeds"
+                f"{name} sets the seed, but all methods have super-nets with the same seeds; give them in seeds"
             )
         arguments = _supernet_settings(settings, change, 0).training_arguments
         args = pretraining_arguments(MagicTrainingArguments, Path("sweep"), arguments, config.hidden_size)
         if args.shrink:
-            raise ValueError(f"{name} shrinks its super-nets, so that children are not ranked alike; leave shrink out")
+            raise ValueError(
+                f"{name} shrinks its super-nets, so their children are not trained equally and cannot be ranked; "
+                f"remove shrink"
+            )
         check_search(config, args, vocabulary=False)
         if settings.equal_compute and ("max_steps" in change or args.max_steps < 1):
             raise ValueError(
-                f"equal_compute turns max_steps of the first value into steps for {name}, which cannot have steps of "
+                f"equal_compute derives the steps of {name} from max_steps of the first value, so {name} cannot set "
                 f"its own; give max_steps once, in training_arguments"
             )
     return plan
@@ -93,18 +96,19 @@ def _supernet_settings(settings: SweepSettings, change: Mapping[str, Any], seed:
 
 @bars_off()
 def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]:
-    """Trains super-nets over the values of a training argument and holds them against the truth (Fig. 4a, 4b).
+    """Trains super-nets over the values of a training argument and compares them with the truth (Fig. 4a, 4b).
 
     The folder then holds `supernets/` (a run for each value or reference and seed), the files of `run_ranking`,
-    sweep.csv and sweep.png, the curve of tau, and compute.csv, what the super-nets of each value cost. A sweep that
-    was stopped is continued, super-net by super-net and each from its last checkpoint, and child by child where it is
-    judged; several processes may work on one folder; one that has ended returns its result.
+    sweep.csv and sweep.png (the curve of tau), and compute.csv (the compute of the super-nets of each value).
+
+    A stopped sweep resumes super-net by super-net, each from its last checkpoint, and scoring resumes child by child.
+    Several processes may work on one folder. A finished sweep returns its result.
 
     Raises:
-        ValueError: as `run_ranking` does.
+        ValueError: for the same reasons as in `run_ranking`.
     """
     output_dir = Path(output_dir)
-    # Before training arguments, which would wait for the other ranks.
+    # Before training arguments are made: that would wait for the other ranks.
     check_one_process()
     plan = _sweep_plan(settings)
     config = load_preset(settings.pretrain.preset)
@@ -128,7 +132,7 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
         data, settings.pretrain.mlm_probability, settings.batch_size, settings.num_validation_sequences
     )
     supernets, scores = _trained_and_scored(settings, plan, truth, batches, output_dir)
-    # Before its first super-net had a checkpoint, another sweep may have taken the folder.
+    # Another sweep may have taken the folder before the first super-net of this one had a checkpoint.
     with open_in_turn(settings, output_dir) as run:
         if run.result is not None:
             return run.result
@@ -154,7 +158,7 @@ def _trained_and_scored(
     batches: Sequence[Batch],
     output_dir: Path,
 ) -> tuple[list[Supernet], list[Scores]]:
-    """Trains and scores every super-net that no other process is at, and waits for those of the others."""
+    """Trains and scores every super-net that no other process works on, and waits for the others."""
 
     def train(name: str, change: Mapping[str, Any], seed: int, folder: Path) -> tuple[Supernet, Scores]:
         result = pretrain(_supernet_settings(settings, change, seed), folder)
@@ -201,7 +205,7 @@ def _flops_of_steps(
 def _equal_steps(
     settings: SweepSettings, plan: Mapping[str, Mapping[str, Any]], config: MagicConfig, data: PreparedData
 ) -> dict[str, int]:
-    """The steps of each value and reference; those of the first value are given."""
+    """Returns the steps of each value and reference. Those of the first value are given."""
     max_steps = settings.pretrain.training_arguments["max_steps"]
     costs = {name: _flops_of_steps(settings, change, config, data) for name, change in plan.items()}
     flops = next(iter(costs.values()))(max_steps)
@@ -215,7 +219,7 @@ def _compute(
     data: PreparedData,
     supernets: Sequence[Supernet],
 ) -> list[dict[str, Any]]:
-    """For each value and reference the steps that its super-nets took, and what they cost."""
+    """Returns, for each value and reference, the steps and FLOPs of its super-nets."""
     steps = {supernet.method: supernet.steps or 0 for supernet in supernets}
     return [
         {"method": name, "steps": steps[name], "flops": _flops_of_steps(settings, change, config, data)(steps[name])}
@@ -224,7 +228,7 @@ def _compute(
 
 
 def _compute_table(settings: SweepSettings, compute: Sequence[Mapping[str, Any]]) -> str:
-    equal = "made equal" if settings.equal_compute else "not made equal: equal_compute does"
+    equal = "made equal" if settings.equal_compute else "not made equal; set equal_compute for that"
     rows = [
         [own["method"], f"{own['steps']:,}", f"{own['flops']:.4g}", f"{own['flops'] / compute[0]['flops']:.4f}"]
         for own in compute

@@ -1,4 +1,4 @@
-"""What children are worth alone: the journals of stand-alone training, or a user's own numbers (5.2)."""
+"""The truth about children: journals of stand-alone training, or a user's own numbers (5.2)."""
 
 import csv
 import json
@@ -16,25 +16,25 @@ from ..space.search_space import Architecture, format_architecture, parse_archit
 from ..supernet.journal import Journal, RankedChild
 
 
-# Settings, text and versions of the first call that trained children in a folder.
+# Holds settings, text and versions of the first call that trained children in a folder.
 STANDALONE_NAME = "standalone.json"
 _JOURNAL_NAME = re.compile(r"standalone-(\d+)\.jsonl")
-# Children that tell what a seed adds to all; fewer would add noise of their own.
+# Children needed to estimate what a seed adds to all; fewer would add their own noise.
 _MIN_COMMON = 5
-# Of the least squares between children and seeds, which end long before where all children have one seed in common.
+# Iterations of the least squares over children and seeds. They converge much earlier if all children share a seed.
 _MAX_SWEEPS = 10_000
 _LOSSES = ("loss", "perplexity", "error")
 
 
 @dataclass(frozen=True)
 class StandaloneChild(RankedChild):
-    """A child trained alone, and what that took.
+    """A child trained alone, and the cost of its training.
 
     Attributes:
-        seed: of weights, order of the data and masks.
-        steps: optimizer steps.
-        seconds: CPU time of its training, all threads of the process together.
-        losses: validation loss after each quarter of the training but the last.
+        seed: seed of the weights, the order of the data and the masks.
+        steps: number of optimizer steps.
+        seconds: CPU time of its training, summed over all threads of the process.
+        losses: validation loss after each quarter of the training except the last.
     """
 
     seed: int = 0
@@ -44,7 +44,7 @@ class StandaloneChild(RankedChild):
 
 
 def journal_path(output_dir: str | Path, seed: int) -> Path:
-    """Returns the journal of the children that were trained with `seed`; every seed has one of its own."""
+    """Returns the path of the journal of the children trained with `seed`. Every seed has its own."""
     return Path(output_dir) / f"standalone-{seed}.jsonl"
 
 
@@ -54,7 +54,7 @@ def has_standalone(folder: str | Path) -> bool:
 
 
 def holds_named(folder: str | Path) -> bool:
-    """Returns whether the children of a folder were named, such as the winners of searches, and not drawn."""
+    """Returns whether the children of a folder were named, such as the winners of searches, rather than drawn."""
     path = Path(folder) / STANDALONE_NAME
     return path.is_file() and bool(read_json(path)["settings"].get("architectures"))
 
@@ -65,12 +65,12 @@ def _seeds_of(folder: Path) -> list[int]:
 
 
 def read_standalone(folder: str | Path) -> tuple[dict[str, Any], list[StandaloneChild]]:
-    """Returns what the journals of a folder belong to, and their children, the lowest seed first.
+    """Returns the common key of a folder's journals and their children, the lowest seed first.
 
-    The folder may be one that children are being trained in.
+    Children may still be being trained in the folder.
 
     Raises:
-        ValueError: there is no journal, one is damaged, or they are of different spaces, texts or recipes.
+        ValueError: there is no journal, one is damaged, or they differ in space, text or recipe.
     """
     folder = Path(folder)
     seeds = _seeds_of(folder)
@@ -83,22 +83,21 @@ def read_standalone(folder: str | Path) -> tuple[dict[str, Any], list[Standalone
         children += list(journal)
         if differing := [name for name in keys[0] if keys[-1].get(name) != keys[0][name]]:
             raise ValueError(
-                f"{journal.path} is of another {' and '.join(differing)} than {journal_path(folder, seeds[0]).name} "
-                f"beside it; children of different recipes are not to be averaged, give each a folder of its own"
+                f"{journal.path} has another {' and '.join(differing)} than {journal_path(folder, seeds[0]).name} "
+                f"next to it; children of different recipes cannot be averaged, so give each recipe its own folder"
             )
     return keys[0], children
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What each child is worth, measured once or several times; higher is better.
+    """The true value of each child, measured once or several times. Higher is better.
 
     Attributes:
-        metric: what was measured, such as "val_loss".
-        is_loss: whether the measured numbers, which `values` holds with their sign turned, are better when lower.
-        values: for each child one number for each seed; of stand-alone children without what a seed changes for all
-            of them alike.
-        key: the space, text and recipe that a journal names; empty where they are not known.
+        metric: the measured quantity, such as "val_loss".
+        is_loss: whether lower measured numbers are better. `values` then holds them negated.
+        values: one number per seed for each child. For stand-alone children, seed effects have been removed.
+        key: the space, text and recipe that a journal names, empty if unknown.
     """
 
     metric: str
@@ -110,9 +109,9 @@ class Truth:
         bad = [child for child, values in self.values.items() if not all(map(math.isfinite, values))]
         if bad:
             raise ValueError(
-                f"the {self.metric} of {len(bad)} of {len(self.values)} children is no finite number, first of "
-                f"{format_architecture(bad[0])}; leave such children out of the file, or train all anew, in "
-                f"another folder and with a lower learning rate"
+                f"the {self.metric} of {len(bad)} of {len(self.values)} children is not finite, the first of them "
+                f"{format_architecture(bad[0])}; remove such children from the file, or retrain all children in "
+                f"another folder with a lower learning rate"
             )
 
     @property
@@ -122,22 +121,22 @@ class Truth:
 
     @property
     def num_repeated(self) -> int:
-        """How many children were measured more than once."""
+        """Number of children that were measured more than once."""
         return sum(len(values) > 1 for values in self.values.values())
 
     def subset(self, children: Iterable[Architecture]) -> "Truth":
-        """Returns the truth of these children alone."""
+        """Returns the truth restricted to these children."""
         return Truth(self.metric, self.is_loss, {child: self.values[child] for child in children}, self.key)
 
     def show(self, value: float) -> float:
-        """Returns a number of `values` as it was measured."""
+        """Returns a number from `values` as it was measured."""
         return -value if self.is_loss else value
 
 
 def truth_of(children: Sequence[StandaloneChild], metric: str, key: dict[str, Any] | None = None) -> Truth:
-    """Returns the truth that stand-alone children state: their "val_loss" or "val_accuracy".
+    """Returns the truth given by stand-alone children: their "val_loss" or "val_accuracy".
 
-    What a seed changes for all children alike, see `without_seed_effects`, is not in it.
+    Seed effects are removed, see `without_seed_effects`.
 
     Raises:
         ValueError: the metric is neither, or a number is not finite.
@@ -153,18 +152,18 @@ def truth_of(children: Sequence[StandaloneChild], metric: str, key: dict[str, An
 
 
 def without_seed_effects(children: Sequence[StandaloneChild], values: Sequence[float]) -> list[float]:
-    """Returns numbers of children without what their seeds add to all children alike.
+    """Returns the values of children without the effects that their seeds have on all children alike.
 
-    A seed is also that of the order of the data and of the masks, so that it shifts all children. Such a shift is no
-    noise of a ranking where all children have the same seeds, and is a bias of those that have more than the others.
-    It is fitted by least squares, a number as the sum of one of its child and one of its seed, and taken off so that
-    the mean over all stays. A seed is fitted where at least five of its children have another fitted seed, too; other
-    seeds are left as they are, and all where a number is not finite. Of n children with several seeds the fit takes
-    about 1 / n of the variance within children away with it.
+    A seed also sets the order of the data and the masks, so it shifts the values of all children. Such a shift does
+    not affect a ranking if all children have the same seeds, but it biases those with more seeds than the others. It
+    is fitted by least squares, with each value as the sum of a term for its child and a term for its seed, and removed
+    such that the mean over all values is unchanged. A seed is fitted if at least five of its children have another
+    fitted seed as well. The values of other seeds are left unchanged, and so are all values if one is not finite. With
+    n children that have several seeds, the fit also removes about 1 / n of the variance within children.
 
     Args:
-        children: one for each number.
-        values: of these children.
+        children: the child of each value.
+        values: the values of these children.
     """
     numbers = np.asarray(values, dtype=float)
     if not np.isfinite(numbers).all() or len({child.seed for child in children}) < 2:
@@ -187,11 +186,11 @@ def without_seed_effects(children: Sequence[StandaloneChild], values: Sequence[f
 
 
 def _comparable(of_child: np.ndarray, of_seed: np.ndarray) -> np.ndarray:
-    """Which numbers are of seeds that enough children have beside another such seed."""
+    """Returns which values have a seed that enough children have in addition to another such seed."""
     is_fitted = np.ones(len(of_child), dtype=bool)
     while True:
         is_repeated = np.bincount(of_child, is_fitted)[of_child] > 1
-        # A seed that goes may have been the other one of a child.
+        # A removed seed may have been a child's other seed.
         left = (np.bincount(of_seed, is_fitted & is_repeated) >= _MIN_COMMON)[of_seed]
         if (left == is_fitted).all():
             return is_fitted
@@ -199,39 +198,42 @@ def _comparable(of_child: np.ndarray, of_seed: np.ndarray) -> np.ndarray:
 
 
 def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bool | None = None) -> Truth:
-    """Returns the truth of a folder of stand-alone children, or of a user's CSV or JSON file.
+    """Returns the truth from a folder of stand-alone children, or from a user's CSV or JSON file.
 
     A file has one entry for each child, or for each child and seed: a CSV with a header and the columns
-    "architecture" and `metric`; a JSON list of objects with these keys, or an object of architectures to a number or
-    a list of numbers. Other columns and keys are not looked at.
+    "architecture" and `metric`, a JSON list of objects with these keys, or a JSON object that maps architectures to a
+    number or a list of numbers. Other columns and keys are ignored.
 
     Args:
         source: the folder or the file.
-        metric: the column; of a folder "val_loss" or "val_accuracy".
-        lower_is_better: left out, it is so for a metric whose name ends in "loss", "perplexity" or "error".
+        metric: the column, or "val_loss" or "val_accuracy" for a folder.
+        lower_is_better: whether lower values are better. Default: true if the name of the metric ends in "loss",
+            "perplexity" or "error".
 
     Raises:
-        ValueError: what is there is no such thing; the line or entry is named.
+        ValueError: the source is neither, or is damaged. The message names the line or entry.
     """
     path = Path(source)
     is_loss = metric.endswith(_LOSSES) if lower_is_better is None else lower_is_better
     if path.is_dir():
         if holds_named(path):
             raise ValueError(
-                f"the children of {path} were named, not drawn, so that they are no sample of their space; train "
+                f"the children of {path} were named, not drawn, so they are not a sample of their space; train "
                 f"uniform ones with `magic-nas analyze standalone`, without --architecture"
             )
         key, children = read_standalone(path)
         return truth_of(children, metric, key)
     if not path.is_file():
-        raise ValueError(f"there is no folder or file {path}; give stand-alone children, or a CSV or JSON file")
+        raise ValueError(
+            f"there is no folder or file {path}; give a folder of stand-alone children, or a CSV or JSON file"
+        )
     if path.suffix.lower() not in (".csv", ".json"):
-        raise ValueError(f"{path} is neither a .csv nor a .json file; give the numbers as one of them")
+        raise ValueError(f"{path} is neither a .csv nor a .json file; give the values as one of these")
     try:
-        # With the mark that spreadsheets write before the first letter, or without it.
+        # Accepts the byte order mark that spreadsheets write.
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save it as that") from None
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
     entries = _csv_entries(path, text, metric) if path.suffix.lower() == ".csv" else _json_entries(path, text, metric)
     values: dict[Architecture, tuple[float, ...]] = {}
     for where, name, value in entries:
@@ -243,7 +245,7 @@ def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bo
             raise ValueError(f"{where}: {metric} is {value!r}; leave the child out, or measure it again")
         values[child] = (*values.get(child, ()), -number if is_loss else number)
     if len({len(child) for child in values}) > 1:
-        raise ValueError(f"{path} holds children of different numbers of layers; give those of one space")
+        raise ValueError(f"{path} holds children with different numbers of layers; give children of one space")
     return Truth(metric, is_loss, values)
 
 
@@ -276,6 +278,6 @@ def _json_entries(path: Path, text: str, metric: str) -> list[_Entry]:
     entries = []
     for number, item in enumerate(found, 1):
         if not isinstance(item, dict) or not {"architecture", metric} <= item.keys():
-            raise ValueError(f"{path}, entry {number}: it has no 'architecture' and {metric!r}")
+            raise ValueError(f"{path}, entry {number}: it has no 'architecture' or no {metric!r}")
         entries.append((f"{path}, entry {number}", item["architecture"], item[metric]))
     return entries

@@ -1,1 +1,1 @@
-"""Presets, and models as folders that the Hub takes: export, card, conversion, ONNX, publication."""
+"""Presets, and model folders for the Hub: export, card, conversion, ONNX, verification and publication."""

@@ -1,4 +1,4 @@
-"""The model card of an export: its metadata, its tables and its example."""
+"""The model card of an export: metadata, tables and example."""
 
 import json
 import math
@@ -24,14 +24,14 @@ CARD_NAME = "README.md"
 
 @dataclass(frozen=True)
 class Head:
-    """What a model card and the figure say of a class.
+    """Facts about a model class for the model card and the figure.
 
     Attributes:
         auto_class: the Auto class that loads it.
-        task: its task on the Hub, `None` where the Hub has none.
-        kind: what such a model is, in words.
-        name: the head's name in the figure; empty where there is none.
-        flops: the head as `count_flops` names it.
+        task: its task on the Hub, `None` if the Hub has no such task.
+        kind: a description of such a model in words.
+        name: the name of the head in the figure, empty without a head.
+        flops: the name of the head in `count_flops`.
     """
 
     auto_class: str
@@ -54,7 +54,10 @@ HEADS = {
         "AutoModelForTokenClassification", "token-classification", "A token classifier", "token classifier"
     ),
     "MagicForQuestionAnswering": Head(
-        "AutoModelForQuestionAnswering", "question-answering", "A model that answers questions by a span", "span head"
+        "AutoModelForQuestionAnswering",
+        "question-answering",
+        "A model that answers questions with a span of text",
+        "span head",
     ),
     "MagicForMultipleChoice": Head(
         "AutoModelForMultipleChoice", "multiple-choice", "A model that chooses among texts", "choice head"
@@ -63,7 +66,7 @@ HEADS = {
 
 _SENTENCE_TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity"]
 _HASH = "sha256:"
-# What would end a title, a string of Python or the text around it, or begin HTML, a link or a formula.
+# Characters that could end a title or a Python string, or begin HTML, a link or a formula.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029<>\"\\`\[\]$|]")
 
 _SENTENCE = "This function returns the {} of the input."
@@ -71,7 +74,7 @@ _QUESTION = "What does it return?"
 
 
 def card_length(config: MagicConfig) -> int:
-    """Returns the sequence length that a card counts FLOPs for."""
+    """Returns the sequence length at which a card counts FLOPs."""
     return min(128, config.max_sequence_length)
 
 
@@ -81,14 +84,14 @@ def card_length(config: MagicConfig) -> int:
 def render_model_card(
     config: MagicConfig, manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
 ) -> str:
-    """Returns the model card of a child, the template of hub_configs filled from its manifest.
+    """Returns the model card of a child: the template of hub_configs, filled in from its manifest.
 
     Args:
-        config: the child's.
-        manifest: as in search.json.
-        name: the model's.
-        mask_token: the tokenizer's, for the examples of a masked LM.
-        kind: name of the model's class, a key of `HEADS`.
+        config: the configuration of the child.
+        manifest: the manifest, as in search.json.
+        name: the name of the model.
+        mask_token: the mask token of the tokenizer, for the examples of a masked LM.
+        kind: the name of the model's class, a key of `HEADS`.
     """
     name = shown_name(name)
     head, call = HEADS[kind], example_call(kind, mask_token)
@@ -107,7 +110,7 @@ def render_model_card(
         max_sequence_length=config.max_sequence_length,
         num_parameters=f"{manifest['num_parameters']:,}",
         flops=f"{manifest['flops']:.3g}",
-        flops_of="the encoder alone" if head.flops == "none" else f"{head.name} over every position included",
+        flops_of="the encoder alone" if head.flops == "none" else f"including the {head.name} at every position",
         sequence_length=card_length(config),
         made=_made(manifest),
         origin=_origin(manifest),
@@ -117,12 +120,12 @@ def render_model_card(
 
 
 def shown_name(name: str) -> str:
-    """Returns a model's name as titles and examples may hold it, with "-" for what would break out of them."""
+    """Returns a model's name for titles and examples, with "-" in place of characters that would break out of them."""
     return _UNSAFE.sub("-", name)
 
 
 def example_call(kind: str, mask_token: str | None) -> str:
-    """Returns the last lines of the usage example of a class, with `encoder` and `tokenizer` loaded before."""
+    """Returns the last lines of a class's usage example, which use the loaded `encoder` and `tokenizer`."""
     sentence = _quoted(_sentence(kind, mask_token))
     if kind == "MagicForPreTraining":
         return f'encoder(**tokenizer({sentence}, return_tensors="pt")).logits'
@@ -141,7 +144,7 @@ def example_call(kind: str, mask_token: str | None) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Returns a text as a string of Python: a mask token may hold quotes."""
+    """Returns a text as a Python string literal, as a mask token may contain quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -157,7 +160,7 @@ def card_template() -> Template:
 def card_metadata(
     manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
 ) -> ModelCardData:
-    """Returns the front matter of the card: nothing but what the manifest holds; arguments as `render_model_card`."""
+    """Returns the front matter of the card, all of it from the manifest. For the arguments see `render_model_card`."""
     head, corpus = HEADS[kind], corpus_of(manifest)
     evaluations = _evaluations(manifest, kind) + _task_evaluations(manifest, kind)
     sentences = manifest.get("sentence_embeddings") is not None
@@ -183,18 +186,18 @@ def card_metadata(
 
 
 def corpus_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record of the text that the weights were trained on; empty where there is none."""
+    """Returns the record of the text that the weights were trained on, empty if there is none."""
     return ((manifest.get("training") or manifest.get("search") or {}).get("corpus")) or {}
 
 
 def own_result(manifest: dict[str, Any], kind: str) -> dict[str, float]:
-    """Returns masked-LM loss and accuracy of these very weights on the held-out text; empty if they are not known.
+    """Returns the masked-LM loss and accuracy of exactly these weights on the held-out text, empty if unknown.
 
-    A row of results holds several seeds of one architecture: of them only the seed of these weights counts.
+    A row of results may hold several seeds of one architecture. Only the seed of these weights is used.
 
     Args:
-        manifest: as in search.json.
-        kind: name of the model's class, a key of `HEADS`.
+        manifest: the manifest, as in search.json.
+        kind: the name of the model's class, a key of `HEADS`.
     """
     training, search = manifest.get("training"), manifest.get("search") or {}
     if kind != "MagicForMaskedLM" or not corpus_of(manifest):
@@ -212,7 +215,7 @@ def own_result(manifest: dict[str, Any], kind: str) -> dict[str, float]:
 
 
 def _evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
-    """The results in the form of a card's model-index."""
+    """Returns the results in the form of a card's model-index."""
     corpus = corpus_of(manifest)
     on_hub = corpus.get("source_kind") == "hub"
     names = {"loss": "masked-LM loss (nats per masked token)", "accuracy": "accuracy on masked tokens"}
@@ -220,7 +223,7 @@ def _evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
         EvalResult(
             task_type="fill-mask",
             task_name="masked language modelling",
-            # "text" is what `datasets` calls files of text; the name of one must not point at a stranger's data set.
+            # `datasets` calls text files "text". The name of a file must not point to someone else's data set.
             dataset_type=corpus["source"] if on_hub else "text",
             dataset_name=f"{corpus['source']}, documents held out from training",
             dataset_config=corpus.get("dataset_config"),
@@ -235,7 +238,7 @@ def _evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
 
 
 def write_benchmark_results(manifest: dict[str, Any], kind: str, folder: Path) -> None:
-    """Writes .eval_results/<data set>.yaml, the Hub's own form, which can only speak of data sets on the Hub."""
+    """Writes .eval_results/<data set>.yaml, the Hub's own format, which supports only data sets on the Hub."""
     corpus, own = corpus_of(manifest), own_result(manifest, kind)
     if "accuracy" not in own or corpus["source_kind"] != "hub":
         return
@@ -251,18 +254,18 @@ def write_benchmark_results(manifest: dict[str, Any], kind: str, folder: Path) -
 
 
 def _converted_from(manifest: dict[str, Any]) -> str | None:
-    """The model that the layers were converted from; `None` where they were searched for, or given."""
+    """Returns the model that the layers were converted from, `None` if they were searched or given."""
     return None if manifest.get("search") else manifest.get("converted_from")
 
 
 def _base_model(manifest: dict[str, Any]) -> str | None:
-    """The name on the Hub of what the weights began with; `None` where it was a folder, which has a hash."""
+    """Returns the Hub name of the model that training began with, `None` for a folder, which is known by its hash."""
     base = (manifest.get("finetuning") or {}).get("start") or _converted_from(manifest)
     return None if base is None or base.startswith(_HASH) else base
 
 
 def linked_name(model: str) -> str:
-    """Returns how a card names a model: a link to the Hub, or what `public_name` gives for a folder."""
+    """Returns a model's name for a card: a link to the Hub, or the hash that `public_name` gives for a folder."""
     if not model.startswith(_HASH):
         return f"[{model}](https://huggingface.co/{model})"
     return f"the model whose weights have the SHA-256 `{model.removeprefix(_HASH)}`"
@@ -281,14 +284,14 @@ def _origin(manifest: dict[str, Any]) -> str:
     search = manifest.get("search")
     if source := _converted_from(manifest):
         return (
-            f"The layers are those of {linked_name(source)}, block by block an attention and a feed-forward network, "
-            f"with its weights and, before any further training, its outputs."
+            f"The layers are those of {linked_name(source)}: an attention layer and a feed-forward layer for each "
+            f"block, with its weights. Before any further training, the outputs are the same."
         )
     if source := manifest.get("compressed_from"):
         budget = manifest.get("budget", "a budget")
-        return f"The layers were found in a compression of {linked_name(source)}, within {budget}."
+        return f"The layers were found by compressing {linked_name(source)}, within {budget}."
     if search is None:
-        return "The architecture was given, not searched."
+        return "The architecture was given, not found by a search."
     layers = search["candidate_operators"]
     facts = [
         ("sampler", search.get("sampler")),
@@ -298,11 +301,11 @@ def _origin(manifest: dict[str, Any]) -> str:
         ("budget", search.get("budget")),
         ("searcher", search.get("searcher")),
         ("children evaluated", search.get("num_evaluations")),
-        ("beside random children", search.get("better_than_random")),
+        ("compared with random children", search.get("better_than_random")),
         ("validation loss with shared weights", f"{search['val_loss']:.3f}"),
     ]
     space = f"{counted(len(layers), 'layer')}, {counted_children(math.prod(map(len, layers)))}"
-    # What is not on record is left out.
+    # Facts that are not on record are omitted.
     return markdown_table(
         ("what", "value"), [("search space", space), *(fact for fact in facts if fact[1] is not None)]
     )
@@ -315,9 +318,9 @@ def _training(manifest: dict[str, Any]) -> str:
         facts = [(name.replace("_", " "), value) for name, value in finetuning.items() if name != "versions"]
         return markdown_table(("what", "value"), [*facts, ("versions", versions)])
     if training is None and _converted_from(manifest):
-        return "The weights are those of the model that it was converted from, not trained on."
+        return "The weights are those of the model that it was converted from, without further training."
     if training is None and "search" in manifest:
-        return "The weights are those of the super-net, not trained on after the search."
+        return "The weights are those of the super-net, without further training after the search."
     if training is None:
         return "How the weights were trained is not recorded."
     corpus = training["corpus"]
@@ -345,11 +348,11 @@ def _results(manifest: dict[str, Any]) -> str:
 
 
 def _task_evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
-    """The scores of a fine-tuning in the form of a card's model-index."""
+    """Returns the scores of a fine-tuning in the form of a card's model-index."""
     return [
         EvalResult(
             task_type=HEADS[kind].task or "other",
-            # As in `_evaluations`: no data set of this name on the Hub is meant.
+            # As in `_evaluations`, the name does not refer to a data set on the Hub.
             dataset_type="text",
             dataset_name=score["data"],
             dataset_split=score["split"],
@@ -361,7 +364,7 @@ def _task_evaluations(manifest: dict[str, Any], kind: str) -> list[EvalResult]:
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> str:
-    """Returns measured results as a Markdown table, one row a model; a sentence where there are none."""
+    """Returns measured results as a Markdown table with one row per model, or a sentence if there are none."""
     if not results:
         return "Nothing was measured."
     columns = ("model", "architecture", "parameters", "FLOPs", "steps", "validation loss", "validation accuracy")
@@ -381,6 +384,6 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Returns the mean of the seeds, with half their range where there are several."""
+    """Returns the mean over seeds, with half their range if there are several."""
     mean = f"{math.fsum(values) / len(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} +- {(max(values) - min(values)) / 2:.{digits}f}"

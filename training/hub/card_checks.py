@@ -1,4 +1,4 @@
-"""The numbers that a model card shows, read back from its text, beside those of the folder and of search.json."""
+"""Comparison of the numbers in a model card with those of the folder and of search.json."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 _NUMBER = re.compile(r"\d(?:[\d.,]|e[+-]?\d)*")
 _RULE = re.compile(r"[-:]+")
 _SECTIONS = ("Where it is from", "Training", "Results")
-# Of the card of a compression, in place of these.
+# The card of a compression has this section instead.
 _BESIDE_ITS_SOURCE = "Beside its source"
 
 
@@ -32,13 +32,13 @@ _BESIDE_ITS_SOURCE = "Beside its source"
 
 
 class CardNumbers(NamedTuple):
-    """What a card says of a model; `None` where it does not say it.
+    """The numbers that a card gives for a model, `None` where it gives none.
 
     Attributes:
-        num_parameters: of the model.
-        flops: as the card rounds them.
-        architecture: one operator name a layer.
-        sizes: number of layers and hidden size.
+        num_parameters: the number of parameters.
+        flops: the FLOPs, rounded as in the card.
+        architecture: one operator name per layer.
+        sizes: the number of layers and the hidden size.
     """
 
     num_parameters: int | None
@@ -48,7 +48,7 @@ class CardNumbers(NamedTuple):
 
 
 def card_numbers(text: str) -> CardNumbers:
-    """Returns what the text of a card says of its model."""
+    """Returns the numbers that the text of a card gives for its model."""
     parameters, flops = _PARAMETERS.search(text), _FLOPS.search(text)
     architecture, sizes = _ARCHITECTURE.search(text), _SIZES.search(text)
     digits = parameters[1].replace(",", "") if parameters else ""
@@ -61,15 +61,15 @@ def card_numbers(text: str) -> CardNumbers:
 
 
 def section(text: str, title: str) -> str | None:
-    """Returns what stands below a heading of a card, `None` where it has no such heading."""
+    """Returns the text below a heading of a card, `None` if it has no such heading."""
     parts = _SECTION.split(text)
     return dict(zip(parts[1::2], parts[2::2], strict=True)).get(title)
 
 
 def table_numbers(text: str) -> list[tuple[str, ...]]:
-    """Returns the numbers of each row of the tables in a text, as they are written there.
+    """Returns the numbers in each row of the tables in a text, as they are written there.
 
-    The first cell of a row names it, and is left out, as are rows without a number.
+    The first cell of a row is its name and is skipped. Rows without numbers are skipped too.
     """
     rows = []
     for line in text.splitlines():
@@ -81,16 +81,16 @@ def table_numbers(text: str) -> list[tuple[str, ...]]:
 
 
 def missing_row(expected: str, found: str) -> tuple[str, ...] | None:
-    """Returns the first row of numbers in the tables of a text that another text has not, in the same order.
+    """Returns the first row of numbers in the tables of `expected` that `found` lacks, in the same order.
 
-    The other may have rows of its own between them.
+    `found` may have other rows in between.
     """
     rows = iter(table_numbers(found))
     return next((row for row in table_numbers(expected) if not any(row == other for other in rows)), None)
 
 
 def metadata_results(text: str) -> list[tuple[str, str, float]]:
-    """Returns the results in the front matter of a card: the data set's name, the metric and its value.
+    """Returns the results in the front matter of a card: name of the data set, metric and value.
 
     Raises:
         ValueError: the front matter cannot be read.
@@ -99,7 +99,7 @@ def metadata_results(text: str) -> list[tuple[str, str, float]]:
         data = ModelCard(text).data
         results = data.eval_results if isinstance(data, ModelCardData) else None
         return [(result.dataset_name, result.metric_type, float(result.metric_value)) for result in results or ()]
-    # What yaml and the client raise for a damaged front matter has no class in common.
+    # yaml and the client raise exceptions without a common base class for a damaged front matter.
     except Exception as error:
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ValueError(f"its front matter cannot be read ({reason})") from None
@@ -109,34 +109,34 @@ def metadata_results(text: str) -> list[tuple[str, str, float]]:
 
 
 class _Expected(NamedTuple):
-    """What search.json puts on a card: the text of sections by their headings, and the results of the metadata."""
+    """The parts of a card that come from search.json: sections by their headings, and results of the metadata."""
 
     sections: dict[str, Any]
     results: list[tuple[str, str, float]]
 
 
 def check_card(folder: VerifiedFolder) -> Iterator[Check]:
-    """Yields whether the card has the numbers that are counted in the folder, and those of search.json."""
+    """Yields checks of the card's numbers against those counted in the folder and those of search.json."""
     text, config = folder.card, folder.child
     if text is None:
         if fault := folder.faults.get(CARD_NAME, "missing" if folder.is_recorded else ""):
             yield check(f"card: {CARD_NAME}", "a card", fault, DIFFERS)
     elif config is not None and folder.record:
-        # Another card, by the model's owner, need not say all that ours says.
+        # A card written by the model's owner need not contain all that ours does.
         absent = DIFFERS if MENTIONS_RECORD in text else NOT_RECORDED
         yield from _check_numbers(folder, config, card_numbers(text), absent)
         yield from _check_tables(text, _expected(folder, config, text), absent)
 
 
 def _expected(folder: VerifiedFolder, config: MagicConfig, text: str) -> _Expected | None:
-    """Returns what a card of the folder has to show, `None` where search.json is damaged."""
+    """Returns what a card of the folder must contain, `None` if search.json is damaged."""
     record = folder.record
-    # That of a compression, which is made of more than search.json holds.
+    # The card of a compression is made from more than search.json holds.
     if section(text, _BESIDE_ITS_SOURCE) is not None and ("table" in record or not folder.is_recorded):
         return _Expected({_BESIDE_ITS_SOURCE: record.get("table")}, [])
     try:
         card = render_model_card(config, record, "model", None, folder.class_name)
-        # Cards of earlier releases were divided otherwise.
+        # Cards of earlier releases had other sections.
         titles = [title for title in _SECTIONS if folder.is_recorded or section(text, title) is not None]
         return _Expected({title: section(card, title) for title in titles}, metadata_results(card))
     except UNREADABLE:
@@ -147,7 +147,7 @@ def _check_numbers(folder: VerifiedFolder, config: MagicConfig, card: CardNumber
     flops = describe_model(config, HEADS[folder.class_name].flops)["flops"]
     sizes = f"{config.num_hidden_layers} layers x {config.hidden_size}"
     yield _on_card("parameters", card.num_parameters, folder.num_parameters, absent)
-    # The card of a compressed model has them beside its source's alone.
+    # The card of a compressed model has them only next to those of its source.
     if card.flops is not None or "compressed_from" not in folder.record:
         yield _on_card("FLOPs", card.flops, f"{flops:.3g}", absent)
     yield _on_card("architecture", card.architecture, config.chain, absent)
@@ -156,7 +156,7 @@ def _check_numbers(folder: VerifiedFolder, config: MagicConfig, card: CardNumber
 
 def _on_card(what: str, recorded: Any, found: Any, absent: str) -> Check:
     if recorded is None:
-        return check(f"card: {what}", None, found, absent, "the card does not say it")
+        return check(f"card: {what}", None, found, absent, "the card does not give it")
     same = compare(f"card: {what}", recorded, found)
     if isinstance(recorded, tuple):
         return check(same.what, compact_architecture(recorded), compact_architecture(found), same.verdict)
@@ -165,7 +165,7 @@ def _on_card(what: str, recorded: Any, found: Any, absent: str) -> Check:
 
 def _check_tables(text: str, expected: _Expected | None, absent: str) -> Iterator[Check]:
     if expected is None:
-        yield check("card: tables", None, f"{MANIFEST_NAME} is damaged: it makes no card", DIFFERS)
+        yield check("card: tables", None, f"{MANIFEST_NAME} is damaged: no card can be made from it", DIFFERS)
         return
     for title, recorded in expected.sections.items():
         yield _check_section(title, recorded, section(text, title), absent)
@@ -194,7 +194,7 @@ def _check_metadata(text: str, results: list[tuple[str, str, float]], absent: st
     if any(result not in found for result in results):
         return check(what, *shown, absent)
     if len(found) > len(results):
-        return check(what, *shown, NOT_RECORDED, f"{MANIFEST_NAME} has not all of them")
+        return check(what, *shown, NOT_RECORDED, f"{MANIFEST_NAME} does not have all of them")
     return check(what, *shown, OK)
 
 

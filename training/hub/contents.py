@@ -1,7 +1,7 @@
-"""What search.json says of the folder that it lies in: hashes of the files, the configuration, who wrote them.
+"""The record that search.json keeps of its folder: hashes of the files, the configuration, and the writer.
 
-Whoever can write the folder can write this record too. It tells that files are those that were exported, or which are
-not; it is signed by nobody.
+Anyone who can write to the folder can also write this record. It shows whether files are those that were exported, but
+it is not signed.
 """
 
 import json
@@ -18,8 +18,8 @@ from .card import CARD_NAME
 MANIFEST_NAME = "search.json"
 CONFIG_NAME = "config.json"
 CONTENTS = "contents"
-# Compared by what they say, less what transformers writes of itself: it saves them anew with every model. An encoder
-# has no cache for `use_cache`, which `Trainer` sets.
+# Compared by value, without the keys that transformers adds, as it rewrites these files with every model. `use_cache`
+# is set by `Trainer` and means nothing for an encoder.
 _BY_VALUE = {
     CONFIG_NAME: ("transformers_version", "use_cache"),
     "tokenizer_config.json": ("is_local", "local_files_only"),
@@ -30,13 +30,13 @@ _OWN_HASH = "record_sha256"
 def with_contents(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a manifest with the key "contents", which describes the other files of the folder.
 
-    Its "json" has what config.json and tokenizer_config.json hold, "sha256" a hash of each other file but the card,
-    into which a push writes the repository's name, "written_by" this package's version, and "record_sha256" a hash of
-    all else that search.json says.
+    In it, "json" has the contents of config.json and tokenizer_config.json, "sha256" a hash of each other file except
+    the card (a push writes the repository's name into it), "written_by" this package's version, and "record_sha256" a
+    hash of everything else in search.json.
 
     Args:
-        manifest: for search.json; what an older export has said of its files is replaced.
-        folder: in which all other files are written.
+        manifest: the manifest for search.json. "contents" from an older export is replaced.
+        folder: the folder, in which all other files have been written.
     """
     files = files_in(folder)
     contents = {
@@ -53,14 +53,14 @@ def with_contents(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """Returns the files of a folder and of the folders in it, by their paths there, in order."""
+    """Returns the files in a folder and its subfolders by their relative paths, sorted."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return dict(sorted(found.items()))
 
 
 def record_sha256(record: Mapping[str, Any]) -> str:
-    """Returns the hash of what search.json says, whatever its layout, without this hash itself."""
-    # As it reads back: numbers that are keys become text.
+    """Returns the hash of the values in search.json, whatever its layout, without this hash itself."""
+    # As the file is read back: keys that are numbers become text.
     values = json.loads(json.dumps(record))
     if isinstance(values.get(CONTENTS), dict):
         values[CONTENTS].pop(_OWN_HASH, None)
@@ -68,27 +68,27 @@ def record_sha256(record: Mapping[str, Any]) -> str:
 
 
 def recorded_sha256(record: Mapping[str, Any]) -> str | None:
-    """Returns the hash that search.json has of itself, `None` where it has none."""
+    """Returns the hash that search.json has of itself, `None` if it has none."""
     return mapping_at(record, CONTENTS).get(_OWN_HASH)
 
 
 def recorded_hashes(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the hashes on record by the files' paths; empty for an export of an earlier release."""
+    """Returns the recorded hashes by path, empty for an export of an earlier release."""
     return mapping_at(mapping_at(record, CONTENTS), "sha256")
 
 
 def recorded_json(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the files held that are compared by it, by their paths; empty as `recorded_hashes`."""
+    """Returns the recorded contents of the files compared by value, by path; empty for an earlier release's export."""
     return mapping_at(mapping_at(record, CONTENTS), "json")
 
 
 def differing_keys(name: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Returns the keys in which a file of JSON is another one than on record.
+    """Returns the keys in which a JSON file differs from its record.
 
     Args:
-        name: the file's.
-        recorded: what it held.
-        found: what it holds.
+        name: the path of the file.
+        recorded: its recorded contents.
+        found: its present contents.
     """
     missing = object()
     keys = sorted((recorded.keys() | found.keys()) - set(_BY_VALUE.get(name, ())))
@@ -96,6 +96,6 @@ def differing_keys(name: str, recorded: Mapping[str, Any], found: Mapping[str, A
 
 
 def mapping_at(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the mapping that a key has, an empty one where it has none: what is read may be anything."""
+    """Returns the mapping at a key, or an empty one if there is none, as a file may contain anything."""
     value = values.get(name)
     return value if isinstance(value, dict) else {}

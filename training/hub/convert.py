@@ -1,4 +1,4 @@
-"""Checkpoints of BERT, RoBERTa and ELECTRA as MAGIC model folders, and the other way round."""
+"""Conversion of BERT, RoBERTa and ELECTRA checkpoints to MAGIC model folders, and back."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,20 +25,20 @@ from .sentence_folders import (
 def convert_checkpoint(
     source: str, output_dir: str | Path, to: str = "magic", tokenizer: str | None = None
 ) -> tuple[Path, tuple[str, ...]]:
-    """Writes a checkpoint as a model folder of another type; returns it and what was left out, such as weights.
+    """Writes a checkpoint as a model folder of another type. Returns it and what was dropped, such as weights.
 
-    A folder of sentence-transformers stays one: its pooling, normalisation, longest input and prompts are kept.
+    A sentence-transformers folder remains one: its pooling, normalisation, longest input and prompts are kept.
 
     Args:
-        source: a folder or a name on the Hub: a BERT, RoBERTa or ELECTRA to become `"magic"`, or a MAGIC child to
-            become one of these.
-        output_dir: where to write; a MAGIC model as by `export_model`, others as transformers saves them.
+        source: a folder or a name on the Hub: a BERT, RoBERTa or ELECTRA to convert to `"magic"`, or a MAGIC child to
+            convert to one of these.
+        output_dir: the folder to write. A MAGIC model is written as by `export_model`, others as by transformers.
         to: `"magic"`, `"bert"`, `"roberta"` or `"electra"`.
-        tokenizer: a name or a folder; left out, the source's goes along.
+        tokenizer: a name or a folder. Default: the source's tokenizer is kept.
 
     Raises:
-        ValueError: the source cannot be converted, a tokenizer is named or needed that is not there, or `output_dir`
-            holds something else.
+        ValueError: the source cannot be converted, a named or needed tokenizer does not exist, or `output_dir` holds
+            something else.
     """
     output_dir = Path(output_dir)
     check_export_folder(output_dir)
@@ -60,11 +60,11 @@ def convert_checkpoint(
         raise ValueError(f"{tokenizer or source} holds no tokenizer; name one with --tokenizer")
     if output_dir.is_dir() and any(output_dir.iterdir()):
         # It may be the source.
-        raise ValueError(f"{output_dir} holds a MAGIC model; take another folder")
+        raise ValueError(f"{output_dir} holds a MAGIC model; use another folder")
     model, dropped = convert_from_magic(load_magic(sentences.encoder), to)
     for name, value in sentences.settings.items():
         setattr(model.config, name, value)
-    # An empty folder may be there.
+    # There may be an empty folder.
     with written_at_once(output_dir, replaces=True) as temporary:
         model.save_pretrained(temporary)
         if found is not None:
@@ -74,14 +74,14 @@ def convert_checkpoint(
 
 
 class _Sentences(NamedTuple):
-    """What a source has of sentence-transformers.
+    """The parts of a source that belong to sentence-transformers.
 
     Attributes:
-        encoder: what holds the encoder's weights: a folder, or the source's name.
-        files: text of the files to be written beside the result, by their paths.
-        settings: of the configuration that a CrossEncoder reads.
-        facts: of embeddings, for search.json; `None` where the result makes none.
-        left_out: what has no place in the result, in words.
+        encoder: where the encoder's weights are: a folder, or the source's name.
+        files: the text of the files to write with the result, by their paths.
+        settings: the keys of the configuration that a CrossEncoder reads.
+        facts: facts about the embeddings for search.json, `None` if the result makes none.
+        left_out: descriptions of what the result cannot keep.
     """
 
     encoder: str
@@ -104,7 +104,7 @@ def _read_sentences(source: str) -> _Sentences:
     try:
         modules = read_modules(folder, source)
     except ValueError as error:
-        return _Sentences(str(folder), {}, {}, None, (f"what makes sentence embeddings of its states ({error})",))
+        return _Sentences(str(folder), {}, {}, None, (f"the modules for sentence embeddings ({error})",))
     if modules is None:
         return _Sentences(source, {}, {}, None, ())
     encoder = folder / modules.transformer
@@ -125,5 +125,5 @@ def _file_or_none(source: str, name: str) -> Path | None:
     try:
         return file_of_model(source, name)
     except (OSError, ValueError):
-        # That there is no such model is told where its configuration is read.
+        # If there is no such model, reading its configuration raises the error.
         return None

@@ -1,4 +1,4 @@
-"""Presets, and the export of a model as a folder that the Hub and `from_pretrained` take."""
+"""The export of a model as a folder for the Hub and `from_pretrained`."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from .sentence_folders import MODULES_NAME, SENTENCE_CONFIG_NAME, TRANSFORMER_CO
 
 
 def training_manifest(result: dict[str, Any], search: dict[str, Any] | None) -> dict[str, Any]:
-    """Returns the manifest of a re-trained child from its result and the record of its search."""
+    """Returns the manifest of a re-trained child, made from its result and the record of its search."""
     kept = ("objective", "steps", "tokens_per_step", "training_flops", "seed", "start", "corpus", "versions")
     return {
         "search": search_manifest(search),
@@ -30,14 +30,14 @@ def training_manifest(result: dict[str, Any], search: dict[str, Any] | None) -> 
 
 
 def search_manifest(search: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Returns what a manifest tells of a search: its record without the logs."""
+    """Returns the record of a search for a manifest, without the logs."""
     if search is None:
         return None
     return {key: value for key, value in search.items() if key not in ("log_history", "visits", "health", "seconds")}
 
 
 def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns one row of a results table from the runs of one architecture, one for each seed."""
+    """Returns one row of a results table, made from the runs of one architecture with one seed each."""
     first = results[0]
     return {
         "name": name,
@@ -47,7 +47,7 @@ def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 FIGURE_NAME = "architecture.png"
-# Of a fine-tuning, which finds its own model by it.
+# Written by a fine-tuning, which recognises its own model by it.
 FINETUNING_NAME = "finetune.json"
 CONFIG_CODE = "configuration_magic.py"
 CODE_FILES = (CONFIG_CODE, "heads_magic.py", "kernels_magic.py", "modeling_magic.py")
@@ -61,7 +61,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
-    # Of slow ones, such as BERTweet's, PhoBERT's and those with a model of SentencePiece.
+    # Files of slow tokenizers, such as BERTweet's, PhoBERT's and those based on SentencePiece.
     "bpe.codes",
     "dict.txt",
     "spiece.model",
@@ -69,7 +69,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-# Those of sentence-transformers.
+# Files of sentence-transformers.
 SENTENCE_FILES = (
     MODULES_NAME,
     TRANSFORMER_CONFIG_NAME,
@@ -77,7 +77,8 @@ SENTENCE_FILES = (
     "1_Pooling/config.json",
     "2_Normalize/config.json",
 )
-# What an export may hold. Those that belong to the weights are removed from the Hub where a new export lacks them.
+# The files that an export may hold. Those that belong to the weights are removed from the Hub if a new export lacks
+# them.
 WEIGHT_FILES = (
     SAFE_WEIGHTS_NAME,
     "model-*-of-*.safetensors",
@@ -89,7 +90,7 @@ WEIGHT_FILES = (
     "onnx/config.json",
     f"onnx/{CONFIG_CODE}",
     *(f"onnx/{name}" for name in TOKENIZER_FILES),
-    # Left behind, they would speak of another model.
+    # If they stayed, they would describe another model.
     *SENTENCE_FILES,
 )
 
@@ -108,14 +109,14 @@ OTHER_FILES = (
 
 
 def check_export_folder(output_dir: Path) -> None:
-    """Raises a ValueError where an export into `output_dir` would overwrite something that is not an export."""
+    """Raises a ValueError if an export into `output_dir` would overwrite something that is not an export."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         if not (output_dir / MANIFEST_NAME).is_file():
-            raise ValueError(f"{output_dir} holds something else than an exported model; take another folder")
+            raise ValueError(f"{output_dir} holds something other than an exported model; use another folder")
         names = [path.relative_to(output_dir).as_posix() for path in output_dir.rglob("*") if not path.is_dir()]
         for name in sorted(names):
             if not any(fnmatch(name, pattern) for pattern in (*WEIGHT_FILES, *OTHER_FILES)):
-                raise ValueError(f"{output_dir} holds {name} beside an exported model; take another folder")
+                raise ValueError(f"{output_dir} holds {name} in addition to an exported model; use another folder")
 
 
 def export_model(
@@ -126,25 +127,26 @@ def export_model(
     card: str | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes a child as a model folder of its own and returns its path.
+    """Writes a child as a self-contained model folder and returns its path.
 
-    The folder holds config, safetensors, tokenizer, the model's code (so that it loads without this package, with
-    `trust_remote_code=True`), a model card with a figure, and search.json, which has hashes of the other files for
-    `verify_export`. It is written under a temporary name and renamed; an older export in its place is replaced.
+    The folder holds the configuration, safetensors, the tokenizer, the model's code (with which it loads without this
+    package, using `trust_remote_code=True`), a model card with a figure, and search.json with hashes of the other
+    files for `verify_export`. It is written under a temporary name and renamed, and replaces an older export.
 
     Args:
-        model: a child of any class; a super-net has to be given one with `extract_child` first.
-        tokenizer: the one it was trained with; the folder's cuts at the model's positions (see `fit_tokenizer`).
-        output_dir: where to write.
-        manifest: where the model comes from, for search.json and the card; `describe_model` has what is added to it.
-            Of paths on this machine only the last part is written. "language" and "license" go to the card.
-        card: the whole model card, instead of one made from the manifest.
-        files: text of further files by their path in the folder, of those that an export may hold.
+        model: a child of any class. To export a child of a super-net, call `extract_child` first.
+        tokenizer: the tokenizer that it was trained with. The exported one truncates at the model's positions (see
+            `fit_tokenizer`).
+        output_dir: the folder to write.
+        manifest: the origin of the model, for search.json and the card. The facts of `describe_model` are added. Only
+            the last part of paths on this machine is written. "language" and "license" go to the card.
+        card: the whole model card. Default: it is made from the manifest.
+        files: the text of further files by their path in the folder. They must be files that an export may hold.
 
     Raises:
         ValueError: the model is a super-net, or `output_dir` holds something else.
     """
-    # Without it folders are still read and pushed, for which matplotlib is not installed.
+    # Imported here because reading and pushing folders must work without matplotlib.
     from .figures import draw_architecture
 
     output_dir = Path(output_dir)
@@ -154,7 +156,7 @@ def export_model(
     kind = type(model).__name__
     facts = describe_model(model.config, HEADS[kind].flops)
     facts["num_parameters"] = model.num_parameters()
-    # What is counted wins over what the manifest of another export says, and stands first.
+    # Counted facts come first and take precedence over those in the manifest of another export.
     manifest = {**facts, **_without_paths(manifest), **facts}
     with written_at_once(output_dir, replaces=True) as temporary:
         _save_model(model, temporary)
@@ -165,7 +167,7 @@ def export_model(
             write_benchmark_results(manifest, kind, temporary)
         write_text(temporary / CARD_NAME, card)
         write_files(temporary, files or {})
-        # Last: it speaks of all the others.
+        # Last, as it describes all other files.
         write_json(temporary / MANIFEST_NAME, with_contents(manifest, temporary))
     return output_dir
 
@@ -178,7 +180,7 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:
-    # The configuration of the model in memory is left as it was.
+    # The configuration of the model in memory stays unchanged.
     config = model.config
     published = config.child_config(config.chain)
     published.sparse_prediction = False
@@ -190,11 +192,11 @@ def _save_model(model: MagicPreTrainedModel, folder: Path) -> None:
 
 
 def describe_model(config: MagicConfig, head: str = "mlm") -> dict[str, Any]:
-    """Returns what search.json says of any child: its architecture, parameters (as a masked LM) and FLOPs.
+    """Returns the facts that search.json holds for any child: architecture, parameters (as a masked LM) and FLOPs.
 
     Args:
-        config: the child's.
-        head: the head that FLOPs are counted with, see `count_flops`.
+        config: the configuration of the child.
+        head: the head with which FLOPs are counted, see `count_flops`.
     """
     architecture = config.chain
     return {
@@ -208,9 +210,9 @@ def describe_model(config: MagicConfig, head: str = "mlm") -> dict[str, Any]:
 
 
 def _without_paths(value: Any) -> Any:
-    """Returns `value` with the last part only of every path of this machine in it, whatever it is nested in."""
+    """Returns `value` with every path on this machine reduced to its last part, at any depth of nesting."""
     if isinstance(value, dict):
-        # The kind first: its last part alone, a path could pass for the name of a data set.
+        # The kind is determined first: the last part of a path could pass for the name of a data set.
         kinds = {key: _with_source_kind(item) if key == "corpus" else item for key, item in value.items()}
         return {key: _without_paths(item) for key, item in kinds.items()}
     if isinstance(value, list | tuple):
@@ -220,7 +222,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _with_source_kind(corpus: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record of a text with the kind of its source: "docstrings", "hub" (a data set's name) or "local"."""
+    """Returns the record of a text with the kind of its source: "docstrings", "hub" (a data set) or "local"."""
     if "source_kind" in corpus:
         return corpus
     source = corpus["source"]

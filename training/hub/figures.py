@@ -10,17 +10,17 @@ from ..displays import KIND_COLORS, KIND_NAMES, OTHER_COLOR, kind_of, operator_c
 from ..drawing import write_figure
 
 
-# A higher chain of boxes goes on in a column to the right.
+# A longer chain of boxes continues in a column to the right.
 _ROWS = 12
 
 
 def draw_architecture(architecture: Sequence[str], path: str | Path, head: str = "masked-LM head") -> Path:
-    """Draws an encoder as boxes, one operator a layer from the bottom up (Fig. 5), and returns the PNG's path.
+    """Draws an encoder as boxes, one operator per layer from the bottom up (Fig. 5), and returns the PNG's path.
 
     Args:
-        architecture: one operator name a layer.
-        path: where to write.
-        head: what stands on top of the encoder; nothing where it is empty.
+        architecture: one operator name per layer.
+        path: the file to write.
+        head: the name of the head on top of the encoder, empty for none.
     """
     boxes = [("embeddings", OTHER_COLOR)]
     boxes += [(f"{layer}  {name}", operator_color(name)) for layer, name in enumerate(architecture)]

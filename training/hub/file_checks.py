@@ -1,4 +1,4 @@
-"""Whether the files of an export are those that its search.json has hashes of, and that record itself."""
+"""Checks of the files of an export against the hashes in its search.json, and of that record itself."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,19 +22,19 @@ from .sentence_folders import json_of
 from .verified_folder import DIFFERS, NO_JSON, NOT_RECORDED, OK, UNREADABLE, Check, VerifiedFolder, check, compare
 
 
-# By which the card of an export is known.
+# A phrase that identifies the card of an export.
 MENTIONS_RECORD = f"`{MANIFEST_NAME}` beside the weights"
 
 _SHOWN_DIGITS = 12
 _SAME_CODE = "as in the installed magic-nas"
-_OTHER_CODE = "of another version than the installed magic-nas"
+_OTHER_CODE = "of a version other than the installed magic-nas"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".index.json")
-# What a training leaves beside the weights that it has changed.
+# Files that a training leaves next to the weights that it has changed.
 _TRACES = ("training_args.bin", "trainer_state.json", "eval_results.json", "optimizer.pt")
 
 
 def check_record(folder: VerifiedFolder) -> Check:
-    """Returns whether search.json is there, can be read, and says what it said when it was written."""
+    """Returns the check that search.json exists, can be read, and is unchanged since it was written."""
     if MANIFEST_NAME not in folder.files:
         if folder.card is not None and MENTIONS_RECORD in folder.card:
             return check(MANIFEST_NAME, "named by the card", "missing", DIFFERS)
@@ -46,7 +46,7 @@ def check_record(folder: VerifiedFolder) -> Check:
 
 
 def check_files(folder: VerifiedFolder) -> Iterator[Check]:
-    """Yields for each file whether it is the exported one, and what lies there that is not on record."""
+    """Yields a check for each file against its record, and checks for files that are not on record."""
     hashes, values = recorded_hashes(folder.record), recorded_json(folder.record)
     if not hashes and MANIFEST_NAME in folder.files and MANIFEST_NAME not in folder.faults:
         yield check("hashes of the files", None, None, NOT_RECORDED, "it is an export of an earlier release")
@@ -85,7 +85,7 @@ def _check_file(folder: VerifiedFolder, name: str, recorded: Any) -> Check:
     if name not in CODE_FILES:
         return _compare_hashes(_called(name), recorded, found, _why_other(folder, name))
     if found != recorded and _is_installed(name, found):
-        # Saved anew with this package: the code that is taken where it is installed.
+        # The folder was saved again with this package, whose code is used wherever it is installed.
         return check(_called(name), _short(recorded), _short(found), OK, f"not the exported one, but {_SAME_CODE}")
     known = _SAME_CODE if _is_installed(name, found) else _OTHER_CODE
     same = _compare_hashes(_called(name), recorded, found)
@@ -96,7 +96,7 @@ def _why_other(folder: VerifiedFolder, name: str) -> str:
     if not name.endswith(_WEIGHT_SUFFIXES):
         return ""
     traces = [trace for trace in _TRACES if trace in folder.files]
-    told = f"; {traces[0]} tells of a training in this folder" if traces else ""
+    told = f"; {traces[0]} shows that a training ran in this folder" if traces else ""
     return f"the weights are not the exported ones{told}"
 
 
@@ -114,7 +114,7 @@ def _is_installed(name: str, found: str) -> bool:
 
 
 def _check_strays(folder: VerifiedFolder, known: set[str]) -> Iterator[Check]:
-    """Yields what is not on record: a file that a model could be loaded from differs, others are listed."""
+    """Yields checks for files that are not on record. Those that a model could be loaded from are a difference."""
     strays = [name for name in folder.files if name not in known]
     for name in filter(_is_loaded, strays):
         yield check(_called(name), "no such file", "a file", DIFFERS)
@@ -130,7 +130,7 @@ def _is_loaded(name: str) -> bool:
 
 
 def _called(name: str) -> str:
-    """Returns how a file is called in the table: what it is for, and its path."""
+    """Returns the name of a file in the table: its purpose and path."""
     kinds: Mapping[str, bool] = {
         "weights": name.endswith(_WEIGHT_SUFFIXES),
         "code": name.endswith(".py"),

@@ -1,4 +1,4 @@
-"""What lies in the folder of a model, or in its repository on the Hub, beside its weights; a folder made whole."""
+"""Files in a model's folder, or in its repository on the Hub, and the completion of a folder into an export."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -27,25 +27,25 @@ from .sentence_folders import json_of
 
 _WANTED_FILES = ["*.json", "*.txt", "*.model", *TOKENIZER_FILES, CARD_NAME, "*.safetensors"]
 _OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
-# What stays true of a model whose weights are trained on.
+# Keys that remain true for a model whose weights are trained further.
 _INHERITED = ("search", "converted_from", "compressed_from", "budget")
-# What `Trainer` measures of itself.
+# Measurements that `Trainer` makes of its own run.
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "samples")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def file_of_model(name_or_path: str, filename: str) -> Path | None:
-    """Returns a file beside a model's weights, from its folder, the Hub or the cache; `None` where it is not there.
+    """Returns a file of a model from its folder, the Hub or the cache, `None` if it does not exist.
 
-    A Hub that does not answer has no file either, unless the cache has it.
+    If the Hub does not answer, the file counts as missing unless it is in the cache.
 
     Args:
         name_or_path: a folder or a name on the Hub.
-        filename: as it is called in the folder.
+        filename: the name of the file in the folder.
 
     Raises:
         OSError: the Hub has no such model, or does not let this user read it.
-        ValueError: it is neither a folder nor a name that the Hub could have.
+        ValueError: `name_or_path` is neither a folder nor a valid name on the Hub.
     """
     if (folder := Path(name_or_path)).is_dir():
         return folder / filename if (folder / filename).is_file() else None
@@ -58,11 +58,11 @@ def file_of_model(name_or_path: str, filename: str) -> Path | None:
 
 
 def fetch_folder(name: str, further: Sequence[str] = ()) -> Path:
-    """Returns a local folder with the files of a model on the Hub, weights included.
+    """Returns a local folder with the files of a model on the Hub, including the weights.
 
     Args:
-        name: on the Hub.
-        further: patterns of files that are wanted beside those that a model is loaded from.
+        name: the name on the Hub.
+        further: patterns of files to fetch in addition to those that a model is loaded from.
 
     Raises:
         ValueError: the Hub has no such model, or cannot be reached.
@@ -71,7 +71,7 @@ def fetch_folder(name: str, further: Sequence[str] = ()) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_OTHER_RUNTIMES))
         if not any(folder.rglob("*.safetensors")):
-            # Read as tensors alone, whatever else they hold.
+            # Only tensors are read from these files, whatever else they contain.
             weights = [*wanted, "*pytorch_model*.bin"]
             folder = Path(snapshot_download(name, allow_patterns=weights, ignore_patterns=_OTHER_RUNTIMES))
     except (OSError, HTTPError, HFValidationError) as error:
@@ -81,19 +81,19 @@ def fetch_folder(name: str, further: Sequence[str] = ()) -> Path:
 
 
 def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
-    """Returns the tokenizer of a folder or of a model on the Hub, `None` where there is none."""
+    """Returns the tokenizer of a folder or of a model on the Hub, `None` if there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
     except (OSError, ValueError):
         return None
-    # A folder without a vocabulary gives a tokenizer that knows its special tokens only.
+    # Without a vocabulary, transformers returns a tokenizer that knows only its special tokens.
     return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 
 def card_facts(name_or_path: str) -> dict[str, Any]:
     """Returns the license and the language that a model's own card states.
 
-    The Hub has a word for a license that is not known; a language is `None` then.
+    An unknown license is "unknown", the Hub's word for it. An unknown language is `None`.
     """
     path = file_of_model(name_or_path, CARD_NAME)
     data = ModelCard.load(path, ignore_metadata_errors=True).data if path is not None else ModelCardData()
@@ -101,10 +101,10 @@ def card_facts(name_or_path: str) -> dict[str, Any]:
 
 
 def provenance(name_or_path: str) -> dict[str, Any]:
-    """Returns what a manifest tells of a model that began with another one: that one's search, license and so on.
+    """Returns the facts that a manifest inherits from the model that training began with: search, license and so on.
 
     Args:
-        name_or_path: what it began with, a folder or a name on the Hub.
+        name_or_path: the model that training began with, a folder or a name on the Hub.
     """
     path = file_of_model(name_or_path, MANIFEST_NAME)
     source = {} if path is None else read_json(path)
@@ -112,9 +112,9 @@ def provenance(name_or_path: str) -> dict[str, Any]:
 
 
 def public_name(name_or_path: str | Path) -> str:
-    """Returns what tells a model from all others and nothing of this machine: its name on the Hub, or a hash.
+    """Returns a unique name of a model that reveals nothing about this machine: its name on the Hub, or a hash.
 
-    The hash is that of the files of weights in a folder, as `sha256sum` gives it for a single one.
+    The hash covers the weight files of a folder. For a single file it is that of `sha256sum`.
     """
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
@@ -131,14 +131,14 @@ def public_name(name_or_path: str | Path) -> str:
 
 
 def export_folder(source: str | Path, output_dir: str | Path) -> Path:
-    """Writes the MAGIC model of a folder as a whole export and returns its path; for what `Trainer.save_model` wrote.
+    """Writes the MAGIC model of a folder, such as one from `Trainer.save_model`, as an export and returns its path.
 
-    The manifest of the source is kept. Where it has none, or speaks of other weights, since they were trained on, the
-    card tells what the `Trainer` has measured, which is read from its eval_results.json or trainer_state.json.
+    The manifest of the source is kept. If there is none, or it describes other weights because these were trained
+    further, the card gives the `Trainer`'s measurements from eval_results.json or trainer_state.json.
 
     Args:
         source: a model folder, with its tokenizer.
-        output_dir: where to write (see `export_model`).
+        output_dir: the folder to write (see `export_model`).
 
     Raises:
         ValueError: the folder holds no MAGIC child or no tokenizer, or `output_dir` holds something else.
@@ -146,7 +146,7 @@ def export_folder(source: str | Path, output_dir: str | Path) -> Path:
     folder = Path(source)
     model, tokenizer = load_magic(folder), tokenizer_of(folder)
     if tokenizer is None:
-        raise ValueError(f"{folder} holds no tokenizer; save the one that the model was trained with into it")
+        raise ValueError(f"{folder} holds no tokenizer; save the one that the model was trained with in it")
     manifest = json_of(folder / MANIFEST_NAME)
     if not manifest or has_other_weights(folder):
         inherited = {key: manifest[key] for key in _INHERITED if key in manifest}

@@ -1,4 +1,4 @@
-"""Export to ONNX, and its quantisation to int8 (the extra `onnx`)."""
+"""Export to ONNX, and quantisation to int8 (the extra `onnx`)."""
 
 import importlib
 import logging
@@ -24,26 +24,26 @@ from .model_folders import tokenizer_of
 
 INT8_NAME = "model_int8.onnx"
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# Linear layers and embedding tables. A convolution of int8 is slower than one of float32 and has few weights.
+# Linear layers and embedding tables. Convolutions have few weights, and are slower in int8 than in float32.
 _QUANTISED = ["MatMul", "Gather"]
 
 
 def check_packages(int8: bool = False) -> None:
-    """Raises a ValueError where a package is missing that the export needs, or the quantisation after it."""
+    """Raises a ValueError if a package is missing for the export, or with `int8` for the quantisation."""
     _need("onnx", "onnxscript", *(["onnxruntime"] if int8 else []))
 
 
 def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
-    """Writes the model of a folder as ONNX, batch and length free, and returns the file's path.
+    """Writes the model of a folder as ONNX with dynamic batch size and length, and returns the file's path.
 
-    Inputs are input_ids, attention_mask and, unless the model knows one token type only, token_type_ids, each (batch,
-    length), of multiple choice (batch, choices, length); the outputs are named as those of the model, such as logits
-    or last_hidden_state. The class is the one that the folder was saved from. Beside the model lies what a program
-    needs to run it: config.json with the code that reads it, and the tokenizer where the folder has one.
+    Inputs are input_ids, attention_mask and, unless the model has only one token type, token_type_ids, each (batch,
+    length), or (batch, choices, length) for multiple choice. The outputs have the names of the model's outputs, such
+    as logits or last_hidden_state. The class is the one that the folder was saved from. Also written is what a program
+    needs to run the model: config.json with the code that reads it, and the tokenizer if the folder has one.
 
     Args:
         folder: a model folder.
-        output_dir: where to write; it is made where it is not there.
+        output_dir: the folder to write, created if it does not exist.
 
     Raises:
         ValueError: the packages of the extra are missing, or the model is a super-net.
@@ -67,7 +67,7 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
 def _write_beside(output_dir: Path, config: MagicConfig, folder: str | Path) -> None:
     """Writes the configuration, its code and the tokenizer."""
     write_bytes(output_dir / CONFIG_CODE, Path(modeling_magic.__file__).with_name(CONFIG_CODE).read_bytes())
-    # The folder holds the code of no model.
+    # The folder does not hold the code of a model.
     write_json(output_dir / "config.json", {**config.to_dict(), "auto_map": {"AutoConfig": AUTO_MAP["AutoConfig"]}})
     tokenizer = tokenizer_of(folder)
     if tokenizer is None:
@@ -81,13 +81,13 @@ def _write_beside(output_dir: Path, config: MagicConfig, folder: str | Path) -> 
 def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:
     """Writes an ONNX model with linear layers and embedding tables in 8 bits, and returns the file's path.
 
-    Activations are quantised as they come (ONNX Runtime's dynamic quantisation), so that no data is needed. Weights of
-    linear layers have a scale for each output channel, and seven of the eight bits: with all eight, sums overflow on
-    x86 processors without VNNI, and the outputs would depend on the processor.
+    Activations are quantised at run time (ONNX Runtime's dynamic quantisation), so no data is needed. Weights of
+    linear layers have a scale for each output channel and use seven of the eight bits: with all eight, sums overflow
+    on x86 processors without VNNI, and the outputs would depend on the processor.
 
     Args:
-        path: what `export_onnx` wrote.
-        output: the file to write; left out, model_int8.onnx beside `path`.
+        path: a file written by `export_onnx`.
+        output: the file to write. Default: model_int8.onnx next to `path`.
 
     Raises:
         ValueError: the packages of the extra are missing, or there is no file at `path`.
@@ -99,9 +99,9 @@ def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:
     output = path.with_name(INT8_NAME) if output is None else Path(output)
     _check_file(path)
     with written_at_once(output) as temporary, _quiet():
-        # Both write files of their own beside what they read and write.
+        # Both steps write additional files next to their input and output.
         folded = temporary.with_name("folded.onnx")
-        # Folds constants: the table that a masked-LM head shares with the embeddings would otherwise be turned to
+        # Folds constants: otherwise the table that a masked-LM head shares with the embeddings would be converted to
         # float32 and transposed in each call.
         quant_pre_process(path, folded, skip_symbolic_shape=True)
         quantize_dynamic(
@@ -116,22 +116,22 @@ def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:
 
 
 class OnnxModel:
-    """An ONNX file that is called as a torch model is: tensors by name in, tensors by name out, on the CPU.
+    """An ONNX file that is called like a torch model, with tensors by name as inputs and outputs, on the CPU.
 
     Attributes:
-        path: of the file.
-        num_threads: CPU threads of a call.
+        path: the path of the file.
+        num_threads: number of CPU threads per call.
     """
 
     def __init__(self, path: str | Path, num_threads: int = 1) -> None:
         """Loads the file.
 
         Args:
-            path: what `export_onnx` or `quantize_onnx` wrote.
-            num_threads: CPU threads of a call.
+            path: a file written by `export_onnx` or `quantize_onnx`.
+            num_threads: number of CPU threads per call.
 
         Raises:
-            ValueError: ONNX Runtime is missing, `path` is no ONNX file, or there is no thread.
+            ValueError: ONNX Runtime is missing, `path` is not an ONNX file, or `num_threads` is below 1.
         """
         _need("onnxruntime")
         import onnxruntime
@@ -142,12 +142,12 @@ class OnnxModel:
         _check_file(self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-        # Threads that spin after a call would take a core from what is called next.
+        # Threads that keep spinning after a call would take cores from whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            # ONNX Runtime's exceptions have no class of their own in common.
+            # ONNX Runtime's exceptions have no common base class.
             raise ValueError(f"{path} is not an ONNX file that can be run: {error}") from error
         self.input_names = tuple(one.name for one in self._session.get_inputs())
         self.output_names = tuple(one.name for one in self._session.get_outputs())
@@ -156,14 +156,14 @@ class OnnxModel:
         """Runs the model.
 
         Args:
-            **inputs: input_ids, and attention_mask and token_type_ids of its shape (see `export_onnx`): all 1 and all
-                0 where left out. Of a model with one token type, token_type_ids may be given where they are 0.
+            **inputs: input_ids, and attention_mask and token_type_ids of the same shape (see `export_onnx`), which
+                default to all 1 and all 0. For a model with one token type, token_type_ids are accepted if all are 0.
 
         Returns:
             The outputs by name, such as last_hidden_state (batch, length, hidden), on the CPU.
 
         Raises:
-            ValueError: input_ids are missing, or an input is none of the model's.
+            ValueError: input_ids are missing, or the model does not have an input of a given name.
         """
         types = inputs.get("token_type_ids")
         if types is not None and "token_type_ids" not in self.input_names and not types.any():
@@ -185,12 +185,12 @@ class OnnxModel:
 def _trace(model: transformers.PreTrainedModel, path: Path) -> None:
     inputs = _INPUTS if knows_token_types(model.config) else _INPUTS[:2]
     has_choices = isinstance(model, modeling_magic.MagicForMultipleChoice)
-    # Sizes that occur once only: the exporter would take equal ones for one size.
+    # All sizes are different: the exporter would treat equal ones as the same dimension.
     shape = (2, 3, 9) if has_choices else (2, 9)
     example = {name: torch.ones(shape, dtype=torch.long) for name in inputs}
     example["attention_mask"][1, ..., 5:] = 0
     if "token_type_ids" in example:
-        # The one type that every model knows.
+        # Every model knows type 0.
         example["token_type_ids"].zero_()
     names = ("batch", "choices") if has_choices else ("batch",)
     sizes = {place: torch.export.Dim(name) for place, name in enumerate(names)}
@@ -211,7 +211,7 @@ def _trace(model: transformers.PreTrainedModel, path: Path) -> None:
 
 
 def _need(*packages: str) -> None:
-    """Raises a ValueError that names the extra where one of the packages is missing."""
+    """Raises a ValueError that names the extra if one of the packages is missing."""
     try:
         for package in packages:
             importlib.import_module(package)
@@ -221,12 +221,12 @@ def _need(*packages: str) -> None:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is no file; write one with `magic-nas export FOLDER OUTPUT_DIR --onnx`")
+        raise ValueError(f"{path} is not a file; write one with `magic-nas export FOLDER OUTPUT_DIR --onnx`")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps warnings from the screen that the exporter and the quantiser give for every model."""
+    """Suppresses warnings that the exporter and the quantiser give for every model."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxruntime")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

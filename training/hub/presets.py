@@ -1,4 +1,4 @@
-"""The configurations that the package carries."""
+"""The configurations that come with the package."""
 
 import json
 from dataclasses import fields
@@ -11,7 +11,7 @@ from modeling_magic import MagicConfig
 
 
 def preset_names() -> list[str]:
-    """Returns the names of the configurations that the package carries."""
+    """Returns the names of the configurations that come with the package."""
     return sorted(
         path.name.removesuffix(".json") for path in files("hub_configs").iterdir() if path.name.endswith(".json")
     )
@@ -21,10 +21,10 @@ def load_preset(name_or_path: str | Path) -> MagicConfig:
     """Returns the configuration of a preset, of a JSON file or of a model folder.
 
     Args:
-        name_or_path: a name is that of a preset first; a `Path` never is, whatever the folder is called.
+        name_or_path: the name of a preset, or a path. Text is first looked up as a preset; a `Path` never is.
 
     Raises:
-        ValueError: there is none of that name, it is no JSON, or it has a key that MagicConfig does not know.
+        ValueError: there is no such preset or file, it is not JSON, or it has a key that MagicConfig does not know.
     """
     if isinstance(name_or_path, str) and name_or_path in preset_names():
         text = files("hub_configs").joinpath(f"{name_or_path}.json").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def load_preset(name_or_path: str | Path) -> MagicConfig:
     if not isinstance(values, dict) or values.pop("model_type", None) != MagicConfig.model_type:
         raise ValueError(f"{name_or_path} is not the configuration of a MAGIC model: its model_type is not 'magic'")
     known = {field.name for field in fields(MagicConfig)}
-    # What save_pretrained wrote may hold keys that transformers added, such as use_cache.
+    # Files written by save_pretrained may hold keys that transformers added, such as use_cache.
     if "transformers_version" not in values and (unknown := sorted(values.keys() - known)):
         raise ValueError(f"{name_or_path} has unknown keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     try:

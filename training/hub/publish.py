@@ -1,4 +1,4 @@
-"""Publishing a model folder on the Hub: checked first, then sent in one commit."""
+"""Publication of a model folder on the Hub: it is checked first, then sent in one commit."""
 
 import contextlib
 import json
@@ -47,12 +47,12 @@ _AGAIN = "export the model again"
 
 @dataclass(frozen=True)
 class PushReport:
-    """What was sent, or would be.
+    """What was sent, or would be sent.
 
     Attributes:
-        url: page of the model, at the branch where that is not main.
-        commit: the commit on the Hub; `None` where nothing was sent.
-        files: size in bytes of each file by its path.
+        url: the page of the model, with the branch unless it is main.
+        commit: the commit on the Hub, `None` if nothing was sent.
+        files: the size in bytes of each file, by its path.
     """
 
     url: str
@@ -72,24 +72,24 @@ def push_model(
 ) -> PushReport:
     """Publishes an exported model folder and returns what was sent.
 
-    The folder is checked before anything is sent. All files go in one commit, so that a branch never holds half of a
-    model; weights and tokenizer files of an older push that the folder does not hold are removed in the same commit.
-    The card on the Hub is the folder's, with the repository's name in place of the folder's. A model folder that is no
-    export, such as `Trainer.save_model` writes, and an export whose weights were trained further, are sent as
-    `export_folder` makes them exports, with a card of their own; the folder stays as it is.
+    The folder is checked before anything is sent. All files go into one commit, so a branch never holds half a model.
+    Weights and tokenizer files of an older push that the folder does not hold are removed in the same commit. The card
+    on the Hub is that of the folder, with the repository's name in place of the folder's. A model folder that is not
+    an export, such as one from `Trainer.save_model`, and an export whose weights were trained further, are converted
+    with `export_folder` and sent with a card of their own. The folder itself is not changed.
 
     Args:
-        folder: as `export_model` writes it, or of a MAGIC child with its tokenizer.
-        repo_id: "owner/name", or "name" for one of your own; made where it does not exist.
+        folder: a folder written by `export_model`, or the folder of a MAGIC child with its tokenizer.
+        repo_id: "owner/name", or "name" for a repository of your own. It is created if it does not exist.
         private: whether a new repository is private.
-        revision: a branch; made where it does not exist. Left out, main.
-        dry_run: check and list only; needs neither a network nor a token.
-        token: left out, that of `hf auth login` or of HF_TOKEN.
-        commit_message: title of the commit.
+        revision: a branch, created if it does not exist. Default: main.
+        dry_run: whether to only check and list, which needs neither a network nor a token.
+        token: the token. Default: that of `hf auth login` or HF_TOKEN.
+        commit_message: the title of the commit.
 
     Raises:
-        ValueError: the folder is no complete export, the name is none, there is no token or no such namespace, or
-            `private` is asked of a repository that is public.
+        ValueError: the folder is not a complete export, the name is invalid, there is no token or no such namespace,
+            or `private` is set for an existing public repository.
         PermissionError: the Hub refuses the token.
         ConnectionError: the Hub cannot be reached, or the connection broke.
     """
@@ -124,7 +124,7 @@ def _push(
         raise ValueError("there is no token for the Hub; log in with `hf auth login` or set HF_TOKEN")
     # The HTTP client would quote such a token in its error.
     if not re.fullmatch("[!-~]+", token):
-        raise ValueError("the token for the Hub holds spaces or other characters that no token has; log in again")
+        raise ValueError("the token for the Hub contains spaces or other invalid characters; log in again")
     api = HfApi(token=token)
     with _told_in_one_line(api, repo_id, branch, token):
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
@@ -133,8 +133,8 @@ def _push(
         before = api.model_info(repo_id, revision=branch)
         if private and not before.private:
             raise ValueError(
-                f"{repo_id} exists and is public, which --private does not change; make it private in its settings on "
-                f"the Hub, or take another name"
+                f"{repo_id} exists and is public, and --private does not change that; make it private in its settings "
+                f"on the Hub, or use another name"
             )
         contents = _contents(folder, names, repo_id)
         stale = [item.rfilename for item in before.siblings or [] if item.rfilename not in contents]
@@ -165,26 +165,28 @@ def _report(repo_id: str, branch: str, commit: str | None, contents: dict[str, P
 def check_export(folder: str | Path) -> list[str]:
     """Returns the files of an exported model folder that a push sends, as sorted relative paths.
 
-    Hidden files and Python's caches are left out.
+    Hidden files and Python's caches are skipped.
 
     Raises:
-        ValueError: the folder is no export, lacks something, or holds something that no export does.
+        ValueError: the folder is not an export, lacks a file, or holds one that does not belong to an export.
     """
     folder = Path(folder)
     if not (folder / MANIFEST_NAME).is_file():
-        raise ValueError(f"{folder} is no exported model: it has no {MANIFEST_NAME}; make one with `magic-nas export`")
+        raise ValueError(
+            f"{folder} is not an exported model: it has no {MANIFEST_NAME}; make one with `magic-nas export`"
+        )
     links = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink())
     if links := [name for name in links if not _is_litter(name)]:
         raise ValueError(
-            f"{folder} holds links, and what they point to may be anything on this machine: {_shown(links)}; push a "
-            f"copy that has files in their place, such as one by `cp -rL`"
+            f"{folder} holds links, which may point to anything on this machine: {_shown(links)}; push a copy with "
+            f"files in their place, such as one made by `cp -rL`"
         )
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if not _is_litter(name)]
     strays = [name for name in names if not _matches(name, WEIGHT_FILES + OTHER_FILES)]
     if strays:
         raise ValueError(
-            f"{folder} holds files that are no part of an exported model: {_shown(strays)}; move them away"
+            f"{folder} holds files that do not belong to an exported model: {_shown(strays)}; move them elsewhere"
         )
     _read_json(folder / MANIFEST_NAME)
     model = _empty_model(folder)
@@ -198,7 +200,7 @@ def check_weights(folder: str | Path) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every tensor in a model folder, read from the headers of its files.
 
     Raises:
-        ValueError: a file is missing, cut short or otherwise no safetensors.
+        ValueError: a file is missing, truncated or otherwise not valid safetensors.
     """
     folder = Path(folder)
     paths = [folder / SAFE_WEIGHTS_NAME]
@@ -213,7 +215,7 @@ def check_weights(folder: str | Path) -> dict[str, tuple[int, ...]]:
             with safe_open(path, framework="pt") as tensors:
                 shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); {_AGAIN}") from None
+            raise ValueError(f"{path} is damaged or truncated ({error}); {_AGAIN}") from None
     return shapes
 
 
@@ -237,7 +239,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {_AGAIN}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is no JSON mapping; {_AGAIN}")
+        raise ValueError(f"{path} is not a JSON mapping; {_AGAIN}")
     return value
 
 
@@ -248,11 +250,14 @@ def _empty_model(folder: Path) -> MagicPreTrainedModel:
         raise ValueError(f"{folder} holds a super-net; export one of its children with `magic-nas export`")
     (kind, *others) = values.get("architectures") or [None]
     if kind not in HEADS or others:
-        raise ValueError(f"{folder} names no class of ours in config.json (architectures); {_AGAIN}")
+        raise ValueError(f"config.json in {folder} does not name a MAGIC class (architectures); {_AGAIN}")
     code = {f"{item.rpartition('--')[2].partition('.')[0]}.py" for item in values.get("auto_map", {}).values()}
     if not code:
-        raise ValueError(f"{folder} names no code in config.json (auto_map), so it would load nowhere; {_AGAIN}")
-    # Of what they import, too: an older export has fewer files.
+        raise ValueError(
+            f"config.json in {folder} names no code (auto_map), so the model would not load without this package; "
+            f"{_AGAIN}"
+        )
+    # Includes the files that they import: an older export has fewer files.
     there = [name for name in code if (folder / name).is_file()]
     code |= {f"{name}.py" for path in there for name in get_relative_imports(folder / path)}
     if missing := sorted(name for name in code if not (folder / name).is_file()):
@@ -264,11 +269,11 @@ def _empty_model(folder: Path) -> MagicPreTrainedModel:
 def _check_weights_of(model: MagicPreTrainedModel, folder: Path) -> None:
     found = check_weights(folder)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    # Of tensors that are tied, a file holds one.
+    # A file holds only one of several tied tensors.
     tied = {name for pair in (model.all_tied_weights_keys or {}).items() for name in pair}
     for what, names in (
         ("lack", wanted.keys() - found.keys() - tied),
-        ("hold besides the model's", found.keys() - wanted.keys()),
+        ("hold in addition to the model's", found.keys() - wanted.keys()),
         ("have in another shape", {name for name in found.keys() & wanted.keys() if found[name] != wanted[name]}),
     ):
         if names:
@@ -281,12 +286,12 @@ def _check_tokenizer(config: MagicConfig, folder: Path) -> None:
         raise ValueError(f"{folder} has no tokenizer; {_AGAIN}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    # tokenizers raises Exception itself for a file that it cannot read.
+    # tokenizers raises a bare Exception for a file that it cannot read.
     except Exception as error:
         raise ValueError(f"the tokenizer in {folder} does not load ({error}); {_AGAIN}") from None
     if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has ids up to {num_rows(tokenizer) - 1} but the model rows for "
+            f"the tokenizer in {folder} has ids up to {num_rows(tokenizer) - 1} but the model has rows for only "
             f"{config.vocab_size} tokens; {_AGAIN}"
         )
 
@@ -299,14 +304,14 @@ def _check_card(path: Path) -> None:
     try:
         data = ModelCard(text).data.to_dict()
     except Exception as error:
-        raise ValueError(f"the front matter of {path} is no YAML mapping ({error}); {_AGAIN}") from None
+        raise ValueError(f"the front matter of {path} is not a YAML mapping ({error}); {_AGAIN}") from None
     if left or not {"license", "library_name", "tags"} <= data.keys():
         what = f"${left[0]}" if left else "license, library_name or tags"
         raise ValueError(f"the card {path} is not filled in: see {what}; {_AGAIN}")
 
 
 def _card_for(path: Path, repo_id: str) -> bytes:
-    """Returns the card with the repository's name where it has the folder's."""
+    """Returns the card with the repository's name in place of the folder's."""
     text = path.read_text(encoding="utf-8")
     example = re.search(r'"path/to/([^"\n]+)"', text)
     if example is not None:
@@ -324,7 +329,7 @@ def _card_for(path: Path, repo_id: str) -> bytes:
 
 @contextlib.contextmanager
 def _told_in_one_line(api: HfApi, repo_id: str, branch: str, token: str) -> Iterator[None]:
-    """Turns what the client raises into one line that says what to do, without the token."""
+    """Turns the client's errors into one line that says what to do and does not contain the token."""
     try:
         yield
     except OfflineModeIsEnabled:
@@ -333,12 +338,12 @@ def _told_in_one_line(api: HfApi, repo_id: str, branch: str, token: str) -> Iter
         raise _refusal(api, repo_id, branch, error, token) from None
     except ValueError as error:
         raise ValueError(_one_line(error, token)) from None
-    # hf_xet and the upload threads raise RuntimeError and kinds of OSError.
+    # hf_xet and the upload threads raise RuntimeError and subclasses of OSError.
     except (HTTPError, OSError, RuntimeError) as error:
         reason = _one_line(error.__cause__ or error, token)
         raise ConnectionError(
-            f"the connection to {api.endpoint} broke ({reason}); {branch} of {repo_id} holds all of the push or "
-            f"nothing: run the same command again"
+            f"the connection to {api.endpoint} broke ({reason}); {branch} of {repo_id} holds either the whole push or "
+            f"nothing of it: run the same command again"
         ) from None
 
 
@@ -354,12 +359,12 @@ def _refusal(api: HfApi, repo_id: str, branch: str, error: HfHubHTTPError, token
     if status in (403, 404):
         return _no_permission(api, repo_id, f"{status}: {said}")
     if status in (409, 412):
-        return ConnectionError(f"{branch} of {repo_id} has changed meanwhile ({status}: {said}); push again")
+        return ConnectionError(f"{branch} of {repo_id} has changed in the meantime ({status}: {said}); push again")
     if status < 500 and status != 429:
-        return ValueError(f"the Hub refuses what was sent ({status}: {said})")
+        return ValueError(f"the Hub rejects the push ({status}: {said})")
     return ConnectionError(
-        f"the Hub failed ({status}: {said}); {branch} of {repo_id} holds all of the push or nothing: run the same "
-        f"command again"
+        f"the Hub failed ({status}: {said}); {branch} of {repo_id} holds either the whole push or nothing of it: run "
+        f"the same command again"
     )
 
 
@@ -372,7 +377,7 @@ def _no_permission(api: HfApi, repo_id: str, said: str) -> Exception:
     namespace = repo_id.partition("/")[0]
     if "/" in repo_id and namespace not in namespaces:
         return ValueError(
-            f"there is no namespace {namespace!r} that {account['name']} may write to ({said}); choose one of: "
+            f"{account['name']} cannot write to the namespace {namespace!r} ({said}); choose one of: "
             f"{', '.join(namespaces)}"
         )
     return PermissionError(

@@ -1,4 +1,4 @@
-"""The loss of an exported masked LM on held-out text, measured once more as it was when it was put on record."""
+"""The loss of an exported masked LM on held-out text, measured again in the same way as the recorded one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from ..data.text import MaskingCollator, held_out_texts, pack_blocks
 from ..files import from_json
 
 
-# How far a score measured again may be from that on record. Sums of float32 in another order moved the loss of a model
-# of six layers by 6e-7; float16, whose mantissa is as long as that of TF32 on a GPU, by 3e-5; bfloat16 by 5e-4. Deeper
-# models lose more, and tables show three decimals.
+# How far a new score may be from the recorded one. For a model of six layers, summing float32 in another order changed
+# the loss by 6e-7, float16 (with a mantissa as long as that of TF32 on a GPU) by 3e-5, and bfloat16 by 5e-4. The
+# change is larger for deeper models, and tables show three decimals.
 _EXACT, _SIXTEEN_BITS = 0.0005, 0.01
 
 
 @dataclass(frozen=True)
 class JudgedOn:
-    """What the loss of a masked LM depends on beside its weights and the text.
+    """The conditions that the loss of a masked LM depends on, in addition to its weights and the text.
 
     Attributes:
         mlm_probability: share of the tokens that are masked.
-        batch_size: sequences in a batch; the masks depend on what a batch holds.
-        num_sequences: the first ones of the held-out text, `None` for all.
-        mask_seed: of the masks.
-        precision: accelerate's name of it: "no" is float32.
+        batch_size: sequences in a batch. The masks depend on the contents of a batch.
+        num_sequences: number of sequences from the beginning of the held-out text, `None` for all.
+        mask_seed: seed of the masks.
+        precision: accelerate's name for the precision; "no" is float32.
     """
 
     mlm_probability: float
@@ -41,29 +41,29 @@ class JudgedOn:
 
     def __post_init__(self) -> None:
         if not 0 < self.mlm_probability < 1 or self.batch_size < 1 or (self.num_sequences or 1) < 1:
-            raise ValueError(f"{self} cannot be: a share is between 0 and 1, a number at least 1")
+            raise ValueError(f"{self} is invalid: mlm_probability must be between 0 and 1, numbers at least 1")
 
     @property
     def tolerance(self) -> float:
-        """How far the same model's loss and accuracy may be from this one's."""
+        """How far loss and accuracy of the same model may be from the recorded ones."""
         return _EXACT if self.precision == "no" else _SIXTEEN_BITS
 
 
 class TextScore(NamedTuple):
-    """Means over the masked tokens: the loss in nats, and the share that is predicted right."""
+    """Means over the masked tokens: the loss in nats, and the share that is predicted correctly."""
 
     loss: float
     accuracy: float
 
 
 def read_judged_on(record: Mapping[str, Any]) -> JudgedOn | None:
-    """Returns how a model of search.json was judged, `None` where an earlier release has not put that on record.
+    """Returns how the model of a search.json was evaluated, `None` if an earlier release did not record it.
 
     Args:
-        record: the training or the search.
+        record: the record of the training or the search.
 
     Raises:
-        ValueError: it is not as this package writes it.
+        ValueError: the record is not in the form that this package writes.
     """
     value = record.get("judged_on")
     return None if value is None else from_json(JudgedOn, value, "judged_on")
@@ -73,20 +73,20 @@ def rescore(folder: Path, text: str, corpus: Mapping[str, Any], judged_on: Judge
     """Returns loss and accuracy of the model in a folder on the held-out documents of a text, in float32 on the CPU.
 
     Args:
-        folder: of a `MagicForMaskedLM`, with its tokenizer.
-        text: where the text is now.
+        folder: the folder of a `MagicForMaskedLM`, with its tokenizer.
+        text: the present location of the text.
         corpus: the record of the text.
-        judged_on: how the model was judged.
+        judged_on: how the model was evaluated.
 
     Raises:
-        ValueError: it is another text, or the model or its tokenizer does not load.
+        ValueError: it is not the recorded text, or the model or its tokenizer does not load.
     """
     documents = held_out_texts(text, corpus)
     model: Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = MagicForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    # What tokenizers and safetensors raise for a damaged file has no class in common.
+    # tokenizers and safetensors raise exceptions without a common base class for a damaged file.
     except Exception as error:
         raise ValueError(f"the model does not load ({' '.join(str(error).split())})") from None
     blocks = pack_blocks(documents, tokenizer, corpus["block_size"], tokenizer.model_max_length)

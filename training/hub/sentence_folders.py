@@ -1,6 +1,6 @@
 """Folders of sentence-transformers, read and written without that package.
 
-modules.json names a Transformer, a Pooling and perhaps a Normalize, each with a folder of its own.
+modules.json names a Transformer, a Pooling and optionally a Normalize, each with its own folder.
 """
 
 import json
@@ -14,22 +14,22 @@ from ..files import read_json
 MODULES_NAME = "modules.json"
 SENTENCE_CONFIG_NAME = "config_sentence_transformers.json"
 TRANSFORMER_CONFIG_NAME = "sentence_bert_config.json"
-# What CrossEncoder reads of a configuration, by the names of newer and older releases.
+# Keys of a configuration that CrossEncoder reads, as named by newer and older releases.
 CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 _TRANSFORMER_FIELDS = ("do_lower_case", "query_length", "document_length")
-# By these names every release of sentence-transformers finds them.
+# Every release of sentence-transformers finds the modules by these names.
 _MODULE_TYPE = "sentence_transformers.models"
 _POOLING_FOLDER, _NORMALIZE_FOLDER = "1_Pooling", "2_Normalize"
 
 
 class SentenceModules(NamedTuple):
-    """Where a folder of sentence-transformers keeps its modules, as paths inside it.
+    """The modules of a sentence-transformers folder, as paths inside it.
 
     Attributes:
-        transformer: the encoder's; "" for the folder itself.
-        pooling: the Pooling's.
-        normalize: the Normalize's, `None` where there is none.
+        transformer: path of the encoder, "" for the folder itself.
+        pooling: path of the Pooling.
+        normalize: path of the Normalize, `None` if there is none.
     """
 
     transformer: str
@@ -41,19 +41,19 @@ class SentenceModules(NamedTuple):
 
 
 def is_cross_encoder(folder: Path) -> bool:
-    """Returns whether a folder is that of a CrossEncoder, whose one module is the model."""
+    """Returns whether a folder holds a CrossEncoder, whose only module is the model."""
     return (folder / MODULES_NAME).is_file() and sentence_config(folder).get("model_type") == "CrossEncoder"
 
 
 def read_modules(folder: Path, name: str) -> SentenceModules | None:
-    """Returns the modules of a folder of sentence-transformers that makes sentence embeddings, `None` for any other.
+    """Returns the modules of a sentence-transformers folder for sentence embeddings, `None` for any other folder.
 
     Args:
-        folder: the checkpoint's.
-        name: the checkpoint's, for the errors.
+        folder: the folder of the checkpoint.
+        name: the name of the checkpoint, for error messages.
 
     Raises:
-        ValueError: it has a module that is none of Transformer, Pooling and Normalize, or has them in another order.
+        ValueError: it has a module other than Transformer, Pooling and Normalize, or has them in another order.
     """
     if not (folder / MODULES_NAME).is_file() or is_cross_encoder(folder):
         return None
@@ -62,14 +62,14 @@ def read_modules(folder: Path, name: str) -> SentenceModules | None:
         ours = kind.startswith("sentence_transformers.") and _last(kind) in ("Transformer", "Pooling", "Normalize")
         if not ours or (_last(kind) == "Normalize" and _normalizes_tokens(folder / path)):
             raise ValueError(
-                f"{name} has the module {kind}; of sentence-transformers' modules Transformer, Pooling and a "
+                f"{name} has the module {kind}; of sentence-transformers' modules, only Transformer, Pooling and a "
                 f"Normalize of embeddings are supported"
             )
     found = [_last(kind) for kind, _ in modules]
     if found[:2] != ["Transformer", "Pooling"] or found[2:] not in ([], ["Normalize"]):
         raise ValueError(
-            f"{name} has the modules {', '.join(found) or 'none'}; what is supported is a Transformer, a Pooling and "
-            f"perhaps a Normalize, in this order"
+            f"{name} has the modules {', '.join(found) or 'none'}; supported are a Transformer, a Pooling and "
+            f"optionally a Normalize, in this order"
         )
     paths = [path for _, path in modules]
     task = transformer_settings(folder / paths[0]).get("transformer_task", "feature-extraction")
@@ -82,12 +82,12 @@ def module_types(folder: Path) -> list[tuple[str, str]]:
     """Returns the type and the path of each module, in their order.
 
     Raises:
-        ValueError: modules.json is no list of modules.
+        ValueError: modules.json is not a list of modules.
     """
     try:
         return [(str(entry["type"]), str(entry["path"])) for entry in read_json(folder / MODULES_NAME)]
     except (KeyError, TypeError):
-        raise ValueError(f"{folder / MODULES_NAME} is damaged: it is no list of modules; fetch it again") from None
+        raise ValueError(f"{folder / MODULES_NAME} is damaged: it is not a list of modules; fetch it again") from None
 
 
 def _last(name: str) -> str:
@@ -101,21 +101,21 @@ def _normalizes_tokens(folder: Path) -> bool:
 
 
 def json_of(path: Path) -> dict[str, Any]:
-    """Returns the mapping that a JSON file holds, an empty one where there is no such file."""
+    """Returns the mapping in a JSON file, or an empty one if there is no such file."""
     values = read_json(path) if path.is_file() else {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it is no JSON mapping; fetch it again")
+        raise ValueError(f"{path} is damaged: it is not a JSON mapping; fetch it again")
     return values
 
 
 def sentence_config(folder: Path) -> dict[str, Any]:
-    """Returns what sentence-transformers keeps of a whole model: prompts, its kind, the similarity."""
+    """Returns the settings that sentence-transformers keeps for a whole model: prompts, kind and similarity."""
     return json_of(folder / SENTENCE_CONFIG_NAME)
 
 
 def transformer_settings(folder: Path) -> dict[str, Any]:
-    """Returns what sentence-transformers keeps of a Transformer, such as max_seq_length; empty for other folders."""
-    # Named after the family in folders of its first releases.
+    """Returns sentence-transformers' settings of a Transformer, such as max_seq_length; empty for other folders."""
+    # In folders of early releases the file is named after the model's family.
     paths = [folder / TRANSFORMER_CONFIG_NAME, *sorted(folder.glob("sentence_*_config.json"))]
     return json_of(next((path for path in paths if path.is_file()), paths[0]))
 
@@ -126,14 +126,14 @@ def transformer_settings(folder: Path) -> dict[str, Any]:
 def embedding_files(
     folder: Path, modules: SentenceModules | None, hidden_size: int, max_length: int
 ) -> dict[str, str]:
-    """Returns the text of each file that makes a model folder one of sentence embeddings, by its path there.
+    """Returns the files that make a model folder a sentence-transformers one: the text of each by its path.
 
     The encoder is then in the folder itself.
 
     Args:
-        folder: of the model that it stands for.
-        modules: of that; `None` for the mean of the last states, scaled to length 1.
-        hidden_size: width of the states.
+        folder: the folder of the original model.
+        modules: the modules of that folder. `None` for the mean of the last states, scaled to length 1.
+        hidden_size: the width of the states.
         max_length: the longest input in tokens.
     """
     settings = transformer_settings(folder / modules.transformer if modules is not None else folder)
@@ -152,13 +152,13 @@ def embedding_files(
         f"{_POOLING_FOLDER}/config.json": _pooling_config(folder, modules, hidden_size),
     }
     if normalizes:
-        # An empty folder would not come through the Hub.
+        # The Hub does not keep empty folders.
         values[f"{_NORMALIZE_FOLDER}/config.json"] = {}
     return _texts(values)
 
 
 def cross_encoder_files(folder: Path) -> dict[str, str]:
-    """Returns the text of each file by which a model folder stays that of the CrossEncoder in `folder`."""
+    """Returns the files that make a model folder a copy of the CrossEncoder in `folder`: the text of each by path."""
     names = (MODULES_NAME, SENTENCE_CONFIG_NAME, TRANSFORMER_CONFIG_NAME)
     return _texts({name: read_json(folder / name) for name in names if (folder / name).is_file()})
 

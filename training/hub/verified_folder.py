@@ -1,6 +1,6 @@
-"""A model folder that is to be verified, each part read once, and what a check of it says.
+"""A model folder to verify, with each part read once, and the result of a check.
 
-What is read may be anything: a part that cannot be read is a finding, no error.
+The files may contain anything: a part that cannot be read is a finding, not an error.
 """
 
 import math
@@ -26,11 +26,11 @@ from .sentence_folders import json_of
 
 
 OK, DIFFERS, NOT_CHECKED, NOT_RECORDED = "ok", "differs", "not checked", "not recorded"
-# What reading a record that is not as this package writes it may raise.
+# What reading a record may raise if it is not in the form that this package writes.
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-# What a super-net's run has beside the super-net.
+# Names in the folder of a super-net's run.
 SUPERNET_NAME, RESULT_NAME = "supernet", "result.json"
-NO_JSON = "damaged: it is no JSON mapping"
+NO_JSON = "damaged: it is not a JSON mapping"
 
 _LONGEST_CELL = 100
 
@@ -40,14 +40,14 @@ _LONGEST_CELL = 100
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        recorded: what the record says of it.
-        found: what the folder holds.
+        what: the name of what was checked.
+        recorded: the recorded value.
+        found: the value found in the folder.
         verdict: "ok", "differs", "not checked" or "not recorded".
-        note: why, or what else is known; may be empty.
+        note: the reason or further facts, may be empty.
     """
 
     what: str
@@ -58,32 +58,32 @@ class Check:
 
 
 def check(what: str, recorded: Any, found: Any, verdict: str, note: str = "") -> Check:
-    """Returns a check whose values are as a table shows them: in one line, without control characters, not too long.
+    """Returns a check with its values prepared for a table: on one line, without control characters, not too long.
 
     Args:
-        what: its name.
-        recorded: what the record says, `None` where it says nothing.
-        found: likewise.
-        verdict: see `Check`.
-        note: likewise.
+        what: the name of what was checked.
+        recorded: the recorded value, `None` if there is none.
+        found: the value found in the folder, `None` if there is none.
+        verdict: the verdict, see `Check`.
+        note: the note, see `Check`.
     """
     shown = ["-" if value is None else _shown(value) for value in (recorded, found)]
     return Check(_line(what), shown[0], shown[1], verdict, _line(note))
 
 
 def compare(what: str, recorded: Any, found: Any, note: str = "") -> Check:
-    """Returns the check whether a value is as recorded; `None` is a value that is not there.
+    """Returns the check that a value is as recorded.
 
     Args:
-        what: its name.
-        recorded: what the record says.
-        found: what the folder holds.
-        note: what to say where they differ.
+        what: the name of what is checked.
+        recorded: the recorded value, `None` if there is none.
+        found: the value found in the folder, `None` if there is none.
+        note: the note if they differ.
     """
     if recorded is None:
         return check(what, recorded, found, NOT_RECORDED)
     if found is None:
-        return check(what, recorded, found, NOT_CHECKED, "it cannot be counted")
+        return check(what, recorded, found, NOT_CHECKED, "it cannot be determined")
     return check(what, recorded, found, OK) if recorded == found else check(what, recorded, found, DIFFERS, note)
 
 
@@ -100,19 +100,19 @@ def _shown(value: Any) -> str:
 
 
 class VerifiedFolder:
-    """What a model folder holds.
+    """The contents of a model folder.
 
     Attributes:
-        folder: its path.
-        files: by their paths in it, without hidden ones.
-        faults: what is wrong with a file that could not be read, by its name.
-        values: of config.json.
-        record: of search.json; of a super-net, what its run has found.
-        config: `None` where it cannot be read, or is that of another family than MAGIC.
+        folder: the path of the folder.
+        files: the files by their paths in the folder, without hidden ones.
+        faults: by name, what is wrong with a file that could not be read.
+        values: the values in config.json.
+        record: the values in search.json. For a super-net in a run, the result of the run is added.
+        config: the configuration, `None` if it cannot be read or is not that of a MAGIC model.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Reads all but the card and the weights."""
+        """Reads everything except the card and the weights."""
         self.folder, self.faults = folder, dict[str, str]()
         self.files = {name: path for name, path in files_in(folder).items() if not _is_litter(name)}
         self.values, self.record = self._read(CONFIG_NAME), self._read(MANIFEST_NAME)
@@ -138,43 +138,43 @@ class VerifiedFolder:
 
     @property
     def is_magic(self) -> bool:
-        """Whether config.json says so."""
+        """Whether config.json says that it is a MAGIC model."""
         return self.values.get("model_type") == MagicConfig.model_type
 
     @property
     def is_supernet(self) -> bool:
-        """Whether some layer offers a choice."""
+        """Whether any layer offers a choice of operators."""
         return self.config is not None and self.config.is_supernet
 
     @property
     def child(self) -> MagicConfig | None:
-        """The configuration of a MAGIC model such as exports are, `None` for any other."""
+        """The configuration if it is one that an export can have, otherwise `None`."""
         return None if self.is_supernet or self.class_name not in HEADS else self.config
 
     @property
     def class_name(self) -> str:
-        """The class that config.json names, empty where it names none."""
+        """The class that config.json names, empty if it names none."""
         names = self.values.get("architectures")
         return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
     @property
     def has_weights(self) -> bool:
-        """Whether there are safetensors."""
+        """Whether there are safetensors files."""
         return SAFE_WEIGHTS_NAME in self.files or SAFE_WEIGHTS_INDEX_NAME in self.files
 
     @property
     def is_onnx(self) -> bool:
-        """Whether it holds a model for ONNX Runtime alone."""
+        """Whether it holds only a model for ONNX Runtime."""
         return not self.has_weights and any(name.endswith(".onnx") for name in self.files)
 
     @property
     def is_recorded(self) -> bool:
-        """Whether search.json speaks of the other files."""
+        """Whether search.json has hashes of the other files."""
         return bool(recorded_hashes(self.record))
 
     @cached_property
     def card(self) -> str | None:
-        """The text of the card, `None` where there is none or it is not text."""
+        """The text of the card, `None` if there is none or it is not text."""
         if CARD_NAME not in self.files:
             return None
         try:
@@ -187,7 +187,7 @@ class VerifiedFolder:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]] | None:
-        """The shape of every tensor by the headers of the weights' files, `None` where they cannot be read."""
+        """The shape of every tensor, from the headers of the weight files, `None` if they cannot be read."""
         try:
             return check_weights(self.folder)
         except UNREADABLE as error:
@@ -196,29 +196,29 @@ class VerifiedFolder:
 
     @cached_property
     def model(self) -> PreTrainedModel | None:
-        """The model that config.json describes, on the meta device; `None` where it describes none."""
+        """The model that config.json describes, on the meta device, `None` if it describes none."""
         try:
             kind = getattr(modeling_magic if self.is_magic else transformers, self.class_name)
             config: Any = self.config
             if not self.is_magic:
                 config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-                # More layers than tensors would fill the memory; MAGIC's own configuration has a bound.
+                # A configuration with absurdly many layers would fill the memory; MAGIC's own has a bound.
                 if getattr(config, "num_hidden_layers", 0) > len(self.shapes or ()):
                     return None
             with torch.device("meta"):
                 return kind(config) if config is not None and issubclass(kind, PreTrainedModel) else None
-        # What transformers raises for a configuration that makes no model has no class in common.
+        # transformers raises exceptions without a common base class for an invalid configuration.
         except Exception:
             return None
 
     @property
     def tied(self) -> dict[str, str]:
-        """The tensors of the model that are others of its tensors, by name."""
+        """The tied tensors of the model: the name of each with that of the tensor that it is tied to."""
         return dict((self.model.all_tied_weights_keys if self.model is not None else None) or {})
 
     @cached_property
     def num_parameters(self) -> int | None:
-        """Counted in the headers, tied tensors once and no buffers; `None` where they cannot be read."""
+        """The number of parameters by the headers, tied tensors once and no buffers, `None` if they cannot be read."""
         if self.shapes is None:
             return None
         buffers = set[str]() if self.model is None else {name for name, _ in self.model.named_buffers()}
@@ -226,7 +226,7 @@ class VerifiedFolder:
         return sum(math.prod(shape) for name, shape in self.shapes.items() if name not in buffers | twice)
 
     def misfits(self) -> Sequence[str]:
-        """Returns the names of tensors that are the model's or the files' alone, or have another shape in each."""
+        """Returns the names of tensors that only the model or only the files have, or whose shapes differ."""
         assert self.model is not None
         assert self.shapes is not None
         wanted = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}

@@ -1,7 +1,7 @@
-"""Whether a model folder is what its search.json and its card say: hashes, counts, architecture, scores.
+"""Verification of a model folder against its search.json and card: hashes, counts, architecture and scores.
 
-All of it is read with the installed package's own classes: no code of the folder is run, and nothing is unpickled. The
-record that a folder is compared with lies in the folder itself and is signed by nobody.
+Everything is read with the installed package's own classes: no code from the folder is run, and nothing is unpickled.
+The record that a folder is compared with is in the folder itself and is not signed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,20 +37,20 @@ from .verified_folder import (
 )
 
 
-# Where runs put their models.
+# The folders in which runs keep their models.
 _MODELS_OF_RUNS = ("model", SUPERNET_NAME)
-# What an export holds beside the files that a model is loaded from.
+# Files of an export in addition to those that a model is loaded from.
 _FURTHER_FILES = ("*.py", "*.png", "*.yaml")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked of a model folder.
+    """The result of verifying a model folder.
 
     Attributes:
-        folder: that was looked at.
-        kind: what it holds, in words.
-        checks: in order.
+        folder: the folder.
+        kind: a description of its contents.
+        checks: the checks, in order.
     """
 
     folder: Path
@@ -59,12 +59,12 @@ class Verification:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """The names of what is not as recorded."""
+        """The names of the checks in which folder and record differ."""
         return self._having(DIFFERS)
 
     @property
     def table(self) -> str:
-        """The checks as a Markdown table, one a row."""
+        """The checks as a Markdown table, one per row."""
         rows = [
             (one.what, one.recorded, one.found, f"{one.verdict}: {one.note}" if one.note else one.verdict)
             for one in self.checks
@@ -87,15 +87,15 @@ class Verification:
 
 
 def verify_export(folder: str | Path, *, text: str | None = None) -> Verification:
-    """Returns what a model folder holds beside what its record says, one check after another.
+    """Compares a model folder with its record and returns all checks.
 
-    Hashes of weights, tokenizer and code are compared with search.json, parameters and FLOPs counted again, and the
-    architectures of config.json, search.json, the card and the search space compared. No more is promised: the record
-    lies in the folder, and whoever can write there can write both.
+    Hashes of weights, tokenizer and code are compared with search.json. Parameters and FLOPs are counted again. The
+    architectures in config.json, search.json, the card and the search space are compared. Nothing more is guaranteed:
+    the record is in the folder, and anyone who can write to the folder can change both.
 
     Args:
         folder: a model folder, the folder of a run that holds one, or a name on the Hub.
-        text: where the text is that the recorded loss was measured on; it is then measured again.
+        text: the location of the text that the recorded loss was measured on. If given, the loss is measured again.
 
     Raises:
         ValueError: there is no model.
@@ -115,18 +115,18 @@ def _find(name: str) -> Path:
         if (inside / CONFIG_NAME).is_file():
             return inside
     below = sorted(str(path.parent) for path in folder.rglob(CONFIG_NAME))[:5]
-    remedy = f"give one of those in it: {', '.join(below)}" if below else "give the folder of a model"
+    remedy = f"give one of the folders in it: {', '.join(below)}" if below else "give the folder of a model"
     raise ValueError(f"{name} has no {CONFIG_NAME}; {remedy}")
 
 
 def _kind(found: VerifiedFolder) -> str:
     if found.is_onnx:
-        return "an export to ONNX, which has no record: verify the model folder that it was made of"
+        return "an export to ONNX, which has no record: verify the model folder that it was made from"
     if found.is_supernet:
         return "a super-net"
     if MANIFEST_NAME in found.files:
         return "an export"
-    return f"a {found.class_name or 'model'} as transformers saves it"
+    return f"a {found.class_name or 'model'} saved by transformers"
 
 
 # ---- Parameters, FLOPs, architecture ----
@@ -143,19 +143,19 @@ def _check_counts(found: VerifiedFolder) -> Iterator[Check]:
 
 
 def _check_fit(found: VerifiedFolder) -> Check:
-    """Returns whether the weights are those of the model that config.json describes, by names, shapes and number."""
+    """Returns the check that the weights fit the model in config.json by names, shapes and number."""
     what = f"parameters: {CONFIG_NAME} and weights"
     if found.shapes is None:
         is_expected = found.has_weights or SAFE_WEIGHTS_NAME in recorded_hashes(found.record)
         return check(what, None, found.faults[SAFE_WEIGHTS_NAME], DIFFERS if is_expected else NOT_CHECKED)
     if found.model is None:
-        note = found.faults.get(CONFIG_NAME, f"{CONFIG_NAME} describes no model that is known here")
+        note = found.faults.get(CONFIG_NAME, f"{CONFIG_NAME} does not describe a known model")
         return check(what, None, found.num_parameters, NOT_CHECKED, note)
     same, misfits = compare(what, found.model.num_parameters(), found.num_parameters), found.misfits()
-    # Checkpoints of others hold buffers that their class has no longer.
+    # Checkpoints of other families hold buffers that their class no longer has.
     if not misfits or (not found.is_magic and same.verdict == OK):
         return same
-    note = f"{counted(len(misfits), 'tensor')} of one and not of the other, such as {misfits[0]}"
+    note = f"{counted(len(misfits), 'tensor')} missing or different in one of the two, such as {misfits[0]}"
     return check(what, found.model.num_parameters(), found.num_parameters, DIFFERS, note)
 
 
@@ -179,7 +179,7 @@ def _check_space(found: VerifiedFolder, config: MagicConfig) -> Iterator[Check]:
     try:
         space = SearchSpace.from_config(search["candidate_operators"])
         child = tuple(search.get("architecture") or config.chain)
-        # The child that was found has SKIP where the model has no layer; another one may have been trained.
+        # The found child has SKIP where the model has no layer. Another child may have been trained.
         if not found.is_supernet and without_skips(child) != config.chain:
             child = config.chain
         size = f"{counted(space.num_layers, 'layer')}, {counted_children(space.size)}"
@@ -188,7 +188,7 @@ def _check_space(found: VerifiedFolder, config: MagicConfig) -> Iterator[Check]:
         elif child in space:
             yield check(what, size, _compact(list(child)), OK)
         else:
-            yield check(what, size, _compact(list(child)), DIFFERS, "it is no child of the space")
+            yield check(what, size, _compact(list(child)), DIFFERS, "it is not a child of the space")
     except UNREADABLE as error:
         yield check(what, None, f"damaged: {error}", DIFFERS)
 
@@ -205,7 +205,7 @@ def _check_scores(found: VerifiedFolder, text: str | None) -> Iterator[Check]:
         if own:
             yield _check_text_score(found, own, text)
         elif text is not None:
-            yield check(what, None, None, NOT_RECORDED, f"{MANIFEST_NAME} has no loss of a masked LM")
+            yield check(what, None, None, NOT_RECORDED, f"{MANIFEST_NAME} has no masked-LM loss")
         elif found.class_name == "MagicForPreTraining" and record.get("results"):
             yield check(what, "a loss", None, NOT_CHECKED, "the tokens were replaced by the generator of the run")
     except UNREADABLE as error:
@@ -215,7 +215,7 @@ def _check_scores(found: VerifiedFolder, text: str | None) -> Iterator[Check]:
             yield check(f"scores: {key}", f"in {MANIFEST_NAME}", None, NOT_CHECKED, note)
 
 
-# By the key of search.json, why they are not measured again.
+# For keys of search.json, the reason why the scores are not measured again.
 _OTHER_SCORES = {
     "scores": "they need the rows of the task; score them with `magic-nas finetune`",
     "squad": "they need the questions; score them with `magic-nas squad`",

@@ -19,7 +19,7 @@ from transformers import (
     BertForMaskedLM,
 )
 
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 from training.hub.export import export_model
 
 

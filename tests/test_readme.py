@@ -22,7 +22,7 @@ from training.cli.main import app, main
 from training.cli.options import path_of
 from training.cli.reference import ALL_SETTINGS
 from training.data.settings import DataSettings
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 from training.hub.export import export_model
 from training.hub.presets import load_preset
 from training.options import own_keys, sections_of

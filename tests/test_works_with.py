@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from modeling_magic import MagicForMaskedLM, MagicModel
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 
 
 MIXED = ("MHA4", "CONV3", "FFN", "CONV5")

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, PreTrainedTokenizerBase
 
 from modeling_magic import MagicForMaskedLM
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 
 
 MIXED = ("MHA4", "CONV3", "FFN", "CONV5")

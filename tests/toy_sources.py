@@ -11,7 +11,7 @@ from toy_hub import SENTENCES, shaken
 from transformers import PreTrainedTokenizerBase, RobertaTokenizer
 
 from modeling_magic import MagicPreTrainedModel
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 
 
 LABELS = {0: "no", 1: "yes", 2: "perhaps"}

@@ -8,7 +8,7 @@ from datasets import Dataset, Features, List, Value
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizer, RobertaTokenizer
 
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 from training.finetuning.squad_data import SquadData
 
 

@@ -22,7 +22,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 from training.compression import sentences as sentences_module
 from training.compression.sentences import collate, length_batches, read_sentences, split_sentences
 from training.data import docstrings
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 
 
 disable_progress_bars()

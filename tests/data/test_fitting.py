@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, BertConfig, DistilBertConfig, RobertaCon
 
 from modeling_magic import MagicConfig
 from training.data.fitting import fit_tokenizer, knows_token_types, max_sequence_length, num_rows
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 
 
 CHAIN = [["MHA4"], ["FFN"]]

@@ -20,7 +20,7 @@ from toy_squad import (
 from transformers import BertTokenizer
 
 import training.finetuning.squad_data
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 from training.finetuning.squad_data import NO_ANSWER, load_squad, make_windows, split_by_article
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from modeling_magic import MagicForMaskedLM, MagicForQuestionAnswering
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 from training.finetuning.settings import SquadSettings
 from training.finetuning.squad_data import load_squad, make_windows, split_by_article
 from training.finetuning.squad_metrics import squad_v1_metrics, squad_v2_metrics

@@ -18,7 +18,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 from training.finetuning.metrics import METRICS, TaskMetric, compute_metrics
 from training.finetuning.tasks import (
     GLUE,

@@ -18,7 +18,7 @@ from toy_verify import manifest_of
 from transformers import AutoModelForSequenceClassification, BertweetTokenizer, Trainer, TrainingArguments
 
 from modeling_magic import MagicForMaskedLM
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 from training.hub.export import export_model
 from training.hub.publish import check_export, check_weights, push_model
 

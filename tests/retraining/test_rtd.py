@@ -39,7 +39,7 @@ from transformers import (
 )
 
 from modeling_magic import MagicConfig, MagicForMaskedLM, MagicForPreTraining
-from training.data.text import train_tokenizer
+from training.data.tokenizing import train_tokenizer
 from training.hub.presets import load_preset
 from training.resuming import last_complete_checkpoint
 from training.retraining.rtd import ReplacedTokenTrainer, export_pair, rtd_training_flops

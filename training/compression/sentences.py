@@ -40,7 +40,7 @@ from ..data.documents import (
     text_pieces,
     tsv_texts,
 )
-from ..data.text import encode_text, share_unknown, tokenizer_sha256
+from ..data.tokenizing import encode_text, share_unknown, tokenizer_sha256
 from ..files import short_hash
 
 

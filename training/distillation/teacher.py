@@ -22,7 +22,7 @@ from modeling_magic import MagicConfig
 
 from ..bars import progress_bar
 from ..data.fitting import knows_token_types, max_sequence_length, num_rows
-from ..data.text import load_tokenizer
+from ..data.tokenizing import load_tokenizer
 from ..files import short_hash, write_json, written_at_once
 from ..runs.folders import MODEL_FOLDER
 

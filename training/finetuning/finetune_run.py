@@ -29,7 +29,7 @@ from modeling_magic import MagicPreTrainedModel
 
 from ..bars import progress_bar
 from ..data.fitting import fit_tokenizer, max_sequence_length
-from ..data.text import tokenizer_sha256
+from ..data.tokenizing import tokenizer_sha256
 from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
 from ..files import read_json, short_hash, write_json, write_text, written_at_once
 from ..hub.contents import MANIFEST_NAME

@@ -22,7 +22,7 @@ from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
-from ..data.text import tokenizer_sha256
+from ..data.tokenizing import tokenizer_sha256
 from ..files import cache_folder, short_hash, write_json, written_at_once
 from .task_files import lone_surrogate
 

@@ -28,7 +28,7 @@ from transformers import (
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..data.fitting import fit_tokenizer, knows_token_types, max_sequence_length, num_rows
-from ..data.text import load_tokenizer
+from ..data.tokenizing import load_tokenizer
 from ..distillation.teacher import check_length, load_teacher, quiet_loading
 from ..distillation.trainers import DistillationTrainer
 from ..files import written_at_once

@@ -22,7 +22,7 @@ from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from ..data.text import tokenizer_sha256
+from ..data.tokenizing import tokenizer_sha256
 from ..files import cache_folder, short_hash, written_at_once
 from .settings import LOSS, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
 from .task_files import Table, label_of, read_table, require_columns, text_of, words_of

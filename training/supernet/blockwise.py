@@ -28,7 +28,7 @@ from modeling_magic import MagicConfig, MagicForMaskedLM
 from modeling_magic.modeling_magic import MagicModel
 
 from ..bars import progress_bar
-from ..data.text import load_tokenizer
+from ..data.tokenizing import load_tokenizer
 from ..distillation.teacher import check_tokenizers, quiet_loading, teacher_inputs
 from ..progress import PostfixProgressCallback
 from ..space.budgets import is_feasible

@@ -1,5 +1,5 @@
-# Every target works from a fresh clone: it makes .venv and installs the tested set into it where need be.
-# `ARGS` is handed on: make demo ARGS="--short", make test ARGS="-k presets -x".
+# Every target works from a fresh clone: if necessary, it creates .venv and installs the tested set of packages.
+# `ARGS` is passed on: make demo ARGS="--short", make test ARGS="-k presets -x".
 
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN := .venv/bin
@@ -12,7 +12,7 @@ ARGS ?=
 demo: $(STAMP)
 	$(BIN)/magic-nas demo $(ARGS)
 
-# Both run on the CPU, on a machine with a GPU as well.
+# Both run on the CPU, even on a machine with a GPU.
 test test-slow: export CUDA_VISIBLE_DEVICES =
 
 test: $(STAMP)
@@ -21,7 +21,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow -n $(WORKERS) $(ARGS)
 
-# The benchmark is of the first card, and runs even where a test fails.
+# The benchmark uses the first card, and runs even if a test fails.
 gpu: $(STAMP)
 	@$(BIN)/python benchmarks/gpu.py --check
 	@status=0; $(BIN)/pytest -m gpu -rs $(ARGS) || status=$$?; \
@@ -34,7 +34,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Warnings are errors: a broken link, anchor or cross-reference, a page outside of the navigation.
+# Warnings are errors: a broken link, anchor or cross-reference, or a page missing from the navigation.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 

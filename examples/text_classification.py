@@ -1,4 +1,4 @@
-"""Fine-tune any encoder on sentences or pairs, with nothing but transformers: a searched encoder needs nothing else.
+"""Fine-tune any encoder on sentences or pairs, using only transformers: a searched encoder needs nothing else.
 
     python examples/text_classification.py --model encoder --train-file train.csv --validation-file dev.csv \
         --output-dir classifier
@@ -21,7 +21,7 @@ from transformers import (
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Returns what the command line says."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model folder, or a name on the Hub")
     parser.add_argument("--train-file", required=True)
@@ -31,18 +31,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--epochs", type=float, default=3)
-    # The folder carries the model's code, for machines that do not have the package.
+    # The folder contains the model's code, for machines without the package.
     parser.add_argument("--trust-remote-code", action="store_true")
     return parser.parse_args()
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Returns the share of right answers."""
+    """Returns the share of correct answers."""
     return {"accuracy": float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
 def main() -> None:
-    """Fine-tunes, and saves the model with its tokenizer."""
+    """Fine-tunes the model and saves it with its tokenizer."""
     options = parse_arguments()
     data = load_dataset("csv", data_files={"train": options.train_file, "validation": options.validation_file})
     columns = [name for name in ("sentence1", "sentence2") if name in data["train"].column_names]

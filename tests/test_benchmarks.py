@@ -260,7 +260,7 @@ def test_found_children_that_are_yet_to_be_trained_are_named(found_children, tmp
 def test_found_children_of_another_text_are_refused(found_children, tmp_path):
     journal_of(tmp_path / "truth", {CHILDREN[0]: 4.0}, data="a")
     journal_of(tmp_path / "alone", {CHILDREN[0]: 4.0}, data="b")
-    with pytest.raises(ValueError, match="of another data than"):
+    with pytest.raises(ValueError, match="differ in data"):
         found_children.read_alone(tmp_path / "truth", tmp_path / "alone")
 
 
@@ -275,7 +275,7 @@ def test_runs_that_found_no_child_are_refused(found_children, tmp_path):
     for number, result in enumerate(({"space": [["FFN", "MHA4"]]}, {"steps": 3})):
         with pytest.raises(ValueError, match="nor a super-net that shrinking has reduced to one child"):
             found_children.found_child(Path(run_of(tmp_path / str(number), **result)))
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match="not a finished run"):
         found_children.found_child(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What mkdocs calls: adds the pages that docs/ does not hold, and turns links between files into links of the site."""
+"""Hooks of mkdocs: add pages from outside docs/, and turn links between files into links between pages."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from site_pages import made_pages, notebook_page, pages_from_elsewhere
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Gives headings the anchors that GitHub gives them, so that one link holds in both."""
+    """Gives headings the same anchors as on GitHub, so that links work in both places."""
     config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds what stands outside of docs/, notebooks as pages, and what is made of other files."""
+    """Adds pages from outside docs/, notebooks as pages, and pages generated from other files."""
     root = _root(config)
     for path, place in pages_from_elsewhere(root).items():
         text = (root / path).read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """Turns the links of a page into links of the site."""
+    """Turns links to files on a page into links to pages of the site."""
     places = pages_from_elsewhere(_root(config))
     place = page.file.src_uri
     path = next((path for path, its in places.items() if its == place), f"docs/{place}")

@@ -1,4 +1,4 @@
-"""An extension of griffe: a field that is an option is documented by its help, and shown with its default."""
+"""An extension of griffe that documents option fields by their help and shows their defaults."""
 
 import ast
 from typing import Any
@@ -7,15 +7,15 @@ from griffe import Attribute, Docstring, Extension, ObjectNode
 
 
 class OptionFields(Extension):
-    """Reads the calls of `option` in the classes of settings."""
+    """Reads calls of `option` in settings classes."""
 
     def on_attribute_instance(self, *, node: ast.AST | ObjectNode, attr: Attribute, **_: Any) -> None:
-        """Takes help and default from `name: type = option(default, help="...")`."""
+        """Takes the help and the default from `name: type = option(default, help="...")`."""
         value = getattr(node, "value", None)
         if not isinstance(value, ast.Call):
             return
         if ast.unparse(value.func).endswith("_option"):
-            # A function that several settings share: its name is no default.
+            # The call of a function that several settings share is not a default to show.
             attr.value = None
         if ast.unparse(value.func) != "option":
             return

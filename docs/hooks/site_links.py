@@ -1,4 +1,4 @@
-"""Links between files of the repository as links between pages of the site."""
+"""Conversion of links between files of the repository into links between pages of the site."""
 
 import re
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ _ELSEWHERE = re.compile(r"[a-z]+:|#|/")
 
 
 def site_links(markdown: str, path: str, place: str, places: Mapping[str, str]) -> str:
-    """Returns a page with links that hold in the site.
+    """Returns a page with links that work in the site.
 
-    A link to a file that the site does not have stays as it is, so that a strict build fails.
+    A link to a file that the site does not have stays unchanged, so a strict build fails.
 
     Args:
-        markdown: the page, whose links are relative to its file.
-        path: of the page's file in the repository.
-        place: of the page in the site.
-        places: in the site, of the pages that are not where docs/ has them.
+        markdown: the page, with links relative to its file.
+        path: the path of the page's file in the repository.
+        place: the path of the page in the site.
+        places: by file, the paths in the site of pages from outside docs/.
     """
 
     def rewritten(link: re.Match[str]) -> str:
@@ -35,7 +35,7 @@ def site_links(markdown: str, path: str, place: str, places: Mapping[str, str]) 
             return link[0]
         return f"{link[1]}{relpath(target, dirname(place) or '.')}{hash_sign}{anchor}{link[3]}"
 
-    # What stands in a block of code is no link.
+    # Links in code blocks stay unchanged.
     parts, end = [], 0
     for fence in _FENCE.finditer(markdown):
         parts += [_LINK.sub(rewritten, markdown[end : fence.start()]), fence[0]]

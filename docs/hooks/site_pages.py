@@ -1,4 +1,4 @@
-"""Pages of the site that are made from other files of the repository, each as Markdown by its place in the site."""
+"""Pages of the site generated from other files of the repository, as Markdown by their paths in the site."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 
-# Pages that stand outside of docs/, by their place in the site.
+# Pages from outside docs/, with their paths in the site.
 ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -21,16 +21,16 @@ _TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 
 
 def pages_from_elsewhere(root: Path) -> dict[str, str]:
-    """Returns the place in the site of each page outside of docs/ that the site has, and of each notebook."""
+    """Returns the path in the site of each page from outside docs/ and of each notebook, by file."""
     results = [path.relative_to(root).as_posix() for path in sorted((root / RESULTS).rglob("*.md"))]
     notebooks = [path.relative_to(root) for path in sorted((root / "docs" / "notebooks").glob("*.ipynb"))]
     shown = {path.as_posix(): path.relative_to("docs").with_suffix(".md").as_posix() for path in notebooks}
-    # A README would become the index of its folder, beside which there is no other page of that address.
+    # mkdocs turns a README into the index page of its folder, so it is named index.md here.
     return ELSEWHERE | {path: path.replace("README.md", "index.md") for path in results} | shown
 
 
 def made_pages(root: Path) -> dict[str, str]:
-    """Returns the Markdown of all pages that are made here, by their place in the site."""
+    """Returns the Markdown of all generated pages, by their paths in the site."""
     pages = {"recipes.md": recipes_page(root), "results.md": results_page(root)}
     return pages | {f"api/{room}.md": text for room, text in api_pages(root).items()}
 
@@ -39,11 +39,11 @@ def made_pages(root: Path) -> dict[str, str]:
 
 
 def recipes_page(root: Path) -> str:
-    """Returns a section for each recipe: its command, what its first comment says, and the file."""
+    """Returns a section for each recipe: its first comment, its command and the file."""
     parts = [
         "# Recipes\n",
-        "A recipe is a YAML file with the options of one command. `--config NAME` takes one of these, or a file of "
-        "your own; flags win over it. [The page of options](options.md) says what each key means.\n",
+        "A recipe is a YAML file with the options of one command. `--config` takes the name of one of these, or the "
+        "path of your own file; flags take precedence over it. [Options](options.md) explains each key.\n",
     ]
     for path in sorted((root / "hub_configs" / "recipes").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
@@ -57,8 +57,8 @@ def recipes_page(root: Path) -> str:
 
 
 def results_page(root: Path) -> str:
-    """Returns the list of all pages of measured results, by their titles."""
-    lines = ["# Measured results\n", "Each page has the command, the versions, the device and the spread.\n"]
+    """Returns a list of all pages with measured results, by title."""
+    lines = ["# Measured results\n", "Each page states the command, the versions, the device and the spread.\n"]
     for path in sorted((root / RESULTS).rglob("*.md")):
         title = _TITLE.search(path.read_text(encoding="utf-8"))
         place = path.relative_to(root).as_posix()
@@ -85,7 +85,7 @@ def _assigned(path: Path, name: str) -> Any:
 
 
 def api_pages(root: Path) -> dict[str, str]:
-    """Returns a page for each room of the public names, whose text mkdocstrings takes from the docstrings."""
+    """Returns a page for each room with public names. mkdocstrings fills it from the docstrings."""
     pages = {}
     for room, names in public_names(root).items():
         package = room if room == "modeling_magic" else "training"
@@ -101,11 +101,11 @@ def api_pages(root: Path) -> dict[str, str]:
 
 
 def notebook_page(text: str, name: str) -> str:
-    """Returns a notebook as Markdown: its texts, its code, and the outputs that it was saved with.
+    """Returns a notebook as Markdown: its text, its code and its saved outputs.
 
     Args:
-        text: of the .ipynb file.
-        name: its name, under which the page links to it.
+        text: the contents of the .ipynb file.
+        name: the name of the file, to which the page links.
     """
     cells = json.loads(text)["cells"]
     parts = [part for cell in cells for part in _cell_parts(cell)]
@@ -129,7 +129,7 @@ def _output_parts(output: dict[str, Any]) -> Iterator[str]:
         return
     data = output["data"]
     if "text/html" in data:
-        # In one block without empty lines, which would end the HTML.
+        # One block without empty lines, as these would end the HTML.
         lines = "".join(data["text/html"]).splitlines()
         yield f"<div>{''.join(line for line in lines if line.strip())}</div>"
     elif "image/png" in data:

@@ -277,7 +277,7 @@ def test_analyses_are_compared_on_the_same_children(folder, finished):
     for first, second, message in (
         ("plain", "layer", "shared_layer of layer is 2 but that of plain is 0"),
         ("plain", "average", "alignment of average is average but that of plain is none"),
-        ("average", "two", "num_average_children of two is 2, of average 4"),
+        ("average", "two", "num_average_children of two is 2 but that of average is 4"),
     ):
         with pytest.raises(ValueError, match=message):
             compare_interference({name: folder / name for name in (first, second)}, folder / "compared")

@@ -55,7 +55,7 @@ def test_truth_of_journals_has_the_seeds_of_each_child(tmp_path):
     with pytest.raises(ValueError, match="metric is 'flops'"):
         load_truth(tmp_path, "flops")
     journal_of(tmp_path, 3, [], recipe={"block_size": 8})
-    with pytest.raises(ValueError, match=r"standalone-3.jsonl has another recipe than standalone-2.jsonl"):
+    with pytest.raises(ValueError, match=r"standalone-3.jsonl and standalone-2.jsonl differ in recipe"):
         load_truth(tmp_path)
     with pytest.raises(ValueError, match="holds no stand-alone children"):
         load_truth(tmp_path.parent)

@@ -83,8 +83,8 @@ def read_standalone(folder: str | Path) -> tuple[dict[str, Any], list[Standalone
         children += list(journal)
         if differing := [name for name in keys[0] if keys[-1].get(name) != keys[0][name]]:
             raise ValueError(
-                f"{journal.path} has another {' and '.join(differing)} than {journal_path(folder, seeds[0]).name} "
-                f"next to it; children of different recipes cannot be averaged, so give each recipe its own folder"
+                f"{journal.path} and {journal_path(folder, seeds[0]).name} differ in {' and '.join(differing)}; "
+                f"children of different recipes cannot be averaged, so give each recipe its own folder"
             )
     return keys[0], children
 

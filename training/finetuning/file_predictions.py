@@ -1,6 +1,7 @@
 """Predictions of a fine-tuned classifier for a file, written next to its rows, and metrics if the rows have labels.
 
-Models are all that `AutoModelForSequenceClassification` or `AutoModelForTokenClassification` load with a trained head.
+The model is any that `AutoModelForSequenceClassification` or `AutoModelForTokenClassification` loads, with a trained
+head.
 """
 
 import csv

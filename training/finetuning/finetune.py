@@ -97,10 +97,10 @@ def load_task_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError):
-        raise ValueError(f"{name!r} holds no tokenizer; set the option tokenizer") from None
+        raise ValueError(f"{name!r} holds no tokenizer; give one with the option tokenizer") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.pad_token is None:
         raise ValueError(
-            f"the tokenizer of {name!r} has no vocabulary or no pad token; set the option tokenizer to another"
+            f"the tokenizer of {name!r} has no vocabulary or no pad token; give another with the option tokenizer"
         )
     return tokenizer
 

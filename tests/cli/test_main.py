@@ -193,8 +193,8 @@ def test_one_budget_has_its_model_in_the_folder_itself(tmp_path, monkeypatch, ca
     ("arguments", "message"),
     [
         (["compress", "-o", "{tmp}/run"], "name the encoder to compress: magic-nas compress CHECKPOINT --max-latency"),
-        (["compress", "{tmp}", "-o", "{tmp}/run", "--text", "{tmp}"], "no budget is given; say how small"),
-        (["compress", "{tmp}", "-o", "{tmp}/run", "--max-params", "0.5x"], "no text is given; name unlabelled text"),
+        (["compress", "{tmp}", "-o", "{tmp}/run", "--text", "{tmp}"], "no budget is given; set how small"),
+        (["compress", "{tmp}", "-o", "{tmp}/run", "--max-params", "0.5x"], "no text is given; pass unlabelled text"),
         (["compress", "{tmp}", "-o", "{tmp}/run", "--max-params", "2x"], "--max-params is 2x; give less than"),
         (["compress", "{tmp}", "-o", "{tmp}/run", "--max-params", "half"], "--max-params is 'half'; give a share of"),
         (["compress", "{tmp}", "-o", "{tmp}/run", "--num-threads", "0"], "num_threads is 0; it must be at least 1"),
@@ -284,4 +284,4 @@ def test_a_classifier_is_scored_and_predicts_a_file(tmp_path, monkeypatch, capsy
     assert output.read_text().splitlines()[0] == "one,two,label,prediction,probability"
     code, _, err = run_main(monkeypatch, capsys, "predict", *given, "-o", tmp_path / "out.xlsx")
     assert code == 2
-    assert "name a file that ends in .csv or .jsonl" in err
+    assert "give a file that ends in .csv or .jsonl" in err

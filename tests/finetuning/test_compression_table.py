@@ -108,7 +108,7 @@ def test_a_task_trained_on_a_part_of_its_rows_is_named_in_the_source(tmp_path):
 
 def test_runs_that_are_no_row_are_refused(tmp_path):
     (tmp_path / "result.json").write_text('{"exact_match": 1.0}')
-    with pytest.raises(ValueError, match="is a run of another command; name runs of `magic-nas finetune`"):
+    with pytest.raises(ValueError, match="is a run of another command; give runs of `magic-nas finetune`"):
         sweep_row(tmp_path)
     with pytest.raises(ValueError, match="holds none of the tasks of Table 4"):
         sweep_row(sweep(tmp_path / "own", {"mine": [0.5]}))

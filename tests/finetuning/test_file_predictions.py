@@ -236,10 +236,10 @@ def test_several_labels_that_the_configuration_does_not_tell_of_are_asked_for(tm
 
 
 REFUSED: dict[str, tuple[type, dict[str, Any], str]] = {
-    "answers": (BertForQuestionAnswering, {}, "finds answers in texts; .* magic-nas squad --model"),
-    "no head": (BertForMaskedLM, {}, r"is no classifier \(BertForMaskedLM\); fine-tune it first"),
-    "regression": (BertForSequenceClassification, {"problem_type": "regression"}, "with 2 outputs, is for single"),
-    "names": (BertForSequenceClassification, {"id2label": {0: "a", 1: "a"}}, "two classes of one name"),
+    "answers": (BertForQuestionAnswering, {}, "answers questions; .* magic-nas squad --model"),
+    "no head": (BertForMaskedLM, {}, r"is not a classifier \(BertForMaskedLM\); fine-tune it first"),
+    "regression": (BertForSequenceClassification, {"problem_type": "regression"}, "with 2 outputs, supports single"),
+    "names": (BertForSequenceClassification, {"id2label": {0: "a", 1: "a"}}, "two classes with the same name"),
 }
 
 
@@ -284,9 +284,9 @@ def test_files_that_cannot_be_are_refused_and_nothing_is_written(tmp_path, finet
         evaluate_file(model, empty)
     for file, output, message in (
         (empty, "out.csv", r"empty\.csv, line 3: column 'text' is empty"),
-        (again, "out.csv", "has a column 'prediction', which the predictions are written to"),
-        (path, "out.parquet", r"name a file that ends in \.csv or \.jsonl"),
-        (path, "mine.csv", "is the file that is read"),
+        (again, "out.csv", "has a column 'prediction', which is the name of a column of the output"),
+        (path, "out.parquet", r"give a file that ends in \.csv or \.jsonl"),
+        (path, "mine.csv", "is also the input"),
     ):
         with pytest.raises(ValueError, match=message):
             predict_file(model, file, tmp_path / output)

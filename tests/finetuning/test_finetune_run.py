@@ -246,7 +246,7 @@ def test_a_test_file_is_scored_with_labels_and_predicted_without(tmp_path, setti
     text = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
     assert "GLUE" not in text
     assert "MNLI" not in text
-    assert "are the best by macro_f1" in text
+    assert "are chosen by macro_f1" in text
     assert "| macro_f1 | accuracy | test rows |" in text
 
     # What was predicted once is not predicted again.
@@ -347,7 +347,7 @@ def test_a_task_of_glue_is_judged_by_a_metric_of_it(tmp_path, settings, trained,
     chosen = (min if metric == "loss" else max)(run["metrics"]["validation"][metric] for run in runs)
     assert of_best == chosen
     assert (tmp_path / "run" / "submission" / "RTE.tsv").is_file()
-    assert f"are the best by {metric}." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+    assert f"are chosen by {metric}." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
 
 
 def test_own_files_are_judged_by_the_loss(tmp_path, settings, trained):
@@ -357,7 +357,7 @@ def test_own_files_are_judged_by_the_loss(tmp_path, settings, trained):
     (row,) = result["tasks"]
     assert list(result["columns"]) == ["mine: accuracy", "mine: macro_f1"]
     assert set(row["test"]["metrics"]) == {"accuracy", "macro_f1"}
-    assert "of mine are the best by loss." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+    assert "of mine are chosen by loss." in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
 
 
 def test_class_weights_are_told_before_training_and_recorded(tmp_path, settings, trained, caplog):
@@ -366,10 +366,10 @@ def test_class_weights_are_told_before_training_and_recorded(tmp_path, settings,
     own = replace(settings, tasks=(), train_file=path, validation_file=path, learning_rates=(1e-3,))
     with caplog.at_level("INFO"):
         result = run_finetuning(replace(own, class_weights="balanced"), tmp_path / "run")
-    assert "class weights of mine, in the loss of training alone: no 1.25, yes 0.8333" in caplog.text
+    assert "class weights of mine, in the training loss only: no 1.25, yes 0.8333" in caplog.text
     (row,) = result["tasks"]
     assert row["class_weights"] == {"no": 1.25, "yes": pytest.approx(20 / 24)}
-    assert "Class weights of mine in the loss of training: no 1.25" in (tmp_path / "run" / "table.md").read_text()
+    assert "Class weights of mine in the training loss: no 1.25" in (tmp_path / "run" / "table.md").read_text()
     manifest = json.loads((tmp_path / "run" / "mine" / "model" / "search.json").read_text())
     assert manifest["finetuning"]["class_weights"] == row["class_weights"]
     # Other weights train another model.
@@ -392,12 +392,12 @@ REFUSED = {
     "task": ({"tasks": ("ret",)}, "did you mean 'rte'"),
     "nothing": ({"tasks": ()}, "nothing to fine-tune on"),
     "half": ({"tasks": (), "validation_file": "a.csv"}, "or a train_file"),
-    "test of GLUE": ({"test_file": "a.csv"}, "give either"),
-    "metric of GLUE": ({"metric_for_best_model": "f1"}, "is 'f1'; RTE has accuracy and loss"),
+    "test of GLUE": ({"test_file": "a.csv"}, "give only one of the two"),
+    "metric of GLUE": ({"metric_for_best_model": "f1"}, "is 'f1'; for RTE choose among accuracy, loss"),
     "threshold": ({"early_stopping_threshold": 0.1}, "set early_stopping_patience, or leave it out"),
     "patience": ({"early_stopping_patience": 0}, "early_stopping_patience is 0; it must be at least 1"),
-    "both": ({"train_file": "a.csv", "validation_file": "b.csv"}, "give either"),
-    "model": ({"model": ""}, "no model is named"),
+    "both": ({"train_file": "a.csv", "validation_file": "b.csv"}, "give only one of the two"),
+    "model": ({"model": ""}, "no model is given"),
     "no model": ({"model": "nowhere"}, "nowhere"),
     "rates": ({"learning_rates": (0.0,)}, "learning_rates is"),
     "rates as text": ({"learning_rates": ("much",)}, r"learning_rates\[0\] is 'much'"),
@@ -406,7 +406,7 @@ REFUSED = {
     "epochs": ({"num_epochs": 0}, "num_epochs is 0"),
     "warm-up": ({"warmup_fraction": 1.0}, "warmup_fraction is 1.0"),
     "weight": ({"distillation_weight": 2.0}, "distillation_weight is 2.0"),
-    "own argument": ({"training_arguments": {"learning_rate": 1.0}}, "give learning_rates beside"),
+    "own argument": ({"training_arguments": {"learning_rate": 1.0}}, "give learning_rates instead"),
     "best": ({"training_arguments": {"save_strategy": "no"}}, "best epoch on dev is always kept"),
     "accumulation": ({"training_arguments": {"gradient_accumulation_steps": 3}}, "choose a divisor"),
     "unknown argument": ({"training_arguments": {"optim": "sdg"}}, "sdg"),

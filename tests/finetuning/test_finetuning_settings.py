@@ -46,9 +46,9 @@ def test_lone_values_are_lists_of_one():
     ("values", "message"),
     [
         ({"null_threshold": 0.5}, "null_threshold is for questions without an answer; set version_2"),
-        ({"validation_file": "a", "teacher": "b"}, "a teacher is named but no train_file"),
+        ({"validation_file": "a", "teacher": "b"}, "a teacher is given without a train_file"),
         ({"n_best": 0}, "n_best is 0; it must be at least 1"),
-        ({"early_stopping_patience": 1}, "early_stopping_patience is given but no train_file"),
+        ({"early_stopping_patience": 1}, "early_stopping_patience is given without a train_file"),
         ({"early_stopping_threshold": 1.0}, "set early_stopping_patience, or leave it out"),
     ],
 )

@@ -63,7 +63,7 @@ def test_own_data_have_a_column_for_each_metric_whatever_they_are_called(tmp_pat
     write_table([row], "m", 1000, tmp_path)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "| 12.5 | 25.0 | 10 |" in text
-    assert "Epoch, setting and model of rte are the best by macro_f1." in text
+    assert "Epoch, setting and model of rte are chosen by macro_f1." in text
     assert "Matthews" not in text
     assert row.to_json()["shown"] == "macro_f1"
     assert row.to_json()["test"]["metrics"]["accuracy"] == 0.25

@@ -199,7 +199,7 @@ def test_float32_and_lists_are_taken():
         (["acuracy"], ([1], [1]), "'acuracy'"),
         ([], ([1], [1]), "no metric given"),
         (["accuracy", "pearson"], ([1], [1]), "different kinds"),
-        (["accuracy"], ([1, 0], [1]), "2 predictions stand against 1"),
+        (["accuracy"], ([1, 0], [1]), "there are 2 predictions but 1"),
         (["accuracy"], ([], []), "at least one"),
         (["pearson"], ([1.0, float("nan")], [1.0, 2.0]), "1 of 2 predictions are not finite"),
         (["spearmanr"], ([1.0, 2.0], [1.0, float("inf")]), "1 of 2 references are not finite"),
@@ -212,7 +212,7 @@ def test_bad_input_is_named(names, sides, message):
 
 def test_the_score_is_the_mean_of_the_tasks_metrics():
     assert task_score(["f1", "accuracy"], {"f1": 0.8, "accuracy": 0.6, "loss": 3.0}) == pytest.approx(0.7)
-    with pytest.raises(ValueError, match="no f1"):
+    with pytest.raises(ValueError, match="f1 is not among"):
         task_score(["f1"], {"accuracy": 0.6})
 
 

@@ -90,15 +90,20 @@ def test_a_test_file_without_labels_has_none(tmp_path):
         ),
         ("t,label\na,0.5\n", "t,label\na,1\nb,inf\n", {}, "dev.csv, line 3: .*regression needs a finite number"),
         ("t,label\na b,O O\nc d,O B-X\n", "t,label\na b,O\n", {}, "dev.csv, line 2: 2 words but 1 tags"),
-        ("t,label\na,x\nb,y\n", "t,label\na,x\n", {"metric_for_best_model": "f1"}, "'f1'; .* has accuracy, macro_f1"),
+        (
+            "t,label\na,x\nb,y\n",
+            "t,label\na,x\n",
+            {"metric_for_best_model": "f1"},
+            "'f1'; .* choose among accuracy, macro_f1",
+        ),
         (
             "t,label\na,1\nb,2\n",
             "t,label\na,1\n",
             {"class_names": ["x", "y"]},
             "line 3: class 2, but class_names has 2",
         ),
-        ("t,label\na,1\nb,2\n", "t,label\na,1\n", {"class_names": ["x", "x"]}, "a name comes twice"),
-        ("t,label\na,0.5\n", "t,label\na,1\n", {"class_names": ["x"]}, "a regression has no classes"),
+        ("t,label\na,1\nb,2\n", "t,label\na,1\n", {"class_names": ["x", "x"]}, "a name occurs twice"),
+        ("t,label\na,0.5\n", "t,label\na,1\n", {"class_names": ["x"]}, "regression has no classes"),
         ("t,label\na,1 0\nb,0 1\n", "t,label\na,1 0 1\n", {}, "dev.csv, line 2: .*'1 0 1', but .* has 2 zeros and"),
         (
             "t,label\na b,O X\nc d,O\n",
@@ -113,7 +118,7 @@ def test_a_test_file_without_labels_has_none(tmp_path):
         ("t,lebel\na,x\n", "t,lebel\na,x\n", {}, "train.csv, line 1: no column 'label' .*did you mean 'lebel'"),
         ("t,u,v,label\na,b,c,x\n", "t,label\na,x\n", {}, "train.csv: name with text_columns one or two of .*t, u, v"),
         ("t,label\na,x\nb,x\n", "t,label\na,x\n", {}, "no label but 'x'; there is nothing to learn"),
-        ("t,label\na,x\n", "t,label\na,x\n", {"text_columns": ["label"]}, "may not be the label"),
+        ("t,label\na,x\n", "t,label\na,x\n", {"text_columns": ["label"]}, "must not be the label"),
         ("t,label\na,x\n", "t,label\na,x\n", {"text_columns": ["tt"]}, "no column 'tt' .*did you mean 't'"),
         ("t,label\na,x\n", "t,label\na,x\n", {"problem_type": "regresion"}, "did you mean 'regression'"),
         ("t,u,label\na,b,x\n", "t,u,label\na,b,x\n", {"problem_type": "token_classification"}, "one column of words"),
@@ -121,7 +126,7 @@ def test_a_test_file_without_labels_has_none(tmp_path):
             """tokens,tags\n['a'],[0]\n['b'],[1]\n""",
             """tokens,tags\n['a'],[0]\n[b],[1]\n""",
             {"problem_type": "token_classification"},
-            r"dev.csv, line 3: column 'tokens' holds '\[b\]', which is no list",
+            r"dev.csv, line 3: column 'tokens' holds '\[b\]', which is not a list",
         ),
     ],
 )
@@ -210,9 +215,9 @@ def test_all_that_is_inferred_is_said(tmp_path):
         "not read: score (numbers)",
         "kind: single_label_classification, 2 classes: neg, pos",
         f"train: 2 rows of {train}",
-        f"validation: 1 row of {quoted}; it is quoted as CSV is, and read so",
+        f"validation: 1 row of {quoted}; read as quoted like CSV",
         f"test: 1 row of {test}, without labels: predicted, not scored",
-        "metrics: accuracy, macro_f1; the best epoch is the one of the best accuracy",
+        "metrics: accuracy, macro_f1; the best epoch is the one with the best accuracy",
     )
     assert load_files(train, quoted, metric_for_best_model="macro_f1").task.score_metrics == ("macro_f1",)
 
@@ -241,5 +246,5 @@ def test_a_small_file_has_one_row_for_validation_and_one_text_is_too_few(tmp_pat
     path = write(tmp_path / "train.csv", "text,label\na,x\nb,y\nc,x\n")
     assert len(load_files(path, validation_fraction=1e-6).data["validation"]) == 1
     path = write(tmp_path / "same.csv", "text,label\na b,x\na b,y\n")
-    with pytest.raises(ValueError, match=r"too few different texts .*name a validation_file"):
+    with pytest.raises(ValueError, match=r"too few different texts .*give a validation_file"):
         load_files(path, text_columns=["text"])

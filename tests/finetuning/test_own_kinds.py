@@ -59,7 +59,7 @@ def test_only_columns_of_text_are_text(tmp_path, name, values, what):
 )
 def test_what_may_be_text_or_not_is_asked_for(tmp_path, name, values):
     table = with_column(tmp_path, name, values)
-    with pytest.raises(ValueError, match=rf"column '{name}' .* may be text or not; .* with text_columns"):
+    with pytest.raises(ValueError, match=rf"column '{name}' .* may or may not be text; .* with text_columns"):
         find_text_columns(table, None, "label")
     assert find_text_columns(table, [name, "text"], "label")[0] == (name, "text")
 
@@ -87,9 +87,9 @@ def test_a_file_without_text_says_what_its_columns_hold(tmp_path):
 def test_the_label_is_found_by_its_usual_names(tmp_path):
     assert find_label_column(table_of(tmp_path, [{"tokens": ["a"], "ner_tags": [0]}]), None) == "ner_tags"
     assert find_label_column(table_of(tmp_path, [{"t": "a", "label": 0, "score": 1}]), None) == "label"
-    with pytest.raises(ValueError, match="tags or ner_tags may be the label; say which with label_column"):
+    with pytest.raises(ValueError, match="tags or ner_tags may be the label; choose one with label_column"):
         find_label_column(table_of(tmp_path, [{"tokens": ["a"], "ner_tags": [0], "tags": [1]}]), None)
-    with pytest.raises(ValueError, match=r"no column 'label' .*did you mean 'lebel'.*name another with label_column"):
+    with pytest.raises(ValueError, match=r"no column 'label' .*did you mean 'lebel'.*set another with label_column"):
         find_label_column(table_of(tmp_path, [{"t": "a", "lebel": 0}]), None)
 
 
@@ -173,7 +173,7 @@ def test_names_of_several_words_are_classes(tmp_path):
     ],
 )
 def test_tags_that_may_be_classes_are_asked_for(tmp_path, rows, kinds):
-    with pytest.raises(ValueError, match=f"may be tags or classes; set problem_type to {kinds[0]} or {kinds[1]}"):
+    with pytest.raises(ValueError, match=f"may hold tags or classes; set problem_type to {kinds[0]} or {kinds[1]}"):
         kind_of(tmp_path, *rows)
 
 

@@ -164,7 +164,7 @@ def test_logits_that_do_not_fit_are_named(tokenizer, tmp_path):
     data = data_of(("When?", TOWER, ["1889"]))
     windows = make_windows(data, tokenizer, cache_dir=tmp_path)
     start, end = plant(windows, {})
-    with pytest.raises(ValueError, match=r"have the shape \(1, 5\); the windows want \(1, "):
+    with pytest.raises(ValueError, match=r"have the shape \(1, 5\); the windows need \(1, "):
         find_answers(data, windows, start, end[:, :5])
     with pytest.raises(ValueError, match="n_best is 0; it must be at least 1"):
         find_answers(data, windows, start, end, n_best=0)

@@ -167,8 +167,8 @@ def test_articles_case_and_punctuation_do_not_count(one, other, article, place):
     ("call", "message"),
     [
         (lambda: squad_v1_metrics({"a": "x"}, {"a": ["x"], "b": ["y"]}), "1 of 2 questions have no prediction.*'b'"),
-        (lambda: squad_v1_metrics({"a": ""}, {"a": []}), "'a' has no right answer"),
-        (lambda: squad_v1_metrics({}, {}), "no question to score"),
+        (lambda: squad_v1_metrics({"a": ""}, {"a": []}), "'a' has no correct answer"),
+        (lambda: squad_v1_metrics({}, {}), "no questions to score"),
         (lambda: squad_v2_metrics({"a": ""}, {"a": []}, {}), "1 questions have no null odds, the first is 'a'"),
     ],
 )

@@ -367,21 +367,21 @@ def test_weights_that_are_missing_are_named(models, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"lacks 16 weights of the encoder, such as bert\.encoder\.layer\.2"):
         load_span_model(folder)
     (tmp_path / "model" / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(ValueError, match="cannot be loaded to find answers"):
+    with pytest.raises(ValueError, match="cannot be loaded for question answering"):
         load_span_model(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": ""}, "no model is named"),
+        ({"model": ""}, "no model is given"),
         ({"model": "no/such-model"}, "no model 'no/such-model'"),
-        ({"train_file": None, "validation_file": None}, "no file is named"),
+        ({"train_file": None, "validation_file": None}, "no file is given"),
         (
             {"validation_file": None},
-            "has no validation_file beside it; name one, or cut the file in two by article with magic-nas squad-split",
+            "is given without a validation_file; give one, or split the file by article with magic-nas squad-split",
         ),
-        ({"train_file": None, "teacher": "x"}, "a teacher is named but no train_file"),
+        ({"train_file": None, "teacher": "x"}, "a teacher is given without a train_file"),
         ({"null_threshold": 0.5}, "null_threshold is for questions without an answer; set version_2"),
         ({"n_best": 0}, "n_best is 0; it must be at least 1"),
         ({"max_answer_length": 0}, "max_answer_length is 0; it must be at least 1"),
@@ -453,9 +453,9 @@ def test_a_run_ends_when_its_patience_does_with_the_best_model(tmp_path, models,
 @pytest.mark.parametrize(
     ("version_2", "arguments", "message"),
     [
-        (False, {"metric_for_best_model": "exact"}, "is 'exact'; a run of SQuAD has exact_match, f1"),
-        (True, {"metric_for_best_model": "exact_match"}, "is 'exact_match'; a run of SQuAD has exact, f1"),
-        (True, {"load_best_model_at_end": False}, "load_best_model_at_end is false; leave one"),
+        (False, {"metric_for_best_model": "exact"}, "is 'exact'; choose among exact_match, f1"),
+        (True, {"metric_for_best_model": "exact_match"}, "is 'exact_match'; choose among exact, f1"),
+        (True, {"load_best_model_at_end": False}, "load_best_model_at_end is false; remove one"),
     ],
 )
 def test_a_best_model_that_cannot_be_chosen_is_refused(tmp_path, models, files, version_2, arguments, message):

@@ -104,7 +104,7 @@ def test_what_pandas_writes_for_a_missing_label_is_none(tmp_path):
         ("a.csv", 'x,y\n"a\nb",1\nb,2,3\n', "line 4: 3 columns"),
         ("a.csv", 'x,y\na,1\n"b,2\n', "line 3: not CSV"),
         ("a.jsonl", '{"x": 1}\n{"x": \n', "line 2: not JSON"),
-        ("a.json", '[{"x": 1}]\n', "line 1: list where an object is wanted"),
+        ("a.json", '[{"x": 1}]\n', "line 1: list instead of an object"),
         ("a.jsonl", '{"x": 1}\n{"y": 1}\n', "line 2: keys differ from those of line 1 in 'x', 'y'"),
     ],
 )
@@ -238,7 +238,7 @@ def test_labels_are_numbered_and_read(tmp_path, problem_type, labels, names, par
         (MULTI_LABEL, "a||b", "in which one label is empty"),
         (TOKENS, "a c", "unknown label 'c'"),
         (TOKENS, "", "at least one word"),
-        (TOKENS, ["a", ""], "no empty one"),
+        (TOKENS, ["a", ""], "no empty words"),
     ],
 )
 def test_a_wrong_label_is_named_with_its_line(tmp_path, problem_type, label, message):

@@ -144,7 +144,7 @@ $kind, compressed from $source with magic-nas: an encoder of $num_layers layers,
 operators were found by a search under a budget, initialized from the source and distilled from it. It has the same
 inputs and outputs as the source, and the same tokenizer.
 
-## What it was compressed from
+## Source and budget
 
 $origin
 

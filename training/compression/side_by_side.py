@@ -91,7 +91,7 @@ def measure_models(
             model is in training mode, not in float32 or has another number of threads.
     """
     if not models:
-        raise ValueError("there is no model to measure")
+        raise ValueError("there is no model to measure; give at least one")
     if rounds < 2:
         raise ValueError(
             f"rounds is {rounds}; it must be at least 2, since the noise is estimated from their differences"
@@ -100,7 +100,7 @@ def measure_models(
         _check(name, model, num_threads)
     cut = [_without_common_padding(batch) for batch in batches]
     if not cut:
-        raise ValueError("there is no batch to measure the models on")
+        raise ValueError("there is no batch to measure the models on; give at least one")
     # So short a time asks for no further rounds. The sizes are of token ids that are not used here.
     settings = LatencySettings(
         device=str(cut[0]["attention_mask"].device), num_threads=num_threads, seq_len=1, min_run_time=1e-9

@@ -204,7 +204,7 @@ def load_source(name_or_path: str, kind: str | None = None) -> Source:
 
 
 def _find_folder(name: str) -> Path:
-    """Returns the local folder of a checkpoint, fetched from the Hub if the name is one there."""
+    """Returns the local folder of a checkpoint, fetched from the Hub if the name is not a local one."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         inside = folder / MODEL_FOLDER

@@ -35,7 +35,7 @@ _LONGEST_WRITTEN_OUT = 64
 def trained_attention(length: int, device: torch.device, in_bf16: bool) -> str:
     """Returns the attention function to train with: eager for short sequences in bf16 on a CPU, otherwise sdpa.
 
-    There the backward pass of sdpa is several times slower.
+    For such sequences the backward pass of sdpa is several times slower.
 
     Args:
         length: number of tokens of the sequences, including padding.

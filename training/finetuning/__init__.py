@@ -1,1 +1,1 @@
-"""GLUE, files of one's own and SQuAD (5.1)."""
+"""Fine-tuning on GLUE, a user's own files and SQuAD (5.1)."""

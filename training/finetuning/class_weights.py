@@ -1,4 +1,4 @@
-"""Weights of classes in the loss of training: how they follow from what is asked for, and the loss that has them."""
+"""Class weights in the training loss: how they follow from the request, and the weighted loss."""
 
 from collections.abc import Mapping
 
@@ -14,22 +14,22 @@ from .tasks import Task
 def find_class_weights(task: Task, rows: Dataset, asked: str | Mapping[str, float]) -> dict[str, float]:
     """Returns the weight of each class by its name, in the order of the classes.
 
-    Balanced weights are those of scikit-learn: rows / (classes * rows of the class). Of several labels a row it is the
-    weight of the rows that have the label, as `pos_weight` of torch: rows without the label / rows with it. A class
-    that is in no row, or a label that is in all, has the weight 1.
+    Balanced weights are those of scikit-learn: rows / (classes * rows of the class). With several labels per row it is
+    the weight of the rows that have the label, like torch's `pos_weight`: rows without the label / rows with it. A
+    class that is in no row, or a label that is in every row, has the weight 1.
 
     Args:
-        task: of one class or several labels a row.
-        rows: of the training split, with a column "label".
-        asked: "balanced", or weights by name; classes without one have the weight 1.
+        task: a task with one class or several labels per row.
+        rows: rows of the training split, with a column "label".
+        asked: "balanced", or weights by name; classes without a weight get 1.
 
     Raises:
-        ValueError: the task is of another kind, or has no class of such a name.
+        ValueError: the task is of another kind, or has no class of that name.
     """
     if task.problem_type not in (SINGLE_LABEL, MULTI_LABEL):
         raise ValueError(
             f"class_weights are for the classification of texts, but {task.title} is a task of {task.problem_type}; "
-            f"leave them out"
+            f"remove class_weights"
         )
     if not isinstance(asked, str):
         unknown = [name for name in asked if name not in task.labels]
@@ -51,13 +51,13 @@ def find_class_weights(task: Task, rows: Dataset, asked: str | Mapping[str, floa
 
 
 def sum_of_weights(labels: Tensor, weights: Tensor) -> Tensor:
-    """Returns what `weighted_loss_sum` is divided by for a mean, as torch does: the weights of the rows' classes.
+    """Returns the divisor that makes a mean of `weighted_loss_sum`, as in torch: the sum of the rows' class weights.
 
-    Of several labels a row it is the number of labels, whatever their weights.
+    With several labels per row it is the number of labels, whatever their weights.
 
     Args:
         labels: class ids (batch,), or 0 and 1 for each label (batch, num_labels).
-        weights: of the classes, (num_labels,).
+        weights: class weights, (num_labels,).
     """
     if labels.ndim == 2:
         return weights.new_tensor(labels.numel())
@@ -65,12 +65,12 @@ def sum_of_weights(labels: Tensor, weights: Tensor) -> Tensor:
 
 
 def weighted_loss_sum(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Returns the cross-entropy with weights of the classes, summed over a batch.
+    """Returns the cross-entropy with class weights, summed over a batch.
 
     Args:
         logits: (batch, num_labels).
         labels: class ids (batch,), or 0 and 1 for each label (batch, num_labels).
-        weights: of the classes, (num_labels,).
+        weights: class weights, (num_labels,).
     """
     weights, logits = weights.to(logits.device), logits.float()
     if labels.ndim == 2:

@@ -1,7 +1,7 @@
-"""The table of compressed encoders (5.4): the published rows of the paper's Table 4, and a user's results beside them.
+"""The table of compressed encoders (5.4): the published rows of the paper's Table 4, and a user's results below them.
 
-All published figures are those that the paper prints; what it leaves out is left out here. None of them was measured
-by this package.
+All published numbers are those that the paper prints; what it omits is omitted here. None of them was measured by this
+package.
 """
 
 import math
@@ -35,11 +35,11 @@ class CompressionRow:
 
     Attributes:
         model: its name.
-        num_parameters: embeddings included.
+        num_parameters: number of parameters, including embeddings.
         split: "dev" or "test", the leaderboard's.
-        scores: by the names of `finetuning.tasks.GLUE`; tasks may be missing. MNLI is the matched one.
+        scores: scores by the names of `finetuning.tasks.GLUE`; tasks may be missing. MNLI is the matched one.
         source: who published it, or where it was measured.
-        average: as it was published; left out, the mean over the eight tasks where all are there.
+        average: the published average; `None` means the mean over the eight tasks, if all are present.
         augmented: whether the fine-tuning sets were enlarged, the "*" of Table 4.
     """
 
@@ -57,14 +57,14 @@ class CompressionRow:
         for task, score in self.scores.items():
             if task not in PAPER_COLUMNS:
                 raise ValueError(f"{self.model} has a score for {task!r}; tasks: {', '.join(PAPER_COLUMNS)}")
-            # Correlations may be as small as that, accuracies are not.
+            # Correlations may be this small, accuracies are not.
             is_share = task not in ("cola", "stsb") and 0 < score <= 1
             if is_share or not -100 <= score <= 100:
                 raise ValueError(f"{task} of {self.model} is {score}; scores are in percent, such as 84.2")
 
     @property
     def shown_average(self) -> float | None:
-        """The published average, else the mean over the eight tasks, `None` where one is missing."""
+        """The published average, else the mean over the eight tasks, `None` if one is missing."""
         if self.average is not None:
             return self.average
         if self.scores.keys() != set(PAPER_COLUMNS):
@@ -75,7 +75,7 @@ class CompressionRow:
 def _published(
     split: str, model: str, citation: str, millions: int, scores: str, average: float | None, augmented: bool = False
 ) -> CompressionRow:
-    """Returns a row from the scores in the order of Table 4, "-" where the paper prints none."""
+    """Returns a row from the scores in the order of Table 4, "-" if the paper prints none."""
     values = zip(PAPER_COLUMNS, scores.split(), strict=True)
     return CompressionRow(
         model=model,
@@ -112,21 +112,21 @@ PUBLISHED: tuple[CompressionRow, ...] = (
 def sweep_row(folder: str | Path, model: str | None = None) -> CompressionRow:
     """Returns the dev-set row of a run of `magic-nas finetune`: medians over seeds, as its own table shows them.
 
-    Where a task was trained on a part of its rows, the source says so.
+    If a task was trained on a part of its rows, the source says so.
 
     Args:
-        folder: of the run; tasks beyond those of Table 4 are left out.
-        model: the name to show; left out, the last part of what the run calls its model.
+        folder: folder of the run; tasks that are not in Table 4 are ignored.
+        model: the name to show; `None` takes the last part of the run's model name.
 
     Raises:
-        ValueError: the run has not written a result, is no fine-tuning, or holds no task of Table 4.
+        ValueError: the run has not written a result, is not a fine-tuning, or holds no task of Table 4.
     """
     path = Path(folder) / "result.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no result of a fine-tuning; run `magic-nas finetune --output-dir {folder}`")
     result = read_json(path)
     if "tasks" not in result:
-        raise ValueError(f"{folder} is a run of another command; name runs of `magic-nas finetune`")
+        raise ValueError(f"{folder} is a run of another command; give runs of `magic-nas finetune`")
     scores, parts = {}, []
     for row in result["tasks"]:
         if row["task"] in PAPER_COLUMNS:
@@ -145,12 +145,12 @@ def compression_table(rows: Sequence[CompressionRow] = (), form: str = "markdown
     """Returns the user's results below the published rows of Table 4, dev set first.
 
     Args:
-        rows: the user's, such as of `sweep_row`.
+        rows: the user's rows, such as those of `sweep_row`.
         form: "markdown" or "csv".
-        published: whether the paper's rows are there.
+        published: whether to include the paper's rows.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: `form` is neither of these.
     """
     if form not in ("markdown", "csv"):
         raise ValueError(f"form is {form!r}; choose one of: markdown, csv")
@@ -182,7 +182,7 @@ def _markdown(rows: Sequence[CompressionRow]) -> str:
         ]
     lines.append(
         "In percent; MNLI matched. \\* = with data augmentation. Published rows are quoted, not measured here; others "
-        "are comparable with them where data, teacher and size are."
+        "are comparable with them if data, teacher and size are."
     )
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
-"""What a fine-tuned classifier says of a file: predictions beside the rows, and metrics where they have labels.
+"""Predictions of a fine-tuned classifier for a file, written next to its rows, and metrics if the rows have labels.
 
-Any model that `AutoModelForSequenceClassification` or `AutoModelForTokenClassification` loads with a trained head.
+The model is any that `AutoModelForSequenceClassification` or `AutoModelForTokenClassification` loads, with a trained
+head.
 """
 
 import csv
@@ -49,9 +50,9 @@ logger = logging.getLogger(__name__)
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
 PREDICTION, PROBABILITY = "prediction", "probability"
-# Rows that are tokenised and predicted at a time: a large file takes no more memory than its text.
+# Rows to tokenise and predict at a time, so that a large file takes no more memory than its text.
 _ROWS_AT_ONCE = 4096
-# Of a model and a tokenizer that set no limit.
+# Length for a model and a tokenizer that set no limit.
 _USUAL_LENGTH = 512
 _WITH_PROBABILITY = (SINGLE_LABEL, MULTI_LABEL)
 _NO_LIMIT = 10**6
@@ -60,21 +61,21 @@ _HEADS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForTokenClassification": AutoModelForTokenClassification,
 }
-# Beside those of a fine-tuning the ones that GLUE has of a task with one class a row.
+# GLUE's metrics for a task with one class per row, in addition to those of fine-tuning.
 _MORE_METRICS = ("matthews_correlation",)
 
 
 @dataclass(frozen=True)
 class _Classifier:
-    """A model that was fine-tuned, as it tells of itself.
+    """A fine-tuned model, according to its own files.
 
     Attributes:
         name: a folder or a name on the Hub.
-        model: with a trained head.
-        tokenizer: which fits it.
+        model: the model with a trained head.
+        tokenizer: the tokenizer, fitted to the model.
         problem_type: what it predicts.
-        labels: its classes in the order of their ids; none for regression.
-        facts: what its fine-tuning has recorded: text_columns and max_length.
+        labels: its classes in the order of their ids; empty for regression.
+        facts: facts recorded by its fine-tuning: text_columns and max_length.
     """
 
     name: str
@@ -110,7 +111,9 @@ def _load_classifier(name: str, settings: EvaluateSettings) -> _Classifier:
         tokenizer = with_word_spaces(tokenizer)
     labels = () if problem_type == REGRESSION else tuple(str(config.id2label[i]) for i in range(config.num_labels))
     if len(set(labels)) < len(labels):
-        raise ValueError(f"{name} has two classes of one name ({', '.join(labels)}); mend id2label in its config.json")
+        raise ValueError(
+            f"{name} has two classes with the same name ({', '.join(labels)}); correct id2label in its config.json"
+        )
     return _Classifier(name, model, fit_tokenizer(tokenizer, config), problem_type, labels, _recorded(name))
 
 
@@ -123,27 +126,27 @@ def _auto_class(name: str, config: PreTrainedConfig) -> Any:
         return found[0]
     if any(kind.endswith("ForQuestionAnswering") for kind in names):
         raise ValueError(
-            f"{name} finds answers in texts; score it, and write its answers, with magic-nas squad --model {name} "
+            f"{name} answers questions; score it, and write its answers, with magic-nas squad --model {name} "
             f"--validation-file FILE"
         )
     raise ValueError(
-        f"{name} is no classifier ({', '.join(names) or 'its configuration names no class'}); fine-tune it first, "
+        f"{name} is not a classifier ({', '.join(names) or 'its configuration names no class'}); fine-tune it first, "
         f"with magic-nas finetune"
     )
 
 
 def _problem_type(name: str, config: PreTrainedConfig, given: str | None, of_tokens: bool) -> str:
-    """Returns what a model predicts: what is given, or else what its configuration says, if its head can."""
+    """Returns the kind of problem, as given or else from the model's configuration, if its head supports it."""
     possible = [TOKENS] if of_tokens else [REGRESSION if config.num_labels == 1 else SINGLE_LABEL, MULTI_LABEL]
     kind = given or (None if of_tokens else config.problem_type) or possible[0]
     if kind not in possible:
         outputs = counted(config.num_labels or 0, "output")
-        raise ValueError(f"problem_type is {kind!r}, but {name}, with {outputs}, is for {' or '.join(possible)}")
+        raise ValueError(f"problem_type is {kind!r}, but {name}, with {outputs}, supports {' or '.join(possible)}")
     return kind
 
 
 def _recorded(name: str) -> dict[str, Any]:
-    """Returns what a fine-tuning has recorded of a model's inputs; an export of MAGIC has it in the manifest."""
+    """Returns what fine-tuning recorded about a model's inputs; an export of MAGIC has it in the manifest."""
     for filename in (FINETUNING_NAME, MANIFEST_NAME):
         path = file_of_model(name, filename)
         found = {} if path is None else read_json(path)
@@ -169,7 +172,7 @@ def _max_length(classifier: _Classifier, given: int | None) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """A file as a model reads it: the task, the rows, and the length to which they are cut."""
+    """A file as a model reads it: the task, the rows, and the length to which they are truncated."""
 
     classifier: _Classifier
     task: Task
@@ -178,7 +181,7 @@ class _Job:
     batch_size: int
 
     def run(self) -> Iterator[tuple[Dataset, Predictions]]:
-        """Yields rows as the model reads them with what it says of them, part by part, in the order of the file."""
+        """Yields rows as the model reads them with its predictions, part by part, in the order of the file."""
         task, model, tokenizer = self.task, self.classifier.model, self.classifier.tokenizer
         num_cut = 0
         with progress_bar(total=len(self.rows), unit="row", desc="predicting") as bar:
@@ -197,7 +200,7 @@ class _Job:
 
 
 def _open(model: str, table: Table, label: str | None, is_scored: bool, settings: EvaluateSettings) -> _Job:
-    """Returns what is to be predicted, with all of it checked and what was inferred told."""
+    """Checks everything, logs what was inferred, and returns the rows to predict."""
     classifier = _load_classifier(model, settings)
     texts = _text_columns(classifier, table, label, settings)
     kind, labels = classifier.problem_type, classifier.labels
@@ -249,20 +252,20 @@ def _text_columns(
 def evaluate_file(model: str | Path, file: str | Path, settings: EvaluateSettings | None = None) -> dict[str, Any]:
     """Returns the metrics of a fine-tuned classifier on a file with labels.
 
-    The file is read as by `magic-nas finetune`. Classes are known by their names in the model's configuration, or by
-    their numbers.
+    The file is read as by `magic-nas finetune`. Classes are identified by their names in the model's configuration, or
+    by their numbers.
 
     Args:
-        model: a folder, such as a fine-tuning leaves, or a name on the Hub.
+        model: a folder, such as one written by fine-tuning, or a name on the Hub.
         file: CSV, TSV, JSON lines or CoNLL.
-        settings: how the file is read.
+        settings: how to read the file.
 
     Returns:
-        "metrics" by name, and for classes "classes": precision, recall, F1 and rows of each; beside these what was
-        scored: "model", "file", "rows", "problem_type", "text_columns", "label_column" and "max_length".
+        "metrics" by name, and for classes "classes": precision, recall, F1 and rows of each; also what was scored:
+        "model", "file", "rows", "problem_type", "text_columns", "label_column" and "max_length".
 
     Raises:
-        ValueError: the model is no trained classifier, or whatever is wrong with the file, with its line.
+        ValueError: the model is not a trained classifier, or the file is invalid; the message gives the line.
     """
     settings = settings or EvaluateSettings()
     table = with_lists(read_table(file))
@@ -300,7 +303,7 @@ def _of_classes(task: Task, predicted: np.ndarray, true: np.ndarray) -> dict[str
 
 
 def scores_table(result: dict[str, Any]) -> str:
-    """Returns what `evaluate_file` found as Markdown: the metrics, and below them the classes, in percent."""
+    """Returns the result of `evaluate_file` as Markdown: the metrics, and below them the classes, in percent."""
     metrics = result["metrics"]
     scores = markdown_table([*metrics, "rows"], [[*map(_percent, metrics.values()), f"{result['rows']:,}"]])
     if "classes" not in result:
@@ -324,21 +327,21 @@ def _percent(value: float) -> str:
 def predict_file(
     model: str | Path, file: str | Path, output: str | Path, settings: PredictSettings | None = None
 ) -> Path:
-    """Writes the rows of a file with what a fine-tuned classifier predicts of each, and returns the path.
+    """Writes the rows of a file together with a fine-tuned classifier's predictions, and returns the path.
 
     The rows keep their order and their columns. "prediction" is the name of a class, the names of several labels, a
     tag for each word up to `max_length`, or a number; "probability" is that of the class, or of each of the labels. In
-    CSV several labels and their probabilities stand with "|" between them, tags with spaces.
+    CSV, several labels and their probabilities are joined by "|", tags by spaces.
 
     Args:
-        model: a folder, such as a fine-tuning leaves, or a name on the Hub.
-        file: CSV, TSV, JSON lines or CoNLL; labels are left as they are.
-        output: a .csv or .jsonl file, which is whole or not there; one that is there is replaced.
-        settings: how the file is read.
+        model: a folder, such as one written by fine-tuning, or a name on the Hub.
+        file: CSV, TSV, JSON lines or CoNLL; labels are copied unchanged.
+        output: a .csv or .jsonl file, which is written atomically; an existing one is replaced.
+        settings: how to read the file.
 
     Raises:
-        ValueError: the model is no trained classifier, the output is no such file, or whatever is wrong with the file
-            that is read, with its line.
+        ValueError: the model is not a trained classifier, the output is not such a file, or the input file is invalid;
+            the message gives the line.
     """
     settings = settings or PredictSettings()
     output = Path(output).expanduser()
@@ -346,7 +349,9 @@ def predict_file(
     table = read_table(file)
     taken = [name for name in (PREDICTION, PROBABILITY) if name in table.columns]
     if taken:
-        raise ValueError(f"{table.path} has a column {taken[0]!r}, which the predictions are written to; rename it")
+        raise ValueError(
+            f"{table.path} has a column {taken[0]!r}, which is the name of a column of the output; rename it"
+        )
     read = with_lists(table)
     job = _open(str(model), read, label_column_if_any(read, settings.label_column), False, settings)
     columns = [*table.columns, PREDICTION, *([PROBABILITY] if job.task.problem_type in _WITH_PROBABILITY else [])]
@@ -369,15 +374,15 @@ def predict_file(
 
 def _check_output(output: Path, file: Path) -> None:
     if output.suffix not in OUTPUT_SUFFIXES:
-        raise ValueError(f"{output} cannot be written; name a file that ends in {' or '.join(OUTPUT_SUFFIXES)}")
+        raise ValueError(f"{output} cannot be written; give a file that ends in {' or '.join(OUTPUT_SUFFIXES)}")
     if output.resolve() == file.resolve():
-        raise ValueError(f"{output} is the file that is read; name another output")
+        raise ValueError(f"{output} is also the input; give another output")
     if output.is_dir():
-        raise ValueError(f"{output} is a folder; name a file")
+        raise ValueError(f"{output} is a folder; give a file")
 
 
 def _values_of(task: Task, predictions: Predictions) -> Iterator[list[Any]]:
-    """Yields what is written beside each row."""
+    """Yields the values to append to each row."""
     names = predicted_names(task, predictions.values)
     if task.problem_type == SINGLE_LABEL:
         for name, probability in zip(names, softmax(predictions.logits, axis=-1).max(axis=-1), strict=True):
@@ -394,12 +399,12 @@ def _rounded(probability: float) -> float:
 
 
 def _csv_cell(cell: Cell) -> Any:
-    """Returns a cell of the input as CSV may hold it, in a form in which `own_kinds.with_lists` reads it again."""
+    """Returns a cell of the input for CSV, in a form that `own_kinds.with_lists` can read again."""
     return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell
 
 
 def _joined_names(task: Task, value: Any) -> Any:
-    """Returns a prediction in the form in which a file of one's own has it."""
+    """Returns a prediction in the form that it has in a user's own file."""
     if not isinstance(value, list):
         return value
     return (" " if task.problem_type == TOKENS else LABEL_SEPARATOR).join(map(str, value))

@@ -50,16 +50,16 @@ SCORE = "score"
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What one fine-tuning came to.
+    """The result of one fine-tuning.
 
     Attributes:
-        score: of the task on its first validation split, after the best epoch; the more the better, so that of a task
-            which is judged by its loss it is the loss below 0.
+        score: score of the task on its first validation split, after the best epoch; higher is better, so that for a
+            task that is judged by its loss it is the negative loss.
         metrics: for each validation split the metrics, the score and the loss after the best epoch.
-        best_step: optimizer steps after which the score was best; the first of several equal ones.
+        best_step: number of optimizer steps after which the score was best; the first of several equal ones.
         epochs: the same metrics after every epoch, with its "epoch" and "step".
-        steps: optimizer steps in all.
-        seconds: what this call took; less than the whole where a stopped one went on.
+        steps: total number of optimizer steps.
+        seconds: duration of this call; less than the whole if a stopped training resumed.
     """
 
     score: float
@@ -79,7 +79,7 @@ def auto_class(task: Task) -> Any:
 
 
 def set_task(config: Any, task: Task) -> Any:
-    """Returns a configuration whose labels and kind of problem were set to those of a task."""
+    """Sets the labels and the kind of problem of a configuration to those of a task, and returns it."""
     config.num_labels = task.num_labels
     if task.labels:
         config.id2label = task.id2label
@@ -92,24 +92,26 @@ def load_task_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of a folder or of a name on the Hub.
 
     Raises:
-        ValueError: there is none, or it has no vocabulary or nothing to pad with.
+        ValueError: there is no tokenizer, or it has no vocabulary or no pad token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError):
-        raise ValueError(f"{name!r} holds no tokenizer; name one with tokenizer") from None
+        raise ValueError(f"{name!r} holds no tokenizer; give one with the option tokenizer") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.pad_token is None:
-        raise ValueError(f"the tokenizer of {name!r} has no vocabulary or no pad token; name another with tokenizer")
+        raise ValueError(
+            f"the tokenizer of {name!r} has no vocabulary or no pad token; give another with the option tokenizer"
+        )
     return tokenizer
 
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raises a ValueError where a model lacks embeddings for a tokenizer's ids, or positions for a length."""
+    """Raises a ValueError if a model lacks embeddings for a tokenizer's ids, or positions for a length."""
     config = model.config
     if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer has ids up to {num_rows(tokenizer) - 1} but the model's embeddings {config.vocab_size} "
-            f"rows; name the tokenizer that the model was trained with"
+            f"the tokenizer has ids up to {num_rows(tokenizer) - 1} but the model's embeddings have "
+            f"{config.vocab_size} rows; use the tokenizer that the model was trained with"
         )
     check_length(config, "the model", "max_length", max_length)
 
@@ -117,17 +119,17 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_le
 def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
     """Returns the encoder of a checkpoint, in float32, under a new head for `task`.
 
-    The head is new in any case: of a model that was fine-tuned on MNLI the encoder alone is taken (5.1). BERT's pooler
-    counts to the encoder, of a converted BERT as well, where it is the first layer of the head.
+    The head is new in any case: only the encoder of a model that was fine-tuned on MNLI is used (5.1). BERT's pooler
+    counts as part of the encoder, also in a converted BERT, where it is the first layer of the head.
 
     Args:
         source: a folder or a name on the Hub that `AutoModelForSequenceClassification` loads: MAGIC, BERT, RoBERTa,
             ELECTRA and others.
-        task: decides the head.
-        seed: of the head's weights, and of a pooler that the checkpoint lacks.
+        task: determines the head.
+        seed: seed of the head's weights, and of a pooler that the checkpoint lacks.
 
     Raises:
-        ValueError: there is no such model, it is a super-net, or the encoder's weights are not there.
+        ValueError: the model does not exist, it is a super-net, or weights of the encoder are missing.
     """
     name = str(source)
     try:
@@ -145,11 +147,14 @@ def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
     encoder = f"{loaded.base_model_prefix}."
     other = {key for key, *_ in info["mismatched_keys"] if key.startswith(encoder)}
     if other:
-        raise ValueError(f"{name} has weights of another shape than its configuration says, such as {min(other)}")
+        raise ValueError(
+            f"{name} has weights whose shapes differ from its configuration, such as {min(other)}; give a model whose "
+            f"files match"
+        )
     missing = sorted(key for key in info["missing_keys"] if key.startswith(encoder) and ".pooler." not in key)
     if missing:
         raise ValueError(
-            f"{name} has no weights for {missing[0]} and {len(missing) - 1} more of its encoder; name a trained model"
+            f"{name} has no weights for {missing[0]} and {len(missing) - 1} more of its encoder; give a trained model"
         )
     model = auto_class(task).from_config(config, dtype=torch.float32)
     model.base_model.load_state_dict(loaded.base_model.state_dict())
@@ -161,7 +166,7 @@ def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
 
 @contextmanager
 def _unpadded(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Lets a MAGIC model compute real tokens only, where that is faster: on a CPU, sequence by sequence."""
+    """Makes a MAGIC model compute real tokens only, where that is faster: on a CPU, sequence by sequence."""
     if not isinstance(model.config, MagicConfig) or device.type != "cpu":
         yield
         return
@@ -176,35 +181,35 @@ def _unpadded(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
 
 
 def best_epoch_arguments(task: Task) -> dict[str, Any]:
-    """Returns the training arguments by which the best epoch on dev is kept: beside the last checkpoint, and alone."""
+    """Returns the training arguments that keep the best epoch on dev, with the last checkpoint during training."""
     return {
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
-        # The best and the last.
+        # The best and the last checkpoint.
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": f"{task.validation_splits[0]}_{SCORE}",
         "greater_is_better": True,
-        # The score may be the loss, which the metrics are otherwise computed without.
+        # The score may be the loss, which is otherwise not passed to the metrics.
         "include_for_metrics": ["loss"] if task.best_metric == LOSS else [],
     }
 
 
 class FinetuneTrainer(AccumulatedLossTrainer):
-    """`Trainer` whose accumulated batches train as whole ones, whatever the model does with `num_items_in_batch`.
+    """`Trainer` whose accumulated batches train like whole ones, whatever the model does with `num_items_in_batch`.
 
-    Many of transformers' classes, such as BertForSequenceClassification, take it and return a micro-batch's mean.
+    Many of transformers' classes, such as BertForSequenceClassification, accept it and return a micro-batch's mean.
     """
 
     def count_items(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
-        """Returns how many labels a micro-batch holds, `None` where it is not labelled."""
+        """Returns the number of labels of a micro-batch, `None` if it has none."""
         labels = batch.get("labels")
         return None if labels is None else (labels != IGNORED).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns the mean loss of a micro-batch, times its share of the labels of the accumulated batch."""
         num_labels = self.count_items(inputs)
-        # Without num_items_in_batch, which a model would divide by in place of its own labels.
+        # Without num_items_in_batch, by which a model would divide instead of by the number of its own labels.
         loss, outputs = super().compute_loss(model, inputs, True)
         if num_items_in_batch is not None and num_labels is not None and model.training:
             loss = loss * self.share(num_labels, num_items_in_batch)
@@ -212,19 +217,19 @@ class FinetuneTrainer(AccumulatedLossTrainer):
 
 
 class ClassWeightsTrainer(FinetuneTrainer):
-    """Trains with weights of the classes; losses of evaluation and metrics have none.
+    """Trains with class weights; evaluation losses and metrics are not weighted.
 
     A step's loss is that of torch's `CrossEntropyLoss(weight=...)`, or `BCEWithLogitsLoss(pos_weight=...)`, over its
     whole accumulated batch: the sum of all rows' weighted losses over the sum of their weights.
     """
 
     def __init__(self, *args: Any, class_weights: Sequence[float], **kwargs: Any):
-        """Takes what `Trainer` takes, and a weight for each class."""
+        """Takes the arguments of `Trainer`, and a weight for each class."""
         super().__init__(*args, **kwargs)
         self.class_weights = torch.tensor(class_weights, dtype=torch.float32)
 
     def count_items(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
-        """Returns the sum of the weights of a micro-batch's rows, `None` where it is not labelled."""
+        """Returns the sum of the weights of a micro-batch's rows, `None` if it has no labels."""
         labels = batch.get("labels")
         return None if labels is None else sum_of_weights(labels, self.class_weights.to(labels.device))
 
@@ -235,7 +240,7 @@ class ClassWeightsTrainer(FinetuneTrainer):
         _, outputs = super().compute_loss(model, inputs, True)
         weights, labels = self.class_weights.to(inputs["labels"].device), inputs["labels"]
         total = sum_of_weights(labels, weights) if num_items_in_batch is None else num_items_in_batch
-        # Not `share`, for which less than one item is one: weights may sum to less.
+        # Not `share`, which counts less than one item as one: weights may sum to less.
         loss = self.over_processes(weighted_loss_sum(outputs["logits"], labels, weights)) / total
         return (loss, outputs) if return_outputs else loss
 
@@ -256,23 +261,23 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tunes `model` on a task and returns the result; the model then has the weights of the best epoch on dev.
 
-    Batches are padded to their longest row; a MAGIC model on a CPU computes the real tokens only. A training that was
-    stopped goes on from its last checkpoint in `args.output_dir`. Regression learns standardised labels (see
+    Batches are padded to their longest row; a MAGIC model on a CPU computes the real tokens only. A stopped training
+    resumes from its last checkpoint in `args.output_dir`. Regression learns standardised labels (see
     `standardized_labels`); its loss, its metrics and the model that it returns are in the labels' units.
 
     Args:
-        model: with a head for the task, see `load_for_task`.
-        data: rows of `tasks.tokenize`, a training split and the task's first validation split at least.
-        task: how outputs are scored.
-        args: with those of `best_epoch_arguments`.
-        tokenizer: pads.
+        model: a model with a head for the task, see `load_for_task`.
+        data: rows of `tasks.tokenize`, at least a training split and the task's first validation split.
+        task: determines how outputs are scored.
+        args: training arguments, including those of `best_epoch_arguments`.
+        tokenizer: the tokenizer that pads.
         teacher: a model that was fine-tuned on the same task, whose logits are learned as well (5.4).
-        distillation_weight: of the teacher's loss, see `DistillationTrainer`.
-        temperature: of both distributions.
+        distillation_weight: weight of the teacher's loss, see `DistillationTrainer`.
+        temperature: temperature of both distributions.
         teacher_cache: folder of the teacher's outputs.
         early_stopping_patience: epochs without a better score after which training ends; `None` trains all epochs.
         early_stopping_threshold: by how much a score must be better than the best so far.
-        class_weights: of the classes in the loss of training, for one class or several labels a row and no teacher.
+        class_weights: class weights in the training loss, for one class or several labels per row and no teacher.
 
     Raises:
         ValueError: the arguments keep no best epoch, a split is missing, or the training has diverged.
@@ -281,10 +286,10 @@ def finetune(
     if not args.load_best_model_at_end or args.metric_for_best_model != wanted:
         raise ValueError("the best epoch is not kept; pass TrainingArguments(..., **best_epoch_arguments(task))")
     if class_weights is not None and teacher is not None:
-        raise ValueError("class_weights and a teacher change the loss in two ways; leave one of them out")
+        raise ValueError("class_weights and a teacher both change the loss; remove one of them")
     missing = [split for split in ("train", task.validation_splits[0]) if split not in data]
     if missing:
-        raise ValueError(f"{task.title} has no split {missing[0]!r}; the data have {', '.join(data)}")
+        raise ValueError(f"{task.title} has no split {missing[0]!r}; the data has {', '.join(data)}")
     start = time.perf_counter()
     kind: Any = FinetuneTrainer
     if class_weights is not None:
@@ -326,13 +331,13 @@ def _collator(task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def _metrics(task: Task, prediction: EvalPrediction) -> dict[str, float]:
-    # Where the configuration asks for hidden states they follow the logits.
+    # If the configuration asks for hidden states, they follow the logits.
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
     metrics = compute_metrics(task.metrics, *predictions_and_references(task, logits, labels))
     if task.best_metric == LOSS:
         assert isinstance(prediction.losses, np.ndarray)
-        # Of a score more is better.
+        # A higher score is better.
         return {**metrics, SCORE: -float(prediction.losses.mean())}
     return {**metrics, SCORE: task_score(task.score_metrics, metrics)}
 
@@ -363,11 +368,11 @@ def _result(trainer: Trainer, task: Task, seconds: float) -> FinetuneResult:
 
 
 class Predictions(NamedTuple):
-    """What a model says of rows, in their order.
+    """A model's predictions for rows, in their order.
 
     Attributes:
-        logits: (num_rows, num_labels), of tokens (num_rows, seq_len, num_labels).
-        values: what they say, in the form of `predictions_and_references`.
+        logits: (num_rows, num_labels), for tokens (num_rows, seq_len, num_labels).
+        values: the predictions, in the form of `predictions_and_references`.
     """
 
     logits: np.ndarray
@@ -377,21 +382,21 @@ class Predictions(NamedTuple):
 def predict(
     model: PreTrainedModel, rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32
 ) -> Predictions:
-    """Returns what the model says of tokenised rows.
+    """Returns the model's predictions for tokenised rows.
 
     Args:
-        model: fine-tuned on the task.
-        rows: of `tasks.tokenize`, with or without labels.
-        task: what the rows are of.
-        tokenizer: pads.
-        batch_size: rows of a batch; rows of like length share one.
+        model: a model fine-tuned on the task.
+        rows: rows of `tasks.tokenize`, with or without labels.
+        task: the task of the rows.
+        tokenizer: the tokenizer that pads.
+        batch_size: rows per batch; rows of similar length share a batch.
 
     Raises:
         ValueError: an output is not finite.
     """
     order = np.argsort(np.asarray(rows["length"][:]), kind="stable")
     kept = [name for name in rows.column_names if name != "labels"]
-    # Trainer makes a folder even where it writes nothing.
+    # Trainer creates a folder even if it writes nothing.
     with TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
@@ -422,7 +427,7 @@ def references_of(task: Task, rows: Dataset) -> Any:
 
 
 def score_predictions(task: Task, rows: Dataset, predicted: Any) -> dict[str, float]:
-    """Returns the metrics of what `predict` gave for rows with labels, and the score unless that is the loss."""
+    """Returns the metrics of predictions for rows with labels, and the score unless that is the loss."""
     metrics = compute_metrics(task.metrics, predicted, references_of(task, rows))
     return metrics if task.best_metric == LOSS else {**metrics, SCORE: task_score(task.score_metrics, metrics)}
 

@@ -70,12 +70,12 @@ logger = logging.getLogger(__name__)
 ALL_TASKS = "all"
 TEST_NAME = "test.json"
 PREDICTIONS_NAME = "test_predictions.jsonl"
-# Of a row, where the model takes as many.
+# Length of a row, if the model supports it.
 USUAL_LENGTH = 128
 SUBMISSION_FOLDER = "submission"
-# RoBERTa's published commands for GLUE do not clip, which high learning rates or few rows do not forgive.
+# RoBERTa's published commands for GLUE do not clip, which fails with high learning rates or few rows.
 _OPTIMIZER = {"max_grad_norm": 1.0, "lr_scheduler_type": "linear"}
-# RoBERTa's, for GLUE; files of one's own, which may be small, do better with those of transformers.
+# RoBERTa's, for GLUE; users' own files, which may be small, do better with the defaults of transformers.
 _GLUE_OPTIMIZER = {**_OPTIMIZER, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
 # Part of the key of a fine-tuning: raise it when the same settings train other weights.
 _TRAINING_VERSION = 3
@@ -86,22 +86,22 @@ _STOPPING = ("early_stopping_patience", "early_stopping_threshold")
 
 
 def check_finetuning(settings: FinetuneSettings) -> list[Task]:
-    """Checks what needs neither data nor a model, and returns the GLUE tasks in the order in which they are trained.
+    """Checks what needs neither data nor a model, and returns the GLUE tasks in training order.
 
     Raises:
-        ValueError: a value is refused, or two contradict one another.
+        ValueError: a value is invalid, or two contradict one another.
     """
     if not settings.model:
-        raise ValueError("no model is named; give a folder or a name on the Hub")
+        raise ValueError("no model is given; give a folder or a name on the Hub")
     names = list(GLUE) if ALL_TASKS in settings.tasks else settings.tasks
     tasks = list(dict.fromkeys(glue_task(name) for name in names))
     if tasks and any((settings.train_file, settings.validation_file, settings.test_file)):
-        raise ValueError("tasks of GLUE and files of one's own are two sweeps; give either")
+        raise ValueError("GLUE tasks and your own files cannot be in one sweep; give only one of the two")
     if settings.metric_for_best_model is not None:
         tasks = [task.by_metric(settings.metric_for_best_model) for task in tasks]
     if not tasks and settings.train_file is None:
         raise ValueError(
-            f"there is nothing to fine-tune on; name tasks ({', '.join(GLUE)} or {ALL_TASKS}), or a train_file"
+            f"there is nothing to fine-tune on; give tasks ({', '.join(GLUE)} or {ALL_TASKS}), or a train_file"
         )
     _arguments(settings, Path(), None, *next(_settings_and_seeds(settings)))
     return sorted(tasks, key=lambda task: task.starts_from is not None)
@@ -133,7 +133,7 @@ def _arguments(
     if args.world_size > 1 or args.n_gpu > 1:
         raise ValueError(
             "a sweep trains on one device; start it without torchrun and with one GPU in CUDA_VISIBLE_DEVICES, or "
-            "give every device tasks of its own in a folder of its own"
+            "give every device its own tasks in its own folder"
         )
     return args
 
@@ -143,9 +143,9 @@ def _arguments(
 
 @dataclass(frozen=True)
 class _Work:
-    """A task with its tokenised rows, the checkpoint it starts from, and a hash of these and of all settings.
+    """A task with its tokenised rows, the checkpoint that it starts from, and a hash of these and of all settings.
 
-    `has_test_labels` tells whether the test rows can be scored: tokenised ones may hold labels that stand for none.
+    `has_test_labels` is true if the test rows can be scored, since tokenised rows may hold placeholder labels.
     """
 
     task: Task
@@ -158,7 +158,7 @@ class _Work:
 
 
 def _load_data(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[tuple[Task, DatasetDict]]:
-    """Returns the rows of all tasks, all files of which are read and checked."""
+    """Reads and checks all files, and returns the rows of all tasks."""
     if tasks:
         return [(task, _subset(load_glue(task, settings.glue_folder), settings)) for task in tasks]
     assert settings.train_file is not None
@@ -199,7 +199,7 @@ def _rows_hash(data: DatasetDict) -> str:
 
 def _encoder_hash(source: str) -> tuple[str, int]:
     """Returns a hash of a checkpoint's encoder and the number of its parameters."""
-    # A pooler that the checkpoint lacks is drawn, here the same every time.
+    # A pooler that the checkpoint lacks is drawn at random, here always in the same way.
     set_seed(0)
     encoder = AutoModel.from_pretrained(source, dtype=torch.float32)
     return weights_hash(encoder), encoder.num_parameters()
@@ -213,32 +213,32 @@ def _load_config(name: str) -> PreTrainedConfig:
 
 
 def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the length that is asked for, or else the usual one, as far as the tokenizer and all models take it."""
+    """Returns the requested length, or else the usual one, limited by the tokenizer and all models."""
     if settings.max_length is not None:
         return settings.max_length
     limits = [tokenizer.model_max_length]
     for source in sources:
-        # What cannot be loaded is named where it is.
+        # A model that cannot be loaded is reported where it is loaded.
         with suppress(OSError, ValueError):
             limits.append(max_sequence_length(AutoConfig.from_pretrained(source)) or USUAL_LENGTH)
     length = min(USUAL_LENGTH, *limits)
     if length < USUAL_LENGTH:
-        logger.info(f"max_length: {length} tokens, the most that the model takes")
+        logger.info(f"max_length: {length} tokens, the model's limit")
     return length
 
 
 def _model_of(run_or_model: str, task: Task) -> str:
-    """Returns the model of a task in a fine-tuning run; any other folder or name is taken for the model's own."""
+    """Returns the model of a task in a fine-tuning run; any other folder or name is returned as the model itself."""
     inside = Path(run_or_model) / task.name / MODEL_FOLDER
     if inside.is_dir():
         return str(inside)
     if (Path(run_or_model) / RECORDS_NAME).is_file():
-        raise ValueError(f"{run_or_model} holds no model that is fine-tuned on {task.title}; fine-tune it first")
+        raise ValueError(f"{run_or_model} holds no model fine-tuned on {task.title}; fine-tune it first")
     return run_or_model
 
 
 def _rank(run: FinetuneRun) -> tuple[float, str]:
-    # The key decides among equals, whatever the order in which they were trained.
+    # The key decides between equal scores, whatever the training order.
     return run.score, run.key
 
 
@@ -251,11 +251,11 @@ def run_finetuning(settings: FinetuneSettings, output_dir: str | Path) -> dict[s
 
     STS-B, MRPC and RTE start from the encoder fine-tuned on MNLI (5.1), which is trained first. The folder then holds
     table.md, table.csv and result.json, written row by row, runs.json with every fine-tuning, for each task the model
-    of the best one on dev in `<task>/model`, and the leaderboard's files in `submission/`. A sweep that was stopped
-    goes on where it was; a later one with more tasks, settings or seeds trains what is new.
+    of the best one on dev in `<task>/model`, and the leaderboard's files in `submission/`. A stopped sweep resumes;
+    a later one with more tasks, settings or seeds trains only what is new.
 
     Raises:
-        ValueError: the settings contradict one another, a file, a model or a teacher is not there or wrong, the folder
+        ValueError: the settings contradict one another, a file, a model or a teacher is missing or invalid, the folder
             holds another run, or a training has diverged.
     """
     output_dir = Path(output_dir)
@@ -265,10 +265,10 @@ def run_finetuning(settings: FinetuneSettings, output_dir: str | Path) -> dict[s
 
 
 class _Sweep:
-    """The fine-tunings of one folder, of which those on record are not trained again."""
+    """The fine-tunings of one folder; those already recorded are not trained again."""
 
     def __init__(self, settings: FinetuneSettings, output_dir: Path, tasks: Sequence[Task]):
-        """Reads all data and loads all models once, so that nothing is found wrong after hours of training."""
+        """Reads all data and loads all models once, so that no error appears after hours of training."""
         self._settings, self._output_dir = settings, output_dir
         loaded = _load_data(settings, tasks)
         tokenizer = load_task_tokenizer(settings.tokenizer or settings.model)
@@ -287,7 +287,7 @@ class _Sweep:
             if source == settings.model and source_hash:
                 start = source_hash
             elif source == str(self._model_folder("mnli")):
-                # Known when it is trained.
+                # Known only after it is trained.
                 start = ""
             else:
                 check_fit(load_for_task(source, task, seed=0), self._tokenizer, self._max_length)
@@ -302,11 +302,11 @@ class _Sweep:
             self._work.append(_Work(task, title, tokenized, source, key, has_test_labels, class_weights))
         if not self._num_parameters:
             self._num_parameters = _encoder_hash(settings.model)[1]
-        # Those on record, by their keys; read once the folder is this process's alone.
+        # Recorded fine-tunings by key; read once this process has locked the folder.
         self._runs: dict[str, FinetuneRun] = {}
 
     def _start_of(self, task: Task, tasks: Sequence[Task]) -> str:
-        """Returns the checkpoint whose encoder a task begins with."""
+        """Returns the checkpoint whose encoder a task starts from."""
         if task.starts_from is None:
             return self._settings.model
         if self._settings.mnli_model is not None:
@@ -323,7 +323,7 @@ class _Sweep:
             return None
         weights = find_class_weights(task, data["train"], self._settings.class_weights)
         shown = ", ".join(f"{name} {weight:.4g}" for name, weight in weights.items())
-        logger.info(f"class weights of {task.title}, in the loss of training alone: {shown}")
+        logger.info(f"class weights of {task.title}, in the training loss only: {shown}")
         return weights
 
     def _load_teacher(self, task: Task) -> PreTrainedModel | None:
@@ -333,7 +333,7 @@ class _Sweep:
         teacher = load_teacher(_model_of(self._settings.teacher, task), self._tokenizer, auto_class(task))
         if teacher.config.num_labels != task.num_labels:
             raise ValueError(
-                f"{name} has {teacher.config.num_labels} outputs but {task.title} has {task.num_labels}; name a model "
+                f"{name} has {teacher.config.num_labels} outputs but {task.title} has {task.num_labels}; give a model "
                 f"that was fine-tuned on {task.title}, or a fine-tuning run"
             )
         check_length(teacher.config, name, "max_length", self._max_length)
@@ -345,9 +345,9 @@ class _Sweep:
         return teacher
 
     def _key_of(self, task: Task, data: DatasetDict) -> dict[str, Any]:
-        """Returns all that a fine-tuning depends on beside its start, its learning rate, batch size and seed."""
+        """Returns all that a fine-tuning depends on except its start, learning rate, batch size and seed."""
         settings = self._settings
-        # Loaded to be checked; kept only while its task is trained.
+        # Loaded here only as a check; it is kept only while its task is trained.
         teacher = self._load_teacher(task)
         names = ("num_epochs", "warmup_fraction", "weight_decay", "max_steps", "group_by_length", *_STOPPING)
         distilled = ("distillation_weight", "temperature") if teacher is not None else ()
@@ -366,7 +366,7 @@ class _Sweep:
         }
 
     def run(self) -> dict[str, Any]:
-        """Trains what is not on record and returns the table."""
+        """Trains what is not yet recorded and returns the table."""
         per_task = len(list(_settings_and_seeds(self._settings)))
         with open_run(self._output_dir, self._settings) as run:
             self._runs = _read_records(self._output_dir / RECORDS_NAME)
@@ -385,7 +385,7 @@ class _Sweep:
     def _run_task(self, work: _Work, bar: tqdm) -> TaskRow:
         start = ""
         if work.source == str(self._model_folder("mnli")):
-            # As trained in this very sweep: the key of the fine-tuning that the model is of.
+            # Trained in this sweep: the key of the fine-tuning that gave the model.
             start = read_json(Path(work.source) / FINETUNING_NAME)["key"]
         group, teacher = short_hash(work.key, start), None
         runs: list[FinetuneRun] = []
@@ -404,20 +404,20 @@ class _Sweep:
             self._submit(work)
         num_scored = len(work.data[work.task.validation_splits[0]])
         task = work.task
-        # The one that is the score first, unless that is the loss.
+        # The metric that is the score comes first, unless that is the loss.
         own = () if self._settings.tasks else tuple(sorted(task.metrics, key=lambda name: name != task.best_metric))
         test = self._test(work) if own and "test" in work.data else None
         best_runs, weights = best_setting(runs), work.class_weights
         return TaskRow(task.name, work.title, best_runs, num_scored, own, test, task.best_metric, weights)
 
     def _best_of(self, group: str) -> FinetuneRun | None:
-        """Returns the best of the fine-tunings on record that differ in learning rate, batch size and seed only."""
+        """Returns the best of the recorded fine-tunings that differ only in learning rate, batch size and seed."""
         return max((run for run in self._runs.values() if run.group == group), key=_rank, default=None)
 
     def _mend_model(self, work: _Work, group: str, teacher: PreTrainedModel | None) -> None:
-        """Trains the task's best once more where its model has gone, or is of other data that were here since.
+        """Trains the task's best again if its model is gone, or belongs to other data that were used here since.
 
-        On a device that does not repeat its bits, it may then be no longer the best, and another's turn comes.
+        On a device without bitwise reproducibility it may then no longer be the best, and another one is trained.
         """
         facts = self._model_folder(work.task.name) / FINETUNING_NAME
         while True:
@@ -439,10 +439,10 @@ class _Sweep:
         seed: int,
         teacher: PreTrainedModel | None,
     ) -> None:
-        """Trains one of the sweep and puts it on record.
+        """Trains one fine-tuning of the sweep and records it.
 
-        Its model, if the task's best, is on disk before its record, and that before its checkpoints go: a kill loses
-        no more than the work since the last checkpoint.
+        Its model, if it is the task's best, is written before its record, and the record before its checkpoints are
+        deleted: a kill loses no more than the work since the last checkpoint.
         """
         settings, task = self._settings, work.task
         folder = self._output_dir / task.name / f"run-{key}"
@@ -488,7 +488,7 @@ class _Sweep:
         facts |= {"model": public_name(self._settings.model), **self._input_facts(work)}
         if isinstance(model, MagicPreTrainedModel):
             if not (folder / MANIFEST_NAME).is_file():
-                # Of a run of an earlier release, whose models were no exports.
+                # Left by a run of an earlier release, whose models were not exports.
                 shutil.rmtree(folder, ignore_errors=True)
             files = {FINETUNING_NAME: json.dumps(facts, indent=2) + "\n"}
             export_model(model, self._tokenizer, folder, self._manifest(work, run), files=files)
@@ -499,11 +499,11 @@ class _Sweep:
             write_json(temporary / FINETUNING_NAME, facts)
 
     def _input_facts(self, work: _Work) -> dict[str, Any]:
-        """Returns what tells how further rows are to be read by the model."""
+        """Returns the facts that determine how the model reads further rows."""
         return {"text_columns": list(work.task.text_columns), "max_length": self._max_length}
 
     def _manifest(self, work: _Work, run: FinetuneRun) -> dict[str, Any]:
-        """Returns what is published of a fine-tuned model: where it is from, how it was trained, what it scored."""
+        """Returns what is published about a fine-tuned model: its origin, its training and its scores."""
         teacher = self._settings.teacher
         taught = {} if teacher is None else {"teacher": public_name(_model_of(teacher, work.task))}
         return {
@@ -526,7 +526,7 @@ class _Sweep:
         }
 
     def _clean(self, task: Task) -> None:
-        """Removes what trainings that were stopped have left behind."""
+        """Removes what stopped trainings have left behind."""
         for pattern in ("run-*", f".{MODEL_FOLDER}-*"):
             for folder in (self._output_dir / task.name).glob(pattern):
                 shutil.rmtree(folder)
@@ -552,7 +552,7 @@ class _Sweep:
         write_json(stamp, wanted)
 
     def _test(self, work: _Work) -> ScoresOnTest:
-        """Predicts a user's test file with the best model on dev, and scores it where it has labels."""
+        """Predicts a user's test file with the best model on dev, and scores it if it has labels."""
         task, rows = work.task, work.data["test"]
         folder = self._output_dir / task.name
         key = short_hash(read_json(folder / MODEL_FOLDER / FINETUNING_NAME)["key"], _rows_hash(DatasetDict(test=rows)))

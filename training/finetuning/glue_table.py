@@ -1,6 +1,6 @@
 """The table of a fine-tuning sweep: medians over seeds of the best setting.
 
-GLUE's is in the layout of the paper's Tables 2 and 4; that of a user's own data has a column for each metric.
+GLUE's table has the layout of the paper's Tables 2 and 4; that of a user's own data has a column for each metric.
 """
 
 import statistics
@@ -15,8 +15,8 @@ from ..tables import counted, markdown_table
 
 # The columns of Table 2, in its order.
 PAPER_COLUMNS = ("mnli", "qqp", "qnli", "cola", "sst2", "stsb", "rte", "mrpc")
-# Paper silent: what it shows of a task that has two metrics. These are the ones whose test results for BERT-base are
-# those of the leaderboard.
+# Paper silent: which metric it shows for a task that has two. With these, the test results for BERT-base are those of
+# the leaderboard.
 _SHOWN = {"qqp": "accuracy", "mrpc": "accuracy", "stsb": "spearmanr"}
 _GLUE_CAPTION = (
     " MNLI, QQP, QNLI, SST-2, RTE, MRPC, WNLI: accuracy; CoLA: Matthews' correlation; STS-B: Spearman's. AVG is over "
@@ -28,13 +28,13 @@ _STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {"median": statisti
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """One finished fine-tuning of a sweep, as it is on record.
+    """One finished fine-tuning of a sweep, as recorded.
 
     Attributes:
         key: hash of all that the result depends on.
         group: hash of the same without learning rate, batch size and seed.
         task: name of the task.
-        score: of the task on its first validation split, after the best epoch; of the loss, its negative.
+        score: score of the task on its first validation split, after the best epoch; the negative if it is the loss.
         metrics: for each validation split its metrics, score and loss after that epoch.
         epochs: the same after every epoch.
     """
@@ -55,12 +55,12 @@ class FinetuneRun:
 
 @dataclass(frozen=True)
 class ScoresOnTest:
-    """What the best model came to on a test file.
+    """The results of the best model on a test file.
 
     Attributes:
-        num_rows: of the file.
-        metrics: metrics and score; `None` where the file has no labels.
-        predictions: the file of the predictions, within the run's folder.
+        num_rows: number of rows of the file.
+        metrics: metrics and score; `None` if the file has no labels.
+        predictions: path of the predictions, relative to the run's folder.
     """
 
     num_rows: int
@@ -70,17 +70,17 @@ class ScoresOnTest:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """What the sweep of one task came to.
+    """The results of one task of a sweep.
 
     Attributes:
         task: name of the task.
-        title: as it is reported, with the number of rows where that is a part of the task.
-        runs: those of the best setting, one for each seed.
-        num_scored: rows of the first validation split, which may be a part of it; left out, not known.
-        own_metrics: of a user's own data the metrics, the one that is the score first; none for GLUE.
-        test: on a user's own test file.
-        class_weights: in the loss of training, by class; left out, all rows count alike.
-        best_metric: what epoch, setting and model are chosen by; left out, the mean of the task's metrics.
+        title: reported title, with the number of rows if that is a part of the task's.
+        runs: runs of the best setting, one for each seed.
+        num_scored: scored rows of the first validation split, which may be a part of it; `None` if unknown.
+        own_metrics: metrics of a user's own data, the one that is the score first; empty for GLUE.
+        test: results on a user's own test file.
+        class_weights: weights in the training loss, by class; `None` if all rows count equally.
+        best_metric: what chooses epoch, setting and model; `None` means the mean of the task's metrics.
     """
 
     task: str
@@ -94,16 +94,16 @@ class TaskRow:
 
     @property
     def shown(self) -> str:
-        """The metric that stands for the task where there is room for one."""
+        """The metric that represents the task if only one is shown."""
         return self.own_metrics[0] if self.own_metrics else _SHOWN.get(self.task, "score")
 
     def values(self, split: str, metric: str | None = None) -> list[float]:
-        """Returns, for each seed, a metric of a split, from 0 to 1; by default the one that is shown."""
+        """Returns, for each seed, a metric of a split, from 0 to 1; by default the metric that is shown."""
         return [run.metrics[split][metric or self.shown] for run in self.runs]
 
     @property
     def splits(self) -> list[str]:
-        """The validation splits, the one that the setting was chosen by first."""
+        """The validation splits, the one that chose the setting first."""
         return list(self.runs[0].metrics)
 
     def to_json(self) -> dict[str, Any]:
@@ -134,20 +134,22 @@ def _summary(values: list[float]) -> dict[str, Any]:
 
 
 def best_setting(runs: Iterable[FinetuneRun]) -> tuple[FinetuneRun, ...]:
-    """Returns the runs of the learning rate and batch size with the best median score over seeds, the first of equals.
+    """Returns the runs of the learning rate and batch size with the best median score over seeds, the first if equal.
 
     Args:
-        runs: of one task, each setting with the same seeds.
+        runs: runs of one task, each setting with the same seeds.
 
     Raises:
-        ValueError: there is none, or a setting lacks a seed.
+        ValueError: there are no runs, or a setting lacks a seed.
     """
     by_setting: dict[tuple[float, int], list[FinetuneRun]] = {}
     for run in runs:
         by_setting.setdefault((run.learning_rate, run.batch_size), []).append(run)
     seeds = {tuple(sorted(run.seed for run in setting)) for setting in by_setting.values()}
     if len(seeds) != 1:
-        raise ValueError(f"settings are compared over the same seeds, not over {sorted(seeds)}")
+        raise ValueError(
+            f"settings can only be compared over the same seeds, not over {sorted(seeds)}; train each with all of them"
+        )
     return tuple(max(by_setting.values(), key=lambda setting: statistics.median(run.score for run in setting)))
 
 
@@ -155,7 +157,7 @@ def best_setting(runs: Iterable[FinetuneRun]) -> tuple[FinetuneRun, ...]:
 
 
 def average(rows: Sequence[TaskRow]) -> dict[str, float] | None:
-    """Returns the median, min and max of AVG, `None` unless all columns of Table 2 are there.
+    """Returns the median, min and max of AVG, `None` unless all columns of Table 2 are present.
 
     The median is the mean of the columns' medians, as in the paper; min and max are over the seeds' means. MNLI counts
     once, matched.
@@ -174,10 +176,10 @@ def _average(columns: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def table_columns(rows: Sequence[TaskRow]) -> dict[str, dict[str, float | None]]:
-    """Returns the columns of the table by their titles: median, min and max in percent, `None` where there is none.
+    """Returns the columns of the table by their titles: median, min and max in percent, `None` if there is no value.
 
-    Those of Table 2 come first where any of them is there, then AVG, then all others. Own data have a column for each
-    metric.
+    Those of Table 2 come first if any of them is present, then AVG, then all others. A user's own data have a column
+    for each metric.
     """
     found = {row.task: row for row in rows if not row.own_metrics}
     columns: dict[str, dict[str, float | None]] = {}
@@ -204,13 +206,13 @@ def _columns_of(row: TaskRow) -> dict[str, dict[str, float | None]]:
 
 
 def write_table(rows: Sequence[TaskRow], model: str, num_parameters: int, folder: Path) -> tuple[Path, Path]:
-    """Writes table.csv and table.md, each whole or not at all, and returns their paths.
+    """Writes table.csv and table.md, each atomically, and returns their paths.
 
     Args:
-        rows: of the tasks that are finished.
+        rows: rows of the finished tasks.
         model: name of the model.
-        num_parameters: of its encoder, embeddings included.
-        folder: where to write.
+        num_parameters: number of parameters of its encoder, including embeddings.
+        folder: the folder to write to.
     """
     columns = table_columns(rows)
     texts = (_csv(columns, model, num_parameters), _markdown(columns, rows, model, num_parameters))
@@ -245,10 +247,10 @@ def _markdown(
         lines[-1] += _GLUE_CAPTION
     for row in rows:
         if row.best_metric:
-            lines[-1] += f" Epoch, setting and model of {row.title} are the best by {row.best_metric}."
+            lines[-1] += f" Epoch, setting and model of {row.title} are chosen by {row.best_metric}."
         if row.class_weights is not None:
             shown = ", ".join(f"{name} {weight:.4g}" for name, weight in row.class_weights.items())
-            lines[-1] += f" Class weights of {row.title} in the loss of training: {shown}."
+            lines[-1] += f" Class weights of {row.title} in the training loss: {shown}."
     for row in rows:
         lines += _test_lines(row)
     paper = [row for row in rows if not row.own_metrics and row.task in PAPER_COLUMNS]
@@ -277,7 +279,7 @@ def _test_lines(row: TaskRow) -> list[str]:
     if row.test.metrics is None:
         return ["", f"Test file of {row.title}: {counted(row.test.num_rows, 'row')} without labels; {predictions}."]
     values = [f"{100 * row.test.metrics[name]:.1f}" for name in row.own_metrics]
-    caption = f"Test file of {row.title}, in percent: the model that is best on dev; {predictions}."
+    caption = f"Test file of {row.title}, in percent: the best model on dev; {predictions}."
     table = markdown_table([*row.own_metrics, "test rows"], [[*values, f"{row.test.num_rows:,}"]])
     return ["", table, "", caption]
 

@@ -1,8 +1,8 @@
-"""Regression in the user's units, trained as if the labels had mean 0 and deviation 1.
+"""Regression in the user's units, trained as if the labels had mean 0 and standard deviation 1.
 
-Labels such as 1 to 5 give a new head, whose outputs are near 0, large errors and gradients at first: AdamW needs many
-steps until its bias alone is there. What is trained is therefore the output layer of standardised labels. What the
-model returns is in the labels' units throughout, so that losses, metrics and a teacher's outputs are, too.
+With labels such as 1 to 5, a new head, whose outputs are near 0, has large errors and gradients at first: AdamW needs
+many steps only to move its bias there. Therefore the output layer is trained on standardised labels. The model still
+returns values in the labels' units throughout, so losses, metrics and a teacher's outputs are in these units, too.
 """
 
 import logging
@@ -21,30 +21,30 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def standardized_labels(model: PreTrainedModel, labels: Sequence[float]) -> Iterator[None]:
-    """Lets a model with one output train as on standardised labels; at the end its weights are in the labels' units.
+    """Trains a model with one output as if on standardised labels; in the end its weights are in the labels' units.
 
-    Inside, the output layer's result is multiplied by the labels' deviation and their mean is added, and its gradient
-    is that of the squared error of standardised labels. Where the block ends without an error, the layer's weight and
-    bias are changed so that the model returns the same without this. Checkpoints written inside hold the layer of
-    standardised labels.
+    Inside the block, the output layer's result is multiplied by the labels' standard deviation and their mean is
+    added, and its gradient is that of the squared error of standardised labels. If the block ends without an error,
+    the layer's weight and bias are changed so that the model returns the same values without this. Checkpoints written
+    inside hold the layer for standardised labels.
 
     Args:
-        model: its last linear layer outside of the encoder gives the number; one without such a layer is trained on
-            the labels as they are.
-        labels: of the training rows.
+        model: the model; its last linear layer outside the encoder gives the number. A model without such a layer is
+            trained on the labels as they are.
+        labels: labels of the training rows.
     """
     layer = _output_layer(model)
     if layer is None:
-        logger.info(f"{type(model).__name__} ends in no linear layer: it learns the labels as they are")
+        logger.info(f"{type(model).__name__} does not end in a linear layer, so its labels are not standardised")
         yield
         return
     values = np.asarray(labels, dtype=np.float64)
     mean = float(values.mean())
-    # Labels that are all alike have no deviation.
+    # Constant labels have a standard deviation of 0.
     scale = float(values.std()) or 1.0
 
     def to_units(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # In bfloat16, as mixed precision has it, 2005 and 2008 are one number.
+        # In bfloat16, as in mixed precision, 2005 and 2008 are the same number.
         result = output.float() * scale + mean
         if result.requires_grad:
             result.register_hook(lambda gradient: gradient / scale**2)

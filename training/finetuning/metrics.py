@@ -1,7 +1,7 @@
 """The metrics of fine-tuning, through evaluate's interface and without a network.
 
-`evaluate.load("glue")` downloads a script. The metrics here have its names and its values, and defined values where
-it gives NaN: each function says which.
+`evaluate.load("glue")` downloads a script. The metrics here have the same names and values, and defined values where
+that one gives NaN, as each function documents.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,35 +20,35 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Returns the share of rows whose class is right."""
+    """Returns the share of rows whose class is correct."""
     return float(np.mean(np.asarray(predictions) == np.asarray(references)))
 
 
 def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Returns Matthews' correlation of two sequences of class ids; 0 where either holds one class only."""
+    """Returns Matthews' correlation of two sequences of class ids; 0 if either holds only one class."""
     if np.ptp(predictions) == 0 or np.ptp(references) == 0:
         return 0.0
     return float(matthews_corrcoef(references, predictions))
 
 
 def f1(predictions: np.ndarray, references: np.ndarray, average: str = "binary") -> float:
-    """Returns F1 of class 1, or of all classes or columns of 0/1 matrices by `average`, as scikit-learn names them.
+    """Returns F1 of class 1, or over all classes or columns of 0/1 matrices by `average`, as scikit-learn names them.
 
-    A column that is neither predicted nor there counts 0; such a class does not count.
+    A column that is neither predicted nor true counts as 0; such a class does not count.
     """
     if np.ndim(references) == 2 and np.shape(references)[1] == 1:
-        # scikit-learn takes one column for a sequence of two classes and would average over both.
+        # scikit-learn treats one column as a sequence of two classes and would average over both.
         average = "binary"
     return float(f1_score(references, predictions, average=average, zero_division=0))
 
 
 def pearson_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Returns Pearson's correlation; 0 where either side is constant, or where there is one row."""
+    """Returns Pearson's correlation; 0 if either side is constant, or if there is only one row."""
     return _correlation(pearsonr, predictions, references)
 
 
 def spearman_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Returns Spearman's rank correlation; 0 where either side is constant, or where there is one row."""
+    """Returns Spearman's rank correlation; 0 if either side is constant, or if there is only one row."""
     return _correlation(spearmanr, predictions, references)
 
 
@@ -62,7 +62,7 @@ def _correlation(function: Callable[..., Any], predictions: np.ndarray, referenc
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """Returns the entities of one sentence's BIO tags as (type, first word, word after the last).
 
-    As in the CoNLL evaluation and seqeval's default: "I-X" that continues no entity of type X begins one.
+    As in the CoNLL evaluation and seqeval's default, "I-X" that does not continue an entity of type X begins one.
     """
     found = set()
     start, kind = 0, ""
@@ -77,7 +77,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def entity_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
-    """Returns F1 of whole entities over all sentences together; 0 where none is right, or where there is none."""
+    """Returns F1 of whole entities over all sentences together; 0 if none is correct, or if there are none."""
     pairs = [(entities(predicted), entities(true)) for predicted, true in zip(predictions, references, strict=True)]
     num_right = sum(len(predicted & true) for predicted, true in pairs)
     num_named = sum(len(predicted) + len(true) for predicted, true in pairs)
@@ -85,7 +85,7 @@ def entity_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequenc
 
 
 def token_accuracy(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
-    """Returns the share of words, of all sentences together, whose tag is right."""
+    """Returns the share of words, in all sentences together, whose tag is correct."""
     right = [
         predicted == true
         for row, true_row in zip(predictions, references, strict=True)
@@ -99,7 +99,7 @@ def token_accuracy(predictions: Sequence[Sequence[str]], references: Sequence[Se
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a metric compares: the types that one row may have, and what it computes from all."""
+    """What a metric compares: the possible types of one row, and the function that computes it from all rows."""
 
     rows: tuple[Any, ...]
     function: Callable[..., float]
@@ -120,16 +120,16 @@ METRICS = {
 
 
 def _rows_of(names: Sequence[str]) -> list[Any]:
-    """Returns the types of rows that all of the metrics compare."""
+    """Returns the types of rows that all of these metrics compare."""
     first, *others = names
     return [row for row in METRICS[first].rows if all(row in METRICS[name].rows for name in others)]
 
 
 class TaskMetric(evaluate.Metric):
-    """The metrics of one task as one `evaluate.Metric`; `add_batch` and `compute` as there.
+    """The metrics of one task as one `evaluate.Metric`; with its `add_batch` and `compute`.
 
     Args:
-        names: of `METRICS`, all of which compare the same kind of rows.
+        names: names from `METRICS` that compare the same kind of rows.
 
     Raises:
         ValueError: a name is unknown, or the kinds differ.
@@ -166,7 +166,7 @@ def compute_metrics(names: Sequence[str], predictions: Any, references: Any) -> 
 
     Args:
         names: see `METRICS`.
-        predictions: class ids or numbers (num_rows,), 0/1 of each label (num_rows, num_labels), or the tags of each
+        predictions: class ids or numbers (num_rows,), 0/1 for each label (num_rows, num_labels), or the tags of each
             sentence's words.
         references: the truth, in the same form.
 
@@ -176,7 +176,8 @@ def compute_metrics(names: Sequence[str], predictions: Any, references: Any) -> 
     metric = TaskMetric(names)
     if len(predictions) != len(references) or not len(references):
         raise ValueError(
-            f"{len(predictions)} predictions stand against {len(references)} references; give as many, at least one"
+            f"there are {len(predictions)} predictions but {len(references)} references; give equally many, and at "
+            f"least one"
         )
     for side, values in (("predictions", predictions), ("references", references)):
         if METRICS[names[0]].rows == (_NUMBER,):
@@ -187,12 +188,12 @@ def compute_metrics(names: Sequence[str], predictions: Any, references: Any) -> 
 
 
 def task_score(names: Sequence[str], metrics: dict[str, float]) -> float:
-    """Returns the score of a task, the mean of its metrics, as GLUE averages F1 with accuracy and both correlations.
+    """Returns the score of a task: the mean of its metrics, as GLUE averages F1 with accuracy and both correlations.
 
     Raises:
         ValueError: a metric is missing.
     """
     missing = [name for name in names if name not in metrics]
     if missing:
-        raise ValueError(f"there is no {', '.join(missing)} among the metrics {', '.join(metrics)}")
+        raise ValueError(f"{', '.join(missing)} is not among the metrics {', '.join(metrics)}")
     return sum(metrics[name] for name in names) / len(names)

@@ -1,4 +1,4 @@
-"""A user's own files: from tables to a task and its rows, and what was inferred of them in words."""
+"""A user's own files: from tables to a task and its rows, and notes on what was inferred."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -33,17 +33,17 @@ _METRICS: dict[str, tuple[str, ...]] = {
     MULTI_LABEL: ("micro_f1", "macro_f1"),
 }
 _SHOWN_LABELS = 10
-# Of a class's number; one such as 1e999 is a text.
+# Largest number of digits of a class number; one such as 1e999 is treated as text.
 _MOST_DIGITS = 40
 
 
 class OwnFiles(NamedTuple):
-    """What `load_files` read.
+    """The result of `load_files`.
 
     Attributes:
-        task: what the files describe.
-        data: their rows, as `tasks.load_glue` gives them.
-        notes: lines that say what was inferred.
+        task: the task that the files describe.
+        data: their rows, in the form of `tasks.load_glue`.
+        notes: lines that describe what was inferred.
     """
 
     task: Task
@@ -63,30 +63,30 @@ def load_files(
     validation_fraction: float = 0.1,
     metric_for_best_model: str | None = None,
 ) -> OwnFiles:
-    """Returns the task that files of one's own describe, their rows, and what was inferred in words.
+    """Returns the task that a user's own files describe, their rows, and notes on what was inferred.
 
     Args:
         train_file: see `task_files.read_table`.
         validation_file: the same columns; `None` takes a part of the training file, chosen by a hash of the texts.
-        test_file: the same columns; the labels may be left out.
+        test_file: the same columns; the labels may be missing.
         text_columns: one or two; `None` infers them, see `own_kinds.find_text_columns`. Tokens are lists of words, or
-            words between spaces.
-        label_column: a class, a number, several labels (a list, joined by "|", or a vector of zeros and ones), or a
-            tag for each word; `None` infers it, see `own_kinds.find_label_column`.
+            words separated by spaces.
+        label_column: column of a class, a number, several labels (a list, joined by "|", or a vector of zeros and
+            ones), or a tag for each word; `None` infers it, see `own_kinds.find_label_column`.
         problem_type: see `Task`; `None` infers it, see `own_kinds.infer_problem_type`.
-        class_names: of the classes, in the order of their numbers where the labels are numbers; `None` takes the
-            labels that the training file has.
-        validation_fraction: of the training file, where there is no validation file.
+        class_names: names of the classes, in the order of their numbers if the labels are numbers; `None` takes the
+            labels in the training file.
+        validation_fraction: share of the training file to split off if there is no validation file.
         metric_for_best_model: the task's score, one of its metrics or "loss"; `None` takes the first metric.
 
     Raises:
-        ValueError: whatever is wrong with a file, with its name and line, or cannot be inferred from it, with the
-            option that says it.
+        ValueError: a file is invalid (with its name and line), or something cannot be inferred from it (with the
+            option that sets it).
     """
     if problem_type not in (None, *PROBLEM_TYPES):
         near = get_close_matches(str(problem_type), PROBLEM_TYPES, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no problem_type {problem_type!r}; {hint}choose among {', '.join(PROBLEM_TYPES)}")
+        raise ValueError(f"unknown problem_type {problem_type!r}; {hint}choose among {', '.join(PROBLEM_TYPES)}")
     files = {"train": train_file, "validation": validation_file, "test": test_file}
     tables = {split: with_lists(read_table(path)) for split, path in files.items() if path is not None}
     whole = tables["train"]
@@ -97,7 +97,9 @@ def load_files(
         check_lists(table, [name for name in (*texts, label) if name in table.columns])
     kind = problem_type or infer_problem_type(whole, texts, label)
     if kind == TOKENS and len(texts) > 1:
-        raise ValueError(f"token_classification takes one column of words, not {', '.join(texts)}; choose one")
+        raise ValueError(
+            f"token_classification takes one column of words, not {', '.join(texts)}; choose one with text_columns"
+        )
     read = label_reader(whole, label, kind, class_names)
     tables = {split: with_labels(table, label, read) for split, table in tables.items()}
     classes = tuple(class_names or label_names(tables["train"], label, kind))
@@ -125,20 +127,20 @@ def metrics_of(problem_type: str, classes: Sequence[str]) -> tuple[str, ...]:
 def label_reader(
     table: Table, column: str, problem_type: str, names: Sequence[str] | None
 ) -> Callable[[Row], Cell] | None:
-    """Returns what gives a row's label with classes by name in place of numbers and vectors; `None` for regression.
+    """Returns what reads a row's label, with names in place of class numbers and vectors; `None` for regression.
 
     Args:
-        table: whose values tell whether labels are numbers or vectors.
-        column: of the label.
+        table: the table whose values show whether labels are numbers or vectors.
+        column: the label column.
         problem_type: the kind of task.
-        names: of the classes, in the order of their numbers; `None` where the labels name them.
+        names: names of the classes, in the order of their numbers; `None` if the labels are the names.
 
     Raises:
-        ValueError: the names do not fit the kind or the vectors.
+        ValueError: the names do not fit the kind of task or the vectors.
     """
     if names is not None and (problem_type == REGRESSION or len(set(names)) != len(names)):
-        why = "a regression has no classes" if problem_type == REGRESSION else "a name comes twice"
-        raise ValueError(f"class_names is {', '.join(names)}, but {why}; leave it out or mend it")
+        why = "regression has no classes" if problem_type == REGRESSION else "a name occurs twice"
+        raise ValueError(f"class_names is {', '.join(names)}, but {why}; remove or correct it")
     if problem_type == REGRESSION:
         return None
     cells = [row.cells[column] for row in table.rows]
@@ -151,10 +153,10 @@ def label_reader(
         if number is None:
             return part
         if named is None:
-            # In figures alone, such as 007, it is a name as it stands.
+            # With digits only, such as 007, it is kept as a name.
             return part.strip() if isinstance(part, str) and part.strip().isdecimal() else str(number)
         if not 0 <= number < len(named):
-            raise ValueError(f"{where}: class {number}, but class_names has {len(named)}, from 0 on; name all of them")
+            raise ValueError(f"{where}: class {number}, but class_names has {len(named)}, from 0 on; name all classes")
         return named[number]
 
     def read(row: Row) -> Cell:
@@ -168,7 +170,7 @@ def label_reader(
 
 
 def _whole_number(cell: Cell) -> int | None:
-    """Returns the whole number that a cell holds, 1.0 being one, `None` where it holds none."""
+    """Returns the whole number in a cell, such as 1.0, or `None`."""
     if not is_number(cell):
         return None
     number = Decimal(str(cell).strip())
@@ -177,8 +179,10 @@ def _whole_number(cell: Cell) -> int | None:
 
 def _vector_reader(column: str, width: int, names: Sequence[str] | None) -> Callable[[Row], Cell]:
     if names is not None and len(names) != width:
-        raise ValueError(f"class_names names {len(names)} classes, but {column!r} holds vectors of {width}; name each")
-    # As transformers calls classes without a name.
+        raise ValueError(
+            f"class_names has {len(names)} classes, but {column!r} holds vectors of {width}; name each class"
+        )
+    # As in transformers, for classes without a name.
     known = names or [f"LABEL_{number}" for number in range(width)]
 
     def read(row: Row) -> Cell:
@@ -205,10 +209,10 @@ def _parts(cell: Cell, problem_type: str) -> list[Cell]:
 
 
 def with_labels(table: Table, column: str, read: Callable[[Row], Cell] | None) -> Table:
-    """Returns a table with the labels that `label_reader` gives, where it has labels.
+    """Returns a table with the labels that `label_reader` gives, if it has labels.
 
     Raises:
-        ValueError: a label is none, with its file and line.
+        ValueError: a label is invalid; the message gives file and line.
     """
     if column not in table.columns or read is None:
         return table
@@ -219,30 +223,30 @@ def with_labels(table: Table, column: str, read: Callable[[Row], Cell] | None) -
 
 
 def _split_off(table: Table, texts: Sequence[str], fraction: float) -> tuple[Table, Table]:
-    """Returns a table without a part, and the part, of about `fraction` of the rows.
+    """Splits off about `fraction` of the rows; returns the table without this part, and the part.
 
-    Which row is of it depends on the row's texts alone: equal ones are never on both sides, and rows that are added
-    to the file later move none of the others.
+    Whether a row is in the part depends only on its texts: rows with equal texts are never on both sides, and rows
+    that are added to the file later move none of the others.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction is {fraction:g}; it must be between 0 and 1")
     places = [_place(row, texts) for row in table.rows]
-    # A small file has one at least.
+    # A small file has at least one.
     bound = max(fraction, min(places))
     held_out = [place <= bound for place in places]
     parts = [[row for row, held in zip(table.rows, held_out, strict=True) if held == side] for side in (False, True)]
     if not parts[0]:
-        raise ValueError(f"{table.path} has too few different texts to split off a part; name a validation_file")
+        raise ValueError(f"{table.path} has too few different texts to split off a part; give a validation_file")
     return replace(table, rows=parts[0]), replace(table, rows=parts[1])
 
 
 def _place(row: Row, texts: Sequence[str]) -> float:
-    """Returns a number from 0 to 1 that depends on the texts of a row alone."""
+    """Returns a number from 0 to 1 that depends only on the texts of a row."""
     text = json.dumps([row.cells[name] for name in texts])
     return int(sha256(text.encode()).hexdigest()[:8], 16) / 2**32
 
 
-# ---- In words ----
+# ---- Notes ----
 
 
 def _notes(
@@ -257,11 +261,11 @@ def _notes(
         table = tables[split]
         what = f"{counted(len(table.rows), 'row')} of {table.path}"
         if split == "validation" and is_split:
-            what += ", split off by a hash of the text since no validation_file is named"
+            what += ", split off by a hash of the text since no validation_file is given"
         if split == "test" and "label" not in data[split].column_names:
             what += ", without labels: predicted, not scored"
         if table.is_quoted:
-            what += "; it is quoted as CSV is, and read so"
+            what += "; read as quoted like CSV"
         notes.append(f"{split}: {what}")
-    notes.append(f"metrics: {', '.join(task.metrics)}; the best epoch is the one of the best {task.best_metric}")
+    notes.append(f"metrics: {', '.join(task.metrics)}; the best epoch is the one with the best {task.best_metric}")
     return tuple(notes)

@@ -1,6 +1,6 @@
-"""What a user's own file asks for: which columns hold text, which the label, and what kind of task the labels are of.
+"""The task of a user's own file: which columns hold text, which holds the label, and the kind of task.
 
-All of it is decided by the values of the training file. What the values leave open is an error that names the option.
+All of it is inferred from the values of the training file. If they are ambiguous, the error names the option to set.
 """
 
 import ast
@@ -12,17 +12,17 @@ from .settings import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
 from .task_files import LABEL_SEPARATOR, Cell, Row, Table, is_number, require_columns
 
 
-# Names of row numbers, which are no text.
+# Names of columns of row numbers, which are not text.
 _ROW_NUMBERS = ("idx", "index", "id")
-# The names of a label where the file has no "label".
+# The names of the label column if the file has no "label".
 _LABEL_NAMES = ("labels", "score", "tags", "ner_tags", "pos_tags")
 _WORDS_NAMES = ("tokens", "words")
 # A character of a script that puts no spaces between its words.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _LIST_ITEM = re.compile(r"""(?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?P<number>[+-]?\d+(?:\.\d*)?)""", re.DOTALL)
-# Categories are short, and their values come again and again.
+# Categories are short, and their values repeat.
 _CATEGORY_WORDS = 4
-# Whole numbers of more values than this, most of which come once, may be amounts.
+# Whole numbers with more different values than this, most of which occur once, may be amounts.
 _MANY_LABELS = 20
 
 
@@ -30,7 +30,7 @@ _MANY_LABELS = 20
 
 
 def with_lists(table: Table) -> Table:
-    """Returns a table whose columns of lists, as pandas and numpy print them into CSV and TSV, hold lists.
+    """Converts columns of lists, as pandas and numpy print them into CSV and TSV, to lists.
 
     An empty cell among them is an empty list.
     """
@@ -71,7 +71,7 @@ def _printed_list(text: str) -> list[str | int | float] | None:
 
 
 def _printed_text(literal: str) -> str | None:
-    """Returns the text of a string of Python or JSON, `None` where it is none or holds half of a character."""
+    """Returns the text of a Python or JSON string, `None` if it is not one or holds half of a character."""
     if "\\" not in literal:
         return literal[1:-1]
     try:
@@ -83,22 +83,22 @@ def _printed_text(literal: str) -> str | None:
 
 
 def check_lists(table: Table, columns: Sequence[str]) -> None:
-    """Checks that of columns in which most cells are printed lists, all are.
+    """Checks that columns in which most cells are printed lists hold nothing else.
 
     Args:
-        table: what `with_lists` returned.
-        columns: those that are read.
+        table: the result of `with_lists`.
+        columns: the columns that are read.
 
     Raises:
-        ValueError: a cell is not, which would be read as a text with brackets; with file and line.
+        ValueError: a cell is not a list, and would be read as text with brackets; the message gives file and line.
     """
     for name in columns:
         rows = [row for row in table.rows if isinstance(row.cells[name], str)]
         odd = [row for row in rows if _printed_list(str(row.cells[name]).strip()) is None]
         if odd and 2 * len(odd) <= len(rows):
             raise ValueError(
-                f"{odd[0].where}: column {name!r} holds {odd[0].cells[name]!r:.60}, which is no list of texts or "
-                f"numbers as in other rows; mend it, or write the file as JSON lines"
+                f"{odd[0].where}: column {name!r} holds {odd[0].cells[name]!r:.60}, which is not a list of texts or "
+                f"numbers as in other rows; correct it, or write the file as JSON lines"
             )
 
 
@@ -106,10 +106,10 @@ def check_lists(table: Table, columns: Sequence[str]) -> None:
 
 
 def find_label_column(table: Table, given: str | None) -> str:
-    """Returns the column of the label: the one given, "label", or the only one with another usual name.
+    """Returns the column of the label: the given one, "label", or the only one with another usual name.
 
     Raises:
-        ValueError: there is none, or several have such a name.
+        ValueError: there is no such column, or several have such a name.
     """
     if given is not None or "label" in table.columns:
         name = given or "label"
@@ -117,13 +117,13 @@ def find_label_column(table: Table, given: str | None) -> str:
         return name
     found = [name for name in _LABEL_NAMES if name in table.columns]
     if len(found) > 1:
-        raise ValueError(f"{table.path}: {' or '.join(found)} may be the label; say which with label_column")
+        raise ValueError(f"{table.path}: {' or '.join(found)} may be the label; choose one with label_column")
     require_columns(table, found or ("label",), option="label_column")
     return found[0]
 
 
 def label_column_if_any(table: Table, given: str | None) -> str | None:
-    """Returns the column of the label as `find_label_column` does, `None` where no or several columns may be it."""
+    """Returns the label column like `find_label_column`, `None` if there are no or several candidates."""
     if given is None and "label" not in table.columns and sum(name in table.columns for name in _LABEL_NAMES) != 1:
         return None
     return find_label_column(table, given)
@@ -132,19 +132,20 @@ def label_column_if_any(table: Table, given: str | None) -> str | None:
 def find_text_columns(
     table: Table, given: Sequence[str] | None, label_column: str | None, way: str = "with text_columns"
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Returns the one or two columns of text, and why each of the others is none.
+    """Returns the one or two text columns, and for each other column why it is not text.
 
-    A column of numbers, of one value, of identifiers, without a name or called idx, index or id is no text. A column
-    of single words or of categories beside one of sentences may be text or not.
+    A column of numbers, of one value or of identifiers is not text, nor is one without a name or called idx, index or
+    id.
+    A column of single words or categories next to one of sentences may or may not be text.
 
     Args:
         table: the rows.
-        given: columns; `None` infers them.
-        label_column: the column of the label; `None` where there is none.
-        way: how its user names the columns, for errors.
+        given: the text columns; `None` infers them.
+        label_column: the column of the label; `None` if there is none.
+        way: how the caller sets the columns, for errors.
 
     Raises:
-        ValueError: a column is not there, there is no text or too much of it, or a column may be text or not.
+        ValueError: a column does not exist, there are no text columns or too many, or a column may or may not be text.
     """
     others: dict[str, str] = {}
     if given is not None:
@@ -157,7 +158,7 @@ def find_text_columns(
         why = "".join(f"; {name!r} holds {what}" for name, what in others.items())
         raise ValueError(f"{table.path}: {chosen} one or two of the columns {', '.join(table.columns)}{why}")
     if {"label", "idx"} & set(texts) or label_column in texts:
-        raise ValueError(f"{table.path}: a text column may not be the label or be called label or idx; rename it")
+        raise ValueError(f"{table.path}: a text column must not be the label or be called label or idx; rename it")
     return texts, others
 
 
@@ -168,7 +169,7 @@ def _columns_of_text(table: Table, label_column: str | None, way: str) -> tuple[
     texts = [name for name in cells if name not in others]
     words = [name for name in texts if all(isinstance(cell, list) for cell in cells[name])]
     if words:
-        # Of several lists a row, such as words and parts of speech, one is called so.
+        # If a row has several lists, such as words and parts of speech, one has such a name.
         named = [name for name in words if name in _WORDS_NAMES]
         texts = named if len(named) == 1 else words
         return tuple(texts), {**others, **{name: "other text" for name in cells if name not in (*texts, *others)}}
@@ -185,14 +186,14 @@ def _columns_of_text(table: Table, label_column: str | None, way: str) -> tuple[
                 texts.remove(name)
             else:
                 raise ValueError(
-                    f"{table.path}: column {name!r} holds single words or categories, which may be text or not; name "
-                    f"one or two of {', '.join(texts)} {way}"
+                    f"{table.path}: column {name!r} holds single words or categories, which may or may not be text; "
+                    f"name one or two of {', '.join(texts)} {way}"
                 )
     return tuple(texts), others
 
 
 def _no_text(name: str, cells: Sequence[Cell]) -> str:
-    """Returns what a column holds that cannot be text, "" where it may be text."""
+    """Returns what a column holds if it cannot be text, else ""."""
     if not name or re.fullmatch(r"Unnamed: \d+", name):
         return "the row numbers of pandas" if all(map(is_number, cells)) else "what has no name"
     if name.lower() in _ROW_NUMBERS:
@@ -239,17 +240,17 @@ def _name_each_other(cells: Sequence[Cell], labels: Sequence[Cell]) -> bool:
 
 
 def infer_problem_type(table: Table, text_columns: Sequence[str], label_column: str) -> str:
-    """Returns the kind of task that a table's labels ask for, by their values.
+    """Infers the kind of task from the values of a table's labels.
 
-    - lists of words, BIO tags between spaces, or in every row as many tags as words: token classification;
-    - lists of labels, labels joined by "|", or zeros and ones of one length (see `are_vectors`): several labels a row;
-    - for most rows a number, of which one is not whole: regression;
-    - all else, whole numbers such as 1.0 too: one class a row.
+    - lists of words, BIO tags separated by spaces, or as many tags as words in every row: token classification;
+    - lists of labels, labels joined by "|", or zeros and ones of one length (`are_vectors`): several labels per row;
+    - numbers in most rows, at least one of them not whole: regression;
+    - everything else, including whole numbers such as 1.0: one class per row.
 
-    The odd row of a kind that most rows are of is then an error of that row, not another kind of task.
+    If most rows are of one kind, a row of another kind is an error in that row, not another kind of task.
 
     Raises:
-        ValueError: the labels may be of two kinds.
+        ValueError: the labels fit two kinds.
     """
     cells = [row.cells[label_column] for row in table.rows]
     texts = [row.cells[text_columns[0]] for row in table.rows] if len(text_columns) == 1 else []
@@ -259,11 +260,11 @@ def infer_problem_type(table: Table, text_columns: Sequence[str], label_column: 
     lists = [cell for cell in cells if isinstance(cell, list)]
     if lists and all(len(one) == 1 and str(one[0]) in ("0", "1", "0.0", "1.0") for one in lists):
         raise ValueError(
-            f"{column} holds lists of one 0 or 1, which may be a class or a vector; write the class itself, without "
-            f"a list"
+            f"{column} holds lists of one 0 or 1, which may be a class or a vector; write the class on its own, "
+            f"without a list"
         )
     if any(is_number(part) and not float(str(part)).is_integer() for one in lists for part in one):
-        raise ValueError(f"{column} holds lists of fractions; a row has one number, or classes")
+        raise ValueError(f"{column} holds lists of fractions; give one number or classes in each row")
     if texts and _are_tags(column, texts, cells):
         return TOKENS
     if are_vectors(cells) or lists or any(isinstance(cell, str) and LABEL_SEPARATOR in cell for cell in cells):
@@ -272,13 +273,13 @@ def infer_problem_type(table: Table, text_columns: Sequence[str], label_column: 
 
 
 def are_vectors(cells: Collection[Cell]) -> bool:
-    """Whether labels are vectors: zeros and ones, at least two and everywhere as many, as a list or in one text."""
+    """Whether labels are vectors: equally many zeros and ones in all rows, at least two, as a list or in one text."""
     vectors = [vector_of(cell) for cell in cells]
     return all(vector is not None for vector in vectors) and len({len(vector or ()) for vector in vectors}) == 1
 
 
 def vector_of(cell: Cell) -> list[int] | None:
-    """Returns a cell as a vector of zeros and ones, `None` where it is none."""
+    """Returns a cell as a vector of zeros and ones, `None` if it is not one."""
     parts = re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell
     if not isinstance(parts, list) or len(parts) < 2:
         return None
@@ -288,7 +289,7 @@ def vector_of(cell: Cell) -> list[int] | None:
 
 
 def _are_tags(column: str, texts: Sequence[Cell], cells: Sequence[Cell]) -> bool:
-    """Whether labels are a tag for each word; raises a ValueError where they may be classes as well."""
+    """Whether labels are a tag for each word; raises a ValueError if they may also be classes."""
     of_lists = all(isinstance(cell, list) for cell in cells)
     if not of_lists and any(isinstance(cell, list) for cell in cells):
         return False
@@ -304,18 +305,18 @@ def _are_tags(column: str, texts: Sequence[Cell], cells: Sequence[Cell]) -> bool
         return True
     alone = {row[0] for row in tags if len(row) == 1}
     if not of_lists and num_fitting == len(tags) and alone and not any(set(row) & alone for row in tags if row[1:]):
-        # Classes of several words, such as Hong Kong: tags would stand alone in rows of one word as well.
+        # Classes of several words, such as Hong Kong: tags would also occur on their own in rows of one word.
         return False
     other = MULTI_LABEL if of_lists or are_vectors(cells) else SINGLE_LABEL
     fitting = "every row" if num_fitting == len(tags) else f"{num_fitting} of {len(tags)} rows"
     raise ValueError(
-        f"{column} holds as many words as the text in {fitting}, so that it may be tags or classes; set problem_type "
+        f"{column} holds as many words as the text in {fitting}, so it may hold tags or classes; set problem_type "
         f"to {TOKENS} or {other}"
     )
 
 
 def are_bio(tags: Collection[str]) -> bool:
-    """Whether tags are those of entities: "O", "B-..." and "I-..."."""
+    """Whether tags are entity tags: "O", "B-..." and "I-..."."""
     return all(tag == "O" or tag.startswith(("B-", "I-")) for tag in tags)
 
 
@@ -327,7 +328,7 @@ def _kind_of_values(column: str, cells: Sequence[Cell]) -> str:
     if num_labels > _MANY_LABELS and 2 * num_labels > len(cells):
         kinds = f"{SINGLE_LABEL} or {REGRESSION}" if len(numbers) == len(cells) else SINGLE_LABEL
         raise ValueError(
-            f"{column} holds {num_labels} different values in {len(cells)} rows, too many to be taken for classes; "
-            f"set problem_type to {kinds}, or name another label_column"
+            f"{column} holds {num_labels} different values in {len(cells)} rows, too many to be taken as classes; "
+            f"set problem_type to {kinds}, or set label_column to another column"
         )
     return SINGLE_LABEL

@@ -1,4 +1,4 @@
-"""What a fine-tuning is asked to do."""
+"""Settings of fine-tuning and SQuAD runs."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ SWEPT_ARGUMENTS = {
     "weight_decay": "weight_decay",
     "train_sampling_strategy": "group_by_length",
 }
-# Arguments by which the best epoch on dev is kept.
+# Arguments that keep the best epoch on dev.
 BEST_EPOCH_ARGUMENTS = (
     "eval_strategy",
     "save_strategy",
@@ -49,7 +49,7 @@ BEST_EPOCH_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class FinetuneSettings(Settings):
-    """What a fine-tuning sweep does; the keys of a recipe for `magic-nas finetune`.
+    """Settings of a fine-tuning sweep; the keys of a recipe for `magic-nas finetune`.
 
     Defaults are RoBERTa's recipe, with gradients clipped at 1.
     """
@@ -69,7 +69,7 @@ class FinetuneSettings(Settings):
         flag="--task",
         splits=True,
         help="Tasks of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or all. "
-        "Leave it empty when you give files of your own.",
+        "Leave it empty if you give your own files.",
     )
     glue_folder: str | None = option(
         None, flag="--glue-folder", help="GLUE as a folder of TSV files. Default: nyu-mll/glue on the Hub."
@@ -78,55 +78,55 @@ class FinetuneSettings(Settings):
     validation_file: str | None = option(
         None,
         flag="--validation-file",
-        help="Your own validation data, with the same columns. Default: a part of `train_file`, by a hash.",
+        help="Your own validation data, with the same columns. Default: a part of `train_file`, split off by a hash.",
     )
     validation_fraction: float = option(
-        0.1, above=0, below=1, help="Share of `train_file` that validates where there is no `validation_file`."
+        0.1, above=0, below=1, help="Share of `train_file` used for validation if there is no `validation_file`."
     )
     test_file: str | None = option(
         None,
         flag="--test-file",
-        help="Your own test data, which the best model predicts, and is scored on where they have labels.",
+        help="Your own test data. The best model predicts it, and is scored on it if the rows have labels.",
     )
     text_columns: tuple[str, ...] | None = option(
-        None, help="One or two columns of the files that hold text. Default: those whose values are text."
+        None, help="One or two text columns of the files. Default: the columns whose values are text."
     )
     label_column: str | None = option(
-        None, help="The column of the files that holds the label. Default: label, else labels, score or tags."
+        None, help="Label column of the files. Default: label, else labels, score or tags."
     )
     class_names: tuple[str, ...] | None = option(
         None,
         is_filled=True,
-        help="Names of the classes, in the order of their numbers where the labels are numbers. Default: the labels "
+        help="Names of the classes, in the order of their numbers if the labels are numbers. Default: the labels "
         "of `train_file`.",
     )
     problem_type: str | None = option(
-        None, choices=PROBLEM_TYPES, help="The kind of task in the files. Default: it follows from the labels."
+        None, choices=PROBLEM_TYPES, help="The kind of task in the files. Default: inferred from the labels."
     )
     metric_for_best_model: str | None = option(
         None,
         flag="--metric-for-best-model",
-        help="The metric by which the best epoch, setting and model are chosen: one of the task, or loss, of which "
-        "less is better. Default: of your own data accuracy, pearson, micro_f1, entity_f1 or token_accuracy, by the "
-        "kind of task; of GLUE the mean of the task's metrics.",
+        help="The metric by which the best epoch, setting and model are chosen: one of the task's metrics, or loss, "
+        "of which less is better. Default: for your own data accuracy, pearson, micro_f1, entity_f1 or "
+        "token_accuracy, depending on the kind of task; for GLUE the mean of the task's metrics.",
     )
     early_stopping_patience: int | None = early_stopping_patience_option(
         "epochs",
-        "Stop a training after so many epochs in a row without a better `metric_for_best_model`. Default: all epochs.",
+        "Stop training after this many epochs in a row without a better `metric_for_best_model`. Default: all epochs.",
     )
     early_stopping_threshold: float = early_stopping_threshold_option("metrics are from 0 to 1")
     class_weights: dict[str, float] | str | None = option(
         None,
         flag="--class-weights",
-        help="Weights of the classes in the loss of training, and in no metric: balanced, which makes up for the "
-        "number of their rows, or weights by name such as {spam: 5}, where all other classes have 1. Default: all "
-        "rows count alike.",
+        help="Weights of the classes in the training loss, but in no metric: balanced, which makes up for the number "
+        "of their rows, or weights by name such as {spam: 5}, with 1 for all other classes. Default: all rows count "
+        "equally.",
     )
     mnli_model: str | None = option(
         None,
         flag="--mnli-model",
-        help="What STS-B, MRPC and RTE start from: a model fine-tuned on MNLI, or a run that holds one. Default: that "
-        "of this run where MNLI is among its tasks, else `model`.",
+        help="The model that STS-B, MRPC and RTE start from: one fine-tuned on MNLI, or a run that holds one. "
+        "Default: the MNLI model of this run if MNLI is among its tasks, else `model`.",
     )
     learning_rates: tuple[float, ...] = option(
         (1e-5, 2e-5, 3e-5),
@@ -143,7 +143,7 @@ class FinetuneSettings(Settings):
         is_filled=True,
         is_distinct=True,
         unit="rows",
-        help="Batch sizes of an optimizer step.",
+        help="Batch sizes of an optimizer step, each tried with each learning rate.",
     )
     seeds: tuple[int, ...] = option(
         (1, 2, 3, 4, 5),
@@ -151,42 +151,49 @@ class FinetuneSettings(Settings):
         at_least=0,
         is_filled=True,
         is_distinct=True,
-        help="Seeds of the head, the dropout and the order of the rows; every setting is trained once with each.",
+        help="Seeds of the head, the dropout and the order of the rows; each setting is trained once per seed.",
     )
     num_epochs: float = option(
-        10.0, flag="--epochs", above=0, unit="epochs", help="Length of each training; the best epoch on dev counts."
+        10.0,
+        flag="--epochs",
+        above=0,
+        unit="epochs",
+        help="Number of epochs of each training; the best epoch on dev is kept.",
     )
-    warmup_fraction: float = option(0.06, at_least=0, below=1, help="Share of the steps that warm up.")
-    weight_decay: float = option(0.1, help="Decay of the weights, but not of biases and norms.")
+    warmup_fraction: float = option(0.06, at_least=0, below=1, help="Share of the steps used for warmup.")
+    weight_decay: float = option(0.1, help="Weight decay, except for biases and norms.")
     max_length: int | None = option(
         None,
         at_least=1,
         unit="tokens",
-        help="Longer rows are truncated. Default: 128, or what the model takes.",
+        help="Rows longer than this are truncated. Default: 128, or the model's limit if it is lower.",
     )
     max_train_samples: int | None = option(
         None,
         flag="--max-train-samples",
         at_least=1,
         unit="rows",
-        help="Training rows, drawn once and the same for all seeds. Default: all.",
+        help="Number of training rows, drawn once and the same for all seeds. Default: all.",
     )
     max_eval_samples: int | None = option(
-        None, at_least=1, unit="rows", help="Rows of each validation split, drawn the same way. Default: all."
+        None,
+        at_least=1,
+        unit="rows",
+        help="Number of rows of each validation split, drawn the same way. Default: all.",
     )
     max_steps: int | None = option(
         None,
         flag="--max-steps",
         at_least=1,
         unit="steps",
-        help="Optimizer steps, which win over `num_epochs`. Default: all epochs.",
+        help="Number of optimizer steps; overrides `num_epochs`. Default: all epochs.",
     )
     group_by_length: bool = option(
         False,
-        help="Put rows of similar length into one batch, the longer batches of each part of the data first. It saves "
-        "padding, which a MAGIC model on a CPU leaves out anyway, and with few rows the order costs accuracy.",
+        help="Batch rows of similar length together, the longer batches of each part of the data first. It saves "
+        "padding, which a MAGIC model on a CPU skips anyway, and with few rows the order costs accuracy.",
     )
-    submission: bool = option(True, help="Write the leaderboard's files where there is a test set.")
+    submission: bool = option(True, help="Write the leaderboard's files if there is a test set.")
     teacher: str | None = option(
         None,
         flag="--teacher",
@@ -195,9 +202,7 @@ class FinetuneSettings(Settings):
     )
     distillation_weight: float = distillation_weight_option()
     temperature: float = temperature_option()
-    teacher_cache: str | None = option(
-        None, help="Folder that keeps the teacher's outputs, so that a second run does not compute them."
-    )
+    teacher_cache: str | None = option(None, help="Folder that keeps the teacher's outputs for further runs.")
     training_arguments: dict[str, Any] = training_arguments_option(
         help="Training arguments of transformers that the sweep does not set itself, for every training."
     )
@@ -210,9 +215,9 @@ class FinetuneSettings(Settings):
             if name in self.training_arguments:
                 own = {**SWEPT_ARGUMENTS, "metric_for_best_model": "metric_for_best_model"}
                 by = (
-                    f"give {own[name]} beside"
+                    f"give {own[name]} instead, and remove it from"
                     if name in own
-                    else "the best epoch on dev is always kept; leave it out of"
+                    else "the best epoch on dev is always kept; remove it from"
                 )
                 raise ValueError(
                     f"training_arguments has {name}, which a fine-tuning sweep sets itself; {by} training_arguments"
@@ -232,18 +237,18 @@ class FinetuneSettings(Settings):
             raise ValueError(f"class_weights is {weights!r}; it must be {BALANCED}, or weights by name: {{spam: 5}}")
         if isinstance(weights, dict):
             if not weights:
-                raise ValueError("class_weights is empty; name a class and its weight, or leave it out")
+                raise ValueError("class_weights is empty; give a class and its weight, or remove class_weights")
             for name, weight in weights.items():
                 if not 0 < weight < math.inf:
                     raise ValueError(f"class_weights.{name} is {weight}; it must be a number above 0")
         for name in ("teacher", "label_smoothing_factor"):
             if self.training_arguments.get(name) or (name == "teacher" and self.teacher is not None):
-                raise ValueError(f"class_weights and {name} change the loss in two ways; leave one of them out")
+                raise ValueError(f"class_weights and {name} both change the loss; remove one of them")
 
 
 @dataclass(frozen=True)
 class EvaluateSettings(Settings):
-    """How a file is read that a fine-tuned classifier is scored on; the flags of `magic-nas evaluate`."""
+    """How to read the file on which a fine-tuned classifier is scored; the flags of `magic-nas evaluate`."""
 
     command = "evaluate"
 
@@ -251,17 +256,17 @@ class EvaluateSettings(Settings):
         (),
         flag="--text-column",
         splits=True,
-        help="One or two columns of the file that hold text. Default: those that the model was fine-tuned on, else "
-        "those whose values are text.",
+        help="One or two text columns of the file. Default: those that the model was fine-tuned on, else those whose "
+        "values are text.",
     )
     label_column: str | None = option(
-        None, flag="--label-column", help="The column of the label. Default: label, else labels, score or tags."
+        None, flag="--label-column", help="Label column. Default: label, else labels, score or tags."
     )
     problem_type: str | None = option(
         None,
         flag="--problem-type",
         choices=PROBLEM_TYPES,
-        help="What the model predicts. Default: what its configuration says.",
+        help="What the model predicts. Default: read from its configuration.",
     )
     tokenizer: str | None = option(
         None, flag="--tokenizer", help="A tokenizer's folder or name. Default: the model's."
@@ -271,23 +276,23 @@ class EvaluateSettings(Settings):
         flag="--max-length",
         at_least=1,
         unit="tokens",
-        help="Longer rows are truncated. Default: what the model was fine-tuned with, else what it takes.",
+        help="Rows longer than this are truncated. Default: as in fine-tuning, else the model's limit.",
     )
     batch_size: int = option(
-        32, flag="--batch-size", at_least=1, unit="rows", help="Rows of a batch; those of like length share one."
+        32, flag="--batch-size", at_least=1, unit="rows", help="Rows per batch; rows of similar length share a batch."
     )
 
 
 @dataclass(frozen=True)
 class PredictSettings(EvaluateSettings):
-    """How a file is read that a fine-tuned classifier predicts; the flags of `magic-nas predict`."""
+    """How to read the file for which a fine-tuned classifier predicts; the flags of `magic-nas predict`."""
 
     command = "predict"
 
 
 @dataclass(frozen=True)
 class SquadSettings(Settings):
-    """What a SQuAD run does; the keys of a recipe for `magic-nas squad`."""
+    """Settings of a SQuAD run; the keys of a recipe for `magic-nas squad`."""
 
     command = "squad"
 
@@ -300,48 +305,48 @@ class SquadSettings(Settings):
     train_file: str | None = option(
         None,
         flag="--train-file",
-        help="A file in the official layout, or a data set of the Hub such as rajpurkar/squad. Default: the model is "
-        "scored as it is.",
+        help="Training data in the official layout, or a data set on the Hub such as rajpurkar/squad. Default: the "
+        "model is scored without training.",
     )
     validation_file: str | None = option(
         None,
         flag="--validation-file",
-        help="The same for validation. Default: the validation split of the data set that `train_file` names.",
+        help="Validation data, given in the same way. Default: the validation split of the data set in `train_file`.",
     )
     version_2: bool = option(False, flag="--version-2", help="SQuAD 2.0: questions may have no answer.")
     max_seq_length: int | None = option(
-        None, at_least=1, unit="tokens", help="Length of a window. Default: 384, or what the model takes."
+        None, at_least=1, unit="tokens", help="Length of a window. Default: 384, or the model's limit if it is lower."
     )
     doc_stride: int | None = option(
         None,
         at_least=0,
         unit="tokens",
-        help="Tokens that neighbouring windows of a context share. Default: 128, or a third of a shorter window.",
+        help="Tokens that neighbouring windows of a context share. Default: 128, or a third of the window if less.",
     )
-    max_query_length: int = option(64, at_least=1, unit="tokens", help="Longer questions are truncated.")
+    max_query_length: int = option(64, at_least=1, unit="tokens", help="Questions longer than this are truncated.")
     n_best: int = option(20, at_least=1, help="Number of best answers saved for each question.")
-    max_answer_length: int = option(30, at_least=1, unit="tokens", help="Longest answer.")
+    max_answer_length: int = option(30, at_least=1, unit="tokens", help="Length of the longest answer.")
     null_threshold: float | None = option(
         None,
-        help="Null odds above which a question of SQuAD 2.0 is not answered. Default: the threshold that is best for "
+        help="Null odds above which a question of SQuAD 2.0 is left unanswered. Default: the threshold with the best "
         "F1 on the validation questions, as in published results.",
     )
     teacher: str | None = option(
         None,
         flag="--teacher",
-        help="Distil from a model fine-tuned on the same questions, whose logits are learnt beside the labels (5.4).",
+        help="Distil from a model fine-tuned on the same questions, learning its logits as well as the labels (5.4).",
     )
     distillation_weight: float = distillation_weight_option()
     temperature: float = temperature_option()
     teacher_cache: str | None = option(None, help="Folder that keeps the teacher's logits for further runs.")
     early_stopping_patience: int | None = early_stopping_patience_option(
         "evaluations",
-        "Keep the model of the best epoch by `training_arguments.metric_for_best_model`, f1 unless it is given, and "
-        "stop after so many evaluations in a row that are no better. Default: all epochs, and the last model.",
+        "Keep the model of the best epoch by `training_arguments.metric_for_best_model` (f1 if not given), and stop "
+        "after this many evaluations in a row without a better one. Default: all epochs, and the last model.",
     )
-    early_stopping_threshold: float = early_stopping_threshold_option("measures are in percent")
+    early_stopping_threshold: float = early_stopping_threshold_option("metrics are in percent")
     training_arguments: dict[str, Any] = training_arguments_option(
-        TRAINING_FLAGS, "Training arguments of transformers, over those of `squad_run.RECIPE`."
+        TRAINING_FLAGS, "Training arguments of transformers, which override those of `squad_run.RECIPE`."
     )
 
     def __post_init__(self) -> None:
@@ -349,9 +354,14 @@ class SquadSettings(Settings):
         check_early_stopping(self.early_stopping_patience, self.early_stopping_threshold)
         if self.early_stopping_patience is not None and self.train_file is None:
             raise ValueError(
-                "early_stopping_patience is given but no train_file, so that nothing is trained; name one"
+                "early_stopping_patience is given without a train_file, so nothing is trained; give a train_file"
             )
         if self.null_threshold is not None and not self.version_2:
-            raise ValueError("null_threshold is for questions without an answer; set version_2, or leave it out")
+            raise ValueError(
+                "null_threshold is for questions without an answer; set version_2, or remove null_threshold"
+            )
         if self.train_file is None and self.validation_file is not None and self.teacher is not None:
-            raise ValueError("a teacher is named but no train_file, so that there is nothing to learn; leave one out")
+            raise ValueError(
+                "a teacher is given without a train_file, so there is nothing to learn; give a train_file, or remove "
+                "the teacher"
+            )

@@ -13,12 +13,12 @@ from .squad_data import NO_ANSWER, SquadData, SquadWindows
 from .squad_metrics import apply_threshold
 
 
-# Windows whose spans are scored at once: about 50 MB of scores at 384 tokens and answers of 30.
+# Windows to score at once: about 50 MB of scores with 384 tokens and answers of up to 30.
 _SCORED_TOGETHER = 512
 
 
 class Candidate(TypedDict):
-    """One of the best answers to a question, as nbest_predictions.json holds it."""
+    """One of the best answers to a question, as in nbest_predictions.json."""
 
     text: str
     probability: float
@@ -28,13 +28,13 @@ class Candidate(TypedDict):
 
 @dataclass(frozen=True)
 class SquadAnswers:
-    """What a model answers.
+    """A model's answers.
 
     Attributes:
-        texts: for each question id the best span, whatever speaks for no answer; "" where there is no span.
-        nbest: for each question id the best different texts by score, with their probabilities among one another; with
-            SQuAD 2.0 the empty text is one of them.
-        null_odds: for each question id the score of no answer less that of the best span; empty with SQuAD 1.1.
+        texts: for each question id the best span, even if no answer is more likely; "" if there is no span.
+        nbest: for each question id the best different texts by score, with their probabilities relative to each other;
+            with SQuAD 2.0 the empty text is one of them.
+        null_odds: for each question id the score of no answer minus that of the best span; empty with SQuAD 1.1.
     """
 
     texts: dict[str, str]
@@ -42,11 +42,11 @@ class SquadAnswers:
     null_odds: dict[str, float]
 
     def predictions(self, threshold: float = 0.0) -> dict[str, str]:
-        """Returns the answer to each question, "" where the null odds are above the threshold."""
+        """Returns the answer to each question, "" if the null odds are above the threshold."""
         return apply_threshold(self.texts, self.null_odds, threshold) if self.null_odds else dict(self.texts)
 
     def write(self, folder: str | Path, threshold: float = 0.0) -> None:
-        """Writes predictions.json, nbest_predictions.json and, with SQuAD 2.0, null_odds.json, as BERT's script."""
+        """Writes predictions.json, nbest_predictions.json and, with SQuAD 2.0, null_odds.json, like BERT's script."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "nbest_predictions.json", self.nbest)
@@ -56,7 +56,7 @@ class SquadAnswers:
 
 
 class _Spans(NamedTuple):
-    """The best spans of all windows, one an element of each array."""
+    """The best spans of all windows, one per element of each array."""
 
     question: np.ndarray
     first_character: np.ndarray
@@ -78,19 +78,19 @@ def find_answers(
     """Returns the best answers over all windows of each question, by start logit + end logit.
 
     All spans of the context of up to `max_answer_length` tokens compete, not only those between the best starts and
-    ends. No answer scores as the class token does, in the window where that is least, as in BERT.
+    ends. The score of no answer is that of the class token, in the window where it is lowest, as in BERT.
 
     Args:
         data: the questions.
-        windows: of these questions.
-        start_logits: (windows, tokens), in the order of the windows; beyond the length of a window of any value.
-        end_logits: of the same shape.
+        windows: windows of these questions.
+        start_logits: (windows, tokens), in the order of the windows; values beyond a window's length do not matter.
+        end_logits: the same shape.
         version_2: whether no answer competes.
-        n_best: different texts kept for a question.
-        max_answer_length: in tokens.
+        n_best: number of different texts to keep for a question.
+        max_answer_length: largest number of tokens of an answer.
 
     Raises:
-        ValueError: the logits do not fit the windows, or are not numbers; or `n_best` or `max_answer_length` is not
+        ValueError: the logits do not fit the windows or are not finite, or `n_best` or `max_answer_length` is not
             positive.
     """
     for name, value in (("n_best", n_best), ("max_answer_length", max_answer_length)):
@@ -100,13 +100,13 @@ def find_answers(
     wanted = (len(windows.rows), int(layout["length"].max()))
     for logits in (start_logits, end_logits):
         if logits.ndim != 2 or logits.shape[0] != wanted[0] or logits.shape[1] < wanted[1]:
-            raise ValueError(f"the logits have the shape {logits.shape}; the windows want {wanted}")
+            raise ValueError(f"the logits have the shape {logits.shape}; the windows need {wanted}")
     spans = _best_spans(windows, layout, start_logits, end_logits, n_best, max_answer_length)
     order = np.lexsort((spans.end_character, spans.first_character, -spans.start_logit - spans.end_logit, spans[0]))
     spans = _Spans(*(values[order] for values in spans))
     limits = np.searchsorted(spans.question, np.arange(len(data.questions) + 1))
     null = _null_logits(layout["question"], start_logits[:, NO_ANSWER], end_logits[:, NO_ANSWER])
-    # As lists: elements of an array are slow to take one by one.
+    # As lists, since access to single elements of an array is slow.
     columns = _Spans(*(values.tolist() for values in spans))
     answers = SquadAnswers({}, {}, {})
     texts = data.questions.select_columns(["id", "context"])[:]
@@ -124,12 +124,12 @@ def find_answers(
 def span_loss(windows: SquadWindows, start_logits: np.ndarray, end_logits: np.ndarray) -> float:
     """Returns the mean over windows of the cross-entropies of start and end, over the tokens of each window.
 
-    A model's own loss counts padding among the tokens, and so depends on how windows were batched; this one does not.
+    A model's own loss counts padding as tokens, and so depends on how windows were batched; this one does not.
 
     Args:
-        windows: with their labels.
+        windows: windows with their labels.
         start_logits: (windows, tokens), as for `find_answers`.
-        end_logits: of the same shape.
+        end_logits: the same shape.
     """
     columns = windows.rows.select_columns(["length", "start_positions", "end_positions"]).with_format("numpy")[:]
     real = np.arange(start_logits.shape[1]) < columns["length"][:, None]
@@ -150,7 +150,7 @@ def _best_spans(
     n_best: int,
     max_answer_length: int,
 ) -> _Spans:
-    """Returns the `n_best` spans of each window, or as many as it has."""
+    """Returns the `n_best` spans of each window, or all if it has fewer."""
     parts = []
     for begin in range(0, len(windows.rows), _SCORED_TOGETHER):
         rows = slice(begin, begin + _SCORED_TOGETHER)
@@ -159,7 +159,7 @@ def _best_spans(
             _placed(table.column(name).combine_chunks(), layout["context_start"][rows], start_logits.shape[1])
             for name in ("first_characters", "end_characters")
         )
-        # Tokens without a character, such as a lone continuation, begin and end no answer.
+        # Tokens without a character, such as a lone continuation, neither begin nor end an answer.
         allowed = end > first
         starts, ends = (
             np.where(allowed, logits[rows].astype(np.float64), -np.inf) for logits in (start_logits, end_logits)
@@ -180,7 +180,7 @@ def _best_spans(
 
 
 def _placed(characters: pa.ListArray, context_start: np.ndarray, width: int) -> np.ndarray:
-    """Returns (windows, width) of what is known of the tokens of the contexts, 0 elsewhere."""
+    """Returns the values of the contexts' tokens at their positions, (windows, width), 0 elsewhere."""
     counts, columns = characters.value_lengths().to_numpy(), np.arange(width)
     inside = (columns >= context_start[:, None]) & (columns < (context_start + counts)[:, None])
     placed = np.zeros(inside.shape, dtype=np.int32)
@@ -196,10 +196,10 @@ def _top_spans(
     A span among the best n begins at one of the n columns from which the best spans begin.
 
     Args:
-        starts: (rows, columns), -inf where no span begins.
-        ends: (rows, columns), -inf where none ends.
-        n_best: spans of a row, fewer where it has fewer.
-        max_answer_length: in columns.
+        starts: (rows, columns), -inf if no span begins there.
+        ends: (rows, columns), -inf if no span ends there.
+        n_best: spans per row; fewer if a row has fewer.
+        max_answer_length: largest number of columns of a span.
     """
     num_rows, width = starts.shape
     reach = min(max_answer_length, width)
@@ -219,7 +219,7 @@ def _top_spans(
 
 
 def _null_logits(question: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[list[float], list[float]]:
-    """Returns the logits of the class token for each question, from the window where their sum is least."""
+    """Returns the logits of the class token for each question, from the window where their sum is smallest."""
     order = np.lexsort((starts.astype(np.float64) + ends, question))
     least = order[np.unique(question[order], return_index=True)[1]]
     return starts[least].astype(np.float64).tolist(), ends[least].astype(np.float64).tolist()
@@ -243,7 +243,7 @@ def _score(candidate: Candidate) -> float:
 
 
 def _with_probabilities(candidates: list[Candidate]) -> list[Candidate]:
-    """Returns the candidates with the softmax of their scores; one empty text where there is none."""
+    """Returns the candidates with the softmax of their scores; one empty text if there are none."""
     if not candidates:
         return [Candidate(text="", probability=1.0, start_logit=0.0, end_logit=0.0)]
     scores = np.array([_score(candidate) for candidate in candidates])

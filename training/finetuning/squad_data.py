@@ -1,9 +1,9 @@
 """SQuAD 1.1 and 2.0: from files of questions to windows of tokens.
 
-1. `load_squad`: a file in the official layout, or a data set of the Hub; everything wrong in it is named.
-2. `make_windows`: question and context as overlapping windows, with the answer's first and last token.
+1. `load_squad`: reads a file in the official layout, or a data set on the Hub, and reports every error in it.
+2. `make_windows`: cuts question and context into overlapping windows, with the answer's first and last token.
 
-What a model makes of them becomes answers in squad_answers.py.
+squad_answers.py turns the model's outputs into answers.
 """
 
 import json
@@ -30,9 +30,9 @@ from .task_files import lone_surrogate
 logger = logging.getLogger(__name__)
 
 LAYOUT = "the official layout is data > paragraphs > qas > answers > text, answer_start"
-# Part of the key of what is cached: raise it when the same questions give other windows.
+# Part of the cache key: raise it when the same questions give other windows.
 _WINDOWS_VERSION = 2
-# The label of a window without the answer: the class token, which stands first.
+# The label of a window without the answer: the class token, which comes first.
 NO_ANSWER = 0
 
 _WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
@@ -43,13 +43,14 @@ _WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number
 
 @dataclass(frozen=True)
 class SquadData:
-    """Questions with their contexts and right answers.
+    """Questions with their contexts and correct answers.
 
     Attributes:
         questions: columns "id", "title", "question", "context" and "answers" (lists "text" and "answer_start", both
-            empty where there is no answer), as in the Hub's data sets.
-        fingerprint: JSON: the source, the SHA-256 of all that counts, the numbers of articles, questions and questions
-            without an answer, how many answers were realigned, and for a file of `split_by_article` what it is of.
+            empty if there is no answer), as in the Hub's data sets.
+        fingerprint: JSON: the source, the SHA-256 of all that matters, the numbers of articles, questions and
+            questions without an answer, the number of realigned answers, and for a file of `split_by_article` its
+            origin.
     """
 
     questions: Dataset
@@ -57,7 +58,7 @@ class SquadData:
 
     @cached_property
     def references(self) -> dict[str, list[str]]:
-        """The texts of the right answers for each question id, none where there is no answer."""
+        """The texts of the correct answers for each question id; empty if there is no answer."""
         columns = self.questions.select_columns(["id", "answers"])[:]
         return {name: list(answers["text"]) for name, answers in zip(columns["id"], columns["answers"], strict=True)}
 
@@ -76,21 +77,21 @@ _ROW = Features(
 
 
 def load_squad(source: str | Path, split: str = "validation", version_2: bool = False) -> SquadData:
-    """Returns the questions of a file in the official layout, or of a data set such as rajpurkar/squad on the Hub.
+    """Returns the questions of a file in the official layout, or of a data set on the Hub such as rajpurkar/squad.
 
-    An article without a title is called by its number, an id that is a number by its figures, as annotation tools
-    write them. An answer that does not stand where `answer_start` says is moved to where it does, if it occurs exactly
-    once in the context; how many were moved is logged and in the fingerprint.
+    An article without a title is named by its number, and an id that is a number is converted to text, since
+    annotation tools write them so. An answer that is not at its `answer_start` is moved to where it is, if it occurs
+    exactly once in the context; the number of moved answers is logged and recorded in the fingerprint.
 
     Args:
         source: a JSON file or the name of a data set.
-        split: the split of a data set by name.
+        split: name of the split of a data set.
         version_2: whether questions without an answer are allowed, as in SQuAD 2.0.
 
     Raises:
-        ValueError: there is no such source; the file is no UTF-8, no JSON, has half of a character or is laid out
-            otherwise; an id comes twice, an answer is not in its context, or a question has none and `version_2` is
-            not set. The message names file, article and question.
+        ValueError: there is no such source; the file is not UTF-8, not JSON, contains half of a character or has
+            another layout; an id occurs twice, an answer is not in its context, or a question has none and `version_2`
+            is not set. The message names file, article and question.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -101,10 +102,10 @@ def load_squad(source: str | Path, split: str = "validation", version_2: bool = 
         found = list(_questions_of_data_set(source, path, split))
         facts = {"source": str(source), "split": split}
     if not found:
-        raise ValueError(f"{source} holds no question; {LAYOUT}")
+        raise ValueError(f"{source} holds no questions; {LAYOUT}")
     num_realigned = _check_questions(found, version_2)
     if num_realigned:
-        logger.warning(f"{source}: {num_realigned} answers stood elsewhere than their answer_start says; realigned")
+        logger.warning(f"{source}: {num_realigned} answers were not at their answer_start; realigned")
     rows = [question.row for question in found]
     digest = sha256()
     for row in rows:
@@ -138,7 +139,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         line = text.count("\n", 0, found) + 1
         raise ValueError(
             f"{path}, line {line}: {text[found : found + 6]} after {text[max(0, found - 30) : found]!r} is half of a "
-            f"character; mend or delete it"
+            f"character; correct or delete it"
         )
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__} at its top, not an object; {LAYOUT}")
@@ -146,7 +147,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _field(value: Any, key: str, kind: type, where: str) -> Any:
-    """Returns `value[key]`; raises a ValueError where it is not there or of another kind."""
+    """Returns `value[key]`; raises a ValueError if it is missing or of another kind."""
     if not isinstance(value, dict):
         raise ValueError(f"{where} is {value!r:.40}, not an object; {LAYOUT}")
     if key not in value:
@@ -184,7 +185,7 @@ def _id_of(item: Any, where: str) -> str:
 def _question_of_file(item: dict[str, Any], title: str, context: str, where: str) -> _Question:
     answers = _field(item, "answers", list, where)
     if answers and _field({"is_impossible": False, **item}, "is_impossible", bool, where):
-        raise ValueError(f"{where} is_impossible and yet has answers; take one or the other out")
+        raise ValueError(f"{where} is_impossible but has answers; remove one or the other")
     texts = [_field(answer, "text", str, f"{where}, an answer") for answer in answers]
     starts = [_field(answer, "answer_start", int, f"{where}, answer {answer['text']!r:.60}") for answer in answers]
     row = {"id": item["id"], "title": title, "question": _field(item, "question", str, where), "context": context}
@@ -194,7 +195,7 @@ def _question_of_file(item: dict[str, Any], title: str, context: str, where: str
 def _questions_of_data_set(source: str | Path, path: Path, split: str) -> Iterator[_Question]:
     looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_like_path or path.suffix == ".json":
-        raise ValueError(f"there is no file {str(path)!r}; check the path, or name a data set such as rajpurkar/squad")
+        raise ValueError(f"there is no file {str(path)!r}; check the path, or give a data set such as rajpurkar/squad")
     try:
         rows = load_dataset(str(source), split=split)
     except (DatasetsError, OSError, ValueError) as error:
@@ -209,22 +210,22 @@ def _questions_of_data_set(source: str | Path, path: Path, split: str) -> Iterat
 
 
 def _check_questions(questions: Iterable[_Question], version_2: bool) -> int:
-    """Realigns answers and returns how many; raises a ValueError that names the first question that is wrong."""
+    """Realigns answers and returns how many; raises a ValueError that names the first invalid question."""
     ids: set[str] = set()
     lost: list[str] = []
     num_realigned = 0
     for where, row in questions:
         if row["id"] in ids:
-            raise ValueError(f"{where} comes twice; an id stands for one question")
+            raise ValueError(f"{where} occurs twice; give each question its own id")
         ids.add(row["id"])
         if not row["context"].strip():
-            raise ValueError(f"{where} has an empty context")
+            raise ValueError(f"{where} has an empty context; fill it, or delete the question")
         answers = row["answers"]
         if not answers["text"] and not version_2:
             raise ValueError(f"{where} has no answer, which only SQuAD 2.0 allows; set version_2")
         for number, (text, start) in enumerate(zip(answers["text"], answers["answer_start"], strict=True)):
             if not text.strip():
-                raise ValueError(f"{where} has an empty answer; a question without an answer has an empty list")
+                raise ValueError(f"{where} has an empty answer; use an empty list for a question without an answer")
             if start >= 0 and row["context"].startswith(text, start):
                 continue
             found = row["context"].find(text)
@@ -236,7 +237,7 @@ def _check_questions(questions: Iterable[_Question], version_2: bool) -> int:
             num_realigned += 1
     if lost:
         more = f" ({len(lost)} such answers in all)" if len(lost) > 1 else ""
-        raise ValueError(f"{lost[0]}{more}; mend the text or its answer_start")
+        raise ValueError(f"{lost[0]}{more}; correct the text or its answer_start")
     return num_realigned
 
 
@@ -248,18 +249,18 @@ def split_by_article(
 ) -> tuple[Path, Path]:
     """Writes the articles of one file as train.json and test.json, and returns their paths.
 
-    For those who have one file only, such as the development set. Articles are drawn, never paragraphs, since
-    questions on one article tell of one another. Both files say what they are of, and so does every result made with
-    them.
+    This is for users with only one file, such as the development set. Articles are drawn, never paragraphs, since
+    questions on one article reveal answers to others. Both files record their origin, and so does every result made
+    with them.
 
     Args:
-        source: a file in the official layout; its titles tell its articles apart.
+        source: a file in the official layout; articles are distinguished by their titles.
         output_dir: the folder to write to.
-        test_fraction: of the articles, at least one.
-        seed: of the draw.
+        test_fraction: share of the articles for the test file, which gets at least one.
+        seed: seed of the draw.
 
     Raises:
-        ValueError: the file is wrong (see `load_squad`), has fewer than two articles, or one of the files exists.
+        ValueError: the file is invalid (see `load_squad`), has fewer than two articles, or one of the files exists.
     """
     source, output_dir = Path(source), Path(output_dir)
     if not 0 < test_fraction < 1:
@@ -269,17 +270,17 @@ def split_by_article(
     title_of = [_title_of(article, number, str(source)) for number, article in enumerate(content["data"], 1)]
     titles = list(dict.fromkeys(title_of))
     if len(titles) < 2:
-        raise ValueError(f"{source} holds one article; there must be two at least to have one on either side")
+        raise ValueError(f"{source} holds one article; at least two are needed, one for each file")
     num_test = min(max(1, round(test_fraction * len(titles))), len(titles) - 1)
     held_out = set(random.Random(seed).sample(titles, num_test))
     paths = output_dir / "train.json", output_dir / "test.json"
     for path in paths:
         if path.exists():
-            raise ValueError(f"{path} exists; take another folder")
+            raise ValueError(f"{path} exists; use another folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     for path, part in zip(paths, ("train", "test"), strict=True):
         chosen = [number for number, title in enumerate(title_of) if (title in held_out) == (part == "test")]
-        # The titles of both files are those of the one that was cut.
+        # Both files keep the titles of the original.
         articles = [{**content["data"][number], "title": title_of[number]} for number in chosen]
         facts = {
             "part": part,
@@ -299,14 +300,14 @@ def split_by_article(
 
 @dataclass(frozen=True)
 class SquadWindows:
-    """Questions and contexts as a model takes them.
+    """Questions and contexts in the form that a model takes.
 
     Attributes:
-        rows: one a window, those of a question one after the other: `input_ids`, `token_type_ids` where the tokenizer
-            has them, `start_positions` and `end_positions` (0, the class token, where the answer is not wholly in the
+        rows: one per window, those of a question one after the other: `input_ids`, `token_type_ids` if the tokenizer
+            has them, `start_positions` and `end_positions` (0, the class token, if the answer is not entirely in the
             window), `length`, "question" (its number), "context_start" (the first token of the context), and the first
             and last + 1 characters of the tokens of the context, "first_characters" and "end_characters".
-        facts: JSON: numbers of windows, of questions that were cut, and of answers that no window holds.
+        facts: JSON: numbers of windows, of truncated questions, and of answers that no window contains.
     """
 
     rows: Dataset
@@ -326,15 +327,15 @@ def make_windows(
 
     Args:
         data: the questions.
-        tokenizer: a fast one, which puts the class token first.
-        max_seq_length: tokens of a window, those of the question and the special ones included.
-        doc_stride: tokens that neighbouring windows have in common.
-        max_query_length: tokens after which a question is cut, as in BERT; earlier where the window would otherwise
+        tokenizer: a fast tokenizer that puts the class token first.
+        max_seq_length: tokens of a window, including those of the question and special ones.
+        doc_stride: tokens that neighbouring windows share.
+        max_query_length: tokens after which a question is truncated, as in BERT; fewer if the window would otherwise
             have no room for `doc_stride` and one more token of the context.
         cache_dir: `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
 
     Raises:
-        ValueError: the tokenizer cannot serve, or the lengths leave no room.
+        ValueError: the tokenizer cannot be used, or the lengths leave no room.
     """
     room = check_lengths(tokenizer, max_seq_length, doc_stride, max_query_length)
     lengths = (max_seq_length, doc_stride, room)
@@ -348,8 +349,8 @@ def make_windows(
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     if facts["answers_in_no_window"]:
         logger.warning(
-            f"{data.fingerprint['source']}: {facts['answers_in_no_window']} answers are in no window of "
-            f"{max_seq_length} tokens as a whole and cannot be learnt; a larger doc_stride helps"
+            f"{data.fingerprint['source']}: {facts['answers_in_no_window']} answers are not entirely in any window of "
+            f"{max_seq_length} tokens and cannot be learned; a larger doc_stride helps"
         )
     return SquadWindows(Dataset.from_file(str(folder / "windows.arrow")), facts)
 
@@ -357,16 +358,18 @@ def make_windows(
 def check_lengths(
     tokenizer: PreTrainedTokenizerBase, max_seq_length: int, doc_stride: int, max_query_length: int
 ) -> int:
-    """Returns how many tokens a question may have (see `make_windows`).
+    """Returns the largest number of tokens of a question (see `make_windows`).
 
     Raises:
-        ValueError: the tokenizer cannot serve, or the lengths leave no room.
+        ValueError: the tokenizer cannot be used, or the lengths leave no room.
     """
     kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
-        raise ValueError(f"{kind} does not tell where a token stands in the text; take a fast tokenizer")
+        raise ValueError(f"{kind} does not return the positions of tokens in the text; use a fast tokenizer")
     if tokenizer.cls_token_id is None or tokenizer("a", "b")["input_ids"][0] != tokenizer.cls_token_id:
-        raise ValueError(f"{kind} does not put a class token first, which stands for no answer; take one as BERT's")
+        raise ValueError(
+            f"{kind} does not put a class token first, which stands for no answer; use a tokenizer like BERT's"
+        )
     if tokenizer.padding_side != "right" or tokenizer.truncation_side != "right":
         raise ValueError(f"{kind} pads or truncates on the left; set padding_side and truncation_side to 'right'")
     for name, value, least in (
@@ -381,7 +384,7 @@ def check_lengths(
     if room < 1:
         raise ValueError(
             f"doc_stride {doc_stride} leaves no room for a question in max_seq_length {max_seq_length}, of which "
-            f"{num_special} are special tokens; take a smaller doc_stride or a larger max_seq_length"
+            f"{num_special} are special tokens; use a smaller doc_stride or a larger max_seq_length"
         )
     return min(max_query_length, room)
 
@@ -455,7 +458,7 @@ def _windows_of(
         answers = batch["answers"][question]
         start, end = NO_ANSWER, NO_ANSWER
         if answers["text"]:
-            # No token reaches over white space at either end of a context.
+            # No token includes the white space at either end of a context.
             text, character = answers["text"][0], answers["answer_start"][0]
             character += len(text) - len(text.lstrip())
             start, end = _token_span(offsets, first, character, character + len(text.strip()))
@@ -475,11 +478,11 @@ def _windows_of(
 
 
 def _shorten(questions: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[str]:
-    """Returns the questions, those of more than `limit` tokens without their last ones."""
+    """Returns the questions, truncated to at most `limit` tokens."""
     encoded = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     shortened = []
     for question, offsets in zip(questions, encoded["offset_mapping"], strict=True):
-        # What is left may give more tokens than it was cut to, and one character several that end where it does.
+        # The rest may give more tokens than it was cut to, and one character may give several that end where it does.
         while len(offsets) > limit:
             question = question[: min(offsets[limit - 1][1], len(question) - 1)]
             offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -488,7 +491,7 @@ def _shorten(questions: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit
 
 
 def _token_span(offsets: np.ndarray, first: int, start: int, end: int) -> tuple[int, int]:
-    """Returns the first and last token of the characters from `start` to `end`, `NO_ANSWER` where some are outside."""
+    """Returns the first and last token of the characters from `start` to `end`, `NO_ANSWER` if some are outside."""
     if not len(offsets) or start < offsets[0, 0] or end > offsets[-1, 1]:
         return NO_ANSWER, NO_ANSWER
     first_token = int(np.searchsorted(offsets[:, 1], start, side="right"))

@@ -1,4 +1,4 @@
-"""The run of SQuAD (Table 3): a model fine-tuned and scored on questions, or scored alone, in a folder of its own."""
+"""The run of SQuAD (Table 3): a model fine-tuned and scored on questions, or only scored, in a folder of its own."""
 
 import logging
 import time
@@ -48,20 +48,20 @@ from .squad_metrics import squad_v1_metrics, squad_v2_metrics
 
 logger = logging.getLogger(__name__)
 
-# Paper silent: RoBERTa's recipe for SQuAD, as for GLUE, but for the learning rate, which is BERT's for models of base
-# size. Its other values are for 48 windows a step, however they are spread over devices and accumulation.
+# Paper silent: RoBERTa's recipe for SQuAD, as for GLUE, except for the learning rate, which is BERT's for models of
+# base size. Its other values are for 48 windows per step, however they are spread over devices and accumulation.
 RECIPE: dict[str, Any] = {
     "learning_rate": 3e-5,
     "num_train_epochs": 2,
     "per_device_train_batch_size": 48,
     "per_device_eval_batch_size": 32,
     "weight_decay": 0.01,
-    # Below 1 it is a share of all steps.
+    # A value below 1 is a share of all steps.
     "warmup_steps": 0.06,
     "adam_beta2": 0.98,
     "adam_epsilon": 1e-6,
 }
-# Beside the recipe, where a training ends with its best model.
+# Added to the recipe if a training ends with its best model.
 _BEST_EPOCH: dict[str, Any] = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
@@ -76,7 +76,7 @@ _MEASURES_OF_VERSION_2 = ("exact", "f1", "best_exact", "best_f1")
 
 
 class _InOrder(Trainer):
-    """Predicts in the order of the data set, whatever order training takes it in."""
+    """Predicts in the order of the data set, whatever the order of training."""
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Returns the data loader of `Trainer.evaluate`."""
@@ -90,7 +90,7 @@ class _InOrder(Trainer):
 
     @contextmanager
     def _in_order(self) -> Iterator[None]:
-        # Trainer groups by length here too where training does, and the predictions would be those of other rows.
+        # If training groups by length, Trainer also does so here, and predictions would belong to other rows.
         strategy, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "sequential"
         try:
             yield
@@ -102,12 +102,12 @@ class SquadTrainer(_InOrder, AccumulatedLossTrainer):
     """Trains on windows; the loss is a mean over all windows of a step, however they are accumulated."""
 
     def count_items(self, batch: dict[str, Any]) -> Tensor:
-        """Returns how many windows a micro-batch holds."""
+        """Returns the number of windows of a micro-batch."""
         return torch.tensor(len(batch["input_ids"]))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Returns the mean of the cross-entropies of start and end, in training as this micro-batch's share of it."""
-        # Without num_items_in_batch, which some classes divide by and others ignore: each returns its mean.
+        """Returns the mean of the cross-entropies of start and end, and in training this micro-batch's share of it."""
+        # Without num_items_in_batch, by which some classes divide and which others ignore: each returns its mean.
         loss, outputs = super().compute_loss(model, inputs, True, None)
         if model.training and num_items_in_batch is not None:
             loss = loss * self.share(len(inputs["input_ids"]), num_items_in_batch)
@@ -115,21 +115,21 @@ class SquadTrainer(_InOrder, AccumulatedLossTrainer):
 
 
 class SquadDistillationTrainer(_InOrder, DistillationTrainer):
-    """Trains on windows and on the logits that a teacher gives them (5.4)."""
+    """Trains on windows and on a teacher's logits for them (5.4)."""
 
 
 # ---- The run ----
 
 
 class _Lengths(NamedTuple):
-    """What `squad_data.make_windows` takes, in tokens."""
+    """The lengths for `squad_data.make_windows`, in tokens."""
 
     max_seq_length: int
     doc_stride: int
     max_query_length: int
 
 
-# BERT's for SQuAD, where the model takes as many.
+# BERT's lengths for SQuAD, if the model supports them.
 _USUAL = _Lengths(384, 128, 64)
 
 
@@ -140,15 +140,15 @@ class _Side(NamedTuple):
 
 @bars_off()
 def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]:
-    """Fine-tunes a model on questions, scores it and returns the result; without a training file it scores alone.
+    """Fine-tunes a model on questions, scores it and returns the result; without a training file it only scores.
 
     The folder then holds `model/`, which `AutoModelForQuestionAnswering` loads, predictions.json,
-    nbest_predictions.json, with SQuAD 2.0 null_odds.json, and result.json, whose "metrics" are the official measures.
-    A run that was stopped is continued, one that has ended returns its result.
+    nbest_predictions.json, with SQuAD 2.0 null_odds.json, and result.json, whose "metrics" are the official metrics. A
+    stopped run resumes, a finished one returns its result.
 
     Raises:
-        ValueError: the settings contradict one another, the model or a file cannot serve, or the folder holds another
-            run.
+        ValueError: the settings contradict one another, the model or a file cannot be used, or the folder holds
+            another run.
     """
     output_dir = Path(output_dir)
     _check_files(settings)
@@ -185,29 +185,29 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
 
 
 def _check_files(settings: SquadSettings) -> None:
-    """Raises a ValueError where no model or no file is named, or a file lacks another beside it."""
+    """Raises a ValueError if no model or no file is given, or a training file comes without a validation file."""
     if not settings.model:
-        raise ValueError("no model is named; give a folder or a name on the Hub")
+        raise ValueError("no model is given; give a folder or a name on the Hub")
     if settings.train_file is None and settings.validation_file is None:
-        raise ValueError("no file is named; give train_file and validation_file, or validation_file alone to score")
+        raise ValueError("no file is given; give train_file and validation_file, or only validation_file to score")
     if settings.validation_file is None and Path(str(settings.train_file)).expanduser().is_file():
         raise ValueError(
-            f"{settings.train_file} has no validation_file beside it; name one, or cut the file in two by article "
-            f"with magic-nas squad-split"
+            f"{settings.train_file} is given without a validation_file; give one, or split the file by article with "
+            f"magic-nas squad-split"
         )
 
 
 def _check_best_model(args: TrainingArguments, settings: SquadSettings) -> None:
-    """Raises a ValueError where there is no such measure to choose a model by, or early stopping keeps none."""
+    """Raises a ValueError if there is no such metric to choose a model by, or early stopping keeps no best model."""
     if settings.early_stopping_patience is not None and not args.load_best_model_at_end:
         raise ValueError(
-            "early_stopping_patience ends a training with its best model, but load_best_model_at_end is false; leave "
-            "one of them out"
+            "early_stopping_patience ends a training with its best model, but load_best_model_at_end is false; remove "
+            "one of them"
         )
     measures = _MEASURES_OF_VERSION_2 if settings.version_2 else _MEASURES
     metric = (args.metric_for_best_model or measures[0]).removeprefix("eval_")
     if args.load_best_model_at_end and metric not in measures:
-        raise ValueError(f"metric_for_best_model is {metric!r}; a run of SQuAD has {', '.join(measures)}")
+        raise ValueError(f"metric_for_best_model is {metric!r}; choose among {', '.join(measures)}")
 
 
 def _load_config(name: str) -> PreTrainedConfig:
@@ -218,60 +218,62 @@ def _load_config(name: str) -> PreTrainedConfig:
 
 
 def _lengths_of(settings: SquadSettings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> _Lengths:
-    """Returns the lengths of windows: the usual ones where none were given, as far as all models take them."""
+    """Returns the lengths of windows: the usual ones if none were given, limited by what all models support."""
     length, stride = settings.max_seq_length, settings.doc_stride
     if length is None:
         limits = [tokenizer.model_max_length, max_sequence_length(config)]
         if settings.teacher is not None:
-            # One that cannot be loaded is named where it is.
+            # A teacher that cannot be loaded is reported where it is loaded.
             with suppress(OSError, ValueError):
                 limits.append(max_sequence_length(AutoConfig.from_pretrained(settings.teacher)))
         length = min(_USUAL.max_seq_length, *(limit for limit in limits if limit is not None))
         if length < _USUAL.max_seq_length:
-            logger.info(f"max_seq_length: {length} tokens, the most that the model takes")
+            logger.info(f"max_seq_length: {length} tokens, the model's limit")
     stride = min(_USUAL.doc_stride, length // 3) if stride is None else stride
     return _Lengths(length, stride, settings.max_query_length)
 
 
 def _check_model(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str, lengths: _Lengths) -> None:
     if isinstance(config, MagicConfig) and config.is_supernet:
-        raise ValueError(f"{name} is a super-net; export one of its children and name that")
+        raise ValueError(f"{name} is a super-net; export one of its children and give that")
     check_length(config, name, "max_seq_length", lengths.max_seq_length)
     if lengths.max_seq_length > tokenizer.model_max_length:
         raise ValueError(
             f"max_seq_length is {lengths.max_seq_length} but the tokenizer of {name} is for up to "
-            f"{tokenizer.model_max_length} tokens; take a smaller one"
+            f"{tokenizer.model_max_length} tokens; use a smaller max_seq_length"
         )
     if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{name} has embeddings for {config.vocab_size} tokens but its tokenizer has ids up to "
-            f"{num_rows(tokenizer) - 1}; it is another model's"
+            f"{num_rows(tokenizer) - 1}; use the tokenizer that the model was trained with"
         )
     check_lengths(tokenizer, *lengths)
 
 
 def load_span_model(name: str, trained: bool = False) -> PreTrainedModel:
-    """Returns a model, in float32, with a span head, which is new, drawn from torch's generator, where there is none.
+    """Returns a model in float32 with a span head; a missing head is drawn from torch's generator.
 
     Args:
         name: a folder or a name on the Hub.
         trained: whether the head must be in the checkpoint.
 
     Raises:
-        ValueError: the weights cannot be read, the encoder's are not all there, or the head's where they must be.
+        ValueError: the weights cannot be read, weights of the encoder are missing, or those of a required head are.
     """
     try:
-        # Some classes have as many outputs as labels, and checkpoints of other tasks have other numbers of them.
+        # Some classes have as many outputs as labels, and checkpoints of other tasks may have more or fewer labels.
         with quiet_loading():
             model, info = AutoModelForQuestionAnswering.from_pretrained(
                 name, num_labels=2, dtype=torch.float32, output_loading_info=True
             )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{name} cannot be loaded to find answers: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{name} cannot be loaded for question answering: {str(error).splitlines()[0]}") from error
     missing = sorted(info["missing_keys"])
     of_encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if of_encoder:
-        raise ValueError(f"{name} lacks {len(of_encoder)} weights of the encoder, such as {of_encoder[0]}")
+        raise ValueError(
+            f"{name} lacks {len(of_encoder)} weights of the encoder, such as {of_encoder[0]}; give a trained model"
+        )
     if trained and missing:
         raise ValueError(f"{name} has no trained span head ({missing[0]}); give a train_file, or a fine-tuned model")
     return model
@@ -327,12 +329,12 @@ def _model_columns(windows: SquadWindows, model: PreTrainedModel) -> Dataset:
 
 
 def _by_length(side: _Side) -> np.ndarray:
-    """Returns the numbers of the windows, the longest first: batches of equal lengths waste nothing on padding."""
+    """Returns the numbers of the windows, the longest first, so that batches of equal lengths need no padding."""
     return np.argsort(-side.windows.rows.with_format("numpy")["length"][:], kind="stable")
 
 
 def _in_order(side: _Side, predictions: np.ndarray | tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns start and end logits in the order of the windows from those of the windows `_by_length`."""
+    """Returns start and end logits in the order of the windows, given those in the order of `_by_length`."""
     places = np.argsort(_by_length(side))
     return predictions[0][places], predictions[1][places]
 
@@ -374,7 +376,7 @@ def _train_and_score(
     assert isinstance(model, PreTrainedModel)
     seconds = finish_training(trainer) if train is not None else 0.0
     start = time.perf_counter()
-    # The measures are taken from the answers that are written.
+    # The metrics are computed from the answers that are written.
     trainer.compute_metrics = None
     rows = trainer.eval_dataset
     assert isinstance(rows, Dataset)
@@ -408,7 +410,7 @@ def _train_and_score(
 def _describe(
     trainer: Trainer, model: PreTrainedModel, train: _Side | None, validation: _Side, settings: SquadSettings
 ) -> dict[str, Any]:
-    """Returns what the model is, what it was trained and scored on, and what that has cost."""
+    """Returns facts about the model, its training and validation data, and the cost of training."""
     args, steps = trainer.args, trainer.state.global_step
     sides = {"train": train, "validation": validation}
     facts = {
@@ -434,7 +436,7 @@ def _describe(
 
 
 def _corpus(train: _Side, validation: _Side) -> dict[str, Any]:
-    """Returns what a manifest says of the questions."""
+    """Returns the manifest's description of the questions."""
     source = train.data.fingerprint["source"]
     return {
         "source": source,
@@ -457,13 +459,13 @@ def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
 
 
 def _manifest(model: MagicPreTrainedModel, result: dict[str, Any]) -> dict[str, Any]:
-    """Returns the manifest of a fine-tuned child: where its architecture is from, its training and its measures."""
+    """Returns the manifest of a fine-tuned child: the origin of its architecture, its training and its metrics."""
     inherited = provenance(result["model"])
     row = {
         **result,
         **describe_model(model.config, "none"),
         "num_parameters": result["num_parameters"],
-        # The nearest that a table of any model has to it.
+        # The closest column of a table of any model.
         "val_accuracy": result["exact_match"] / 100,
     }
     manifest = training_manifest(row, inherited.get("search"))
@@ -475,7 +477,7 @@ def squad_table(results: dict[str, dict[str, Any]]) -> str:
     """Returns the results of runs as the paper's Table 3 in Markdown: parameters, exact match and F1 of each model.
 
     Args:
-        results: of `run_squad`, by the name to show.
+        results: results of `run_squad`, by the name to show.
     """
     rows = [
         [

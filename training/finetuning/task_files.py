@@ -1,6 +1,6 @@
 """Rows and labels of the files that a task is read from: CSV, TSV, JSON lines, CoNLL.
 
-Whatever is wrong is named with its file and line, before anything is trained on it.
+Errors are reported with file and line, before any training.
 """
 
 import csv
@@ -16,17 +16,17 @@ from typing import TypeAlias
 from .settings import MULTI_LABEL, REGRESSION, TOKENS
 
 
-# What a cell of JSON lines may hold; a cell of CSV and TSV is a string, one of CoNLL a list of strings.
+# The types of a cell of JSON lines; a cell of CSV and TSV is a string, one of CoNLL a list of strings.
 Cell: TypeAlias = str | int | float | bool | list | None
 CONLL_SUFFIXES = (".conll", ".bio")
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", *CONLL_SUFFIXES)
-# Between the labels of one row of a multi-label CSV or TSV.
+# Separates the labels of one row of a multi-label CSV or TSV.
 LABEL_SEPARATOR = "|"
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"[+-]?\d+")
-# One cell of TSV that is quoted as CSV is, or has no quotation mark.
+# One cell of TSV that is quoted like CSV, or has no quotation mark.
 _QUOTED_CELL = re.compile(r'"((?:[^"]|"")*)"|[^"\t\r\n]*')
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 _SHOWN_LABELS = 10
@@ -34,7 +34,7 @@ _SHOWN_LABELS = 10
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file: where it stands, such as "train.csv, line 3", and its cells by column."""
+    """One row of a file: its location, such as "train.csv, line 3", and its cells by column."""
 
     where: str
     cells: Mapping[str, Cell]
@@ -42,13 +42,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What `read_table` read.
+    """The result of `read_table`.
 
     Attributes:
         path: the file.
-        columns: in the order of the file; of JSON lines, the keys of the first line.
-        rows: at least one.
-        is_quoted: whether a TSV was found to be quoted as CSV is.
+        columns: names of the columns in the order of the file; for JSON lines, the keys of the first line.
+        rows: the rows, at least one.
+        is_quoted: whether a TSV was found to be quoted like CSV.
     """
 
     path: Path
@@ -63,21 +63,21 @@ class Table:
 def read_table(path: str | Path) -> Table:
     """Returns the rows of a .csv, .tsv, .json, .jsonl, .conll or .bio file in UTF-8.
 
-    CSV is quoted as spreadsheets quote it and may hold line breaks in quotes. In TSV a quotation mark is a character
-    as any other, as in GLUE's files, unless the whole file is quoted as CSV is (see `_is_quoted`). JSON lines hold one
-    object a line, all with the keys of the first. CoNLL holds a word and its tag a line and an empty line between
-    sentences: the words are the column "tokens", the tags, which stand last, the column "label". Empty rows at the
-    end of a file are no rows.
+    CSV is quoted as spreadsheets quote it and may contain line breaks in quotes. In TSV a quotation mark is an
+    ordinary character, as in GLUE's files, unless the whole file is quoted like CSV (see `_is_quoted`). JSON lines
+    have one object per line, all with the keys of the first. CoNLL has a word and its tag per line and an empty line
+    between sentences: the words are the column "tokens", the tags, which come last, the column "label". Empty rows at
+    the end of a file are ignored.
 
     Raises:
-        ValueError: there is no such file, it has another suffix, is not UTF-8 or empty, names a column twice, has an
-            empty row or one with another number of columns, or half of a character; with file and line.
+        ValueError: there is no such file, it has another suffix, is not UTF-8 or is empty, names a column twice, has
+            an empty row, one with another number of columns or half of a character; the message gives file and line.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the path")
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is not a kind of file that can be read; known suffixes: {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path} cannot be read; known suffixes: {', '.join(SUFFIXES)}")
     _check_utf8(path)
     is_quoted = path.suffix == ".tsv" and _is_quoted(path)
     if path.suffix in CONLL_SUFFIXES:
@@ -104,10 +104,10 @@ def _check_utf8(path: Path) -> None:
 
 
 def _is_quoted(path: Path) -> bool:
-    """Whether a TSV is quoted as CSV is, as pandas writes it.
+    """Whether a TSV is quoted like CSV, as pandas writes it.
 
-    So it is where each quotation mark is part of such quoting, and some cell had to be quoted: it holds a doubled
-    mark, a tab or a line break, or is a name of a column.
+    It is if each quotation mark is part of such quoting, and some cell had to be quoted: it contains a doubled mark, a
+    tab or a line break, or is the name of a column.
     """
     text = path.read_text(encoding="utf-8-sig")
     if '"' not in text:
@@ -149,7 +149,7 @@ def _separated_rows(path: Path, is_quoted: bool) -> tuple[tuple[str, ...], list[
 
 
 def _check_no_gap(empty: str) -> None:
-    """Raises a ValueError where an empty row, which may stand at the end, has a row behind it."""
+    """Raises a ValueError if another row follows an empty one, which is only allowed at the end."""
     if empty:
         raise ValueError(f"{empty}: empty row; delete it")
 
@@ -160,11 +160,11 @@ def _tsv_records(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_records(lines: Iterator[str], path: Path) -> Iterator[tuple[int, list[str]]]:
-    # A limit of the whole process, by default 131,072 characters a cell; none is longer than its file.
+    # This limit applies to the whole process, by default 131,072 characters per cell; no cell is longer than its file.
     csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
     reader = csv.reader(lines, strict=True, delimiter="\t" if path.suffix == ".tsv" else ",")
     while True:
-        # A quoted cell may run over several lines: a record is named by its first.
+        # A quoted cell may span several lines; a record is identified by its first.
         number = reader.line_num + 1
         try:
             record = next(reader, None)
@@ -177,7 +177,7 @@ def _csv_records(lines: Iterator[str], path: Path) -> Iterator[tuple[int, list[s
 
 def _check_header(path: Path, columns: tuple[str, ...]) -> None:
     if not any(columns):
-        raise ValueError(f"{path} is empty or its first line is; it must name the columns")
+        raise ValueError(f"{path} is empty or has an empty first line, which must name the columns; add it")
     repeated = sorted({name for name in columns if columns.count(name) > 1})
     if repeated:
         raise ValueError(f"{path}, line 1: column {repeated[0]!r} is named more than once; rename one")
@@ -194,20 +194,23 @@ def _json_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
                 continue
             _check_no_gap(empty)
             try:
-                # What pandas and json write for a cell without a value.
+                # Handles NaN, which pandas and json write for a cell without a value.
                 cells = json.loads(line, parse_constant=_constant)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: not JSON ({error.msg}); each line must be one object") from None
             except RecursionError:
-                raise ValueError(f"{where}: lists in lists without end; each line must be one flat object") from None
+                raise ValueError(f"{where}: lists are nested too deeply; each line must be one flat object") from None
             if not isinstance(cells, dict):
-                raise ValueError(f"{where}: {type(cells).__name__} where an object is wanted; each line must be one")
+                raise ValueError(f"{where}: {type(cells).__name__} instead of an object; each line must be one object")
             if (found := lone_surrogate(line)) is not None:
-                raise ValueError(f"{where}: {line[found : found + 6]} is half of a character; mend or delete it")
+                raise ValueError(f"{where}: {line[found : found + 6]} is half of a character; correct or delete it")
             columns = columns or tuple(cells)
             if set(cells) != set(columns):
                 odd = sorted(set(cells) ^ set(columns))
-                raise ValueError(f"{where}: keys differ from those of line 1 in {', '.join(map(repr, odd))}")
+                raise ValueError(
+                    f"{where}: keys differ from those of line 1 in {', '.join(map(repr, odd))}; give all lines the "
+                    f"same keys"
+                )
             rows.append(Row(where, cells))
     return columns, rows
 
@@ -217,7 +220,7 @@ def _constant(name: str) -> float | None:
 
 
 def lone_surrogate(text: str) -> int | None:
-    """Returns where JSON escapes one half of a character without the other, which no file can hold; else `None`."""
+    """Returns where JSON escapes half of a character without the other, which UTF-8 cannot encode; else `None`."""
     if "\\ud" not in text and "\\uD" not in text:
         return None
     high: re.Match[str] | None = None
@@ -241,13 +244,13 @@ def _conll_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
             if not line or line.startswith("-DOCSTART-"):
                 is_open = False
                 continue
-            # A word with a tab behind it may hold spaces.
+            # A word followed by a tab may contain spaces.
             cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
             where = f"{path}, line {number}"
             width = len(sentences[0][1][0]) if sentences else len(cells)
             if len(cells) != width or "" in cells:
                 raise ValueError(
-                    f"{where}: {len(cells)} columns, of which none may be empty, but the first word has {width}; give "
+                    f"{where}: {len(cells)} columns, none of which may be empty, but the first word has {width}; give "
                     f"a word and its tag on each line"
                 )
             if not is_open:
@@ -272,18 +275,18 @@ def require_columns(table: Table, names: Sequence[str], option: str = "") -> Non
     """Checks that a table has the named columns.
 
     Args:
-        table: what was read.
-        names: of the columns.
-        option: by which another column can be named, for the message.
+        table: the table that was read.
+        names: names of the columns.
+        option: the option that sets another column, for the message.
 
     Raises:
-        ValueError: it lacks one; the message names those that it has, and the nearest.
+        ValueError: a column is missing; the message lists the existing ones, and the closest.
     """
     for name in names:
         if name not in table.columns:
             near = get_close_matches(name, table.columns, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            remedy = f"; name another with {option}" if option else ""
+            remedy = f"; set another with {option}" if option else ""
             raise ValueError(
                 f"{table.path}, line 1: no column {name!r} among {', '.join(table.columns)}{hint}{remedy}"
             )
@@ -293,7 +296,7 @@ def text_of(row: Row, column: str) -> str:
     """Returns a row's text.
 
     Raises:
-        ValueError: it is empty or no string.
+        ValueError: it is empty or not a string.
     """
     text = row.cells[column]
     if not isinstance(text, str):
@@ -307,12 +310,12 @@ def words_of(row: Row, column: str) -> list[str]:
     """Returns a row's words or tags: a list of strings, or a text split at white space.
 
     Raises:
-        ValueError: there is none, or the list holds something else.
+        ValueError: there are none, or the list holds something else.
     """
     cell = row.cells[column]
     words = cell.split() if isinstance(cell, str) else cell
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
-        raise ValueError(f"{row.where}: column {column!r} must hold at least one word and no empty one")
+        raise ValueError(f"{row.where}: column {column!r} must hold at least one word, and no empty words")
     return [str(word) for word in words]
 
 
@@ -320,7 +323,7 @@ def words_of(row: Row, column: str) -> list[str]:
 
 
 def is_number(cell: Cell) -> bool:
-    """Whether a cell holds a number, in figures or as text; "nan" and "inf" are none, and neither is true."""
+    """Whether a cell holds a number, also as text; "nan", "inf" and true are not numbers."""
     return not isinstance(cell, bool | list) and _NUMBER.fullmatch(str(cell).strip()) is not None
 
 
@@ -330,7 +333,7 @@ def label_names(table: Table, label_column: str, problem_type: str) -> tuple[str
     Regression has none.
 
     Raises:
-        ValueError: a row has no label, unless it may have several; or the whole table has too few to learn from.
+        ValueError: a row has no label although it needs one, or the whole table has too few labels to learn from.
     """
     if problem_type == REGRESSION:
         return ()
@@ -348,13 +351,13 @@ def label_of(row: Row, label_column: str, problem_type: str, ids: Mapping[str, i
     """Returns a row's label: a number, a class id, 0 or 1 for each label, or the id of each word's tag.
 
     Args:
-        row: what was read.
-        label_column: where its label stands.
+        row: the row that was read.
+        label_column: the label column.
         problem_type: see `own_kinds.infer_problem_type`.
-        ids: of the labels by name; several names may stand for one.
+        ids: ids of the labels by name; several names may share one id.
 
     Raises:
-        ValueError: there is no label, it is unknown, or is no finite number where one is wanted.
+        ValueError: there is no label, it is unknown, or it is not a finite number although one is needed.
     """
     if problem_type == REGRESSION:
         return _number_of(row, label_column)
@@ -385,7 +388,9 @@ def _names_of(row: Row, label_column: str, problem_type: str) -> list[str]:
         # A row without any label is an empty cell or an empty list.
         names = [] if names == [""] else names
         if "" in names:
-            raise ValueError(f"{row.where}: column {label_column!r} holds {cell!r}, in which one label is empty")
+            raise ValueError(
+                f"{row.where}: column {label_column!r} holds {cell!r}, in which one label is empty; fill or remove it"
+            )
         return names
     name = _name_of(cell, row.where)
     if not name:
@@ -395,7 +400,7 @@ def _names_of(row: Row, label_column: str, problem_type: str) -> list[str]:
 
 def _name_of(cell: Cell, where: str) -> str:
     if isinstance(cell, list | dict):
-        raise ValueError(f"{where}: label {cell!r} where one name or number is wanted")
+        raise ValueError(f"{where}: the label is {cell!r}; it must be one name or number")
     if cell is None:
         return ""
     return str(cell).lower() if isinstance(cell, bool) else str(cell).strip()

@@ -1,9 +1,9 @@
 """The tasks of fine-tuning: GLUE's nine and a user's own, from text to tokenised rows and the leaderboard's files.
 
-1. `glue_task` and `load_glue`, or `own_files.load_files` for files of one's own: the task and its data, checked.
+1. `glue_task` and `load_glue`, or `own_files.load_files` for a user's own files: the task and its data, checked.
 2. `tokenize`: rows as the model reads them, kept on disk.
-3. `predictions_and_references`: from a model's logits to what `metrics.compute_metrics` compares.
-4. `write_submission`: the files that the GLUE leaderboard takes.
+3. `predictions_and_references`: from a model's logits to the inputs of `metrics.compute_metrics`.
+4. `write_submission`: the files for the GLUE leaderboard.
 """
 
 import json
@@ -31,7 +31,7 @@ from .task_files import Table, label_of, read_table, require_columns, text_of, w
 HUB_GLUE = "nyu-mll/glue"
 # The label of a position that is neither trained nor scored.
 IGNORED = -100
-# Part of the key of what is cached: raise it when the same rows give other tokens.
+# Part of the cache key: raise it when the same rows give other tokens.
 _TOKENIZED_VERSION = 3
 
 
@@ -40,17 +40,17 @@ class Task:
     """What is predicted from which columns, and how it is scored.
 
     Attributes:
-        name: as on the command line and in `nyu-mll/glue`.
-        title: as the paper's tables write it.
+        name: the name, as on the command line and in `nyu-mll/glue`.
+        title: the title in the paper's tables.
         problem_type: "single_label_classification", "multi_label_classification", "regression" or
             "token_classification"; all but the last are transformers' names.
-        text_columns: one or two; of token classification the column of the words.
-        labels: in the order of their ids; none for regression.
-        metrics: names of `metrics.METRICS`.
-        starts_from: the task whose fine-tuned encoder this one begins with (5.1).
-        validation_splits: those that are scored.
-        test_splits: those that are predicted for the leaderboard.
-        num_train: rows of the whole training set, where it is known; see `measured_title`.
+        text_columns: one or two text columns; for token classification the column of the words.
+        labels: the labels in the order of their ids; empty for regression.
+        metrics: names from `metrics.METRICS`.
+        starts_from: the task whose fine-tuned encoder this one starts from (5.1).
+        validation_splits: the splits that are scored.
+        test_splits: the splits that are predicted for the leaderboard.
+        num_train: number of rows of the whole training set, if known; see `measured_title`.
         best_metric: the metric that is the task's score, or "loss"; `None` takes the mean of all, as GLUE does.
     """
 
@@ -68,18 +68,18 @@ class Task:
 
     @property
     def score_metrics(self) -> tuple[str, ...]:
-        """The metrics whose mean is the task's score, by which the best epoch is chosen, unless it is the loss."""
+        """The metrics whose mean is the task's score, which chooses the best epoch, unless that is the loss."""
         return self.metrics if self.best_metric is None else (self.best_metric,)
 
     def by_metric(self, name: str) -> "Task":
         """Returns the same task with a metric, or "loss", as its score.
 
         Raises:
-            ValueError: the task does not have it; the message names those that it has.
+            ValueError: the task does not have it; the message lists those that it has.
         """
         if name not in (*self.metrics, LOSS):
             raise ValueError(
-                f"metric_for_best_model is {name!r}; {self.title} has {', '.join(self.metrics)} and {LOSS}"
+                f"metric_for_best_model is {name!r}; for {self.title} choose among {', '.join(self.metrics)}, {LOSS}"
             )
         return replace(self, best_metric=name)
 
@@ -147,7 +147,7 @@ _GLUE_TASKS = (
 )
 GLUE = {task.name: task for task in _GLUE_TASKS}
 
-# Names of a split's file, the first that is there is read; "_part" marks files that hold a part of the split.
+# Names of a split's file, of which the first existing one is read; "_part" marks files with a part of the split.
 _SPLIT_FILES = {
     "train": ("train.tsv", "train_part.tsv"),
     "validation": ("dev.tsv", "dev_part.tsv"),
@@ -159,7 +159,7 @@ _SPLIT_FILES = {
     "ax": ("ax.tsv",),
 }
 _SUBMITTED_AS = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm", "ax": "AX"}
-# The leaderboard takes the names of these tasks' labels, and the ids of the others'.
+# The leaderboard takes label names for these tasks, and label ids for the others.
 _SUBMITS_NAMES = ("mnli", "qnli", "rte")
 
 
@@ -167,13 +167,13 @@ def glue_task(name: str) -> Task:
     """Returns a GLUE task by its name or title, such as "sst2" or "SST-2".
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: there is no such task; the message names the closest.
     """
     key = name.strip().lower().replace("-", "").replace("_", "")
     if key not in GLUE:
         near = get_close_matches(key, GLUE, 1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no task {name!r}; {hint}GLUE's tasks: {', '.join(GLUE)}")
+        raise ValueError(f"unknown task {name!r}; {hint}GLUE's tasks: {', '.join(GLUE)}")
     return GLUE[key]
 
 
@@ -183,16 +183,16 @@ def load_glue(task: Task, source: str | Path | None = None, splits: Sequence[str
     A test split without labels has no column "label".
 
     Args:
-        task: of `GLUE`.
+        task: one of `GLUE`.
         source: `None` for `nyu-mll/glue` on the Hub, or a folder with a folder for each task by its title, such as
             `SST-2/train.tsv`, `SST-2/dev.tsv`, `SST-2/test.tsv`: TSV in UTF-8 without quoting, a header that names the
             text columns and "label" or "score", labels by name or id. A part of a split is called `train_part.tsv`.
             MNLI's files are `dev_matched.tsv` and `dev_mismatched.tsv`; a `dev.tsv` counts as matched.
-        splits: those to load; `None` asks for the training split and the first validation split, and takes the others
-            where they are.
+        splits: the splits to load; `None` requires the training split and the first validation split, and loads the
+            others if they exist.
 
     Raises:
-        ValueError: a split that was asked for is missing, the Hub cannot be reached, or a row is wrong, named by file
+        ValueError: a required split is missing, the Hub cannot be reached, or a row is invalid; the message gives file
             and line.
     """
     asked = ("train", task.validation_splits[0]) if splits is None else tuple(splits)
@@ -210,7 +210,7 @@ def load_glue(task: Task, source: str | Path | None = None, splits: Sequence[str
     for split in asked:
         if paths[split] is None:
             expected = " or ".join(str(folder / name) for name in _SPLIT_FILES[split])
-            raise ValueError(f"{task.title} has no {split} split here; it is read from {expected}")
+            raise ValueError(f"{task.title} has no {split} split; it is read from {expected}")
     tables = {split: read_table(path) for split, path in paths.items() if path is not None}
     return DatasetDict({split: _glue_rows(task, table, split) for split, table in tables.items()})
 
@@ -245,7 +245,7 @@ def _hub_configuration(name: str) -> DatasetDict:
     except (DatasetsError, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(
-            f"cannot load {HUB_GLUE} ({name}) from the Hub ({reason}); check the network, or name a folder of TSV"
+            f"cannot load {HUB_GLUE} ({name}) from the Hub ({reason}); check the network, or give a folder of TSV"
         ) from error
 
 
@@ -260,7 +260,7 @@ def _hub_rows(task: Task, rows: Dataset) -> Dataset:
 
 
 def measured_title(task: Task, data: DatasetDict) -> str:
-    """Returns the title under which a result is reported: "MNLI-3k" where the training set is a part of the task's."""
+    """Returns the title under which a result is reported: "MNLI-3k" if the training set is a part of the task's."""
     num_rows = len(data["train"]) if "train" in data else task.num_train
     if task.num_train is None or num_rows is None or num_rows >= task.num_train:
         return task.title
@@ -281,14 +281,14 @@ def rows_of(task: Task, table: Table, label_column: str, ids: Mapping[str, int],
     """Returns the text columns of a table, its labels as "label" and its row numbers as "idx".
 
     Args:
-        task: names the text columns and the kind of label.
-        table: what was read.
-        label_column: where the labels stand; a test table may have none.
-        ids: of the labels by name.
-        is_test: whether the table is of a test split.
+        task: determines the text columns and the kind of label.
+        table: the table that was read.
+        label_column: the label column; a test table may lack it.
+        ids: ids of the labels by name.
+        is_test: whether the table is a test split.
 
     Raises:
-        ValueError: a column is not there, or a row is wrong, named by file and line.
+        ValueError: a column is missing, or a row is invalid; the message gives file and line.
     """
     with_labels = label_column in table.columns or not is_test
     require_columns(table, (*task.text_columns, label_column) if with_labels else task.text_columns)
@@ -299,7 +299,7 @@ def rows_of(task: Task, table: Table, label_column: str, ids: Mapping[str, int],
     if with_labels and task.problem_type == TOKENS:
         for row, words, tags in zip(table.rows, columns[task.text_columns[0]], columns["label"], strict=True):
             if len(words) != len(tags):
-                raise ValueError(f"{row.where}: {len(words)} words but {len(tags)} tags; give one for each word")
+                raise ValueError(f"{row.where}: {len(words)} words but {len(tags)} tags; give one tag per word")
     columns["idx"] = list(range(len(table.rows)))
     return Dataset.from_dict(columns, features=_features(task, with_labels))
 
@@ -314,24 +314,24 @@ def tokenize(
     max_length: int,
     cache_dir: str | Path | None = None,
 ) -> DatasetDict:
-    """Returns the rows as the model reads them, unpadded: what the tokenizer gives, "labels" and "length" in tokens.
+    """Returns the rows as the model reads them, unpadded: the tokenizer's outputs, "labels" and "length" in tokens.
 
-    Pairs are cut at the longer text first. Of token classification the first piece of a word bears its label, the
-    others -100; a word of which the tokenizer leaves nothing is read as the unknown token, so that it has a label too.
-    Words beyond `max_length` are neither trained nor scored. Without labels the first piece of a word has 0, so that
-    it is known where words begin. Multi-label rows hold a float for each label. The result is kept on disk, by the
+    Pairs are truncated at the longer text first. For token classification, the first piece of a word has its label and
+    the others have -100; a word that the tokenizer drops is read as the unknown token, so that it has a label too.
+    Words beyond `max_length` are neither trained nor scored. Without labels, the first piece of a word has 0, which
+    marks where words begin. Multi-label rows have a float for each label. The result is kept on disk, keyed by the
     content of the rows, the tokenizer and the task.
 
     Args:
-        data: of `load_glue` or `load_files`.
-        task: what the data are of.
-        tokenizer: for token classification a fast one.
-        max_length: of a row with its special tokens.
+        data: splits of `load_glue` or `load_files`.
+        task: the task of the data.
+        tokenizer: the tokenizer; for token classification a fast one.
+        max_length: largest number of tokens of a row, including special ones.
         cache_dir: `None` takes $MAGIC_CACHE, or else ~/.cache/magic-nas.
 
     Raises:
-        ValueError: `max_length` is more than the model takes or leaves no room for text, or the tokenizer cannot tell
-            which pieces are of which word.
+        ValueError: `max_length` is more than the model takes or leaves no room for text, or the tokenizer does not map
+            pieces to words.
     """
     check_tokenizer(task, tokenizer, max_length)
     key = short_hash(_TOKENIZED_VERSION, task.problem_type, task.text_columns, task.labels, max_length)
@@ -344,13 +344,13 @@ def tokenize(
 
 
 def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raises a ValueError where `tokenize` cannot cut a task's rows to a length with a tokenizer."""
+    """Raises a ValueError if `tokenize` cannot truncate a task's rows to a length with a tokenizer."""
     num_special = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)
     smallest = num_special + len(task.text_columns)
     if not smallest <= max_length <= tokenizer.model_max_length:
         raise ValueError(
             f"max_length is {max_length}; it must be between {smallest}, which leaves one token for each text, and "
-            f"{tokenizer.model_max_length}, the most that the tokenizer's model takes"
+            f"{tokenizer.model_max_length}, the largest number of tokens that the tokenizer's model takes"
         )
     if task.problem_type == TOKENS:
         _check_words(tokenizer)
@@ -359,28 +359,28 @@ def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: 
 def _check_words(tokenizer: PreTrainedTokenizerBase) -> None:
     name = type(tokenizer).__name__
     if not tokenizer.is_fast:
-        raise ValueError(f"{name} cannot tell which tokens are of which word; take a fast tokenizer")
+        raise ValueError(f"{name} does not map tokens to words; use a fast tokenizer")
     if not _keeps_words_apart(tokenizer):
         raise ValueError(
-            f"{name} cuts a list of words as if no spaces stood between; take what with_word_spaces makes of it"
+            f"{name} tokenizes a list of words as if without spaces between them; pass it through with_word_spaces"
         )
 
 
 def _keeps_words_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
     words, text = tokenizer(["a", "a"], is_split_into_words=True)["input_ids"], tokenizer("a a")["input_ids"]
     # A byte-level tokenizer has other tokens for a word after a space than for the same letters within a word, and
-    # perhaps one of the space alone.
+    # perhaps one for the space itself.
     return len(words) == len(text) and words[-2:] == text[-2:]
 
 
 def with_word_spaces(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Returns a tokenizer that cuts a list of words as it cuts a text, for token classification.
+    """Returns a tokenizer that splits a list of words like a text, for token classification.
 
-    Byte-level ones, such as RoBERTa's and ModernBERT's, do not by themselves: a space before each word makes it so.
-    The tokenizer is then a changed copy, which also reads texts with a space before them, and is saved as such.
+    Byte-level tokenizers, such as RoBERTa's and ModernBERT's, only do so with a space before each word. The result is
+    then a changed copy, which also reads texts with a space before them, and is saved that way.
 
     Raises:
-        ValueError: the tokenizer is a slow one, or no space helps.
+        ValueError: the tokenizer is a slow one, or a space does not help.
     """
     if tokenizer.is_fast and not _keeps_words_apart(tokenizer):
         tokenizer = deepcopy(tokenizer)
@@ -390,7 +390,7 @@ def with_word_spaces(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
             if "add_prefix_space" in step:
                 step["add_prefix_space"] = True
         tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(backend)).pre_tokenizer
-        # Classes such as RoBERTa's build theirs anew from this when they are loaded again.
+        # Classes such as RoBERTa's rebuild their pre-tokenizer from this when they are loaded again.
         tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
     _check_words(tokenizer)
     return tokenizer
@@ -413,7 +413,7 @@ def _rows_sha256(rows: Dataset) -> str:
 
 
 def tokenize_rows(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Returns rows of one split as `tokenize` does, in memory, where they are kept nowhere; see `check_tokenizer`."""
+    """Returns rows of one split like `tokenize`, in memory and without a cache; see `check_tokenizer`."""
     encode = _encode_words if task.problem_type == TOKENS else _encode_texts
     features = _token_features(task, tokenizer, with_labels="label" in rows.column_names)
     return Dataset.from_dict(encode(rows[:], task, tokenizer, max_length), features=features)
@@ -429,7 +429,7 @@ def _tokenize(data: DatasetDict, task: Task, tokenizer: PreTrainedTokenizerBase,
                 remove_columns=rows.column_names,
                 features=_token_features(task, tokenizer, with_labels="label" in rows.column_names),
                 fn_kwargs={"task": task, "tokenizer": tokenizer, "max_length": max_length},
-                # Kept once, by `tokenize`, and not by `datasets` besides.
+                # Kept once, by `tokenize`, and not also by `datasets`.
                 keep_in_memory=True,
                 load_from_cache_file=False,
                 desc=f"tokenising {split}",
@@ -463,7 +463,9 @@ def _encode_words(
     words = batch[task.text_columns[0]]
     odd = _words_without_pieces(words, tokenizer)
     if odd and tokenizer.unk_token is None:
-        raise ValueError(f"the tokenizer has no token for the word {min(odd)!r} and no unknown token; mend the word")
+        raise ValueError(
+            f"the tokenizer has no token for the word {min(odd)!r} and no unknown token; correct the word"
+        )
     if odd:
         words = [[tokenizer.unk_token if word in odd else word for word in row] for row in words]
     encoding = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
@@ -473,9 +475,9 @@ def _encode_words(
 
 
 def _words_without_pieces(words: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Returns the words of which a tokenizer leaves nothing, such as a lone zero-width space or variation selector.
+    """Returns the words that a tokenizer drops, such as a lone zero-width space or variation selector.
 
-    Left out, they would have no tag, and those of the words behind them would stand one place too early.
+    Without a replacement they would have no tag, and the tags of all following words would be one place too early.
     """
     whole = tokenizer(words, is_split_into_words=True, add_special_tokens=False, verbose=False)
     return {
@@ -499,16 +501,16 @@ def _first_piece_labels(word_ids: Sequence[int | None], tags: Sequence[int]) -> 
     ]
 
 
-# ---- What was predicted ----
+# ---- Predictions ----
 
 
 def predictions_and_references(task: Task, logits: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
-    """Returns what `metrics.compute_metrics` compares, from a model's logits and the labels of the same rows.
+    """Returns the inputs of `metrics.compute_metrics`, from a model's logits and the labels of the same rows.
 
     Args:
-        task: whose rows they are.
-        logits: (num_rows, num_labels), of regression also (num_rows,), of tokens (num_rows, seq_len, num_labels).
-        labels: as `tokenize` gives them; of tokens padded by -100, (num_rows, seq_len).
+        task: the task of the rows.
+        logits: (num_rows, num_labels), for regression also (num_rows,), for tokens (num_rows, seq_len, num_labels).
+        labels: labels of `tokenize`; for tokens padded by -100, (num_rows, seq_len).
 
     Returns:
         Class ids, numbers, 0/1 matrices (a label is predicted where its logit is above 0), or tags of the words.
@@ -521,7 +523,7 @@ def predictions_and_references(task: Task, logits: np.ndarray, labels: np.ndarra
     num_bad = int((~np.isfinite(scored)).sum())
     if num_bad:
         raise ValueError(
-            f"{num_bad} of {scored.size} outputs for {task.title} are not finite: the training has diverged; take a "
+            f"{num_bad} of {scored.size} outputs for {task.title} are not finite: the training has diverged; use a "
             f"smaller learning rate"
         )
     if task.problem_type == REGRESSION:
@@ -535,7 +537,7 @@ def predictions_and_references(task: Task, logits: np.ndarray, labels: np.ndarra
 
 
 def predicted_names(task: Task, predictions: Any) -> list[Any]:
-    """Returns predictions as users read them: names of classes, lists of these, tags of the words, or numbers."""
+    """Returns predictions in readable form: names of classes, lists of these, tags of the words, or numbers."""
     if task.problem_type == MULTI_LABEL:
         return [[name for name, is_there in zip(task.labels, row, strict=True) if is_there] for row in predictions]
     if task.problem_type == SINGLE_LABEL:
@@ -548,24 +550,26 @@ def _tags(task: Task, ids: np.ndarray, labels: np.ndarray) -> list[list[str]]:
 
 
 def write_submission(task: Task, predictions: Mapping[str, Iterable[float]], folder: str | Path) -> list[Path]:
-    """Writes the files that the GLUE leaderboard takes for a task, and returns their paths.
+    """Writes the files for the GLUE leaderboard for a task, and returns their paths.
 
-    Columns "index" and "prediction": names of labels for MNLI, AX, QNLI and RTE, ids for the others, and numbers
-    from 0 to 5 for STS-B.
+    The columns are "index" and "prediction": names of labels for MNLI, AX, QNLI and RTE, ids for the others, and
+    numbers from 0 to 5 for STS-B.
 
     Args:
-        task: of `GLUE`.
+        task: one of `GLUE`.
         predictions: for each test split, class ids or numbers in the order of its rows.
-        folder: where to write; made if need be.
+        folder: the folder to write to; it is created if it does not exist.
 
     Raises:
-        ValueError: the leaderboard has no such task or split, or a prediction is no class of it.
+        ValueError: the leaderboard has no such task or split, or a prediction is not one of its classes.
     """
     if task != GLUE.get(task.name):
         raise ValueError(f"the GLUE leaderboard has no task {task.title!r}; its tasks: {', '.join(GLUE)}")
     unknown = [split for split in predictions if split not in task.test_splits]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no test split of {task.title}; they are {', '.join(task.test_splits)}")
+        raise ValueError(
+            f"{unknown[0]!r} is not a test split of {task.title}; choose among {', '.join(task.test_splits)}"
+        )
     written = []
     for split, values in predictions.items():
         lines = [f"{index}\t{_submitted(task, split, value)}\n" for index, value in enumerate(values)]

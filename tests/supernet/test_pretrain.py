@@ -74,7 +74,7 @@ def test_a_folder_of_another_run_is_refused(search_run, preset, data):
 
 def test_a_folder_of_something_else_is_refused(tmp_path, preset, data):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and holds no run; take another --output-dir"):
+    with pytest.raises(ValueError, match="is not empty and does not hold a run; use another --output-dir"):
         pretrain(search_settings(preset, data), tmp_path)
     with pytest.raises(ValueError, match="holds no run"):
         pretrain(search_settings(preset, data), tmp_path / "notes.txt")

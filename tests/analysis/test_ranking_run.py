@@ -254,5 +254,5 @@ def test_super_nets_that_differ_in_more_than_the_seed_are_not_averaged(truth, su
 
 def test_rankings_are_of_one_process(truth, supernets, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="by one process"):
+    with pytest.raises(ValueError, match="in a single process"):
         run_ranking(ranking_settings(supernets[:1], truth=str(truth)), tmp_path / "a")

@@ -102,7 +102,7 @@ class SearchResult:
             "search": "the search",
             "random": "the random control, not the search",
             "both": "both the search and the random control",
-            "bert_pattern": "neither, as it is the BERT pattern evaluated as a control",
+            "bert_pattern": "neither the search nor the random control (it is the BERT pattern)",
         }
         costs = ", ".join(f"{name} {cost(self.winner.architecture):,}" for name, cost in self.costs.items())
         bert = "The space has no child with alternating attention and feed-forward layers to compare with."

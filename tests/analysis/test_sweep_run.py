@@ -189,6 +189,6 @@ def test_sweeps_are_of_one_process(alone, truth, tmp_path, monkeypatch):
     """Training arguments that are made before the refusal would begin to wait for the other processes."""
     settings = settings_from(SweepSettings, sweep_recipe(alone, truth))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="by one process"):
+    with pytest.raises(ValueError, match="in a single process"):
         run_sweep(settings, tmp_path / "new")
     assert not (tmp_path / "new").exists()

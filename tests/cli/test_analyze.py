@@ -32,19 +32,25 @@ def standalone(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["interference", "-o", "{tmp}/run"], "name the super-net to analyse: magic-nas analyze interference RUN"),
-        (["ranking", "-o", "{tmp}/run"], "name super-nets to rank with: --supernet RUN, once or more"),
-        (["compare-interference", "a", "-o", "{tmp}/run"], "'a' names no analysis; write NAME=FOLDER"),
-        (["compare-interference", "a=x", "a=y", "-o", "{tmp}/run"], "two analyses are named 'a'; give each a name"),
+        (
+            ["interference", "-o", "{tmp}/run"],
+            "no super-net to analyze is given; use magic-nas analyze interference RUN",
+        ),
+        (["ranking", "-o", "{tmp}/run"], "no super-net to rank with is given; add --supernet RUN, once or more"),
+        (["compare-interference", "a", "-o", "{tmp}/run"], "'a' is not of the form NAME=FOLDER"),
+        (
+            ["compare-interference", "a=x", "a=y", "-o", "{tmp}/run"],
+            "two analyses are named 'a'; give each a different name",
+        ),
         (["compare-interference", "a={tmp}", "-o", "{tmp}/run"], "at least two"),
         (["sweep", "-o", "{tmp}/run"], "values is empty"),
         (["standalone", "-o", "{tmp}/run", "--preset", "magic-huge"], "unknown preset 'magic-huge'"),
         (
             ["standalone", "-o", "{tmp}/run", "--num-workers", "2"],
-            "are for children as tasks of a Ray cluster; add --ray",
+            "--address and --num-workers configure a Ray cluster; add --ray",
         ),
         (["standalone", "-o", "{tmp}/run", "--address", "auto"], "add --ray"),
-        (["standalone", "-o", "{tmp}/run", "--latency-table", "t"], "say where that goes with --table FILE"),
+        (["standalone", "-o", "{tmp}/run", "--latency-table", "t"], "add --table FILE to write that table"),
         (["compression-table", "{tmp}/run"], "holds no result of a fine-tuning; run `magic-nas finetune"),
         (["compression-table", "--form", "html"], "form is 'html'; choose one of: markdown, csv"),
     ],
@@ -65,7 +71,7 @@ def test_stand_alone_children_end_with_the_best(tmp_path, monkeypatch, capsys, s
     ((settings, output_dir),) = standalone
     assert (settings.preset, output_dir) == ("magic-micro", folder)
     # A loss that is not finite is never the best.
-    assert "5 trainings; the best: MHA4,FFN, loss 3.2500" in out
+    assert "5 trainings; best: MHA4,FFN, loss 3.2500" in out
     following = f"magic-nas analyze ranking --truth {folder} --supernet RUN --output-dir {folder}-ranking"
     assert f"next: {following}" in out.splitlines()
 
@@ -74,7 +80,7 @@ def test_fewer_children_than_a_ranking_takes_are_not_handed_on_to_one(tmp_path, 
     begin = ["analyze", "standalone", "-o", tmp_path / "alone", "--preset", "magic-micro"]
     code, out, err = run_main(monkeypatch, capsys, *begin, "--num-children", "4")
     assert code == 0, err
-    assert "4 trainings; the best" in out
+    assert "4 trainings; best" in out
     assert "next:" not in out
 
 
@@ -84,7 +90,7 @@ def test_named_children_are_no_truth_to_rank_by(tmp_path, monkeypatch, capsys, s
         monkeypatch, capsys, "analyze", "standalone", "-o", tmp_path, "--preset", "magic-micro", *named
     )
     assert code == 0, err
-    assert "the best: MHA4,FFN" in out
+    assert "best: MHA4,FFN" in out
     assert "next:" not in out
 
 
@@ -109,7 +115,7 @@ def test_with_ray_the_cluster_is_asked_for(tmp_path, monkeypatch, capsys):
     code, out, err = run_main(monkeypatch, capsys, "analyze", "standalone", *arguments)
     assert code == 0, err
     assert asked == [(tmp_path, None, 3)]
-    assert "the best: CONV3,CONV3, loss 1.0000" in out
+    assert "best: CONV3,CONV3, loss 1.0000" in out
 
 
 def test_the_compression_table_shows_runs_beside_the_paper(tmp_path, monkeypatch, capsys):

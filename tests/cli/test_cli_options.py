@@ -110,11 +110,11 @@ def test_flags_are_read_as_recipes_are(tmp_path, monkeypatch):
         (["--rate", "~"], "rate is '~'; it must be a number"),
         (["--name", "c"], "name is 'c'; choose one of: a, b"),
         (["--one-rate", "1,x"], r"rates\[1\] is 'x'; it must be a number"),
-        (["--value", "[1"], "--value: '\\[1' is not a value that YAML reads; quote it"),
+        (["--value", "[1"], "--value: '\\[1' is not a valid YAML value; quote it"),
         (["--set", "hidden"], "has no value; write KEY=VALUE"),
         (["--set", "hiden=3"], "unknown key 'hiden' in recipe; did you mean 'hidden'"),
-        (["--set", "a.b=3"], "--set a.b names no section of the recipe; write KEY=VALUE"),
-        (["--set", "hidden=[1"], "--set hidden: '\\[1' is not a value"),
+        (["--set", "a.b=3"], "--set a.b: the recipe has no such section; write KEY=VALUE"),
+        (["--set", "hidden=[1"], "--set hidden: '\\[1' is not a valid YAML value"),
     ],
 )
 def test_wrong_flags_are_named(arguments, message):

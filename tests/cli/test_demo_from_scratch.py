@@ -38,6 +38,6 @@ def test_the_found_child_stands_among_random_ones():
     rows = [{"name": name, "val_loss": values} for name, values in losses.items()]
     rows.append({"name": "random child 3", "val_loss": [4.8]})
     assert demo.standing_of(rows) == (
-        "The found child has a validation loss of 4.600; 3 random children of the same space have 4.667 in the mean, "
+        "The found child has a validation loss of 4.600; the mean over 3 random children of the same space is 4.667, "
         "standard deviation 0.153. It is better than 2 of them."
     )

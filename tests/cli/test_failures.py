@@ -28,16 +28,16 @@ FULL = "No space left on device"
             OSError(errno.ENOSPC, FULL, "run/checkpoint-8"),
             f"{FULL}: run/checkpoint-8; free some space; the same command",
         ),
-        (OSError(errno.ENOSPC, FULL), FULL + ": {run}; free some space; the same command goes on in {run}"),
+        (OSError(errno.ENOSPC, FULL), FULL + ": {run}; free some space; the same command resumes in {run}"),
         (Exception(f"{FULL} (os error 28)"), f"{FULL} ({FULL} (os error 28)); free some space"),
-        (MemoryError(), "out of memory (MemoryError); take a smaller batch"),
-        (RuntimeError("CUDA out of memory. Tried\nto allocate"), "out of memory (CUDA out of memory. Tried); take"),
+        (MemoryError(), "out of memory (MemoryError); use a smaller batch"),
+        (RuntimeError("CUDA out of memory. Tried\nto allocate"), "out of memory (CUDA out of memory. Tried); use"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory (DefaultCPUAllocator: can't"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory ([Errno 12] Cannot allocate memory); take"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory ([Errno 12] Cannot allocate memory); use"),
         (RecursionError("maximum recursion depth exceeded"), "something in the input is nested too deeply (maximum"),
         (
             BrokenProcessPool("terminated abruptly"),
-            "a process of this command was killed, most often for want of memory",
+            "a process of this command was killed, usually for lack of memory",
         ),
     ],
 )
@@ -63,7 +63,7 @@ def test_a_signal_ends_a_command_with_its_code_and_how_to_go_on(tmp_path, monkey
     monkeypatch.setattr("training.cli.demo.demo", lambda *_: os.kill(os.getpid(), number))
     found, _, err = run_main(monkeypatch, capsys, "demo", "-o", tmp_path / "run")
     assert found == code
-    assert err == f"magic-nas: stopped by {by}; the same command goes on in {tmp_path / 'run'}\n"
+    assert err == f"magic-nas: stopped by {by}; the same command resumes in {tmp_path / 'run'}\n"
     assert goes_on()
     remember_folder(None)
     monkeypatch.setattr("training.hub.presets.load_preset", lambda *_: os.kill(os.getpid(), number))

@@ -272,7 +272,7 @@ def test_the_folder_of_another_run_is_left_alone(run, tmp_path, monkeypatch):
     folder, _, _ = run
     before = files_of(folder / "out")
     monkeypatch.setattr(compress_run, "load_source", lambda *_: pytest.fail("loaded"))
-    message = "holds another run (steps is 7 there, 8 here); take another --output-dir"
+    message = "holds another run (steps is 7 there, 8 here); use another --output-dir"
     refused(monkeypatch, toy_settings(folder, steps=8), folder / "out", message)
     assert files_of(folder / "out") == before
 

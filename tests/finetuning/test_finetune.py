@@ -166,7 +166,7 @@ def test_a_training_that_lost_its_result_returns_it_and_trains_nothing(tmp_path,
     assert without_seconds(finetune(again, sst2_rows, task, moved, toy_tokenizer())) == without_seconds(result)
     assert same_weights(first, again)
     shutil.rmtree(tmp_path / "there" / f"checkpoint-{result.best_step}")
-    with pytest.raises(ValueError, match="with the best weights, is not there"):
+    with pytest.raises(ValueError, match="which has the best weights, is missing"):
         finetune(again, sst2_rows, task, moved, toy_tokenizer())
 
 

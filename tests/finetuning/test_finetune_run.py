@@ -394,7 +394,7 @@ REFUSED = {
     "half": ({"tasks": (), "validation_file": "a.csv"}, "or a train_file"),
     "test of GLUE": ({"test_file": "a.csv"}, "give only one of the two"),
     "metric of GLUE": ({"metric_for_best_model": "f1"}, "is 'f1'; for RTE choose among accuracy, loss"),
-    "threshold": ({"early_stopping_threshold": 0.1}, "set early_stopping_patience, or leave it out"),
+    "threshold": ({"early_stopping_threshold": 0.1}, "set early_stopping_patience, or remove early_stopping"),
     "patience": ({"early_stopping_patience": 0}, "early_stopping_patience is 0; it must be at least 1"),
     "both": ({"train_file": "a.csv", "validation_file": "b.csv"}, "give only one of the two"),
     "model": ({"model": ""}, "no model is given"),

@@ -49,7 +49,7 @@ def test_lone_values_are_lists_of_one():
         ({"validation_file": "a", "teacher": "b"}, "a teacher is given without a train_file"),
         ({"n_best": 0}, "n_best is 0; it must be at least 1"),
         ({"early_stopping_patience": 1}, "early_stopping_patience is given without a train_file"),
-        ({"early_stopping_threshold": 1.0}, "set early_stopping_patience, or leave it out"),
+        ({"early_stopping_threshold": 1.0}, "set early_stopping_patience, or remove early_stopping"),
     ],
 )
 def test_what_squad_refuses(values, message):

@@ -26,7 +26,7 @@ def test_convert_there_and_back(bert_folder, tmp_path, monkeypatch, capsys):
     code, out, err = run_main(monkeypatch, capsys, "convert", bert_folder, magic)
     assert code == 0, err
     assert "left out: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq_relationship." in out
-    assert "a new head of classification starts without the pooler here; to keep it, convert the encoder alone" in out
+    assert "a new classification head starts without the pooler here; to keep it, convert only the encoder" in out
     manifest = json.loads((magic / "search.json").read_text())
     assert manifest["architecture"] == ["MHA4", "FFN"] * 3
     weights = hashlib.sha256((bert_folder / "model.safetensors").read_bytes()).hexdigest()

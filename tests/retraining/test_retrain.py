@@ -101,7 +101,7 @@ def test_a_stopped_retraining_goes_on_with_the_same_bits(tmp_path, preset, data,
 
 def test_a_folder_is_one_processs_at_a_time(tmp_path, preset, data):
     lock = FileLock(tmp_path / ".lock")
-    with lock, pytest.raises(ValueError, match=r"another process works in .*; wait for it, or take another"):
+    with lock, pytest.raises(ValueError, match=r"another process is using .*; wait for it, or use another"):
         retrain(train_settings(preset, data), tmp_path)
     assert retrain(train_settings(preset, data), tmp_path)["steps"] == 8
 

@@ -58,7 +58,7 @@ def test_the_end_of_a_run_that_keeps_its_best_model_is_that_model(tmp_path):
     assert load_finished(other, str(tmp_path / "checkpoint-6"))
     assert other.model.slope.item() == trained.model.slope.item()
     shutil.rmtree(tmp_path / "checkpoint-2")
-    with pytest.raises(ValueError, match="checkpoint-2, with the best weights, is not there; delete"):
+    with pytest.raises(ValueError, match="checkpoint-2, which has the best weights, is missing; delete"):
         load_finished(late, str(tmp_path / "checkpoint-6"))
 
 

@@ -113,7 +113,7 @@ def test_another_run_is_refused_in_a_folder_that_has_begun(tmp_path, other, mess
     with open_run(tmp_path, Toy()) as run:
         run.finish({})
     for ask in (check_run_folder, finished_result):
-        with pytest.raises(ValueError, match=rf"holds another run \({message}\); take another --output-dir"):
+        with pytest.raises(ValueError, match=rf"holds another run \({message}\); use another --output-dir"):
             ask(tmp_path, other)
     with pytest.raises(ValueError, match=message), open_run(tmp_path, other):
         pytest.fail("opened")
@@ -132,7 +132,7 @@ def test_a_run_that_has_lost_nothing_gives_its_folder_away(tmp_path):
 @pytest.mark.parametrize("name", ["notes.txt", "run.txt", "result.json"])
 def test_a_folder_with_other_things_is_refused(tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match="is not empty and holds no run; take another --output-dir"):
+    with pytest.raises(ValueError, match="is not empty and does not hold a run; use another --output-dir"):
         check_run_folder(tmp_path, Toy())
 
 
@@ -161,7 +161,7 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path):
     process.start()
     try:
         assert opened.wait(60)
-        with pytest.raises(ValueError, match="another process works in"), open_run(tmp_path, Toy()):
+        with pytest.raises(ValueError, match="another process is using"), open_run(tmp_path, Toy()):
             pytest.fail("opened")
     finally:
         leave.set()
@@ -243,7 +243,7 @@ def test_the_bars_of_the_caller_come_back_after_a_run(settings, tmp_path):
 def test_an_analysis_is_made_by_one_process(monkeypatch):
     check_one_process()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="an analysis is made by one process"):
+    with pytest.raises(ValueError, match="an analysis runs in a single process"):
         check_one_process()
 
 

@@ -31,7 +31,11 @@ def test_what_is_given_wins_over_the_defaults_of_runs(tmp_path):
     [
         (TrainingArguments, {"nonsense": 1}, "training_arguments: .*nonsense"),
         (TrainingArguments, {"optim": "sdg"}, "sdg"),
-        (TrainingArguments, {"ddp_backend": "gloo"}, "ddp_backend is 'gloo', but this is one process; start several"),
+        (
+            TrainingArguments,
+            {"ddp_backend": "gloo"},
+            "ddp_backend is 'gloo', but there is only one process; start several",
+        ),
         (MagicTrainingArguments, {"alignment_weight": -1}, "alignment_weight is -1; it must be at least 0"),
     ],
 )

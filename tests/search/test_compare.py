@@ -128,7 +128,7 @@ def test_a_searcher_that_stops_early_is_said_to_have_done_so():
     assert whole.stopped == ""
     early = found([children[:3]], 4)
     assert early.stopped == (
-        "The searcher stopped early: it asked for 3 of 4 children and had no other to ask for; another seed or "
+        "The searcher stopped early: it asked for 3 of 4 children and found no more; another seed or "
         "searcher may find more."
     )
     assert early.summary.endswith(early.stopped)
@@ -136,7 +136,7 @@ def test_a_searcher_that_stops_early_is_said_to_have_done_so():
     all_of_them = found([children], len(children) + 1)
     number = len(children)
     assert all_of_them.stopped == (
-        f"The searcher stopped early: it asked for {number} of {number + 1} children, which are all within the budget."
+        f"The searcher stopped early: it asked for {number} of {number + 1} children, the only ones within the budget."
     )
 
 
@@ -216,7 +216,7 @@ def test_bad_arguments_are_named():
     unknown = planted_cost(MHA4=1, FFN=1)
     with pytest.raises(ValueError, match="'CONV3'"):
         search_children(evaluate, space, Budget(), Script([("MHA4",) * 4]), 1, bert_pattern_cost=unknown)
-    with pytest.raises(ValueError, match="the evaluator gave no answer for MHA4,MHA4,MHA4,MHA4"):
+    with pytest.raises(ValueError, match="the evaluator returned nothing for MHA4,MHA4,MHA4,MHA4"):
         search_children(lambda _: [], space, Budget(), Script([("MHA4",) * 4]), 1, bert_pattern_cost=COST)
 
 
@@ -369,7 +369,7 @@ def test_a_space_without_a_bert_pattern_says_so():
     )
     assert result.bert_pattern is None
     assert result.better_than_bert is None
-    assert "no child of attention and feed-forward layers in turn" in result.summary
+    assert "no child with alternating attention and feed-forward layers" in result.summary
 
 
 @given(
@@ -566,7 +566,7 @@ def test_without_a_spread_nothing_is_better_and_this_is_said(first, second):
     for comparison in comparisons:
         assert not comparison.better
         assert comparison.interval is None
-        assert "the spread is not known" in comparison.text
+        assert "the spread is unknown" in comparison.text
         assert "no better than" in comparison.text
 
 

@@ -173,8 +173,8 @@ def test_children_know_where_they_come_from():
         ("latency_ms", 5, "5.00"),
         ("latency_ms", 0.01234, "0.0123"),
         ("latency_ms", 1234.5, "1,234"),
-        ("latency_ms", None, "not known"),
-        ("latency_ms", math.inf, "not known"),
+        ("latency_ms", None, "unknown"),
+        ("latency_ms", math.inf, "unknown"),
     ],
 )
 def test_costs_are_rounded_for_tables(name, value, text):

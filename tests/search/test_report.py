@@ -227,7 +227,7 @@ def test_unusual_searches_have_a_report(edge, tmp_path):
 
 
 def test_report_names_a_winner_that_was_not_evaluated():
-    with pytest.raises(ValueError, match=r"'FFN,FFN' is none of the 1 children"):
+    with pytest.raises(ValueError, match=r"'FFN,FFN' is not among the 1 children"):
         Report([single()], ("FFN", "FFN"))
 
 

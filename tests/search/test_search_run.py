@@ -114,7 +114,7 @@ def test_costs_are_counted_on_the_exported_files(folder):
 def test_parameters_that_the_count_does_not_know_are_noticed(folder, monkeypatch):
     search_supernet(settings(folder), folder / "noticed")
     monkeypatch.setattr(MagicForMaskedLM, "num_parameters", lambda self: 1)
-    with pytest.raises(ValueError, match="has 1 parameters, not the"):
+    with pytest.raises(ValueError, match="has 1 parameters, but the search counted"):
         check_exported(folder / "noticed" / "model", BudgetSettings())
 
 
@@ -130,12 +130,12 @@ def test_what_shrinking_has_left_is_searched(folder):
     (run / "result.json").write_text(json.dumps({"space": [["MHA4"], *left[1:]]}))
     with pytest.raises(ValueError, match="full_space=true"):
         searched_space(asked, config)
-    with pytest.raises(ValueError, match="holds one child"):
+    with pytest.raises(ValueError, match="contains a single child"):
         searched_space(asked, config.child_config(["FFN"] * 4))
 
 
 def test_a_folder_that_is_no_search_is_named(folder):
-    with pytest.raises(ValueError, match="holds no search"):
+    with pytest.raises(ValueError, match="does not contain a search"):
         best_table(folder / "text", BudgetSettings())
 
 

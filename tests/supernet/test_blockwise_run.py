@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_refused_before_the_text_is_read(preset, text, teac
     AutoModelForMaskedLM.from_pretrained(teacher).save_pretrained(other)
     load_data(replace(text, vocab_size=60)).tokenizer.save_pretrained(other)
     cases = {
-        "there is no teacher": replace(settings, teacher=""),
+        "no teacher is given": replace(settings, teacher=""),
         "num_blocks is 9; choose 1 to 4": replace(settings, num_blocks=9),
         "teacher has 2 layers": replace(settings, num_blocks=3),
         "alignment is 'anchor'": run_settings(preset, text, teacher, alignment="anchor"),

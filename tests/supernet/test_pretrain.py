@@ -66,7 +66,7 @@ def test_a_finished_search_is_not_run_again(search_run, preset, data, monkeypatc
 
 def test_a_folder_of_another_run_is_refused(search_run, preset, data):
     folder, _ = search_run
-    with pytest.raises(ValueError, match=r"another run .*max_steps is 12 there, 99 here.*take another"):
+    with pytest.raises(ValueError, match=r"another run .*max_steps is 12 there, 99 here.*use another"):
         pretrain(search_settings(preset, data, max_steps=99), folder)
     with pytest.raises(ValueError, match=r"holds another run .of pretrain, not retrain"):
         retrain(train_settings(preset, data), folder)
@@ -74,9 +74,9 @@ def test_a_folder_of_another_run_is_refused(search_run, preset, data):
 
 def test_a_folder_of_something_else_is_refused(tmp_path, preset, data):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and holds no run; take another --output-dir"):
+    with pytest.raises(ValueError, match="is not empty and does not hold a run; use another --output-dir"):
         pretrain(search_settings(preset, data), tmp_path)
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="does not hold a run"):
         pretrain(search_settings(preset, data), tmp_path / "notes.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

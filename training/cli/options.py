@@ -1,4 +1,4 @@
-"""How options become flags, and flags, `--set` and recipes become settings."""
+"""Conversion of options to flags, and of flags, `--set` and recipes to settings."""
 
 import difflib
 import inspect
@@ -31,24 +31,24 @@ from .failures import remember_folder
 OutputDir = Annotated[
     Path,
     typer.Option(
-        "--output-dir", "-o", callback=remember_folder, help="Folder of the run; a stopped run goes on there."
+        "--output-dir", "-o", callback=remember_folder, help="Folder of the run; a stopped run resumes there."
     ),
 ]
 Recipe = Annotated[
-    str | None, typer.Option("--config", "-c", help="A recipe: a name or a YAML file. Flags win over it.")
+    str | None, typer.Option("--config", "-c", help="A recipe: a name or a YAML file. Flags override it.")
 ]
-Child = Annotated[str | None, typer.Option(help="A child, one operator a layer: MHA4,FFN,... or (MHA4,FFN)*3.")]
+Child = Annotated[str | None, typer.Option(help="A child, one operator per layer: MHA4,FFN,... or (MHA4,FFN)*3.")]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any other key, as KEY=VALUE; `magic-nas options COMMAND` lists them. May be given more than once.",
+        help="Set any other key, as KEY=VALUE; `magic-nas options COMMAND` lists them. May be given more than once.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option("--num-threads", help="CPU threads of torch.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and results only, and no progress bars.")]
+Threads = Annotated[int | None, typer.Option("--num-threads", help="Number of CPU threads for torch.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and results, without progress bars.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show what transformers, datasets and accelerate report as well.")
+    bool, typer.Option("--verbose", "-v", help="Also show messages of transformers, datasets and accelerate.")
 ]
 
 
@@ -63,8 +63,8 @@ class Flag:
         path: the keys that lead to it in a recipe.
         name: `--name`, or `--name/--no-name`.
         hint: the type of its field.
-        help: what it means, with its unit, bounds and default.
-        facts: what else is known of its field.
+        help: its description, with unit, bounds and default.
+        facts: the other properties of its field.
     """
 
     path: tuple[str, ...]
@@ -75,7 +75,7 @@ class Flag:
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """The parameter of a command that typer makes the flag of."""
+        """The parameter of a command from which typer makes the flag."""
         is_list = get_origin(self.hint) is tuple
         kind: Any = bool if bool in _kinds(self.hint) else list[str] if is_list else str
         text = f"{self.help} May be given more than once." if is_list else self.help
@@ -84,7 +84,7 @@ class Flag:
         return _parameter("__".join(self.path), annotation)
 
     def read(self, value: Any) -> Any:
-        """Returns what was given as a recipe has it; the settings check it."""
+        """Returns the given value in the form of a recipe; the settings check it."""
         if isinstance(value, list):
             numbers = bool({int, float} & _kinds(self.hint))
             parts = [part.strip() for text in value for part in (text.split(",") if self._splits else [text])]
@@ -105,7 +105,7 @@ class Flag:
 
 
 def _number(text: str) -> int | float | str:
-    """Returns a number; what is none stays text, which the settings refuse."""
+    """Returns a number, or the text itself if it is not a number; the settings then reject it."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -115,7 +115,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """Returns the plain types of a field, those of a list's elements for a list."""
+    """Returns the plain types of a field; for a list, those of its elements."""
     if get_origin(hint) in (Union, UnionType):
         return {kind for one in get_args(hint) for kind in _kinds(one)} - {NoneType}
     return _kinds(get_args(hint)[0]) if get_origin(hint) is tuple else {hint}
@@ -126,17 +126,17 @@ def _metavar(hint: Any) -> str:
 
 
 def read_value_text(name: str, text: str) -> Any:
-    """Returns what a text on the command line says, read as a value in a recipe."""
+    """Returns the value of a text on the command line, read like a value in a recipe."""
     from ..runs.recipes import read_yaml
 
     try:
         return read_yaml(text)
     except ValueError:
-        raise ValueError(f"{name}: {text!r} is not a value that YAML reads; quote it") from None
+        raise ValueError(f"{name}: {text!r} is not a valid YAML value; quote it") from None
 
 
 def flags_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Flag]:
-    """Yields the flags of a class of settings, those of its sections included; its own win over inline ones."""
+    """Yields the flags of a class of settings, including its sections; its own flags override inline ones."""
     names = {facts.flag for _, facts in options_of(kind)}
     for item, facts in options_of(kind):
         hint, own = hints_of(kind)[item.name], (*path, item.name)
@@ -164,13 +164,13 @@ def _help(facts: Option, default: Any) -> str:
 
 @dataclass(frozen=True)
 class Given:
-    """What a command was given: flags, a recipe's name and assignments.
+    """The input of a command: flags, the name of a recipe, and assignments.
 
     Attributes:
-        kinds: the classes of settings that the command may be asked for, the usual one first.
-        values: for each flag that was given, by its path, what it says.
-        config: the recipe's name or file.
-        assignments: of `--set`.
+        kinds: the classes of settings that the command can take, the usual one first.
+        values: the values of the given flags, by path.
+        config: name or file of the recipe.
+        assignments: the assignments of `--set`.
     """
 
     kinds: tuple[type[Settings], ...]
@@ -179,7 +179,7 @@ class Given:
     assignments: Sequence[str] = ()
 
     def recipe(self) -> dict[str, Any]:
-        """Returns what the recipe says, nothing where none is named."""
+        """Returns the contents of the recipe, empty if none is given."""
         from ..runs.recipes import load_recipe
 
         return load_recipe(self.config)
@@ -188,7 +188,7 @@ class Given:
         """Returns the class of settings that a recipe and the flags ask for.
 
         Raises:
-            ValueError: the recipe is of another command, or a flag is of another kind than the recipe.
+            ValueError: a flag belongs to a class of settings other than that of the recipe.
         """
         by_command = {kind.command: kind for kind in self.kinds}
         usual = self.kinds[0]
@@ -201,16 +201,16 @@ class Given:
             flags = ((flag, kind) for kind in self.kinds for flag in flags_of(kind))
             flag, kind = next((flag, kind) for flag, kind in flags if flag.path[0] in foreign)
             raise ValueError(
-                f"{flag.name} is for `magic-nas {kind.command}`, but this is `magic-nas {chosen.command}`; leave it "
-                f"out, or take another recipe"
+                f"{flag.name} is for `magic-nas {kind.command}`, but this is `magic-nas {chosen.command}`; remove it, "
+                f"or use another recipe"
             )
         return chosen
 
     def changes(self, kind: type[Settings]) -> dict[str, Any]:
-        """Returns flags and assignments as changes of a recipe for `kind`; assignments win.
+        """Returns flags and assignments as changes to a recipe for `kind`; assignments override flags.
 
         Raises:
-            ValueError: an assignment has no value, or names no key.
+            ValueError: an assignment has no value, or its key is unknown.
         """
         changes: dict[str, Any] = {}
         for path, value in self.values.items():
@@ -223,10 +223,10 @@ class Given:
         return changes
 
     def settings(self, recipe: dict[str, Any] | None = None) -> Any:
-        """Returns the settings that the recipe, the flags and the assignments make.
+        """Returns the settings that result from the recipe, the flags and the assignments.
 
         Args:
-            recipe: in place of what the recipe says.
+            recipe: replaces the contents of the given recipe.
         """
         from ..runs.recipes import settings_from
 
@@ -245,20 +245,20 @@ def _put(changes: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def path_of(kind: type[Settings], key: str) -> tuple[str, ...]:
-    """Returns where a key of `--set` stands in a recipe for `kind`.
+    """Returns the path of a key of `--set` in a recipe for `kind`.
 
-    A key without a section is one of the recipe itself or, where that has none of the name, of its sections: of the
-    training arguments before the text.
+    A key without a section is looked up in the recipe itself and then in its sections, in training arguments before
+    the text.
 
     Raises:
-        ValueError: there is no such section.
+        ValueError: the section or the key is unknown.
     """
     sections = sections_of(kind)
     section, _, name = key.rpartition(".")
     if section:
         if section not in sections:
             known = ", ".join(f"{one}.KEY" for one in sections)
-            raise ValueError(f"--set {key} names no section of the recipe; write KEY=VALUE{known and ' or ' + known}")
+            raise ValueError(f"--set {key}: the recipe has no such section; write KEY=VALUE{known and ' or ' + known}")
         return section, name
     own = own_keys(kind)
     if name in own or not sections:
@@ -276,12 +276,12 @@ def path_of(kind: type[Settings], key: str) -> tuple[str, ...]:
 
 
 def takes(*kinds: type[Settings], recipe: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the flags of classes of settings, which it gets as its parameter `given`.
+    """Adds the flags of classes of settings to a command, which receives them as its parameter `given`.
 
     Args:
         kinds: the classes, the usual one first.
-        recipe: whether it takes `--config`, `--set`, `--num-threads`, `--quiet` and `--verbose` as well, as all long
-            commands do; the threads are set before it begins, unless they are a setting of the class itself.
+        recipe: whether the command also takes `--config`, `--set`, `--num-threads`, `--quiet` and `--verbose`, as all
+            long commands do; the threads are set before it begins, unless they are a setting of the class itself.
     """
     flags = {flag.path: flag for kind in kinds for flag in flags_of(kind)}
     takes_threads = recipe and ("num_threads",) not in flags
@@ -322,23 +322,23 @@ def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Param
 
 
 def start(num_threads: int | None = None, quiet: bool = False, verbose: bool = False) -> None:
-    """Sets up what every long command wants: messages on the screen, bars, threads, libraries.
+    """Sets up a long command: messages on the screen, progress bars, threads and libraries.
 
     Args:
-        num_threads: of torch; its own number where it is not given.
-        quiet: shows warnings alone, and no bars.
-        verbose: shows the messages of the libraries as well.
+        num_threads: number of threads for torch; torch's default if not given.
+        quiet: whether to show only warnings, and no progress bars.
+        verbose: whether to show the messages of libraries as well.
 
     Raises:
-        ValueError: the number of threads is below 1, or both quiet and verbose are asked for.
+        ValueError: the number of threads is below 1, or both quiet and verbose are set.
     """
     if quiet and verbose:
-        raise ValueError("--quiet and --verbose contradict each other; leave one out")
+        raise ValueError("--quiet and --verbose contradict each other; remove one of them")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("training").setLevel(logging.WARNING if quiet else logging.INFO)
     turn_bars_off(quiet)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # The libraries read these when they are imported, which comes later.
+    # The libraries read these when they are imported later.
     if verbose:
         os.environ |= dict.fromkeys(("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"), "info")
     if quiet or not can_draw():

@@ -1,4 +1,4 @@
-"""The reference of all options, made from the fields that describe them."""
+"""The reference of all options, generated from the fields that describe them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -28,7 +28,7 @@ from ..supernet.supernet_options import SupernetOptions
 from ..tables import markdown_table
 
 
-# All that a recipe or the flags of a command may be read into, in the order of the page.
+# All classes of settings that a recipe or the flags of a command are read into, in the order of the page.
 ALL_SETTINGS: tuple[type[Settings], ...] = (
     CompressSettings,
     PretrainSettings,
@@ -51,11 +51,12 @@ ALL_SETTINGS: tuple[type[Settings], ...] = (
 _HEAD = """\
 # Options
 
-Every key of every command, made from the code by `magic-nas options`; `magic-nas options COMMAND` shows those of one.
+The keys of all commands, generated from the code by `magic-nas options`; `magic-nas options COMMAND` shows those of a
+single command.
 
-A key stands in a recipe (`--config FILE`), in `--set KEY=VALUE` and as a field in the settings classes of `training`.
-A key with a dot stands in a section of that name; after `--set` the section may be left out unless another key has the
-name. Where a flag is named, it does the same.
+A key can be used in a recipe (`--config FILE`), in `--set KEY=VALUE`, and as a field of the settings classes in
+`training`. A key with a dot belongs to the section before the dot; in `--set` the section may be omitted unless
+another key has the same name. If a flag is listed, it sets the same key.
 
 Every command that takes a recipe also takes `--num-threads N` for torch, `--quiet` for warnings and results only, and
 `--verbose` for the messages of transformers, datasets and accelerate. Without a terminal a progress bar becomes a line
@@ -66,14 +67,14 @@ _SHARED = {
     BudgetSettings: ("budget", "What an encoder may cost"),
     SupernetOptions: ("training_arguments", "The training of a super-net"),
 }
-_OF_TRANSFORMERS = "`training_arguments` takes the arguments of transformers' `TrainingArguments` as well.\n"
+_OF_TRANSFORMERS = "`training_arguments` also takes the arguments of transformers' `TrainingArguments`.\n"
 
 COLUMNS = ("key", "type", "default", "meaning")
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One line of a table; `shared` is the class that describes the key for several commands, if one does."""
+    """One row of a table; `shared` is the class that describes the key for several commands, if there is one."""
 
     key: str
     hint: Any
@@ -105,10 +106,10 @@ def options_page(command: str = "") -> str:
     """Returns the options of a command as Markdown, or those of all commands on one page.
 
     Args:
-        command: what follows `magic-nas`; the commands that begin with it are shown, each in full.
+        command: the words after `magic-nas`; all commands that begin with them are shown.
 
     Raises:
-        ValueError: there is no such command, or it has no recipe.
+        ValueError: the command does not exist, or takes no recipe.
     """
     if not command:
         return _whole_page()
@@ -121,7 +122,7 @@ def options_page(command: str = "") -> str:
 
 
 def _whole_page() -> str:
-    """What several commands share stands at the end, once."""
+    """Returns all options; sections shared by several commands come once, at the end."""
     parts = [_HEAD]
     shared: dict[type, list[_Row]] = {}
     for kind in ALL_SETTINGS:
@@ -171,7 +172,7 @@ def _rows(kind: type, prefix: str = "", shared: type | None = None) -> Iterator[
 
 
 def _argument_rows(kind: Any, facts: Option, prefix: str) -> Iterator[_Row]:
-    """Yields the training arguments of our own, and those of transformers that have flags."""
+    """Yields our own training arguments, and those of transformers that have flags."""
     arguments = kind.arguments_class()
     for item in fields(arguments):
         if (own := option_of(item)) is not None:

@@ -1,1 +1,1 @@
-"""Folders of runs: what they were asked to do, where they stand and what came out."""
+"""Folders of runs: their settings, their progress and their results."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the search state beside `Trainer`'s own files, and the one that is the end of the run."""
+"""Checkpoints of a run: the search state next to `Trainer`'s own files, and loading the final checkpoint."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def read_nas_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """Returns the search state of a checkpoint.
 
     Raises:
-        ValueError: the checkpoint has none.
+        ValueError: the checkpoint has no search state.
     """
     path = Path(checkpoint) / NAS_STATE_NAME
     if not path.is_file():
@@ -31,11 +31,11 @@ def read_nas_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
 def load_finished(trainer: Trainer, checkpoint: str) -> bool:
     """Loads a checkpoint into `trainer` if it is the end of the run, and returns whether it is.
 
-    `Trainer` itself would train one step more: it looks whether the end is reached after a step only. With
-    `load_best_model_at_end` the weights are the best ones, as after a training.
+    `Trainer` itself would train one more step, since it checks for the end only after a step. With
+    `load_best_model_at_end` the best weights are loaded, as at the end of a training.
 
     Raises:
-        ValueError: the checkpoint with the best weights is not there.
+        ValueError: the checkpoint with the best weights is missing.
     """
     state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
     last_step = trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps
@@ -43,10 +43,12 @@ def load_finished(trainer: Trainer, checkpoint: str) -> bool:
         return False
     weights = Path(checkpoint)
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-        # The folder may have moved since.
+        # The folder may have been moved.
         weights = weights.with_name(Path(state.best_model_checkpoint).name)
         if not weights.is_dir():
-            raise ValueError(f"{weights}, with the best weights, is not there; delete {weights.parent} to train anew")
+            raise ValueError(
+                f"{weights}, which has the best weights, is missing; delete {weights.parent} to train again"
+            )
     load_weights(trainer, str(weights))
     trainer.state = state
     return True

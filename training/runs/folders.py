@@ -1,4 +1,4 @@
-"""Folders of runs: each belongs to one run, which one process at a time works at and a later call continues."""
+"""Folders of runs: each belongs to one run, which one process at a time works on and a later call can resume."""
 
 import json
 import os
@@ -22,9 +22,9 @@ from ..resuming import has_checkpoints
 
 RUN_NAME = "run.json"
 RESULT_NAME = "result.json"
-# Of runs that are made of many trainings: those that have ended.
+# The finished trainings of a run that consists of many.
 RECORDS_NAME = "runs.json"
-# What a run that has begun found out of its machine and keeps to wherever it goes on.
+# Facts about the machine that a run determined at its start and keeps when it resumes elsewhere.
 FACTS_NAME = "facts.json"
 LOCK_NAME = ".lock"
 MODEL_FOLDER = "model"
@@ -35,12 +35,12 @@ MODEL_FOLDER = "model"
 
 @dataclass
 class Run:
-    """A run's folder while this process, with its ranks, works at it alone; `open_run` makes it.
+    """A run's folder while this process and its ranks have it for themselves; created by `open_run`.
 
     Attributes:
-        folder: where all files of the run lie.
+        folder: folder with all files of the run.
         writes: whether this rank is the one that writes them.
-        result: that of an earlier call which came to the end; `None` where there is work left.
+        result: the result of an earlier call that finished the run; `None` if there is work left.
     """
 
     folder: Path
@@ -50,36 +50,36 @@ class Run:
     def finish(
         self, result: dict[str, Any], export: Callable[[dict[str, Any]], object] | None = None
     ) -> dict[str, Any]:
-        """Writes the result, after all that it speaks of, and returns it as it reads back: lists, not tuples.
+        """Writes the result, after the files it refers to, and returns it as it reads back: lists, not tuples.
 
         Args:
-            result: as JSON; the versions that it depends on are added.
-            export: writes the files that the result speaks of, from the result as it reads back.
+            result: the result as JSON; the versions that it depends on are added.
+            export: writes the files that the result refers to, given the result as it reads back.
         """
         result = json.loads(json.dumps({**result, "versions": versions()}))
         if self.writes:
             if export is not None:
                 export(result)
             write_json(self.folder / RESULT_NAME, result)
-        # What the other processes do next may read these files.
+        # Other processes may read these files next.
         PartialState().wait_for_everyone()
         return result
 
 
 @contextmanager
 def open_run(output_dir: str | Path, settings: Settings, writes: bool = True) -> Iterator[Run]:
-    """Makes `output_dir` the folder of a run, this process's (and its ranks') alone until the context ends.
+    """Makes `output_dir` the folder of a run, reserved for this process and its ranks until the context ends.
 
-    Whose folder it is, and whether the run has ended, is looked at again under the lock: another process may have
-    taken the folder, or come to the end, while this one read its text.
+    Whether the folder holds this run, and whether the run has finished, is checked again under the lock: another
+    process may have taken the folder, or finished the run, while this one read its text.
 
     Args:
         output_dir: the folder.
-        settings: what the run does; its class names the command.
+        settings: settings of the run; their class names the command.
         writes: whether this rank is the one that writes the run's files.
 
     Raises:
-        ValueError: another process works in the folder, or it holds another run or something else.
+        ValueError: another process is using the folder, or it contains another run or something else.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process works in {folder}; wait for it, or take another --output-dir") from None
+        raise ValueError(f"another process is using {folder}; wait for it, or use another --output-dir") from None
     try:
         yield
     finally:
@@ -108,7 +108,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what killed processes left in a run's folder; runs within it have owners of their own."""
+    """Removes what killed processes left in a run's folder, except in the runs inside it, which have other owners."""
     remove_leftovers(folder)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink() and not (path / RUN_NAME).is_file():
@@ -116,19 +116,19 @@ def _tidy(folder: Path) -> None:
 
 
 def _same_for_all_ranks(result: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Returns the result that the first rank has found, so that all of them go on or none."""
+    """Returns the result that the first rank has found, so that either all ranks continue or none."""
     return result if PartialState().num_processes == 1 else broadcast_object_list([result])[0]
 
 
-# ---- Whose folder it is ----
+# ---- Which run a folder belongs to ----
 
 
 def check_run_folder(output_dir: str | Path, settings: Settings) -> None:
-    """Raises a ValueError where `output_dir` holds another run or something else; the same run may go on there.
+    """Raises a ValueError if `output_dir` contains another run or something else; the same run may resume there.
 
-    Cheap, so that a run can ask before it reads its text; `open_run` asks again. A run that has neither a checkpoint
-    nor a result nor records nor facts has lost nothing: its folder may be taken by another. The runs within a run
-    count as its own.
+    The check is fast, so a run can make it before reading its text; `open_run` repeats it. If the other run has no
+    checkpoint, result, records or facts, nothing would be lost, and its folder may be taken over. The runs inside a
+    run count as part of it.
     """
     output_dir = Path(output_dir)
     path = output_dir / RUN_NAME
@@ -136,19 +136,19 @@ def check_run_folder(output_dir: str | Path, settings: Settings) -> None:
         found, wanted = read_json(path), _describe(settings)
         if found != wanted and _has_begun(output_dir):
             raise ValueError(
-                f"{output_dir} holds another run ({_difference(found, wanted)}); take another --output-dir"
+                f"{output_dir} holds another run ({_difference(found, wanted)}); use another --output-dir"
             )
     elif output_dir.exists():
         own = (LOCK_NAME, f"{RUN_NAME}.", f".{RUN_NAME}-")
         if not output_dir.is_dir() or any(not item.name.startswith(own) for item in output_dir.iterdir()):
-            raise ValueError(f"{output_dir} is not empty and holds no run; take another --output-dir")
+            raise ValueError(f"{output_dir} is not empty and does not hold a run; use another --output-dir")
 
 
 def finished_result(output_dir: str | Path, settings: Settings) -> dict[str, Any] | None:
-    """Returns the result of the run where it has ended in `output_dir`, `None` where there is work left.
+    """Returns the result of the run in `output_dir` if it has finished, `None` if there is work left.
 
     Raises:
-        ValueError: as `check_run_folder` does.
+        ValueError: as in `check_run_folder`.
     """
     check_run_folder(output_dir, settings)
     return read_result(output_dir)
@@ -181,19 +181,19 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def check_one_process() -> None:
-    """Raises a ValueError where this process is one of several ranks."""
+    """Raises a ValueError if this process is one of several ranks."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            "an analysis is made by one process; spread the training of children with `magic-nas analyze standalone`, "
-            "or start several processes of a sweep on one folder"
+            "an analysis runs in a single process; distribute the training of children with `magic-nas analyze "
+            "standalone`, or start several processes of a sweep on one folder"
         )
 
 
-# ---- What a folder holds ----
+# ---- Contents of a folder ----
 
 
 def read_result(output_dir: str | Path) -> dict[str, Any] | None:
-    """Returns the result of a run that has ended, else `None`."""
+    """Returns the result of a finished run, else `None`."""
     path = Path(output_dir) / RESULT_NAME
     return read_json(path) if path.is_file() else None
 
@@ -211,7 +211,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def bars_off() -> Iterator[None]:
-    """Keeps transformers from drawing bars for loading and saving; the caller's own come back after it."""
+    """Disables the progress bars of transformers for loading and saving, and restores them afterwards."""
     was_on = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

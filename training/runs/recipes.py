@@ -1,4 +1,4 @@
-"""Recipes: YAML files that say what a command does, flags over them, and the settings that both make."""
+"""Recipes: YAML files with the options of a command, the flags that override them, and the resulting settings."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,19 +11,19 @@ import yaml
 from ..options import Settings, build, check_keys, hints_of, options_of, own_keys, sections_of
 
 
-# A recipe has some dozens of values, three levels deep; aliases of aliases can stand for billions.
+# A recipe has a few dozen values, three levels deep; nested aliases could expand to billions.
 _MOST_VALUES = 10_000
 _MOST_LEVELS = 50
 _TOO_DEEP = f"it is nested deeper than {_MOST_LEVELS} levels"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, for which 1e-3 is a number and a key that stands twice an error."""
+    """YAML's safe loader, but with 1e-3 as a number and duplicate keys as an error."""
 
     _level = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Returns the next node; one that is nested too deeply ends the reading."""
+        """Returns the next node; raises an error if it is nested too deeply."""
         self._level += 1
         if self._level > _MOST_LEVELS:
             raise ValueError(_TOO_DEEP)
@@ -32,13 +32,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns a mapping; each key may stand in it once."""
+        """Returns a mapping; raises an error if a key occurs twice."""
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                        None, None, f"the key {key.value!r} occurs twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -66,10 +66,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def read_yaml(text: str) -> Any:
-    """Returns what a YAML text holds.
+    """Returns the contents of a YAML text.
 
     Raises:
-        ValueError: it is not YAML, a key stands twice in a mapping, or it is nested too deeply or too large.
+        ValueError: it is not YAML, a key occurs twice in a mapping, or it is nested too deeply or too large.
     """
     loader = _Loader(text)
     try:
@@ -85,10 +85,10 @@ def read_yaml(text: str) -> Any:
 
 
 def _check_size(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Returns how many values a node stands for and how deep they go, each alias counted as what it repeats."""
+    """Returns the number of values in a node and their depth, with every alias expanded."""
     if id(node) in known:
         if (size := known[id(node)]) is None:
-            raise ValueError("an alias stands within what it repeats")
+            raise ValueError("an alias refers to a node that contains it")
         return size
     known[id(node)] = None
     inner: Iterable[yaml.Node] = ()
@@ -101,7 +101,7 @@ def _check_size(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tu
         own_values, own_levels = _check_size(part, known)
         values, levels = values + own_values, max(levels, own_levels + 1)
     if values > _MOST_VALUES:
-        raise ValueError(f"it has more than {_MOST_VALUES:,} values, aliases counted as what they repeat")
+        raise ValueError(f"it has more than {_MOST_VALUES:,} values with aliases expanded")
     if levels > _MOST_LEVELS:
         raise ValueError(_TOO_DEEP)
     known[id(node)] = values, levels
@@ -109,10 +109,10 @@ def _check_size(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tu
 
 
 def load_recipe(name_or_path: str | None) -> dict[str, Any]:
-    """Returns what a recipe says: one of hub_configs/recipes by name, or a YAML file.
+    """Returns the contents of a recipe: one of hub_configs/recipes by name, or a YAML file.
 
     Raises:
-        ValueError: there is no such recipe, or it is not a YAML mapping.
+        ValueError: the recipe does not exist, or it is not a YAML mapping.
     """
     if name_or_path is None:
         return {}
@@ -132,21 +132,21 @@ def load_recipe(name_or_path: str | None) -> dict[str, Any]:
 
 
 def recipe_names() -> list[str]:
-    """Returns the names of the recipes that the package carries."""
+    """Returns the names of the recipes in the package."""
     folder = files("hub_configs").joinpath("recipes")
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def settings_from(kind: type[Settings], recipe: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
-    """Returns settings of `kind` from a recipe, `changes` winning over it; every key and value is checked.
+    """Returns settings of `kind` from a recipe, overridden by `changes`; every key and value is checked.
 
     Args:
         kind: a class of settings, such as PretrainSettings.
-        recipe: as `load_recipe` returns it; its `command`, where it has one, must be that of `kind`.
+        recipe: a recipe, as returned by `load_recipe`; its `command`, if present, must be that of `kind`.
         changes: keys as in a recipe; sections such as `data` are merged key by key.
 
     Raises:
-        ValueError: the recipe is of another command, a key is unknown, or a value is refused.
+        ValueError: the recipe is for another command, a key is unknown, or a value is invalid.
     """
     check_command(kind, recipe)
     recipe = _flat(kind, recipe)
@@ -159,7 +159,7 @@ def settings_from(kind: type[Settings], recipe: Mapping[str, Any], changes: Mapp
 
 
 def _flat(kind: type, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recipe without its command, the keys of inline sections beside the others."""
+    """Returns a recipe without its command, with the keys of inline sections at the top level."""
     flat = {key: value for key, value in recipe.items() if key != "command"}
     for item, facts in options_of(kind):
         if facts.is_inline and item.name in flat:
@@ -170,7 +170,7 @@ def _flat(kind: type, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nested(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Moves the keys of inline sections into these."""
+    """Returns values with the keys of inline sections moved into their sections."""
     for item, facts in options_of(kind):
         if facts.is_inline:
             inner = own_keys(hints_of(kind)[item.name])
@@ -179,17 +179,17 @@ def _nested(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_command(kind: type[Settings], recipe: Mapping[str, Any]) -> None:
-    """Raises a ValueError where a recipe names another command than that of `kind`."""
+    """Raises a ValueError if a recipe is for a command other than that of `kind`."""
     command = recipe.get("command") or kind.command
     if command != kind.command:
         raise ValueError(
-            f"the recipe is for `magic-nas {command}`, not for `magic-nas {kind.command}`; take another recipe or "
+            f"the recipe is for `magic-nas {command}`, not for `magic-nas {kind.command}`; use another recipe, or "
             f"the command that it names"
         )
 
 
 def mapping_of(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a section of a recipe, empty where it is not there; raises a ValueError where it is not a mapping."""
+    """Returns a section of a recipe, empty if it is missing; raises a ValueError if it is not a mapping."""
     found = values.get(section) or {}
     if not isinstance(found, dict):
         raise ValueError(f"{section} is {found!r} in the recipe; it must be a mapping of keys to values")

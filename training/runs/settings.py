@@ -1,4 +1,4 @@
-"""Options that several runs share."""
+"""Options shared by several runs."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from ..options import Argument, Option, option
 
 
-# Training arguments of transformers that have flags; their defaults are those of transformers where a recipe has none.
+# Training arguments of transformers that have flags; the defaults are those of transformers unless a recipe sets them.
 TRAINING_FLAGS = {
     "max_steps": Argument(int, "as many as the epochs take", Option(flag="--max-steps", help="Optimizer steps.")),
     "per_device_train_batch_size": Argument(
-        int, 8, Option(flag="--batch-size", unit="sequences", help="Micro-batch of each device.")
+        int, 8, Option(flag="--batch-size", unit="sequences", help="Size of the micro-batch on each device.")
     ),
     "learning_rate": Argument(float, 5e-5, Option(flag="--learning-rate", help="Peak learning rate.")),
     "seed": Argument(int, 42, Option(flag="--seed", help="Seed of weights, data order, masks and children.")),
 }
-# Of a training on masked tokens whose length nobody names. The alignment of a super-net begins after three epochs.
+# Length of a masked-LM training if none is given. The alignment of a super-net begins after three epochs.
 EPOCHS, SUPERNET_EPOCHS, FEWEST_STEPS = 3, 9, 1000
 
-# Of what trains on text with masked tokens: see `runs.training.pretraining_arguments`.
+# Flags of trainings on text with masked tokens, see `runs.training.pretraining_arguments`.
 PRETRAINING_FLAGS = TRAINING_FLAGS | {
     "max_steps": replace(TRAINING_FLAGS["max_steps"], default=f"those of {EPOCHS} epochs, at least {FEWEST_STEPS}"),
     "learning_rate": Argument(
@@ -26,8 +26,8 @@ PRETRAINING_FLAGS = TRAINING_FLAGS | {
         "5e-4 * 768 / hidden_size, at most 2e-3",
         Option(
             flag="--learning-rate",
-            help="Peak learning rate. Without one a tenth of the steps warm up, `weight_decay` is 0.01 and "
-            "`adam_beta2` 0.98, unless they are given.",
+            help="Peak learning rate. If it is not given, the defaults also change: warm-up over a tenth of the "
+            "steps, `weight_decay` 0.01 and `adam_beta2` 0.98.",
         ),
     ),
 }
@@ -37,8 +37,8 @@ def training_arguments_option(flags: dict[str, Argument] | None = None, help: st
     """Returns the field `training_arguments` of a class of settings.
 
     Args:
-        flags: those that have flags, by name.
-        help: what is special about them.
+        flags: the training arguments that have flags, by name.
+        help: text to show instead of the default.
     """
     text = help or "Training arguments of transformers."
     return option(default_factory=dict, help=text, arguments=flags or {})
@@ -55,7 +55,7 @@ def validation_option(default: int = 256) -> Any:
         default,
         at_least=1,
         unit="sequences",
-        help="Held-out sequences that models are validated on, the same for all.",
+        help="Number of held-out sequences for validation, the same ones for all models.",
     )
 
 
@@ -65,15 +65,15 @@ def early_stopping_patience_option(unit: str, help: str) -> Any:
 
 
 def early_stopping_threshold_option(scale: str) -> Any:
-    """Returns the field `early_stopping_threshold`; `scale` says what the metrics run from and to."""
-    text = f"By how much the metric must be better than the best so far, with `early_stopping_patience`; {scale}."
+    """Returns the field `early_stopping_threshold`; `scale` describes the range of the metrics."""
+    text = f"With `early_stopping_patience`: minimum improvement of the metric over the best so far; {scale}."
     return option(0.0, at_least=0, help=text)
 
 
 def check_early_stopping(patience: int | None, threshold: float) -> None:
-    """Raises a ValueError where a threshold is given that nothing asks for."""
+    """Raises a ValueError if a threshold is given without a patience."""
     if threshold and patience is None:
         raise ValueError(
-            f"early_stopping_threshold is {threshold:g}, but nothing is stopped early; set early_stopping_patience, "
-            f"or leave it out"
+            f"early_stopping_threshold is {threshold:g}, but early stopping is off; set early_stopping_patience, or "
+            f"remove early_stopping_threshold"
         )

@@ -1,4 +1,4 @@
-"""Work that several processes share through a folder: one does each piece, and all wait for the whole."""
+"""Work that several processes share through a folder: each piece is done by one process, and all wait for the end."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,25 +14,26 @@ from .folders import RUN_NAME, Run, open_run
 
 T = TypeVar("T")
 
-# Between two looks at the pieces that other processes are at.
+# Time between two checks for the pieces that other processes are working on.
 _POLL_SECONDS = 1.0
 
 
 @contextmanager
 def open_in_turn(settings: Settings, output_dir: Path) -> Iterator[Run]:
-    """As `open_run`, for processes that share a folder: they wait for each other."""
-    # Its name is one that a folder without a run may hold.
+    """Opens a run like `open_run`, but processes that share a folder wait for each other."""
+    # The name of the lock is one of those allowed in a folder without a run.
     with FileLock(output_dir / f"{RUN_NAME}.lock"), open_run(output_dir, settings) as run:
         yield run
 
 
 def share_work(pieces: Mapping[Path, Callable[[], T]]) -> list[T]:
-    """Does every piece of work that no other process is at, waits for those of the others, and returns all results.
+    """Does every piece of work that no other process is working on, waits for the others, and returns all results.
 
-    A piece that is done returns its result at once when it is called again; one whose process was killed comes free.
+    A finished piece must return its result at once when it is called again. A piece whose process was killed becomes
+    free again.
 
     Args:
-        pieces: by the folder of each, beside which its lock lies.
+        pieces: the pieces of work by their folders; each lock file is next to its folder.
     """
     done: dict[Path, T] = {}
     while len(done) < len(pieces):

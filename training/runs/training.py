@@ -1,4 +1,4 @@
-"""What the runs that train on `Trainer` have in common."""
+"""Common parts of runs that train with `Trainer`."""
 
 import logging
 import math
@@ -22,18 +22,18 @@ from .settings import EPOCHS, FEWEST_STEPS
 logger = logging.getLogger(__name__)
 
 
-# The paper's peak learning rate and its width, and the rate of the recipes for narrow models.
+# The paper's peak learning rate and model width, and the learning rate of the recipes for narrow models.
 _RATE, _RATE_WIDTH, _LARGEST_RATE = 5e-4, 768, 2e-3
 
 
 class _Tracker(NamedTuple):
-    """Of a tracker the module that is imported and the package that has it."""
+    """The module that a tracker imports and the package that provides it."""
 
     module: str
     package: str
 
 
-# Those of one package. Callbacks of some complain in their destructors where it is missing.
+# Trackers that need one package. The callbacks of some raise errors in their destructors if it is missing.
 _TRACKERS = {
     **{name: _Tracker(name, name) for name in ("clearml", "codecarbon", "dvclive", "mlflow", "neptune", "swanlab")},
     **{name: _Tracker(name, name) for name in ("trackio", "wandb")},
@@ -45,10 +45,10 @@ _TRACKERS = {
 
 
 def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]) -> Any:
-    """Returns arguments of `kind` from those that a recipe gives and the defaults of runs.
+    """Returns arguments of `kind` from those in a recipe and the defaults of runs.
 
     Raises:
-        ValueError: a value is refused, or asks for what is not installed.
+        ValueError: a value is invalid, or needs something that is not installed.
     """
     defaults = {
         "report_to": "none",
@@ -58,8 +58,8 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
     }
     if given.get("ddp_backend") and "LOCAL_RANK" not in os.environ:
         raise ValueError(
-            f"training_arguments: ddp_backend is {given['ddp_backend']!r}, but this is one process; start several "
-            f"with `torchrun --nproc-per-node N -m magic_nas ...`, or leave ddp_backend out"
+            f"training_arguments: ddp_backend is {given['ddp_backend']!r}, but there is only one process; start "
+            f"several with `torchrun --nproc-per-node N -m magic_nas ...`, or remove ddp_backend"
         )
     try:
         args = kind(output_dir=str(output_dir), **{**defaults, **given})
@@ -70,32 +70,32 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
 
 
 def _check_trackers(args: TrainingArguments) -> None:
-    """Raises a ValueError where `report_to` names a tracker that is unknown, not installed or not set up."""
+    """Raises a ValueError if `report_to` names a tracker that is unknown, not installed or not set up."""
     for name in args.report_to or ():
         asked = f"training_arguments: report_to is {name!r}"
         if name in _TRACKERS and find_spec(_TRACKERS[name].module) is None:
             raise ValueError(
-                f"{asked}, which is not installed; run `pip install {_TRACKERS[name].package}`, or leave report_to out"
+                f"{asked}, which is not installed; run `pip install {_TRACKERS[name].package}`, or remove report_to"
             )
         try:
-            # `Trainer` makes them as well, but when all data are prepared. Nothing is sent before training begins.
+            # `Trainer` also creates them, but only after all data is prepared. Nothing is sent before training begins.
             for callback in get_reporting_integration_callbacks([name]):
                 callback()
         except (ValueError, ImportError, RuntimeError) as error:
-            raise ValueError(f"{asked}, which cannot be used: {error} Or leave report_to out") from None
+            raise ValueError(f"{asked}, which cannot be used: {error} Or remove report_to") from None
 
 
 def pretraining_arguments(kind: type, output_dir: str | Path, given: dict[str, Any], hidden_size: int) -> Any:
-    """Returns arguments as `training_arguments` does, for a masked LM of a width.
+    """Returns arguments like `training_arguments`, for a masked LM of the given width.
 
-    Where no learning rate is given the defaults are those of the recipes: transformers' own rate, 5e-5, is made for
-    fine-tuning and hardly moves random weights.
+    If no learning rate is given, the defaults are those of the recipes: transformers' own rate, 5e-5, is meant for
+    fine-tuning and hardly changes random weights.
 
     Raises:
-        ValueError: as `training_arguments`.
+        ValueError: as in `training_arguments`.
     """
     if "learning_rate" not in given:
-        # The paper's rate at its width; narrower models take, and need, a larger one.
+        # The paper's learning rate at its width; narrower models tolerate, and need, a larger one.
         rate = min(_LARGEST_RATE, _RATE * _RATE_WIDTH / hidden_size)
         defaults = {"learning_rate": rate, "warmup_steps": 0.1, "weight_decay": 0.01, "adam_beta2": 0.98}
         given = {**defaults, **given}
@@ -103,15 +103,15 @@ def pretraining_arguments(kind: type, output_dir: str | Path, given: dict[str, A
 
 
 def settle_length(args: TrainingArguments, given: dict[str, Any], data: PreparedData, epochs: int = EPOCHS) -> None:
-    """Gives a training whose length nobody named some epochs, or the fewest steps that leave the first plateau.
+    """Sets the length of a training if none is given: some epochs, or the fewest steps that pass the first plateau.
 
-    A streamed text has no epochs: its length has to be named.
+    A streamed text has no epochs, so its training length must be given.
 
     Args:
-        args: of the training, which take the length.
-        given: what the user named.
-        data: what it trains on.
-        epochs: how many, where they have steps enough.
+        args: arguments of the training, in which the length is set.
+        given: arguments given by the user.
+        data: the training data.
+        epochs: number of epochs, if they have enough steps.
     """
     if given.get("max_steps", -1) > 0 or "num_train_epochs" in given or not isinstance(data.train, Dataset):
         return
@@ -121,7 +121,7 @@ def settle_length(args: TrainingArguments, given: dict[str, Any], data: Prepared
 
 
 def tell_training(args: TrainingArguments, data: PreparedData) -> None:
-    """Logs the length, the batch and the rate of a training before it begins."""
+    """Logs the length, batch size and learning rate of a training before it begins."""
     if args.process_index != 0:
         return
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
@@ -132,7 +132,7 @@ def tell_training(args: TrainingArguments, data: PreparedData) -> None:
 
 
 def finish_training(trainer: Trainer) -> float:
-    """Trains from the start or from the last complete checkpoint to the end; returns the seconds that this took."""
+    """Trains to the end, from the start or the last complete checkpoint; returns the seconds that this took."""
     start = time.perf_counter()
     checkpoint = last_complete_checkpoint(str(trainer.args.output_dir), tells=True)
     if checkpoint is None or not load_finished(trainer, checkpoint):
@@ -141,5 +141,5 @@ def finish_training(trainer: Trainer) -> float:
 
 
 def tokens_per_step(args: TrainingArguments, block_size: int) -> int:
-    """Returns the tokens of an optimizer step, over all micro-batches and devices."""
+    """Returns the number of tokens per optimizer step, over all micro-batches and devices."""
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * block_size

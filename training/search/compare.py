@@ -1,8 +1,8 @@
-"""The search of a super-net's children under a budget, with the controls that say whether it was worth it.
+"""Search of a super-net's children under a budget, with controls that show whether the search was worth it.
 
-Beside the children that the searcher asks for, `search_children` evaluates as many uniform random children within the
-budget, and the BERT pattern nearest in cost. The answer is the best child of all that were evaluated within the
-budget. Whether the search did better than its controls is another question, and `Comparison` answers it.
+In addition to the children that the searcher asks for, `search_children` evaluates the same number of uniform random
+children within the budget, and the BERT pattern nearest in cost. The winner is the best evaluated child within the
+budget. Whether the search did better than its controls is a separate question, which `Comparison` answers.
 """
 
 import math
@@ -25,18 +25,18 @@ from .searchers import RandomSearcher, Searcher, rank_key
 
 
 Evaluate = Callable[[Sequence[Architecture]], Iterable[RankedChild]]
-"""What gives the losses of children: an `Evaluator`, or a function that looks them up."""
+"""Returns the losses of children: an `Evaluator`, or a function that looks them up."""
 
 FoundBy = Literal["search", "random", "both", "bert_pattern"]
 
-# One in twenty intervals misses the difference, one in a hundred searches without structure passes for a better one.
+# One in twenty intervals misses the difference; one in a hundred searches without structure is wrongly called better.
 _INTERVAL_LEVEL = 0.95
 _CHILDREN_LEVEL = 0.01
-# Children that count as the best where a tenth of all is fewer: eight of eight is rare enough by chance.
+# Minimum number of children that count as the best if a tenth of all is fewer: eight of eight is rare by chance.
 _MIN_NUM_BEST = 8
-# Children of the random control that are evaluated at a time; the evaluator shares bottoms among them.
+# Children of the random control evaluated at a time; the evaluator shares bottoms among them.
 _CONTROL_BATCH_SIZE = 200
-# Distinct costs of the BERT patterns of some first layers that are kept apart.
+# Maximum number of distinct partial costs of BERT patterns that are kept.
 _MAX_PATTERN_SUMS = 20_000
 
 
@@ -45,11 +45,11 @@ class Comparison:
     """Whether a search, or the child that it found, is better than a control.
 
     Attributes:
-        difference: validation loss minus the control's, negative is better; NaN where one is not finite.
-        interval: of the difference, paired over validation batches; `None` where the spread is not known.
+        difference: validation loss minus that of the control, negative is better; NaN if one of them is not finite.
+        interval: interval of the difference, paired over validation batches; `None` if the spread is unknown.
         p_values: "batches" for the interval, two-sided; "children" for the search against random children, one-sided.
-        better: whether the difference is beyond what chance explains.
-        text: the same in a sentence.
+        better: whether the difference exceeds what chance explains.
+        text: the comparison in one sentence.
     """
 
     difference: float
@@ -61,22 +61,22 @@ class Comparison:
 
 @dataclass(frozen=True, repr=False)
 class SearchResult:
-    """The answer of a search, and what it is compared with.
+    """The result of a search, and what it is compared with.
 
     Attributes:
-        winner: the best child of all that were evaluated within the budget, controls included.
-        found_by: whose child it is; "both" for one that the search and the random control hold, "bert_pattern" for one
-            that neither holds.
-        searched: what the searcher asked for, in order.
+        winner: the best evaluated child within the budget, including the controls.
+        found_by: where the winner comes from; "both" if the search and the random control found it, "bert_pattern" if
+            neither did.
+        searched: the children that the searcher asked for, in order.
         random: uniform random children within the budget, as many as `searched`.
-        bert_pattern: the child of attention and feed-forward layers in turn that is nearest in `bert_pattern_cost` to
-            the best of the others; it may be outside the budget. `None` where the space has no such child.
-        better_than_random: the best of `searched` against the best of `random`, and all children of both.
-        better_than_bert: the best of `searched` and `random` against the BERT pattern.
-        budget: what a child may cost.
+        bert_pattern: the child with alternating attention and feed-forward layers that is nearest in
+            `bert_pattern_cost` to the best of the others; it may be outside the budget. `None` if the space has no
+            such child.
+        better_than_random: compares the best of `searched` with the best of `random`, and all children of both.
+        better_than_bert: compares the best of `searched` and `random` with the BERT pattern.
+        budget: limits on the cost of a child.
         bert_pattern_cost: the cost in which the BERT pattern is nearest.
-        stopped: a sentence where the searcher had no further child to ask for before all evaluations were used, else
-            empty.
+        stopped: a sentence if the searcher ran out of children before all evaluations were used, else empty.
     """
 
     winner: RankedChild
@@ -92,24 +92,24 @@ class SearchResult:
 
     @property
     def costs(self) -> dict[str, AdditiveCost]:
-        """The costs that the budget limits and the one of the BERT pattern, by name."""
+        """The costs that the budget limits and the cost used for the BERT pattern, by name."""
         return {cost.name: cost for cost in (*(limit.cost for limit in self.budget.limits), self.bert_pattern_cost)}
 
     @property
     def summary(self) -> str:
-        """What was found and what it is worth, in sentences."""
+        """The winner and how it compares with the controls, in sentences."""
         finders = {
             "search": "the search",
             "random": "the random control, not the search",
-            "both": "the search and the random control alike",
-            "bert_pattern": "the control alone, as it is the BERT pattern",
+            "both": "both the search and the random control",
+            "bert_pattern": "neither the search nor the random control (it is the BERT pattern)",
         }
-        costs = ", its ".join(f"{name} {cost(self.winner.architecture):,}" for name, cost in self.costs.items())
-        bert = "The space has no child of attention and feed-forward layers in turn to compare with."
+        costs = ", ".join(f"{name} {cost(self.winner.architecture):,}" for name, cost in self.costs.items())
+        bert = "The space has no child with alternating attention and feed-forward layers to compare with."
         return "\n".join(
             (
                 f"Winner: {format_architecture(self.winner.architecture)}",
-                f"Its val_loss is {self.winner.val_loss:.4f}, its {costs}.",
+                f"Its val_loss is {self.winner.val_loss:.4f} at {costs}.",
                 f"It was found by {finders[self.found_by]}, within the budget: {self.budget}.",
                 self.better_than_random.text,
                 self.better_than_bert.text if self.better_than_bert else bert,
@@ -118,7 +118,7 @@ class SearchResult:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All but the losses of single batches, in types that JSON holds; a number that is not finite is None."""
+        """Returns everything except the losses of single batches as JSON types; non-finite numbers become None."""
         return {
             "winner": self._child_json(self.winner),
             "found_by": self.found_by,
@@ -144,7 +144,7 @@ class SearchResult:
         return f"SearchResult(winner={winner!r}, val_loss={self.winner.val_loss:.4f}, found_by={self.found_by!r})"
 
     def _repr_html_(self) -> str:
-        """Winner and controls as a table, and what the winner is worth in sentences, for a notebook."""
+        """Returns winner and controls as a table, and the comparison in sentences, for a notebook."""
         children = {
             "winner": self.winner,
             "best of the search": min(self.searched, key=rank_key, default=None),
@@ -161,7 +161,7 @@ class SearchResult:
             for name, child in children.items()
             if child is not None
         ]
-        # The table says the first two lines of the summary.
+        # The table contains the first two lines of the summary.
         return html_table(("", "operators", "val_loss", *self.costs), rows) + html_paragraphs(
             self.summary.splitlines()[2:]
         )
@@ -200,26 +200,27 @@ def search_children(
     bert_pattern_cost: AdditiveCost | None = None,
     progress: bool = False,
 ) -> SearchResult:
-    """Returns the best child found within the budget, beside as many random children and the BERT pattern.
+    """Returns the best child found within the budget, with a random control of the same size and the BERT pattern.
 
-    The same arguments ask for the same children in the same order. So a search that was stopped is continued by
-    running it again with a new searcher and an evaluator that keeps a journal: what that knows is not computed again,
-    and the answer is the one of a search that was never stopped.
+    The same arguments ask for the same children in the same order. A stopped search is therefore resumed by running it
+    again with a new searcher and an evaluator that keeps a journal: recorded children are not evaluated again, and the
+    result is that of an uninterrupted search.
 
     Args:
-        evaluate: an `Evaluator`, or any function from architectures to their `RankedChild`, in any order.
-        space: the children of the super-net.
-        budget: what a child may cost.
-        searcher: one of `training.search.searchers`, made for the same space and budget, or one of the user's own.
-        num_evaluations: children that the searcher may ask for; the random control has as many as it asked for, or all
-            children within the budget where these are fewer.
-        seed: of the random control; it has a generator of its own, whatever the searcher's seed is.
-        bert_pattern_cost: the cost in which the BERT pattern is to be nearest, such as
-            `additive_cost(config, "num_parameters")`; left out, the first one that the budget limits.
-        progress: whether to show a bar with the lowest loss so far.
+        evaluate: an `Evaluator`, or any function that takes architectures and returns their `RankedChild` in any
+            order.
+        space: the search space of the super-net.
+        budget: limits on the cost of a child.
+        searcher: one of `training.search.searchers`, made for the same space and budget, or a custom searcher.
+        num_evaluations: number of children that the searcher may ask for. The random control has as many as it asked
+            for, or all children within the budget if these are fewer.
+        seed: seed of the random control, which has its own generator, whatever the searcher's seed is.
+        bert_pattern_cost: the cost in which the BERT pattern is nearest, such as
+            `additive_cost(config, "num_parameters")`. Default: the first cost that the budget limits.
+        progress: whether to show a progress bar with the lowest loss so far.
 
     Raises:
-        InfeasibleBudgetError: no child is within the budget; raised before anything is evaluated.
+        InfeasibleBudgetError: no child is within the budget; this is raised before anything is evaluated.
         ValueError: `num_evaluations` is below 1, the searcher asks for a child outside the space or the budget, or no
             evaluated child within the budget has a finite loss.
     """
@@ -233,14 +234,14 @@ def search_children(
     with progress_bar(total=2 * num_evaluations, desc="search", unit="child", disable=not progress) as bar:
         searched, is_exhausted = _run(evaluate, searcher, num_evaluations, within, bar)
         bar.total = 2 * len(searched)
-        # A text of its own keeps the generator apart from that of a searcher with the same seed.
+        # Seeding with this text keeps the generator independent of a searcher with the same seed.
         control = RandomSearcher(within, random.Random(f"random control {seed}").getrandbits(64), _CONTROL_BATCH_SIZE)
         drawn, _ = _run(evaluate, control, len(searched), within, bar)
     best = best_within([*searched, *drawn], budget)
     if best is None:
         raise ValueError(
             f"none of the {counted_children(len(searched))} that the searcher asked for and the {len(drawn)} random "
-            "ones has a finite validation loss; look at the super-net's training, or evaluate more children"
+            "ones has a finite validation loss; check the super-net's training, or evaluate more children"
         )
     pattern = nearest_bert_child(space, cost, best.architecture)
     bert = _answers(evaluate, [pattern])[0] if pattern else None
@@ -260,17 +261,17 @@ def search_children(
 
 
 def _stopped(num_searched: int, num_evaluations: int, within: BudgetedSpace) -> str:
-    """Returns that a searcher has stopped before all evaluations were used, and why as far as it is known."""
+    """Returns a sentence that the searcher stopped before all evaluations were used, with the reason if known."""
     asked = f"The searcher stopped early: it asked for {num_searched:,} of {counted_children(num_evaluations)}"
     if within.is_exact and num_searched >= within.size:
-        return f"{asked}, which are all within the budget."
-    return f"{asked} and had no other to ask for; another seed or searcher may find more."
+        return f"{asked}, the only ones within the budget."
+    return f"{asked} and found no more; another seed or searcher may find more."
 
 
 def _first_cost(budget: Budget) -> AdditiveCost:
     if not budget.limits:
         raise ValueError(
-            "bert_pattern_cost is missing, and there is no limit whose cost could stand for it; "
+            "bert_pattern_cost is missing, and the budget has no limit whose cost could be used instead; "
             "give one, such as additive_cost(config, 'num_parameters')"
         )
     return budget.limits[0].cost
@@ -279,9 +280,9 @@ def _first_cost(budget: Budget) -> AdditiveCost:
 def _run(
     evaluate: Evaluate, searcher: Searcher, num_evaluations: int, within: BudgetedSpace, bar: "tqdm[Any]"
 ) -> tuple[list[RankedChild], bool]:
-    """The children that a searcher asks for, each once, and whether it had no more before all evaluations were used.
+    """Returns the distinct children that a searcher asks for, and whether it ran out of children too early.
 
-    A child that it asks for again uses up an evaluation too.
+    Asking for the same child again uses up an evaluation too.
     """
     found: dict[Architecture, RankedChild] = {}
     num_asked = 0
@@ -316,13 +317,13 @@ def _checked(child: Sequence[str], within: BudgetedSpace) -> Architecture:
 
 
 def _answers(evaluate: Evaluate, asked: Sequence[Architecture]) -> list[RankedChild]:
-    """The asked children, each once and in the order asked, whatever the order of the answers is."""
+    """Returns the distinct requested children in the order of the request, whatever the order of the answers."""
     asked = list(dict.fromkeys(asked))
     answers = {child.architecture: child for child in evaluate(asked)}
     missing = [child for child in asked if child not in answers]
     if missing:
         raise ValueError(
-            f"the evaluator gave no answer for {format_architecture(missing[0])}; it must rank all it gets"
+            f"the evaluator returned nothing for {format_architecture(missing[0])}; it must return every child it gets"
         )
     return [answers[child] for child in asked]
 
@@ -337,26 +338,26 @@ def _found_by(winner: RankedChild, searched: Sequence[RankedChild], drawn: Seque
 
 
 def best_within(children: Iterable[RankedChild], budget: Budget) -> RankedChild | None:
-    """Returns the child of the lowest finite loss within a budget, `None` where there is none; nothing is evaluated.
+    """Returns the child with the lowest finite loss within a budget, or `None`; nothing is evaluated.
 
-    So the children of a journal answer what the best one below another limit is. Of equal losses the architecture that
-    sorts first wins.
+    The children of a journal can thus be searched for the best one under another budget. Among equal losses, the
+    architecture that sorts first wins.
     """
     allowed = (child for child in children if math.isfinite(child.val_loss) and budget.allows(child.architecture))
     return min(allowed, key=rank_key, default=None)
 
 
 def nearest_bert_child(space: SearchSpace, cost: AdditiveCost, architecture: Architecture) -> Architecture | None:
-    """Returns the child of attention and feed-forward layers in turn nearest in cost to another child.
+    """Returns the child with alternating attention and feed-forward layers that is nearest in cost to another child.
 
-    The first layer is attention, as in BERT. Of two equally near the cheaper one is taken; of equal costs the one
-    whose operators come first among the candidates. `None` where a layer has no such operator. Of a space with very
-    many sums a fine grid of them is looked at.
+    The first layer is attention, as in BERT. Of two equally near children the cheaper one is returned; at equal cost,
+    the one whose operators come first among the candidates. The result is `None` if a layer lacks such an operator. In
+    a space with very many distinct costs, only a fine grid of them is considered.
 
     Args:
-        space: where to look.
-        cost: what the children are to be near in.
-        architecture: the child to be near to.
+        space: the space to look in.
+        cost: the cost in which children are compared.
+        architecture: the child whose cost is to be approximated.
     """
     reached: dict[int, Architecture] = {cost.fixed: ()}
     for layer, candidates in enumerate(space.candidates):
@@ -372,7 +373,7 @@ def nearest_bert_child(space: SearchSpace, cost: AdditiveCost, architecture: Arc
 
 
 def _thinned(reached: dict[int, Architecture]) -> dict[int, Architecture]:
-    """One child for each cell of a grid of sums, where there are more sums than cells."""
+    """Returns one child per cell of a grid of sums if there are more sums than cells, else all."""
     if len(reached) <= _MAX_PATTERN_SUMS:
         return reached
     width = (max(reached) - min(reached)) // _MAX_PATTERN_SUMS + 1
@@ -381,16 +382,17 @@ def _thinned(reached: dict[int, Architecture]) -> dict[int, Architecture]:
 
 
 def compare_with_random(searched: Sequence[RankedChild], drawn: Sequence[RankedChild]) -> Comparison:
-    """Returns whether a search did better than as many random children.
+    """Returns whether a search did better than the same number of random children.
 
-    Two things are asked, since each alone would be fooled. The best of the search must be below the best of the random
-    children by more than the validation batches scatter; but of the best of two draws from one urn one is always the
-    lower, often by more than that. So the children of the search must also be better than the random ones, all of
-    them or those among the best, by more than chance explains (`_children_p_value`).
+    There are two conditions, since each alone can be fooled. The best of the search must be below the best of the
+    random children by more than the spread over validation batches. But of the best children of two samples from one
+    distribution, one is always lower, often by more than that spread. The children of the search, all of them or those
+    among the best, must therefore also be better than the random ones by more than chance explains
+    (`_children_p_value`).
 
     Args:
-        searched: the children of the search, each once.
-        drawn: uniform random children, each once.
+        searched: the distinct children of the search.
+        drawn: distinct uniform random children.
     """
     best, control = min(searched, key=rank_key), min(drawn, key=rank_key)
     difference, interval, p_batches = _paired(best, control)
@@ -408,15 +410,15 @@ def compare_with_random(searched: Sequence[RankedChild], drawn: Sequence[RankedC
 def compare_with_child(best: RankedChild, control: RankedChild, num_candidates: int, name: str) -> Comparison:
     """Returns whether a child that was chosen as the best of several is better than one that was not chosen.
 
-    The lowest of many losses is low by luck as well. So the interval is that of the paired difference at a level which
-    holds for all candidates at once (Bonferroni): with it, the child is better only if the others, too, had been
-    compared and only one time in twenty any of them were wrongly called better.
+    The lowest of many losses is low partly by luck. The interval of the paired difference therefore has a level that
+    holds for all candidates at once (Bonferroni): if all candidates were compared with the control, any of them would
+    be wrongly called better only one time in twenty.
 
     Args:
         best: the chosen child.
-        control: the other one.
-        num_candidates: how many children `best` was chosen from.
-        name: what the control is called in the text.
+        control: the child to compare with.
+        num_candidates: number of children from which `best` was chosen.
+        name: name of the control in the text.
     """
     if best.architecture == control.architecture:
         return Comparison(0.0, None, {"batches": 1.0}, False, f"The best child is {name} itself.")
@@ -441,13 +443,13 @@ def _compare_with_bert(
 def _paired(
     first: RankedChild, second: RankedChild, num_comparisons: int = 1
 ) -> tuple[float, tuple[float, float] | None, float]:
-    """Difference of two losses, its interval over the batches and the p-value of no difference, for several at once.
+    """Returns the difference of two losses, its interval over batches, and the p-value for several comparisons.
 
-    A loss is a sum over batches divided by the number of masked tokens, which is the same for both children. So the
-    difference is the sum of the batches' differences over that number, and it scatters as such a sum does. What is
-    looked at is how far a batch's difference is from its share of the sum: a smaller batch, such as the last one often
-    is, differs by less without any scatter. The share is the batch's part of both children's losses, as the numbers of
-    tokens are not known by batch.
+    A loss is a sum over batches divided by the number of masked tokens, which is the same for both children. The
+    difference is thus the sum of the batches' differences divided by that number, and has the spread of such a sum.
+    The spread is estimated from how far each batch's difference is from its share of the sum: a smaller batch, as the
+    last one often is, has a smaller difference without any spread. The share of a batch is its part of both children's
+    losses, since the number of tokens per batch is unknown.
     """
     difference = first.val_loss - second.val_loss
     fewer, num_batches = sorted((len(first.batch_losses), len(second.batch_losses)))
@@ -456,7 +458,7 @@ def _paired(
             f"one child was validated on {fewer} batches and another on {num_batches}; "
             "compare children of the same validation batches"
         )
-    # Losses that are zero, as made-up ones may be, do not tell how many tokens they are means of.
+    # Losses of zero, which only made-up ones have, do not reveal the number of tokens.
     larger = max(first, second, key=lambda child: abs(child.val_loss))
     if fewer < 2 or not math.isfinite(difference) or not larger.val_loss:
         return (difference if math.isfinite(difference) else math.nan), None, math.nan
@@ -464,7 +466,7 @@ def _paired(
     pairs = list(zip(first.batch_losses, second.batch_losses, strict=True))
     differences, sums = [a - b for a, b in pairs], [a + b for a, b in pairs]
     total, whole = math.fsum(differences), math.fsum(sums)
-    # Losses below zero, which no cross-entropy has, do not tell how large a batch is.
+    # Losses below zero, which no cross-entropy has, do not reveal the size of a batch.
     shares = [part / whole for part in sums] if min(sums) > 0 else [1 / num_batches] * num_batches
     residuals = [value - share * total for value, share in zip(differences, shares, strict=True)]
     error = math.sqrt(math.fsum(r * r for r in residuals) * num_batches / (num_batches - 1)) / num_tokens
@@ -480,7 +482,7 @@ def _spread_text(
     difference: float, interval: tuple[float, float] | None, child: RankedChild, allowance: str = ""
 ) -> str:
     if interval is None:
-        return "and the spread is not known, which takes finite losses of two validation batches or more"
+        return "and the spread is unknown, since it takes finite losses on at least two validation batches"
     low, high = interval
     return (
         f"a difference of {difference:+.4f} (95% interval {low:+.4f} to {high:+.4f}, paired over "
@@ -489,15 +491,15 @@ def _spread_text(
 
 
 def _children_p_value(searched: Sequence[RankedChild], drawn: Sequence[RankedChild]) -> float:
-    """The chance that random draws in the search's place had been as much better than the random children.
+    """Returns the probability that random draws instead of the search would be at least as much better than random.
 
-    Where losses have nothing to do with operators, the children of both are draws from one urn, also those of a search
-    that looks at the losses so far. Two statistics are taken, and the smaller p-value doubled for that. Mann and
-    Whitney's U sees that most children are better. The number of the search's among the best tenth, hypergeometric,
-    sees it where a search for a low loss and a low cost asks for bad children on purpose.
+    If losses do not depend on operators, the children of both are samples from one distribution, even those of a
+    search that uses earlier losses. Two statistics are computed, and the smaller p-value is doubled to account for
+    that. The Mann-Whitney U detects that most children are better. The number of searched children among the best
+    tenth (hypergeometric) also works when a search for low loss and low cost asks for bad children on purpose.
 
-    Children that are in both lists say nothing and are left out. Of equal losses those of the random children count as
-    the better ones in the tenth.
+    Children in both lists carry no information and are excluded. In the best tenth, random children come first among
+    equal losses.
     """
     in_both = {child.architecture for child in searched} & {child.architecture for child in drawn}
     control, tested = (
@@ -511,7 +513,7 @@ def _children_p_value(searched: Sequence[RankedChild], drawn: Sequence[RankedChi
     if not control or not tested:
         return 1.0
     p_all = float(mannwhitneyu(tested, control, alternative="less").pvalue)
-    # Sorting keeps equal losses in order.
+    # Sorting is stable: random children stay ahead at equal losses.
     ranked = sorted([(loss, False) for loss in control] + [(loss, True) for loss in tested], key=lambda pair: pair[0])
     num_best = min(len(ranked), max(_MIN_NUM_BEST, len(ranked) // 10))
     num_tested = sum(is_tested for _, is_tested in ranked[:num_best])

@@ -13,7 +13,7 @@ from ..space.search_space import Architecture
 from .pareto import COST_LABELS, ReportChild, Source, distinct_children, known_cost, pareto_front
 
 
-# Markers differ as well, for those who tell no colours apart.
+# Markers differ as well, for readers who cannot tell the colors apart.
 SOURCE_STYLES: dict[Source, tuple[str, str]] = {
     "random": (ORANGE, "^"),
     "search": (BLUE, "o"),
@@ -26,7 +26,7 @@ SOURCE_NAMES: dict[Source, str] = {
     "BERT pattern": "BERT pattern",
 }
 
-# A figure of text and vectors grows with the points; a cloud of more than this many is drawn as an image inside it.
+# A vector figure grows with the number of points; more points than this are rasterized inside it.
 _VECTOR_POINTS = 300
 
 Window = tuple[float | None, float | None]
@@ -38,10 +38,10 @@ def draw_loss_against_cost(
     """Draws each evaluated child at its cost and loss, with the front, the controls, the winner and the budget.
 
     Args:
-        children: all evaluations; those without a finite loss or without the cost are left out.
-        cost: the cost's name.
+        children: all evaluations; those without a finite loss or without the cost are not drawn.
+        cost: name of the cost.
         winner: the architecture to mark.
-        windows: smallest and largest value that the budget allows of this cost; what lies outside is shaded.
+        windows: smallest and largest value of this cost that the budget allows; the area outside is shaded.
     """
     figure, axes = _figure()
     drawn = [child for child in children if known_cost(child, cost) is not None and math.isfinite(child.val_loss)]
@@ -51,7 +51,7 @@ def draw_loss_against_cost(
     _shade_outside(axes, windows)
     front = pareto_front(drawn, [cost])
     if front:
-        # To the right of a point of the front its loss can be had at any higher cost.
+        # To the right of a point on the front, its loss is available at any higher cost.
         x = [child.costs[cost] for child in front] + [axes.get_xlim()[1]]
         y = [child.val_loss for child in front] + [front[-1].val_loss]
         axes.plot(x, y, drawstyle="steps-post", color=INK, linewidth=1.2, label="Pareto front", zorder=3)
@@ -147,7 +147,7 @@ def _shade_outside(axes: Axes, windows: Sequence[Window]) -> None:
     low, high = axes.get_xlim()
     width = high - low
     bounds = [bound for window in windows for bound in window if bound is not None]
-    # A bound has room beyond it, so that its shaded side is seen; one far away would press the children together.
+    # Leave room beyond a bound to show its shaded side; a bound far away would squeeze the children together.
     near = [bound for bound in bounds if low - width <= bound <= high + width]
     low = min([low, *(bound - 0.06 * width for bound in near)])
     high = max([high, *(bound + 0.06 * width for bound in near)])
@@ -167,7 +167,7 @@ def _shade(axes: Axes, left: float, right: float, line: float) -> None:
 
 
 def _finish(figure: Figure, axes: Axes, empty: bool) -> None:
-    """Puts the legend below, where it covers no point; says so where there is nothing to see."""
+    """Puts the legend below the axes, where it covers no point, and a note in the axes if there is nothing to see."""
     if empty:
         axes.text(0.5, 0.5, "no child with a finite loss", ha="center", va="center", transform=axes.transAxes)
     handles, labels = axes.get_legend_handles_labels()
@@ -176,7 +176,7 @@ def _finish(figure: Figure, axes: Axes, empty: bool) -> None:
 
 
 def draw_history(children: Sequence[ReportChild], winner: Architecture) -> Figure:
-    """Draws the lowest loss within the budget so far against the number of evaluations, search beside random."""
+    """Draws the lowest loss within the budget so far against the number of evaluations, for search and random."""
     figure, axes = _figure()
     allowed = [child for child in children if child.in_budget and math.isfinite(child.val_loss)]
     everyone = [child for child in children if math.isfinite(child.val_loss)]
@@ -213,11 +213,11 @@ def draw_history(children: Sequence[ReportChild], winner: Architecture) -> Figur
 
 
 def draw_operators_by_layer(children: Sequence[ReportChild], share: float = 0.1) -> Figure:
-    """Draws how often the best children within the budget have each operator in each layer, beside random children.
+    """Draws how often the best children within the budget have each operator in each layer, next to random children.
 
     Args:
-        children: all evaluations; an architecture counts once in either half.
-        share: of the children within the budget that are called the best, at least one child.
+        children: all evaluations; an architecture counts once in each half.
+        share: share of the children within the budget that count as the best, at least one child.
     """
     allowed = [child for child in distinct_children(children) if child.in_budget and math.isfinite(child.val_loss)]
     best = sorted(allowed, key=lambda child: (child.val_loss, child.architecture))[: math.ceil(share * len(allowed))]

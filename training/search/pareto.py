@@ -1,4 +1,4 @@
-"""Children that a search has evaluated, with their costs, and the ones that no other child beats: the Pareto front."""
+"""Children that a search has evaluated, with their costs, and those that no other child beats: the Pareto front."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from ..supernet.journal import RankedChild
 
 
 Source = Literal["search", "random", "BERT pattern"]
-# The front in the loss and all costs together, beside the fronts in the loss and one cost, which have the cost's name.
+# The front in the loss and all costs together; the fronts in the loss and one cost have the cost's name.
 ALL_OBJECTIVES = "all"
 
 COST_LABELS = {
@@ -28,13 +28,13 @@ class ReportChild:
     """One evaluation of a child, as the report of a search shows it.
 
     Attributes:
-        architecture: one operator name a layer.
-        val_loss: validation loss with the weights of the super-net, lower is better; may be not finite.
-        val_accuracy: share of the masked validation tokens predicted right.
-        costs: by name, lower is better; a cost that is not known is left out.
-        source: who asked for it.
+        architecture: one operator name per layer.
+        val_loss: validation loss with the weights of the super-net, lower is better; may be non-finite.
+        val_accuracy: share of the masked validation tokens predicted correctly.
+        costs: costs by name, lower is better; unknown costs are missing.
+        source: the part of the search that requested the evaluation.
         order: number of the evaluation among those of its source, from 1.
-        in_budget: whether the budget allows it.
+        in_budget: whether the budget allows the child.
     """
 
     architecture: Architecture
@@ -53,14 +53,14 @@ def report_children(
     costs: Mapping[str, Callable[[Architecture], float]],
     allows: Callable[[Architecture], bool],
 ) -> list[ReportChild]:
-    """Returns the evaluations of a search and of its controls, in the order in which each of them was made.
+    """Returns the evaluations of a search and of its controls, each in the order in which they were made.
 
     Args:
-        searched: what the searcher asked for.
-        random: the uniform random control.
-        bert_pattern: the BERT pattern nearest in cost, `None` where the space has none.
-        costs: what gives a child's cost, by the cost's name.
-        allows: whether the budget allows a child.
+        searched: the children that the searcher asked for.
+        random: the children of the uniform random control.
+        bert_pattern: the BERT pattern nearest in cost, `None` if the space has none.
+        costs: functions that return a child's cost, by the name of the cost.
+        allows: returns whether the budget allows a child.
     """
     found: list[tuple[Source, Sequence[RankedChild]]] = [
         ("search", searched),
@@ -96,17 +96,17 @@ def cost_names(children: Iterable[ReportChild]) -> list[str]:
 
 
 def known_cost(child: ReportChild, name: str) -> float | None:
-    """Returns a cost of the child, `None` where it is not known or not finite."""
+    """Returns a cost of the child, `None` if it is unknown or not finite."""
     value = child.costs.get(name)
     return value if value is not None and math.isfinite(value) else None
 
 
 def pareto_front(children: Iterable[ReportChild], names: Sequence[str]) -> list[ReportChild]:
-    """Returns the children that no other one beats in validation loss and the named costs, cheapest first.
+    """Returns the children that no other child beats in validation loss and the named costs, cheapest first.
 
-    A child is beaten by one that is nowhere worse and somewhere better. Equal children do not beat each other, and an
-    architecture stands in the front once. Children whose loss is not finite, or that lack one of the costs, are left
-    out.
+    A child is beaten by one that is worse in no respect and better in at least one. Equal children do not beat each
+    other, and an architecture appears in the front once. Children whose loss is not finite, or that lack one of the
+    costs, are excluded.
     """
     points: dict[Architecture, tuple[tuple[float, ...], ReportChild]] = {}
     for child in children:
@@ -114,7 +114,7 @@ def pareto_front(children: Iterable[ReportChild], names: Sequence[str]) -> list[
         if math.isfinite(child.val_loss) and None not in costs:
             values = (*(cost for cost in costs if cost is not None), child.val_loss)
             points.setdefault(child.architecture, (values, child))
-    # Only a point that comes earlier in this order can beat a point, so the front never has to be looked at again.
+    # A point can only be beaten by an earlier one in this order, so points on the front never have to be removed.
     ordered = sorted(points.values(), key=lambda point: (point[0], point[1].architecture))
     front = np.empty((len(points), len(names) + 1))
     kept: list[ReportChild] = []
@@ -127,16 +127,16 @@ def pareto_front(children: Iterable[ReportChild], names: Sequence[str]) -> list[
 
 
 def pareto_fronts(children: Sequence[ReportChild]) -> dict[str, list[ReportChild]]:
-    """Returns the front in loss and each cost, under the cost's name, and the one in all objectives together."""
+    """Returns the front in loss and each cost, by the cost's name, and the front in all objectives together."""
     names = cost_names(children)
     fronts = {name: pareto_front(children, [name]) for name in names}
     return {**fronts, ALL_OBJECTIVES: pareto_front(children, names)}
 
 
 def format_cost(name: str, value: float | None) -> str:
-    """Returns a cost rounded for a table, with the unit where the label of the cost does not say it."""
+    """Returns a cost rounded for a table, with its unit if the label of the cost does not include it."""
     if value is None or not math.isfinite(value):
-        return "not known"
+        return "unknown"
     if name == "num_parameters" and value >= 1e6:
         return f"{value / 1e6:.2f}M"
     if name == "flops":

@@ -35,15 +35,15 @@ PAGE_NAME = "report.html"
 
 @dataclass(frozen=True)
 class WinnerLatency:
-    """The winner's latency as the table of operators predicts it, beside what the whole child took.
+    """The winner's latency, as predicted from the table of operators and as measured on the whole child.
 
     Attributes:
         predicted_ms: sum over the table.
-        measured_ms: median of the whole child, `None` where it was not measured.
-        interval_ms: lower and upper end of the measurement.
-        conditions: device, threads, batch and length, in words.
-        warnings: why the figures are not to be trusted; empty where they are.
-        held_out: how far the table misses whole children, in words.
+        measured_ms: median latency of the whole child, `None` if it was not measured.
+        interval_ms: lower and upper end of the interval of the measurement.
+        conditions: device, threads, batch and length as text.
+        warnings: reasons not to trust the figures; empty if there are none.
+        held_out: the error of the table on whole children, as text.
     """
 
     predicted_ms: float
@@ -56,16 +56,16 @@ class WinnerLatency:
 
 @dataclass(frozen=True)
 class Report:
-    """What the report of a search says.
+    """The contents of a search report.
 
     Attributes:
-        children: every evaluation, of the search and of its controls (`pareto.report_children`).
+        children: all evaluations of the search and of its controls (`pareto.report_children`).
         winner: the architecture that the search returned, one of the children.
-        budget: the budget in words.
+        budget: the budget as text.
         windows: (name of the cost, smallest, largest value allowed), for the figures.
-        comparisons: what the winner was compared with, and the result in words.
-        latency: of the winner.
-        facts: how it was made, such as super-net, seeds and versions, by what they are called.
+        comparisons: for each control that the winner was compared with, the result as text.
+        latency: latency of the winner.
+        facts: conditions of the search, such as super-net, seeds and versions, by name.
         title: heading of the page.
     """
 
@@ -81,8 +81,8 @@ class Report:
     def __post_init__(self) -> None:
         if not any(child.architecture == self.winner for child in self.children):
             raise ValueError(
-                f"the winner {format_architecture(self.winner)!r} is none of the {len(self.children):,} children of "
-                "the report; give its evaluation with them"
+                f"the winner {format_architecture(self.winner)!r} is not among the {len(self.children):,} children of "
+                "the report; add its evaluation"
             )
 
     @property
@@ -92,7 +92,7 @@ class Report:
 
     @property
     def answer(self) -> str:
-        """What was found, in a sentence."""
+        """The found encoder in one sentence."""
         child = self.winning_child
         costs = [f"{COST_LABELS.get(name, name)} {_exact_cost(name, known_cost(child, name))}" for name in self.names]
         found = " and ".join(SOURCE_NAMES[source] for source in self.finders[self.winner])
@@ -104,7 +104,7 @@ class Report:
 
     @cached_property
     def finders(self) -> dict[Architecture, list[Source]]:
-        """Who asked for each architecture: the search and a control can find the same child."""
+        """The sources that found each architecture: the search and a control can find the same child."""
         found: dict[Architecture, list[Source]] = {}
         for child in self.children:
             sources = found.setdefault(child.architecture, [])
@@ -114,17 +114,17 @@ class Report:
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of the costs that are known."""
+        """The names of the known costs."""
         return cost_names(self.children)
 
     @cached_property
     def fronts(self) -> dict[str, list[ReportChild]]:
-        """The Pareto fronts by cost, and the one of all of them together."""
+        """The Pareto fronts by cost, and the front in all costs together."""
         return pareto_fronts(self.children)
 
     @cached_property
     def fronts_of(self) -> dict[Architecture, list[str]]:
-        """The fronts that each architecture on one of them stands on."""
+        """The fronts of each architecture that is on at least one."""
         found: dict[Architecture, list[str]] = {}
         for name, front in self.fronts.items():
             for child in front:
@@ -133,7 +133,7 @@ class Report:
 
     @cached_property
     def children_on_fronts(self) -> list[ReportChild]:
-        """The children that stand on at least one of the fronts, the lowest validation loss first."""
+        """The children on at least one of the fronts, by ascending validation loss."""
         kept = distinct_children(child for front in self.fronts.values() for child in front)
         return sorted(kept, key=lambda child: (child.val_loss, child.architecture))
 
@@ -144,8 +144,8 @@ def write_report(report: Report, output_dir: str | Path) -> dict[str, Path]:
     Each file is written under a temporary name and renamed; files of an earlier report are replaced.
 
     Args:
-        report: what to tell.
-        output_dir: the folder, made where it is missing.
+        report: the report to write.
+        output_dir: the folder, created if missing.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def write_report(report: Report, output_dir: str | Path) -> dict[str, Path]:
     }
     rows = _rows(report, report.children)
     front_rows = _rows(report, report.children_on_fronts)
-    # Floats in full precision; what is not known stays empty.
+    # Floats in full precision; unknown values stay empty.
     write_csv(paths["children"], list(rows[0]), [list(row.values()) for row in rows])
     write_csv(paths["pareto"], list(rows[0]), [list(row.values()) for row in front_rows])
     write_json(paths["pareto_json"], {"budget": report.budget, "children": [_json_row(row) for row in front_rows]})
@@ -191,7 +191,7 @@ def _rows(report: Report, children: Iterable[ReportChild]) -> list[dict[str, Cel
 
 
 def _json_row(row: dict[str, Cell]) -> dict[str, object]:
-    # JSON has no number that is not finite.
+    # JSON has no non-finite numbers.
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }
@@ -199,11 +199,12 @@ def _json_row(row: dict[str, Cell]) -> dict[str, object]:
 
 
 def pareto_table(report: Report, num_rows: int = 20) -> str:
-    """Returns the children on the Pareto fronts as a Markdown table, the lowest validation loss first.
+    """Returns the children on the Pareto fronts as a Markdown table, by ascending validation loss.
 
     Args:
-        report: what to tell.
-        num_rows: rows at most; where there are more a sentence says how many. The winner is always among them.
+        report: the report to show.
+        num_rows: maximum number of rows; a sentence says how many children there are if more. The winner is always
+            included.
     """
     kept = report.children_on_fronts
     shown = kept[:num_rows]
@@ -244,7 +245,7 @@ def _loss(value: float) -> str:
 
 
 def _front_names(report: Report, child: ReportChild) -> str:
-    """The fronts that a child is on; the one in all objectives counts beside those of several costs only."""
+    """Returns the fronts that a child is on; the front in all objectives is named only if there are several costs."""
     on_front = report.fronts_of.get(child.architecture, [])
     labels = {**COST_LABELS, ALL_OBJECTIVES: "all together" if len(report.fronts) > 1 else "loss alone"}
     if len(report.fronts) == 2:
@@ -256,7 +257,7 @@ Figures = dict[str, tuple[Figure, str]]
 
 
 def _figures(report: Report) -> Figures:
-    """Each figure by its file's name, with the text that stands for it where it is not seen."""
+    """Returns each figure by its file name, with its alternative text."""
     windows: dict[str, list[Window]] = {}
     for name, minimum, maximum in report.windows:
         windows.setdefault(name, []).append((minimum, maximum))
@@ -277,14 +278,14 @@ def _figures(report: Report) -> Figures:
     )
     figures["operators_by_layer"] = (
         draw_operators_by_layer(report.children),
-        "Share of each operator in each layer among the best children within the budget, beside its share among "
+        "Share of each operator in each layer among the best children within the budget, next to its share among "
         "random ones.",
     )
     return figures
 
 
 def _file_name(name: str, index: int) -> str:
-    """The cost's name where a file may have it."""
+    """Returns the name of the cost if it can be part of a file name, else a number."""
     return name if name.replace("_", "").isalnum() and name.isascii() else f"cost_{index}"
 
 
@@ -304,7 +305,7 @@ def _page(report: Report, figures: Figures) -> str:
 
 
 def _breakable(text: str) -> str:
-    """Escaped text that a narrow screen may break after a comma."""
+    """Returns escaped text that narrow screens may break after a comma."""
     return html.escape(text).replace(",", ",<wbr>")
 
 
@@ -360,8 +361,8 @@ def _latency(latency: WinnerLatency | None) -> str:
             measured += f"; the prediction is off by {100 * error:+.1f}%"
     rows = [("predicted from the table of operators", f"{latency.predicted_ms:.3f} ms"), ("measured whole", measured)]
     rows += [("conditions", latency.conditions)] if latency.conditions else []
-    rows += [("of the table", latency.held_out)] if latency.held_out else []
-    rows += [("not to be trusted", warning) for warning in latency.warnings]
+    rows += [("error of the table", latency.held_out)] if latency.held_out else []
+    rows += [("warning", warning) for warning in latency.warnings]
     return _key_value_table("Latency of the winner", rows)
 
 
@@ -374,7 +375,7 @@ def _pareto_html(report: Report) -> str:
     header = "".join(f'<th scope="col">{html.escape(label)}</th>' for label in labels)
     body = "".join(_pareto_row(report, child) for child in kept)
     return (
-        "<p>The evaluated children that no other evaluated child beats, the lowest loss first.</p>\n"
+        "<p>The evaluated children that no other evaluated child beats, by ascending loss.</p>\n"
         '<div class="wide tall" role="region" aria-label="Pareto table" tabindex="0"><table class="sortable">\n'
         f"<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
     )
@@ -395,7 +396,7 @@ def _pareto_row(report: Report, child: ReportChild) -> str:
 
 
 def _figure_html(figure: Figure, alt: str) -> str:
-    # As an image and not inline: the names inside one drawing would clash with those of the next.
+    # As an image, not inline: the ids inside one drawing would clash with those of the next.
     data = base64.b64encode(render(figure, "svg")).decode()
     text = html.escape(alt)
     source = f"data:image/svg+xml;base64,{data}"
@@ -439,7 +440,7 @@ figure { margin: 0 } img { display: block; width: 100%; max-height: 46rem; objec
 figcaption { font-size: .875rem }
 """
 
-# The table is in order of the loss without it; a click on a column's name sorts by that column.
+# Without the script the table is sorted by loss; with it, a click on a column's name sorts by that column.
 _SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], headers = [...table.tHead.rows[0].cells];
@@ -464,7 +465,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 """
 
-# The policy lets the browser load nothing but what stands in the file itself.
+# The policy lets the browser load nothing except what is in the file itself.
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>

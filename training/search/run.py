@@ -1,4 +1,4 @@
-"""The run of a search: a trained super-net, a budget, and the folder that holds the winner and the proof."""
+"""Search runs: a trained super-net, a budget, and the folder with the winner and the evidence for it."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -48,17 +48,17 @@ _OF_THE_SUPERNET = ("sampler", "alignment", "alignment_weight", "steps", "seed")
 
 @bars_off()
 def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[str, Any]:
-    """Searches the children of a super-net under a budget and returns the result, with the controls beside the winner.
+    """Searches the children of a super-net under a budget and returns the result, with the winner and the controls.
 
-    The folder then holds `model/` (the winner with the super-net's weights), report.html and its tables and figures,
-    journal.jsonl and result.json. A search that was stopped is continued, one that has ended returns its result.
+    The folder then contains `model/` (the winner with the super-net's weights), report.html with its tables and
+    figures, journal.jsonl and result.json. A stopped search is resumed; a finished one returns its result.
 
     Args:
         settings: the super-net, the budget and how to search.
-        output_dir: the run's folder.
+        output_dir: folder of the run.
 
     Raises:
-        InfeasibleBudgetError: no child is within the budget; nothing has been evaluated then.
+        InfeasibleBudgetError: no child is within the budget; nothing has been evaluated.
         ValueError: the settings contradict one another, or the folder holds another run.
     """
     output_dir = Path(output_dir)
@@ -112,21 +112,21 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
                 "table": pareto_table(report),
             }
         run.finish(record)
-    # What the winner was measured with is known to the rank that wrote it.
+    # Only the rank that wrote the result knows how the winner was measured.
     finished = read_result(output_dir)
     assert finished is not None
     return finished
 
 
 def searched_space(settings: SearchSettings, config: MagicConfig) -> SearchSpace:
-    """Returns the children to search among: those that shrinking has left in the super-net's run, or all of them.
+    """Returns the space to search: the one that shrinking has left in the super-net's run, or the whole space.
 
     Raises:
-        ValueError: shrinking has left a single child, or the model is a single child, not a super-net.
+        ValueError: shrinking has left a single child, or the model is a single child instead of a super-net.
     """
     if not config.is_supernet:
         raise ValueError(
-            f"{settings.supernet} holds one child; search in a super-net, as `magic-nas pretrain` makes it"
+            f"{settings.supernet} contains a single child; give a super-net that `magic-nas pretrain` has trained"
         )
     record = read_result(Path(settings.supernet))
     if record is None or settings.full_space:
@@ -134,8 +134,8 @@ def searched_space(settings: SearchSettings, config: MagicConfig) -> SearchSpace
     space = SearchSpace.from_json(record["space"])
     if space.size == 1:
         raise ValueError(
-            f"shrinking has left one child in {settings.supernet}, so that nothing is left to search; train without "
-            f"--shrink, or search all operators that it once had with --set full_space=true"
+            f"shrinking has left one child in {settings.supernet}, so there is nothing to search; train without "
+            f"--shrink, or search all of its original operators with --set full_space=true"
         )
     return space
 
@@ -143,7 +143,7 @@ def searched_space(settings: SearchSettings, config: MagicConfig) -> SearchSpace
 def make_searcher(
     settings: SearchSettings, space: SearchSpace, budget: Budget, costs: Sequence[AdditiveCost]
 ) -> Searcher:
-    """Returns the searcher that the settings name; "pareto" takes the limited costs, or parameters, as objectives."""
+    """Returns the searcher named in the settings; "pareto" uses the limited costs, or parameters, as objectives."""
     within = BudgetedSpace(space, budget)
     if settings.searcher == "random":
         return RandomSearcher(within, settings.seed, settings.population_size)
@@ -154,21 +154,21 @@ def make_searcher(
 
 
 def check_exported(folder: Path, limits: BudgetSettings) -> None:
-    """Counts the costs of a model again on its files; raises a ValueError where they are not within the limits."""
+    """Recomputes the costs of an exported model; raises a ValueError if they are not within the limits."""
     model = AutoModelForMaskedLM.from_pretrained(folder)
     architecture = model.config.chain
     counted = count_parameters(model.config, architecture, head="mlm")
     if model.num_parameters() != counted:
         raise ValueError(
-            f"the model in {folder} has {model.num_parameters():,} parameters, not the {counted:,} that its "
-            f"architecture was searched with; its files are not to be used"
+            f"the model in {folder} has {model.num_parameters():,} parameters, but the search counted {counted:,} for "
+            f"its architecture; do not use its files"
         )
     if not (budget := budget_of(model.config, limits)).allows(architecture):
-        raise ValueError(f"the model in {folder} is not within {budget}; its files are not to be used")
+        raise ValueError(f"the model in {folder} is not within {budget}; do not use its files")
 
 
 def _search_record(settings: SearchSettings, config: MagicConfig, found: SearchResult) -> dict[str, Any]:
-    """What the manifest of an export tells: the training of the super-net, where it is known, and the search in it."""
+    """Returns the record for an export's manifest: the training of the super-net, if known, and the search."""
     trained = read_result(Path(settings.supernet)) or {}
     winner = found.winner
     return {
@@ -205,9 +205,9 @@ def _export_winner(
 def _winner_latency(
     settings: BudgetSettings, folder: Path, architecture: Architecture
 ) -> tuple[WinnerLatency | None, str]:
-    """The winner measured whole, beside what the table of operators predicts, for the page and in words.
+    """Returns the latency of the whole winner, measured and as predicted by the table, for the page and as text.
 
-    `None` and an empty text where there is no table.
+    Returns `None` and an empty text if there is no table.
     """
     if settings.latency_table is None:
         return None, ""
@@ -215,11 +215,11 @@ def _winner_latency(
     predicted, conditions = table.predict_ms(architecture), f"{table.settings}; {table.device_name}"
     latency = WinnerLatency(predicted, None, None, conditions, table.warnings, table.held_out_text)
     if not table.is_of_this_device():
-        # A search may run on another machine than the one that the encoder is meant for.
-        elsewhere = f"predicted {predicted:.3f} ms; not measured whole, as {table.device_name} is not here"
+        # A search may run on a machine other than the one that the encoder is meant for.
+        elsewhere = f"predicted {predicted:.3f} ms; not measured, because this device is not {table.device_name}"
         return latency, f"{table.summary()}\nLatency: {elsewhere}"
     model = AutoModelForMaskedLM.from_pretrained(folder)
-    # What was exported has no layer where it skips one.
+    # The exported model has no layers for SKIP.
     measured = table.measure_child(model, model.config.chain)
     timing = measured.latency
     latency = replace(
@@ -262,7 +262,7 @@ def _report(
 
 
 def search_summary(result: dict[str, Any]) -> str:
-    """Returns the Pareto table of a finished search and what its winner is worth, as text."""
+    """Returns the Pareto table of a finished search and the comparison of its winner, as text."""
     parts = [result["table"], result["search"]["summary"], result["latency_text"]]
     return "\n\n".join(part for part in parts if part)
 
@@ -271,15 +271,15 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
     """Returns the best children within a budget among those that a search has evaluated, as a Markdown table.
 
     Args:
-        search_run: the folder of a search, finished or not; only its journal is read.
-        limits: the budget, which may be another than the search's.
-        top: how many children.
+        search_run: folder of a search, finished or not; only its journal is read.
+        limits: the budget, which may differ from that of the search.
+        top: number of children to return.
 
     Raises:
-        ValueError: the folder holds no search, or none of its children is within the budget.
+        ValueError: the folder does not contain a search, or none of its children is within the budget.
     """
     if not (Path(search_run) / RUN_NAME).is_file() or "supernet" not in (found := read_settings(search_run)):
-        raise ValueError(f"{search_run} holds no search; name the --output-dir of `magic-nas search`")
+        raise ValueError(f"{search_run} does not contain a search; give the --output-dir of `magic-nas search`")
     settings = settings_from(SearchSettings, found)
     config = load_preset(supernet_folder(settings.supernet))
     budget, costs = budget_of(config, limits), costs_of(config, limits)
@@ -298,7 +298,7 @@ def best_table(search_run: str | Path, limits: BudgetSettings, top: int = 5) -> 
         BudgetedSpace(searched_space(settings, config), budget).check()
         raise ValueError(
             f"none of the {counted_children(len(evaluated))} that were evaluated is within {budget}, but such "
-            f"children exist; search with that budget and the same --journal"
+            f"children exist; search with this budget and the same --journal"
         )
     names = [cost.name for cost in costs]
     rows = [

@@ -1,9 +1,10 @@
-"""Searchers: which children of a budgeted space to evaluate next, given the losses of those before.
+"""Searchers: which children of a budgeted space to evaluate next, given the losses of earlier ones.
 
-A searcher has two methods. `ask()` returns the next children, all within the budget and none asked before; an empty
-list ends the search. `tell(ranked)` takes their losses. Everything random comes from a generator of the searcher's
-own, so that the same seed and the same answers make the same children: a search that was stopped is run again, and the
-journal answers what had been evaluated. `compare.search_children` runs them, and any object with the two methods fits.
+A searcher has two methods. `ask()` returns the next children, all within the budget and none asked for before; an
+empty list ends the search. `tell(ranked)` takes their losses. All random choices come from the searcher's own
+generator, so the same seed and the same losses give the same children: a stopped search is simply run again, and the
+journal returns what was already evaluated. `compare.search_children` runs searchers; any object with these two methods
+can be used.
 """
 
 import math
@@ -28,37 +29,37 @@ from ..space.search_space import Architecture, SearchSpace
 from ..supernet.journal import RankedChild
 
 
-# Draws after which a parent, or a pair of them, is given up for having no new child.
+# Draws after which a parent, or a pair of parents, is assumed to have no new child.
 _DRAWS_PER_PARENTS = 4
-# Draws from the whole space, each new with a chance of a half or more, after which the children left are listed.
+# Draws from the whole space, each new with probability 1/2 or more, after which the remaining children are listed.
 _DRAWS_BEFORE_LISTING = 64
-# A space of no more children than this is filtered child by child, a larger one is split by the operators of a layer.
+# A space with at most this many children is filtered child by child; a larger one is split by a layer's operators.
 _FILTERED_SIZE = 256
 
 
 class Searcher(Protocol):
-    """What `search` runs; a searcher of one's own needs no more than these two methods."""
+    """Interface of a searcher; a custom searcher needs only these two methods."""
 
     def ask(self) -> Sequence[Architecture]:
         """Returns the next children to evaluate, all within the budget; an empty list ends the search."""
 
     def tell(self, ranked: Sequence[RankedChild], /) -> None:
-        """Takes the losses of the children that were asked, or of the first of them where the search ends there."""
+        """Takes the losses of the children that were asked for, or of the first of them if the search ends there."""
 
 
 def rank_key(child: RankedChild) -> tuple[bool, float, Architecture]:
-    """Returns the key that puts the best child first: finite losses before others, the lower, then by architecture."""
+    """Returns a sort key that puts the best child first: finite losses before others, lower losses, architecture."""
     is_finite = math.isfinite(child.val_loss)
     return not is_finite, child.val_loss if is_finite else 0.0, child.architecture
 
 
 class RandomSearcher:
-    """Uniform random search within the budget, without repeats, until all children have been asked.
+    """Uniform random search within the budget, without repeats, until all children have been asked for.
 
     Args:
         space: the children within the budget.
-        seed: of the searcher's own generator.
-        batch_size: children asked at a time.
+        seed: seed of the searcher's own generator.
+        batch_size: number of children asked for at a time.
     """
 
     def __init__(self, space: BudgetedSpace, seed: int, batch_size: int = 50) -> None:
@@ -68,38 +69,39 @@ class RandomSearcher:
         self._new = _NewChildren(space, random.Random(seed))
 
     def ask(self) -> list[Architecture]:
-        """Returns the next children; an empty list when all within the budget have been asked."""
+        """Returns the next children; an empty list when all within the budget have been asked for."""
         return self._new.draw_many(self.batch_size)
 
     def tell(self, ranked: Sequence[RankedChild]) -> None:
-        """Takes children that need not be asked any more; random search does not look at their losses."""
+        """Takes evaluated children, so that they are not asked for again; random search ignores their losses."""
         self._new.learn(ranked)
 
 
 class EvolutionSearcher:
-    """Evolution inside the budget: crossover and mutation of the best children, in the way of SPOS, with ageing.
+    """Evolution within the budget: crossover and mutation of the best children, as in SPOS, with aging.
 
-    The first `population_size` children are uniform within the budget. Of each later generation half come from
-    crossover and half from mutation of the `num_parents` best children. A crossover is a uniform draw among the
-    children within the budget that take each layer from one of two parents. A mutation frees each layer of a parent
-    with `mutation_probability` and draws uniformly among the children within the budget that keep the other layers.
-    Where two parents have no new child between them, the place goes to a mutation, and where that fails too, to a
-    child drawn uniformly among all that have not been asked.
+    The first `population_size` children are uniform within the budget. In each later generation, half of the children
+    come from crossover and half from mutation of the `num_parents` best children. A crossover is a uniform draw among
+    the children within the budget that take each layer from one of two parents. A mutation frees each layer of a
+    parent with `mutation_probability` and draws uniformly among the children within the budget that keep the other
+    layers. If a crossover finds no new child, a mutation is tried instead; if that fails too, a child is drawn
+    uniformly among all that have not been asked for.
 
     SPOS draws until a child is within the budget and new; here every draw is within the budget, and the number of
-    draws has a bound.
+    draws is bounded.
 
     Args:
         space: the children within the budget.
-        seed: of the searcher's own generator.
-        population_size: children of the first generation, and how many are alive later on.
-        generation_size: children of each later generation; few learn from one another sooner, many share more of their
-            bottoms in the evaluator.
-        num_parents: how many of the best have children of their own.
-        mutation_probability: of each layer to become free; at least one does.
-        regularized: whether the oldest die (Real et al., 2019): parents are then the best of the `population_size`
-            children that were evaluated last. Without it they are the best of all, as in SPOS, and a lucky child stays
-            a parent for ever; on planted scores that ended in worse children where a part of the score was luck.
+        seed: seed of the searcher's own generator.
+        population_size: size of the first generation, and the number of children alive later.
+        generation_size: size of each later generation. Small generations learn from one another sooner; large ones
+            share more of their bottoms in the evaluator.
+        num_parents: number of best children that become parents.
+        mutation_probability: probability of each layer to be freed; at least one layer is.
+        regularized: whether the oldest children die (Real et al., 2019), so that parents are the best of the
+            `population_size` children that were evaluated last. Without it parents are the best of all children, as in
+            SPOS, and a lucky child stays a parent forever; on planted scores with a random part this gave worse
+            children.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class EvolutionSearcher:
         self._population: deque[RankedChild] = deque(maxlen=population_size if regularized else None)
 
     def ask(self) -> list[Architecture]:
-        """Returns the next generation; an empty list when all children within the budget have been asked."""
+        """Returns the next generation; an empty list when all children within the budget have been asked for."""
         if not self._population:
             return self._new.draw_many(self.population_size)
         parents = [child.architecture for child in sorted(self._population, key=rank_key)[: self.num_parents]]
@@ -138,7 +140,7 @@ class EvolutionSearcher:
         return [child for child in generation if child is not None]
 
     def tell(self, ranked: Sequence[RankedChild]) -> None:
-        """Takes the losses of children; one whose loss is not finite is a parent after all others only."""
+        """Takes the losses of children; a child with a non-finite loss becomes a parent only after all others."""
         self._population.extend(self._new.learn(ranked))
 
     def _cross(self, parents: Sequence[Architecture]) -> Architecture | None:
@@ -150,18 +152,18 @@ class EvolutionSearcher:
 
 
 class ParetoSearcher:
-    """NSGA-II inside the budget: validation loss against one or several costs, all to be low.
+    """NSGA-II within the budget: minimizes validation loss and one or several costs.
 
-    pymoo selects parents by tournament and survivors by rank and crowding; children come from our crossover and
-    mutation, which are `EvolutionSearcher`'s, one after the other. A child whose loss is not finite counts as one that
-    breaks a constraint, so that it never ranks before one with a finite loss.
+    pymoo selects parents by tournament and survivors by rank and crowding. Children come from the crossover and then
+    the mutation of `EvolutionSearcher`. A child with a non-finite loss counts as violating a constraint, so it never
+    ranks above one with a finite loss.
 
     Args:
         space: the children within the budget.
-        seed: of the searcher's own generator and of pymoo's.
-        objectives: costs beside the validation loss.
-        population_size: children of the first generation, and how many survive.
-        generation_size: children of each later generation.
+        seed: seed of the searcher's own generator and of pymoo's.
+        objectives: costs to minimize in addition to the validation loss.
+        population_size: size of the first generation, and the number of survivors.
+        generation_size: size of each later generation.
     """
 
     def __init__(
@@ -174,7 +176,7 @@ class ParetoSearcher:
     ) -> None:
         _check_at_least_one(population_size=population_size, generation_size=generation_size)
         if not objectives:
-            raise ValueError("objectives is empty; name one cost or more beside the loss, or take EvolutionSearcher")
+            raise ValueError("objectives is empty; give at least one cost besides the loss, or use EvolutionSearcher")
         space.check()
         self.space = space
         self.objectives = tuple(objectives)
@@ -193,14 +195,14 @@ class ParetoSearcher:
         self._algorithm.setup(problem, seed=rng.getrandbits(32), termination=NoTermination())
 
     def ask(self) -> list[Architecture]:
-        """Returns the next generation; an empty list when all children within the budget have been asked."""
+        """Returns the next generation; an empty list when all children within the budget have been asked for."""
         if not self._new.num_left:
             return []
         self._algorithm.n_offsprings = min(self.generation_size, self._new.num_left)
         return [self._codes.decode(individual.X) for individual in self._algorithm.ask()]
 
     def tell(self, ranked: Sequence[RankedChild]) -> None:
-        """Takes the losses of children and lets NSGA-II choose who survives."""
+        """Takes the losses of children and lets NSGA-II choose the survivors."""
         ranked = self._new.learn(ranked)
         if not ranked:
             return
@@ -216,7 +218,7 @@ class ParetoSearcher:
 
 
 class _Codes:
-    """Architectures as whole numbers, the place of each operator among its layer's candidates, and back."""
+    """Converts architectures to integers, the index of each operator among its layer's candidates, and back."""
 
     def __init__(self, space: SearchSpace) -> None:
         self._candidates = space.candidates
@@ -244,7 +246,7 @@ class _PymooCrossover(Crossover):
         self._new, self._codes = new, codes
 
     def _do(self, problem: Problem, parents: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
-        # Parents are of shape (2, matings, layers), their children of shape (1, matings, layers).
+        # Parents have the shape (2, matings, layers), their children (1, matings, layers).
         return np.array([[self._cross(first, second) for first, second in zip(*parents, strict=True)]])
 
     def _cross(self, first: np.ndarray, second: np.ndarray) -> list[int]:
@@ -254,7 +256,7 @@ class _PymooCrossover(Crossover):
 
 
 class _PymooMutation(Mutation):
-    """Makes every child one that has not been asked, so that no duplicates are left for pymoo to delete."""
+    """Mutates children into ones that have not been asked for, which leaves pymoo no duplicates to delete."""
 
     def __init__(self, new: "_NewChildren", codes: _Codes) -> None:
         super().__init__()
@@ -265,12 +267,12 @@ class _PymooMutation(Mutation):
 
     def _mutate(self, child: Architecture) -> Architecture:
         mutated = self._new.mutate(child, 1 / len(child)) or self._new.draw()
-        assert mutated is not None, "more children were asked than are left"
+        assert mutated is not None, "more children were requested than are left"
         return mutated
 
 
 class _NewChildren:
-    """The children within the budget that have not been asked yet: counted, drawn and bred."""
+    """Counts, draws and breeds the children within the budget that have not been asked for yet."""
 
     def __init__(self, space: BudgetedSpace, rng: random.Random) -> None:
         self.space = space
@@ -283,14 +285,14 @@ class _NewChildren:
         return self.space.size - len(self._taken)
 
     def learn(self, ranked: Sequence[RankedChild]) -> list[RankedChild]:
-        """Returns the children within the budget among `ranked`, which are new no more, whoever had asked them."""
+        """Returns the children in `ranked` within the budget; they no longer count as new, whoever asked for them."""
         within = [child for child in ranked if child.architecture in self.space]
         self._taken.update(child.architecture for child in within)
         return within
 
     def draw(self) -> Architecture | None:
-        """Returns a uniformly drawn child, `None` when none is left."""
-        # As long as half of the children are left, a draw finds one of them with a chance of a half.
+        """Returns a uniformly drawn child, or `None` if none is left."""
+        # As long as half of the children are left, a draw finds one of them with probability 1/2.
         if 2 * len(self._taken) < self.space.size and (child := self.draw_from(self.space, _DRAWS_BEFORE_LISTING)):
             return child
         if self._remaining is None:
@@ -302,12 +304,12 @@ class _NewChildren:
         return None
 
     def draw_many(self, num_children: int) -> list[Architecture]:
-        """Returns as many uniformly drawn children, or all that are left."""
+        """Returns `num_children` uniformly drawn children, or all that are left."""
         drawn = (self.draw() for _ in range(min(num_children, self.num_left)))
         return [child for child in drawn if child is not None]
 
     def draw_from(self, space: BudgetedSpace, num_draws: int = _DRAWS_PER_PARENTS) -> Architecture | None:
-        """Returns a child of a part of the space, `None` where `num_draws` draws find no new one."""
+        """Returns a new child of a part of the space, or `None` if `num_draws` draws find none."""
         for _ in range(num_draws):
             if self._take(child := space.sample(self.rng)):
                 return child
@@ -316,12 +318,12 @@ class _NewChildren:
     def between(self, first: Architecture, second: Architecture) -> BudgetedSpace | None:
         """Returns the children within the budget that take each layer from one of two parents.
 
-        `None` where only the parents themselves are known to be within it.
+        Returns `None` if only the parents themselves are known to be within it.
         """
         return self._part(tuple((a,) if a == b else (a, b) for a, b in zip(first, second, strict=True)))
 
     def mutate(self, parent: Architecture, probability: float) -> Architecture | None:
-        """Returns a child in which each layer was free with a probability, `None` where some tries find no new one."""
+        """Returns a new child, each layer freed with the given probability, or `None` if a few tries find none."""
         candidates = self.space.space.candidates
         choices = [layer for layer, names in enumerate(candidates) if len(names) > 1]
         for _ in range(_DRAWS_PER_PARENTS if choices else 0):
@@ -345,7 +347,7 @@ class _NewChildren:
 
 
 def _children_of(space: BudgetedSpace) -> Iterator[Architecture]:
-    """Yields every child within the budget once; parts of the space that hold none are not walked."""
+    """Yields every child within the budget once, skipping parts of the space without any."""
     if space.space.size <= _FILTERED_SIZE:
         yield from (child for child in space.space.children() if child in space)
     elif space.size:

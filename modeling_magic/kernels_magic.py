@@ -139,7 +139,7 @@ class Packing(NamedTuple):
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor) -> "Packing | None":
-        """Returns the packing of a (batch, seq_len) mask; `None` if it has no padding or a row has a hole."""
+        """Returns the packing of a (batch, seq_len) mask; `None` without padding or with an empty row or a hole."""
         tokens = attention_mask.bool()
         starts = tokens[:, 0].long() + (tokens[:, 1:] & ~tokens[:, :-1]).sum(dim=1)
         # A convolution sees a zero at a hole between tokens; if packed, it would see the next token.

@@ -193,7 +193,7 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
     assert math.isnan(rows["far too fast"]["winner"])
     assert "| far too fast | 0 of 1, the others diverged |" in result["table"]
     assert [row["first"] for row in result["comparisons"]] == ["MAGIC-AT"]
-    assert "all children have the same loss; it has diverged and ranks none" in caplog.text
+    assert "all children have the same loss; it has diverged and is not ranked" in caplog.text
     assert result["interference"].keys() == METHODS.keys()
 
 
@@ -281,5 +281,5 @@ def test_damaged_images_are_named_in_one_line(tmp_path, settings, monkeypatch, c
     ]
     code, _, err = run_main(monkeypatch, capsys, "analyze", "cells", "-o", tmp_path / "sweep", *words)
     assert code != 0
-    assert "cut off or damaged" in err
+    assert "truncated or damaged" in err
     assert "Traceback" not in err

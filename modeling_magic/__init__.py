@@ -37,14 +37,14 @@ from .modeling_magic import (
 
 
 def _explain_hidden_training() -> None:
-    """Lets a failed import from `training` name the file that hides this distribution's package, if one does.
+    """Makes a failed import from `training` name the file that hides this distribution's package, if there is one.
 
-    A script of a user's is easily called training.py, and Python looks in a script's folder first.
+    A user's script is easily called training.py, and Python looks in the script's folder first.
     """
     try:
         spec = find_spec("training")
     except ValueError:
-        # A module without a specification, such as one that a test has put there.
+        # A module without a specification, such as one inserted by a test.
         return
     ours = Path(__file__).resolve().parent.with_name("training")
     if spec is None or spec.origin is None or not ours.is_dir() or Path(spec.origin).resolve().parent == ours:
@@ -89,7 +89,7 @@ __all__ = [
 if TYPE_CHECKING:
     __version__: str
 else:
-    # Type checkers, which would take any name for an attribute, do not see it.
+    # Hidden from type checkers, which would otherwise accept any name as an attribute.
     def __getattr__(name: str) -> str:
         if name == "__version__":
             return version("magic-nas")

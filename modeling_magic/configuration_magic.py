@@ -1,4 +1,4 @@
-"""MAGIC configuration: the operator grammar and the encoder or super-net that it spells."""
+"""MAGIC configuration: the operator grammar, and the configuration of an encoder or super-net."""
 
 import difflib
 import math
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 
-# The identity: a layer that a child does without.
+# The identity: a layer that a child skips.
 SKIP = "SKIP"
 
 OPERATOR_GRAMMAR = (
@@ -23,10 +23,10 @@ _OPERATOR_PATTERN = re.compile(r"(?P<kind>MHA|FFN|CONV)(?P<size>[1-9][0-9]*)?(?:
 _OWN_PATTERN = re.compile(r"(?P<kind>[A-Z]+)(?P<size>[1-9][0-9]*)?(?:x(?P<inner_size>[1-9][0-9]*))?")
 _KIND_PATTERN = re.compile(r"[A-Z]{2,12}")
 _KINDS = ("MHA", "FFN", "CONV", SKIP)
-# The classes of kinds that a program has registered.
+# The classes of registered kinds.
 _OWN_OPERATORS: dict[str, type] = {}
 
-# A configuration may come from anywhere. What is above these is a mistake, or made to take all memory.
+# A configuration may come from anywhere. Values above these limits are mistakes, or meant to exhaust the memory.
 MAX_WIDTH = 2**16
 MAX_LAYERS = 1_000
 MAX_CANDIDATES = 1_000
@@ -51,13 +51,13 @@ def _check_num_layers(candidate_operators) -> None:
 
 @dataclass(frozen=True)
 class OperatorSpec:
-    """One candidate operator, read from its name.
+    """A candidate operator, parsed from its name.
 
     Attributes:
         kind: `"MHA"` (multi-head attention), `"FFN"` (feed-forward), `"CONV"` (depth-wise separable convolution),
-            `"SKIP"` (the identity) or one that `register_operator` has added.
-        size: number of heads of an MHA, kernel width of a CONV, 0 for an FFN, a SKIP and a name without one.
-        inner_size: width between the projections, `None` for the default of the kind (see `operator_inner_size`).
+            `"SKIP"` (the identity) or a kind added by `register_operator`.
+        size: the number of heads of an MHA or the kernel width of a CONV; 0 for an FFN, a SKIP, and names without one.
+        inner_size: the width between the projections; `None` for the default of the kind (see `operator_inner_size`).
     """
 
     kind: str
@@ -68,39 +68,39 @@ class OperatorSpec:
 def register_operator(kind: str, operator: type) -> None:
     """Adds a kind of operator to the grammar of this process: `kind` with an optional size and inner size.
 
-    A model with such an operator is loaded by programs that have registered it; the code that an exported folder
-    carries does not know it.
+    A model with such an operator can only be loaded by programs that have registered it; the code in an exported
+    folder does not know it.
 
     Args:
-        kind: capital letters, such as "GLU"; the names are then GLU, GLU4, GLUx256 and GLU4x256.
+        kind: capital letters, such as "GLU"; operator names are then GLU, GLU4, GLUx256 and GLU4x256.
         operator: a module class that is called as `operator(config, size, inner_size)`. Its `forward` takes hidden
-            states (batch, seq_len, hidden), attention mask, padding mask (batch, seq_len, 1), packing and keyword
+            states (batch, seq_len, hidden), an attention mask, a padding mask (batch, seq_len, 1), packing and keyword
             arguments, and returns the normed output and `None`. Its static method
-            `macs(config, size, inner_size, seq_len)` returns the multiply-adds of a token.
+            `macs(config, size, inner_size, seq_len)` returns the multiply-adds per token.
 
     Raises:
-        ValueError: the kind is no such word, or it is taken by another class; or the class counts no multiply-adds.
+        ValueError: the kind is not such a word, it belongs to another class, or the class has no method `macs`.
     """
     if not _KIND_PATTERN.fullmatch(kind):
         raise ValueError(f"the kind of operator {kind!r} is not a word of 2 to 12 capital letters, such as GLU")
     if kind in _KINDS or _OWN_OPERATORS.get(kind, operator) is not operator:
-        raise ValueError(f"the kind of operator {kind} exists already; take another name")
+        raise ValueError(f"the kind of operator {kind} already exists; choose another name")
     if not callable(getattr(operator, "macs", None)):
         raise ValueError(f"{operator.__name__} has no static method macs(config, size, inner_size, seq_len); add it")
     _OWN_OPERATORS[kind] = operator
 
 
 def own_operator(kind: str) -> Any:
-    """Returns the class of a registered kind, `None` for the kinds of this package."""
+    """Returns the class of a registered kind; `None` for the kinds of this package."""
     return _OWN_OPERATORS.get(kind)
 
 
 def parse_operator(name: str) -> OperatorSpec:
-    """Reads an operator name such as `MHA12`, `FFNx3200`, `CONV3` or `SKIP`.
+    """Parses an operator name such as `MHA12`, `FFNx3200`, `CONV3` or `SKIP`.
 
     Raises:
-        ValueError: the name does not follow the grammar, a number of it is above `MAX_WIDTH`, or a kernel is even (it
-            would have no middle token).
+        ValueError: the name does not follow the grammar, one of its numbers is above `MAX_WIDTH`, or its kernel is
+            even (and would have no middle token).
     """
     if name == SKIP:
         return OperatorSpec(SKIP, 0, None)
@@ -121,15 +121,15 @@ def parse_operator(name: str) -> OperatorSpec:
         if number > MAX_WIDTH:
             raise ValueError(f"operator {name!r} has the number {number:,}; it must be at most {MAX_WIDTH:,}")
     if kind == "CONV" and size % 2 == 0:
-        raise ValueError(f"operator {name!r} has an even kernel {size}; take an odd one, such as {size + 1}")
+        raise ValueError(f"operator {name!r} has an even kernel {size}; choose an odd one, such as {size + 1}")
     return OperatorSpec(match["kind"], size, int(match["inner_size"]) if match["inner_size"] else None)
 
 
 def operator_inner_size(spec: OperatorSpec, config: "MagicConfig") -> int:
-    """Width between the projections of an operator: what its name says, else the default of its kind.
+    """The width between the projections of an operator, as given by its name, or the default of its kind.
 
-    The defaults are `intermediate_size` for FFN and `hidden_size` for all others, as in BERT (5.1). A SKIP has no
-    projections: 0.
+    The default is `intermediate_size` for an FFN and `hidden_size` for all others, as in BERT (5.1). It is 0 for a
+    SKIP, which has no projections.
     """
     if spec.kind == SKIP:
         return 0
@@ -139,7 +139,7 @@ def operator_inner_size(spec: OperatorSpec, config: "MagicConfig") -> int:
 
 
 def without_skips(architecture: Iterable[str]) -> tuple[str, ...]:
-    """Returns the operators of a child as it is extracted: those of `architecture` that are not SKIP."""
+    """Returns the operators of the extracted child: those of `architecture` that are not SKIP."""
     return tuple(operator for operator in architecture if operator != SKIP)
 
 
@@ -148,42 +148,43 @@ CONFIG_VERSION = 1
 
 @strict
 class MagicConfig(PreTrainedConfig):
-    """Configuration of a MAGIC encoder or of the super-net that encoders are searched in.
+    """Configuration of a MAGIC encoder or of a super-net to search encoders in.
 
-    A layer with several names in `candidate_operators` makes a weight-sharing super-net, one name in every layer makes
-    a child: an ordinary encoder. Both are built by the same classes with the same parameter names. `SKIP` is an
-    operator of super-nets alone: a child that is extracted has one layer less for each.
+    If a layer has several names in `candidate_operators`, the model is a weight-sharing super-net. If every layer has
+    one name, it is a child: an ordinary encoder. Both are built by the same classes with the same parameter names.
+    `SKIP` exists only in super-nets; an extracted child has one layer less for each.
 
     Attributes:
-        candidate_operators: the candidate operator names of each layer, from the bottom up; by default the BERT-base
-            pattern, MHA12 and FFN in turn, 24 layers.
-        hidden_size: width of the hidden states that all layers exchange.
-        intermediate_size: inner width of an FFN whose name gives none.
-        unpad_inputs: compute real tokens only, packed end to end. Outputs at padded positions are then 0; hidden
-            states and attentions, where they are asked for, are still computed with the padding.
-        sparse_prediction: where labels are given, compute the masked-LM head on the labelled positions only; the
-            logits are then (number of labelled positions, vocab_size).
+        candidate_operators: the names of the candidate operators of each layer, from the bottom up. The default is the
+            BERT-base pattern, alternating MHA12 and FFN, with 24 layers.
+        hidden_size: the width of the hidden states between layers.
+        intermediate_size: the inner width of an FFN whose name gives none.
+        unpad_inputs: whether to compute only real tokens, packed into one row. Outputs at padded positions are then 0.
+            If hidden states or attentions are requested, the model still computes with padding.
+        sparse_prediction: whether to compute the masked-LM head only on the labelled positions if labels are given;
+            the logits are then (number of labelled positions, vocab_size).
         add_pooling_layer: whether MagicModel ends in BERT's pooler (tanh of a linear map of the first token). The
-            heads that classify a sequence start from it, as BERT's do, and MagicModel has it back from them.
-        embedding_size: width of the embedding tables; where it is not `hidden_size`, a projection follows them and the
-            masked-LM head goes back to it, as in ELECTRA-small. `None` is `hidden_size`.
-        padding_aware_positions: count positions from `pad_token_id` + 1 and over the tokens that are not padding only,
-            as RoBERTa does.
-        lm_head_activation: activation in the masked-LM head; `None` is `hidden_act`.
-        classifier_activation: activation in the heads that classify a sequence, `"tanh"` as in BERT and RoBERTa or
+            heads that classify a sequence start from it, as in BERT, and MagicModel gets it back from them.
+        embedding_size: the width of the embedding tables. If it differs from `hidden_size`, a projection follows them
+            and the masked-LM head maps back to it, as in ELECTRA-small. `None` for `hidden_size`.
+        padding_aware_positions: whether to count positions from `pad_token_id` + 1 and only over tokens that are not
+            padding, as in RoBERTa.
+        lm_head_activation: the activation in the masked-LM head; `None` for `hidden_act`.
+        classifier_activation: the activation in the heads that classify a sequence, `"tanh"` as in BERT and RoBERTa or
             `"gelu"` as in ELECTRA.
-        classifier_dropout: dropout in the classification heads; `None` is `hidden_dropout_prob`.
-        classifier_input_dropout: a dropout more in the head that classifies a sequence, before its first layer, as in
-            RoBERTa and ELECTRA. That layer is then no pooler: it is new for every task.
-        num_hidden_layers: derived, the length of `candidate_operators`.
-        num_attention_heads: derived, the most heads of any attention operator, 1 where there is none; no field.
-        config_version: version of this format; one from a later release is refused, since what it means is not known.
+        classifier_dropout: the dropout in the classification heads; `None` for `hidden_dropout_prob`.
+        classifier_input_dropout: whether the head that classifies a sequence has an additional dropout before its
+            first layer, as in RoBERTa and ELECTRA. That layer is then not a pooler, but new for every task.
+        num_hidden_layers: the length of `candidate_operators`; derived.
+        num_attention_heads: the largest number of heads of any attention operator, 1 without attention; derived, and
+            not a field.
+        config_version: the version of this format; versions of later releases are rejected.
 
     Raises:
-        ValueError: an operator that the grammar does not know, heads that do not divide the inner size, an empty
-            layer, an operator twice in a layer, a `num_hidden_layers` that contradicts the operators, a key that
-            looks like a misspelt field, or a number that is out of range, such as more than 1,000 layers, a width
-            above 65,536 or a pad token that the vocabulary has not.
+        ValueError: an operator is not in the grammar, its heads do not divide its inner size, a layer is empty or has
+            an operator twice, `num_hidden_layers` contradicts the operators, a key looks like a misspelt field, or a
+            number is out of range, such as more than 1,000 layers, a width above 65,536 or a pad token outside the
+            vocabulary.
 
     Example:
     ```python
@@ -225,10 +226,10 @@ class MagicConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As `PreTrainedConfig.from_dict`; far too many layers are refused before each is looked at.
+        """Like `PreTrainedConfig.from_dict`, but rejects too many layers before it examines each of them.
 
         Raises:
-            ValueError: as for the class.
+            ValueError: see the class.
         """
         _check_num_layers(config_dict.get("candidate_operators"))
         return super().from_dict(config_dict, **kwargs)
@@ -236,18 +237,18 @@ class MagicConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.num_hidden_layers is None:
             self.num_hidden_layers = len(self.candidate_operators)
-        # A saved configuration, which alone names its model_type, may hold what other libraries have set on it.
+        # Only a saved configuration has a model_type; it may contain attributes set by other libraries.
         if "model_type" not in kwargs:
             self._refuse_misspelt(kwargs)
         if self.config_version > CONFIG_VERSION:
             raise ValueError(
-                f"the configuration is of version {self.config_version}, this code knows up to {CONFIG_VERSION}; take "
-                f"a newer release, or the code that was published with the model: trust_remote_code=True"
+                f"the configuration has version {self.config_version}, but this code knows up to {CONFIG_VERSION}; "
+                f"use a newer release, or the code published with the model: trust_remote_code=True"
             )
         self.validate_sizes()
         self.validate_candidate_operators()
         num_labels = kwargs.get("num_labels")
-        # transformers makes a name for each of them.
+        # transformers creates a name for each label.
         if isinstance(num_labels, int) and not 0 <= num_labels <= MAX_LABELS:
             raise ValueError(f"num_labels is {num_labels}; it must be from 0 to {MAX_LABELS:,}")
         super().__post_init__(**kwargs)
@@ -259,30 +260,30 @@ class MagicConfig(PreTrainedConfig):
 
     @property
     def first_position(self) -> int:
-        """Position of the first token: 0, or `pad_token_id` + 1 with `padding_aware_positions`."""
+        """The position of the first token: 0, or `pad_token_id` + 1 with `padding_aware_positions`."""
         return self.pad_token_id + 1 if self.padding_aware_positions and self.pad_token_id is not None else 0
 
     @property
     def pooler_classifies(self) -> bool:
-        """Whether the head that classifies a sequence has the encoder's pooler for its first layer, as in BERT."""
+        """Whether the first layer of the head that classifies a sequence is the encoder's pooler, as in BERT."""
         return self.add_pooling_layer and not self.classifier_input_dropout
 
     @property
     def is_supernet(self) -> bool:
-        """Whether some layer offers a choice of operators, or SKIP, which no child has."""
+        """Whether some layer has several candidates, or SKIP, which no child has."""
         return any(len(layer) > 1 or SKIP in layer for layer in self.candidate_operators)
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """The operators of a child, one a layer; of a super-net, the first one of each layer."""
+        """The operators of a child, one per layer; for a super-net, the first one of each layer."""
         return tuple(layer[0] for layer in self.candidate_operators)
 
     @property
     def num_attention_heads(self) -> int:
-        """The most heads of any attention operator, 1 where there is none.
+        """The largest number of heads of any attention operator; 1 without attention.
 
-        For what reads it of every configuration, often to divide by it. It follows from `candidate_operators`: it is
-        not saved, and can be set to no other value.
+        It exists for code that reads it from every configuration, often to divide by it. It is derived from
+        `candidate_operators`, is not saved, and cannot be set to another value.
         """
         specs = [parse_operator(name) for layer in self.candidate_operators for name in layer]
         return max((spec.size for spec in specs if spec.kind == "MHA"), default=1)
@@ -291,23 +292,23 @@ class MagicConfig(PreTrainedConfig):
     def num_attention_heads(self, value: int) -> None:
         if value != self.num_attention_heads:
             raise ValueError(
-                f"num_attention_heads is {value} but the operators have {self.num_attention_heads}; leave "
-                f"num_attention_heads out, and say the heads of each operator in candidate_operators, such as MHA12"
+                f"num_attention_heads is {value} but the operators have {self.num_attention_heads}; omit "
+                f"num_attention_heads, and set the heads of each operator in candidate_operators, such as MHA12"
             )
 
     def child_config(self, architecture: Sequence[str]) -> "MagicConfig":
-        """Returns a copy of this configuration for one child, which has no layer where it skips one.
+        """Returns a copy of this configuration for one child, without the layers that it skips.
 
         Args:
-            architecture: one operator name a layer.
+            architecture: one operator name per layer.
 
         Raises:
-            ValueError: all of them are SKIP, so that no layer is left.
+            ValueError: all operators are SKIP, so no layer is left.
         """
         chain = without_skips(architecture)
         if not chain:
             raise ValueError(
-                f"the child is {SKIP} in all of its {len(architecture)} layers, so that it would have none; give at "
+                f"the child is {SKIP} in all of its {len(architecture)} layers, so it would have no layer; give at "
                 f"least one layer another operator"
             )
         values = self.to_dict()
@@ -319,7 +320,7 @@ class MagicConfig(PreTrainedConfig):
         return child
 
     def validate_sizes(self):
-        """Part of `@strict`-powered validation: sizes and tokens are in range, the activation known."""
+        """Part of the `@strict` validation: sizes and tokens must be in range, and activations known."""
         for name, largest in _LARGEST.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= largest:
@@ -327,11 +328,11 @@ class MagicConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value}; it must be {bound}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; a probability is at least 0 and below 1")
+                raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
         for name in ("hidden_act", "lm_head_activation", "classifier_activation"):
             if (value := getattr(self, name)) is not None and value not in ACT2FN:
                 raise ValueError(f"{name} is {value!r}; transformers knows {', '.join(sorted(ACT2FN))}")
-        for name, allowed in (("initializer_range", "from 0"), ("layer_norm_eps", "above 0")):
+        for name, allowed in (("initializer_range", "of at least 0"), ("layer_norm_eps", "above 0")):
             value = getattr(self, name)
             if not 0 <= value < math.inf or (value == 0 and name == "layer_norm_eps"):
                 raise ValueError(f"{name} is {value}; it must be a number {allowed}")
@@ -340,30 +341,30 @@ class MagicConfig(PreTrainedConfig):
     def _check_tokens(self) -> None:
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
-                f"pad_token_id is {self.pad_token_id}; it must be one of the vocabulary, 0 to {self.vocab_size - 1}"
+                f"pad_token_id is {self.pad_token_id}; it must be in the vocabulary, 0 to {self.vocab_size - 1}"
             )
         for name in ("bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             for token in value if isinstance(value, list) else [value]:
                 if token is not None and token < 0:
-                    raise ValueError(f"{name} is {value}; a token is at least 0")
+                    raise ValueError(f"{name} is {value}; it must be at least 0")
         if self.padding_aware_positions and self.pad_token_id is None:
-            raise ValueError("padding_aware_positions needs a pad_token_id; set it, or leave positions as they are")
+            raise ValueError("padding_aware_positions needs a pad_token_id; set one, or keep the default positions")
         if self.max_sequence_length < 1:
             raise ValueError(
-                f"max_position_embeddings is {self.max_position_embeddings}, all of it below the position of the "
-                f"first token, {self.first_position}; padding_aware_positions needs at least {self.first_position + 1}"
+                f"max_position_embeddings is {self.max_position_embeddings}, which leaves no position for the first "
+                f"token, {self.first_position}; padding_aware_positions needs at least {self.first_position + 1}"
             )
 
     def validate_candidate_operators(self):
-        """Part of `@strict`-powered validation: every layer offers operators that fit the sizes."""
+        """Part of the `@strict` validation: every layer must have operators that fit the sizes."""
         if not self.candidate_operators:
             raise ValueError("candidate_operators is empty; give at least one layer, such as [['MHA12', 'FFN']]")
         _check_num_layers(self.candidate_operators)
         if self.num_hidden_layers != len(self.candidate_operators):
             raise ValueError(
                 f"num_hidden_layers is {self.num_hidden_layers} but candidate_operators has "
-                f"{len(self.candidate_operators)} layers; leave num_hidden_layers out"
+                f"{len(self.candidate_operators)} layers; omit num_hidden_layers"
             )
         for index, layer in enumerate(self.candidate_operators):
             if not layer:
@@ -384,12 +385,12 @@ class MagicConfig(PreTrainedConfig):
         if spec.kind == "MHA" and inner_size % spec.size:
             raise ValueError(
                 f"layer {index}: {name} has {spec.size} heads, which do not divide its inner size {inner_size}; "
-                f"take a divisor of {inner_size} or give an inner size, such as MHA{spec.size}x{spec.size * 64}"
+                f"choose a divisor of {inner_size} or give an inner size, such as MHA{spec.size}x{spec.size * 64}"
             )
 
     def _refuse_misspelt(self, unknown: dict) -> None:
-        # transformers keeps every unknown key as an attribute, so that a typing error would pass in silence. Keys that
-        # resemble no field (those of other libraries and of later versions) are left to it.
+        # transformers keeps every unknown key as an attribute, so a typing error would go unnoticed. Keys that
+        # resemble no field (those of other libraries and of later versions) are passed on to it.
         known = [item.name for item in fields(self)]
         for key in unknown:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)

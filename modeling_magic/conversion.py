@@ -1,7 +1,7 @@
-"""BERT, RoBERTa and ELECTRA models as MAGIC chains, and such chains as plain transformers models.
+"""Converts BERT, RoBERTa and ELECTRA models to MAGIC chains, and such chains to plain transformers models.
 
-Block i of these encoders is two layers of a chain: its attention is layer 2i, its feed-forward network layer 2i + 1.
-The arithmetic and its order are the same on both sides, so the outputs are, too.
+Block i of these encoders corresponds to two layers of a chain: its attention is layer 2i, its feed-forward network
+layer 2i + 1. The arithmetic and its order are the same on both sides, so the outputs are equal.
 """
 
 import re
@@ -37,15 +37,15 @@ class Conversion(NamedTuple, Generic[Model]):
     """A converted model.
 
     Attributes:
-        model: the result, of the source's dtype, mode and attention implementation; it shares no tensor with it.
-        dropped: names of the source's weights that the result has no place for.
+        model: the result, with the source's dtype, mode and attention implementation; it shares no tensor with it.
+        dropped: the names of the source's weights that have no counterpart in the result.
     """
 
     model: Model
     dropped: tuple[str, ...]
 
 
-# ---- Key tables: modules of transformers' classes and what MAGIC calls them ----
+# ---- Key tables: modules of transformers' classes and their names in MAGIC ----
 
 
 class _Head(NamedTuple):
@@ -88,7 +88,7 @@ def _pooled_classifier(family: str) -> dict[str, str]:
     return {f"{family}.pooler.dense": "classifier.dense", "classifier": "classifier.out_proj"}
 
 
-# Where two classes have the same target, the first is what that target is converted back to.
+# If two classes have the same target, the target is converted back to the first.
 _HEADS: dict[str, dict[str, _Head]] = {
     "bert": {
         "BertModel": _Head(MagicModel, {}),
@@ -141,13 +141,13 @@ _HEADS: dict[str, dict[str, _Head]] = {
         ),
     },
 }
-# BERT's pooler and next-sentence head, which checkpoints of other heads carry along.
+# BERT's pooler and next-sentence head, which checkpoints for other heads often contain.
 _DROPPABLE = re.compile(r"((bert|roberta|magic)\.)?pooler\.dense\.(weight|bias)|cls\.seq_relationship\.(weight|bias)")
-# Classes with a head whose first layer may be the pooler.
+# Classes whose head may have the pooler as its first layer.
 _WITH_POOLER = (MagicForSequenceClassification, MagicForMultipleChoice)
 _POOLER_KEYS = {"pooler.dense.weight", "pooler.dense.bias"}
 
-# Fields of MagicConfig for what transformers' classes hard-code.
+# Fields of MagicConfig for properties that transformers' classes hard-code.
 _HARD_CODED: dict[str, dict[str, Any]] = {
     "bert": {
         "padding_aware_positions": False,
@@ -192,7 +192,7 @@ _MAGIC_CLASSES = {head.target.__name__: head.target for heads in _HEADS.values()
 
 
 def _modules(family: str, class_name: str, architecture: Sequence[str]) -> dict[str, str]:
-    """Returns all modules of a transformers class, each with the name that MAGIC has for it."""
+    """Returns all modules of a transformers class, mapped to their names in MAGIC."""
     is_base = class_name.endswith("Model")
     left, right = ("", "") if is_base else (f"{family}.", "magic.")
     table = {f"{left}{theirs}": f"{right}{ours}" for theirs, ours in _EMBEDDINGS.items()}
@@ -209,18 +209,19 @@ def _modules(family: str, class_name: str, architecture: Sequence[str]) -> dict[
 
 
 def convert_to_magic(source: str | Path | PreTrainedModel) -> Conversion[MagicPreTrainedModel]:
-    """Returns a BERT, RoBERTa or ELECTRA model as a chain of MHA and FFN in turn, with equal outputs.
+    """Returns a BERT, RoBERTa or ELECTRA model as a chain of alternating MHA and FFN, with equal outputs.
 
-    Every head of these is converted but causal language models and BERT's next-sentence prediction, which is dropped
-    where it stands beside a masked-LM head. `position_ids` of old checkpoints, a constant, count for no weight.
+    All of their heads can be converted except for causal language models and BERT's next-sentence prediction, which is
+    dropped if there is a masked-LM head next to it. The `position_ids` of old checkpoints are constant and do not
+    count as a weight.
 
     Args:
-        source: a model in memory, a folder or a name on the Hub; the class is then the configuration's
-            `architectures`. Weights are never unpickled into anything but tensors.
+        source: a model in memory, or a folder or a name on the Hub, whose class is taken from `architectures` in the
+            configuration. Weights are never unpickled into anything but tensors.
 
     Raises:
-        ValueError: a model of another kind, a decoder, relative positions, or weights that are missing, unknown, of
-            another shape or not readable.
+        ValueError: the model is of another kind, is a decoder or has relative positions, or weights are missing,
+            unknown, unreadable or of another shape.
     """
     dropped: list[str] = []
     values, class_name = _read_config(source)
@@ -237,7 +238,7 @@ def convert_to_magic(source: str | Path | PreTrainedModel) -> Conversion[MagicPr
 
 
 def _read_config(source: str | Path | PreTrainedModel) -> tuple[dict[str, Any], str]:
-    """Returns the configuration of a model and the name of its class, "" where it names none."""
+    """Returns the configuration of a model and the name of its class, or "" if it names none."""
     if isinstance(source, PreTrainedModel):
         return source.config.to_dict(), type(source).__name__
     try:
@@ -260,12 +261,12 @@ def _check_family(values: Mapping[str, Any], class_name: str, model: str | Path 
     source = f"the {class_name}" if isinstance(model, PreTrainedModel) else str(model)
     family = values.get("model_type")
     if family == MagicConfig.model_type:
-        raise ValueError(f"{source} is a MAGIC model already; there is nothing to convert")
+        raise ValueError(f"{source} is already a MAGIC model; there is nothing to convert")
     if family not in _HEADS:
-        raise ValueError(f"{source} has the model_type {family!r}; those of {', '.join(_HEADS)} can be converted")
+        raise ValueError(f"{source} has the model_type {family!r}; only {', '.join(_HEADS)} can be converted")
     for field in ("is_decoder", "add_cross_attention"):
         if values.get(field):
-            raise ValueError(f"{field} is true in {source}; a MAGIC model is an encoder, so give one without it")
+            raise ValueError(f"{field} is true in {source}; MAGIC models are encoders, so give a model without it")
     positions = values.get("position_embedding_type") or "absolute"
     if positions != "absolute":
         raise ValueError(f"position_embedding_type is {positions!r} in {source}; only 'absolute' can be converted")
@@ -280,7 +281,7 @@ def _check_family(values: Mapping[str, Any], class_name: str, model: str | Path 
 
 
 def _check_summary(values: Mapping[str, Any], source: str) -> None:
-    # What ElectraConfig says of itself where a checkpoint is silent.
+    # The defaults of ElectraConfig, for checkpoints without these fields.
     wanted = {"summary_type": "first", "summary_use_proj": True, "summary_proj_to_labels": False}
     for field, value in wanted.items():
         if values.get(field, value) != value:
@@ -298,13 +299,13 @@ def _magic_config(config: PreTrainedConfig, class_name: str, add_pooling_layer: 
         values["classifier_activation"] = config.summary_activation or "linear"
         values["classifier_dropout"] = config.summary_last_dropout
     elif class_name == "RobertaForMultipleChoice":
-        # This class alone does not read the field.
+        # This is the only class that does not read the field.
         values["classifier_dropout"] = None
     return MagicConfig(**values)
 
 
 def _load(source: str | Path, kind: type[PreTrainedModel]) -> tuple[PreTrainedModel, list[str]]:
-    """Returns the model in `source` and the names of what its class has no use for."""
+    """Returns the model in `source` and the names of the weights that its class does not use."""
     try:
         with _quiet():
             loaded: Any = kind.from_pretrained(
@@ -312,12 +313,12 @@ def _load(source: str | Path, kind: type[PreTrainedModel]) -> tuple[PreTrainedMo
             )
     except (SafetensorError, UnpicklingError) as error:
         raise ValueError(
-            f"the weights in {source} are not readable ({_first_line(error)}); fetch them again"
+            f"the weights in {source} are not readable ({_first_line(error)}); download them again"
         ) from None
     model, info = loaded
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     if missing == _POOLER_KEYS:
-        # Its random weights are no part of the checkpoint.
+        # Its random weights are not part of the checkpoint.
         model.pooler, missing = None, set()
     dropped = {name for name in unexpected if _DROPPABLE.fullmatch(name)}
     mismatched = {name for name, *_ in info["mismatched_keys"]}
@@ -344,7 +345,7 @@ def _transfer(
     dropped: Sequence[str],
     **options: Any,
 ) -> Conversion[Model]:
-    """Returns a model of `kind` with the source's weights, each under the name that `modules` has for its module."""
+    """Returns a model of `kind` with the source's weights, renamed according to `modules`."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in kind(config, **options).state_dict().items()}
     state: dict[str, torch.Tensor] = {}
@@ -359,7 +360,7 @@ def _transfer(
         elif name != "lm_head.bias":
             unknown.add(name)
     if "lm_head.bias" in shapes and "lm_head.decoder.bias" in state:
-        # The decoder computes with a bias of its own; ELECTRA has that one only.
+        # The decoder computes with its own bias, the only one that ELECTRA has.
         state.setdefault("lm_head.bias", state["lm_head.decoder.bias"])
     mismatched = {name for name, tensor in state.items() if tensor.shape != shapes[name]}
     _refuse_keys(f"the {type(source).__name__}", shapes.keys() - state.keys(), unknown, mismatched)
@@ -367,8 +368,8 @@ def _transfer(
         for name, tied_to in (kind._tied_weights_keys or {}).items():
             if not torch.equal(state.pop(name), state[tied_to]):
                 raise ValueError(
-                    f"tie_word_embeddings is true but the decoder of the {type(source).__name__} has weights of its "
-                    f"own; set it to false in the configuration"
+                    f"tie_word_embeddings is true but the decoder of the {type(source).__name__} has its own weights; "
+                    f"set it to false in the configuration"
                 )
     with _quiet():
         model: Any = kind.from_pretrained(
@@ -379,14 +380,14 @@ def _transfer(
             attn_implementation=source.config._attn_implementation,
             **options,
         )
-    # Else the name is that of what was loaded, and nothing was.
+    # Otherwise the name would be that of the loaded model, but nothing was loaded.
     model.name_or_path = model.config.name_or_path = ""
     return Conversion(model.to(source.device).train(source.training), tuple(sorted(lost)))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back the progress bars and load reports of transformers: what they tell is returned or raised here."""
+    """Suppresses the progress bars and load reports of transformers; the results are returned or raised here."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -402,28 +403,28 @@ def _quiet() -> Iterator[None]:
 
 
 def convert_from_magic(model: MagicPreTrainedModel, to: str = "bert") -> Conversion[PreTrainedModel]:
-    """Returns a child that is a BERT, RoBERTa or ELECTRA in all but name as a plain transformers model.
+    """Returns a child with the structure of a BERT, RoBERTa or ELECTRA as a plain transformers model.
 
-    The weights are the same bits, and the result saves and loads without any code of this project.
+    The weights are bit-identical, and the result saves and loads without any code of this project.
 
     Args:
-        model: a child whose layers are MHA and FFN in turn, all MHA with the same number of heads and hidden_size
-            inside, all FFN of one inner size.
-        to: `"bert"`, `"roberta"` (positions that leave out padding) or `"electra"` (factorised embeddings, a
+        model: a child of alternating MHA and FFN layers; all MHA must have the same number of heads and the inner size
+            hidden_size, and all FFN the same inner size.
+        to: `"bert"`, `"roberta"` (positions that do not count padding) or `"electra"` (factorised embeddings, a
             discriminator).
 
     Raises:
-        ValueError: a layer, a field or a head that the wanted class does not have.
+        ValueError: the target class does not have such a layer, field or head.
     """
     if to not in _HEADS:
         raise ValueError(f"cannot convert to {to!r}; choose one of {', '.join(_HEADS)}")
     config = model.config
     if config.model_type != MagicConfig.model_type:
-        raise ValueError(f"the {type(model).__name__} is no MAGIC model; convert it with convert_to_magic")
+        raise ValueError(f"the {type(model).__name__} is not a MAGIC model; convert it with convert_to_magic")
     kind = type(model).__name__
     if (obstacle := _obstacle(config, kind, to)) is not None:
         others = [family for family in _HEADS if _obstacle(config, kind, family) is None]
-        remedy = f"convert to {' or '.join(others)}" if others else f"none of {', '.join(_HEADS)} is like that"
+        remedy = f"convert to {' or '.join(others)}" if others else f"none of {', '.join(_HEADS)} matches it"
         raise ValueError(f"{obstacle}; {remedy}")
     class_name = next(name for name, head in _HEADS[to].items() if head.target.__name__ == kind)
     heads, intermediate_size = _block_sizes(config, to)
@@ -450,7 +451,7 @@ def convert_from_magic(model: MagicPreTrainedModel, to: str = "bert") -> Convers
 
 
 def _block_sizes(config: MagicConfig, to: str) -> tuple[int, int]:
-    """Returns the heads of every MHA and the inner size of every FFN; raises a ValueError where `to` has no such."""
+    """Returns the heads of every MHA and the inner size of every FFN; raises a ValueError if they do not fit `to`."""
     if config.is_supernet:
         raise ValueError("the model is a super-net; convert one of its children: model.extract_child(architecture)")
     specs = [parse_operator(layer[0]) for layer in config.candidate_operators]
@@ -459,18 +460,20 @@ def _block_sizes(config: MagicConfig, to: str) -> tuple[int, int]:
     for index, (name, spec, size) in enumerate(zip(names, specs, sizes, strict=True)):
         kind = "FFN" if index % 2 else "MHA"
         if spec.kind != kind:
-            raise ValueError(f"layer {index} is {name}; {to} has MHA and FFN in turn, so an {kind} there")
+            raise ValueError(f"layer {index} is {name}; {to} alternates MHA and FFN, with an {kind} there")
         if kind == "MHA" and size != config.hidden_size:
-            raise ValueError(f"layer {index} is {name}, {size} wide inside; {to} has {config.hidden_size} there")
+            raise ValueError(f"layer {index} is {name}, with inner size {size}; {to} has {config.hidden_size} there")
         if (spec.size, size) != (specs[index % 2].size, sizes[index % 2]):
-            raise ValueError(f"layer {index} is {name} but layer {index % 2} {names[index % 2]}; {to} has one for all")
+            raise ValueError(
+                f"layer {index} is {name} but layer {index % 2} is {names[index % 2]}; {to} has the same in all blocks"
+            )
     if len(specs) % 2:
         raise ValueError(f"layer {len(specs) - 1}, {names[-1]}, is the last; {to} ends in an FFN")
     return specs[0].size, sizes[1]
 
 
 def _obstacle(config: MagicConfig, kind: str, to: str) -> str | None:
-    """Returns why no class of the family `to` computes what a MAGIC class does, layers apart; `None` if one does."""
+    """Returns why no class of the family `to` matches a MAGIC class apart from the layers; `None` if one does."""
     if kind not in {head.target.__name__ for head in _HEADS[to].values()}:
         return f"{to} has no class for the head of {kind}"
     if to != "electra" and config.embedding_size not in (None, config.hidden_size):
@@ -482,7 +485,7 @@ def _obstacle(config: MagicConfig, kind: str, to: str) -> str | None:
         fields.append("classifier_activation")
     for field in fields:
         own, wanted = getattr(config, field), _HARD_CODED[to][field]
-        # None is what an activation of the masked-LM head may be: the same as elsewhere.
+        # The activation of the masked-LM head may be None: the same as elsewhere.
         own, wanted = (config.hidden_act if value is None else value for value in (own, wanted))
         if own != wanted:
             return f"{field} is {own!r} but {to} has {wanted!r} built in"
@@ -493,22 +496,22 @@ def _obstacle(config: MagicConfig, kind: str, to: str) -> str | None:
 
 
 def load_magic(source: str | Path) -> MagicPreTrainedModel:
-    """Returns the MAGIC model in a folder or on the Hub, of the class that it was saved as, by this package's code.
+    """Loads the MAGIC model in a folder or on the Hub with this package's code, as the class that it was saved as.
 
     Raises:
-        ValueError: it is no MAGIC model, or its weights are incomplete or not readable.
+        ValueError: it is not a MAGIC model, or its weights are incomplete or unreadable.
     """
     values, class_name = _read_config(source)
     if values.get("model_type") != MagicConfig.model_type or class_name not in _MAGIC_CLASSES:
         raise ValueError(
-            f"{source} holds a {class_name or 'model'} of the model_type {values.get('model_type')!r}; a MAGIC model "
-            f"is one of {', '.join(_MAGIC_CLASSES)}"
+            f"{source} contains a {class_name or 'model'} of the model_type {values.get('model_type')!r}; a MAGIC "
+            f"model is one of {', '.join(_MAGIC_CLASSES)}"
         )
     return cast(MagicPreTrainedModel, _load(source, _MAGIC_CLASSES[class_name])[0])
 
 
 def load_chain(source: str | Path | PreTrainedModel) -> MagicPreTrainedModel:
-    """Returns a source of either kind, what `convert_to_magic` takes or a MAGIC child, as a MAGIC child."""
+    """Returns a MAGIC child from a source that is already one, or that `convert_to_magic` can convert."""
     chain: PreTrainedModel
     if _read_config(source)[0].get("model_type") != MagicConfig.model_type:
         chain = convert_to_magic(source).model
@@ -520,7 +523,7 @@ def load_chain(source: str | Path | PreTrainedModel) -> MagicPreTrainedModel:
 
 
 def chain_config(source: str | Path | PreTrainedModel) -> MagicConfig:
-    """Returns the configuration that `load_chain` would give the model, without reading weights."""
+    """Returns the configuration of the model that `load_chain` would return, without reading weights."""
     values, class_name = _read_config(source)
     if values.get("model_type") == MagicConfig.model_type:
         return MagicConfig.from_dict(values)

@@ -1,6 +1,6 @@
-"""What stands on top of a MAGIC encoder: the pooler, the heads, and what their losses have in common.
+"""The modules on top of a MAGIC encoder: the pooler, the heads, and helpers for their losses.
 
-Exported next to the weights, beside `modeling_magic.py`.
+This file is exported next to the weights, together with `modeling_magic.py`.
 """
 
 import torch
@@ -41,7 +41,7 @@ class MagicLMHead(nn.Module):
 
 
 class MagicDiscriminatorHead(nn.Module):
-    """ELECTRA's discriminator: one logit for each token, positive where it was replaced."""
+    """ELECTRA's discriminator: one logit per token, positive if the token was replaced."""
 
     def __init__(self, config: MagicConfig):
         super().__init__()
@@ -55,7 +55,7 @@ class MagicDiscriminatorHead(nn.Module):
 
 
 def classifier_dropout(config: MagicConfig) -> MagicDropout:
-    """Returns the dropout of the heads that classify."""
+    """Returns the dropout of the classification heads."""
     given = config.classifier_dropout
     return MagicDropout(config.hidden_dropout_prob if given is None else given)
 
@@ -63,8 +63,8 @@ def classifier_dropout(config: MagicConfig) -> MagicDropout:
 class MagicClassificationHead(nn.Module):
     """Classifies a sequence by its first token: dense, activation, dropout, projection.
 
-    These are BERT's pooler and classifier. RoBERTa and ELECTRA, which classify without a pooler, have another dropout
-    before the first: `input_dropout`.
+    These are BERT's pooler and classifier. RoBERTa and ELECTRA, which classify without a pooler, have an additional
+    dropout before the dense layer: `input_dropout`.
     """
 
     def __init__(self, config: MagicConfig, num_outputs: int, input_dropout: bool = False):
@@ -82,23 +82,23 @@ class MagicClassificationHead(nn.Module):
 
 
 def mean_loss(losses: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
-    """Returns the mean of losses, or their sum over the number of labels of the whole accumulated batch.
+    """Returns the mean of losses, or their sum divided by the number of labels in the whole accumulated batch.
 
-    The Trainer passes that number, and does not divide by the number of micro-batches then.
+    If the Trainer passes that number, it does not divide by the number of micro-batches.
     """
     return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
 
 
 def check_classes(labels: torch.Tensor, num_labels: int) -> None:
-    """Raises a ValueError where a label is neither a class nor -100; only on a CPU."""
-    # On other devices the check would wait for the device in every step.
+    """Raises a ValueError if a label is neither a class nor -100; only on a CPU."""
+    # On other devices, the check would wait for the device in every step.
     if not on_plain_cpu(labels):
         return
     wrong = labels[(labels >= num_labels) | ((labels < 0) & (labels != -100))]
     if wrong.numel():
         raise ValueError(
             f"a label is {int(wrong[0])} but the head has {num_labels} classes, 0 to {num_labels - 1}; load the model "
-            f"with num_labels=..., or mend the labels (-100 is ignored)"
+            f"with num_labels=..., or correct the labels (-100 is ignored)"
         )
 
 

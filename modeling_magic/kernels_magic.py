@@ -1,6 +1,6 @@
-"""What a MAGIC model computes in other ways than torch: dropout, depth-wise convolution, packed batches.
+"""Operations that a MAGIC model computes differently from torch: dropout, depth-wise convolution, packed batches.
 
-Exported next to the weights, beside `modeling_magic.py`, the file needs torch only.
+This file is exported next to the weights, together with `modeling_magic.py`, and needs only torch.
 """
 
 from typing import NamedTuple
@@ -10,9 +10,9 @@ from torch import nn
 
 
 def on_plain_cpu(hidden_states: torch.Tensor) -> bool:
-    """Whether torch's own kernels for dropout and depth-wise convolution are dear and ours are used.
+    """Whether to use our own kernels for dropout and depth-wise convolution, because torch's are slow.
 
-    Other devices have good ones, and compilers, exporters and tracers want to see the standard operations.
+    Other devices have fast kernels, and compilers, exporters and tracers need the standard operations.
     """
     return hidden_states.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
@@ -20,8 +20,8 @@ def on_plain_cpu(hidden_states: torch.Tensor) -> bool:
 def dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
     """Returns `hidden_states` with elements zeroed with probability `p` and the others scaled by 1 / (1 - p).
 
-    On a CPU the mask comes from 16-bit random integers, four to a draw, in half the time of `F.dropout`; the
-    probability is then a multiple of 2**-16 and the scale fits it, so that the expectation is exact.
+    On a CPU, the mask comes from 16-bit random integers, four per draw, in half the time of `F.dropout`. The
+    probability is then a multiple of 2**-16, and the scale matches it, so the expectation is exact.
     """
     if not training or p == 0.0:
         return hidden_states
@@ -36,7 +36,7 @@ def dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tens
 
 
 class MagicDropout(nn.Dropout):
-    """Dropout as `nn.Dropout`, at half its cost on a CPU (see `dropout`)."""
+    """Like `nn.Dropout`, in half the time on a CPU (see `dropout`)."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Returns the masked and scaled hidden states, of the same shape."""
@@ -46,14 +46,14 @@ class MagicDropout(nn.Dropout):
 class _ShiftedDepthwiseConv(torch.autograd.Function):
     """Depth-wise convolution over (batch, seq_len, channels) as a sum of shifted products.
 
-    `nn.Conv1d(groups=channels)` wants the channels first and takes about three times as long on a CPU. `packing` says
-    which tokens are one sequence; `None` where each row is. First derivatives only.
+    `nn.Conv1d(groups=channels)` needs the channels first and takes about three times as long on a CPU. `packing` tells
+    which tokens belong to one sequence; with `None`, each row is a sequence. Only first derivatives are supported.
     """
 
     @staticmethod
     def _shifts(kernel_size: int, seq_len: int, packing: "Packing | None"):
-        # (tap, where the tap's products land, where they read, which of them cross the border of two sequences):
-        # position t reads t + tap - kernel_size // 2, and what lies beyond the ends is zero.
+        # (tap, positions the products are added to, positions they read, which of them cross the border between two
+        # sequences): position t reads t + tap - kernel_size // 2, and everything beyond the ends is zero.
         for tap in range(kernel_size):
             shift = tap - kernel_size // 2
             if abs(shift) < seq_len:
@@ -100,7 +100,7 @@ class _ShiftedDepthwiseConv(torch.autograd.Function):
 
 
 class DepthwiseConv1d(nn.Conv1d):
-    """One filter of `kernel_size` (odd) a channel over (batch, seq_len, channels); beyond the ends all is zero."""
+    """One filter of odd `kernel_size` per channel over (batch, seq_len, channels), with zeros beyond the ends."""
 
     bias: nn.Parameter
 
@@ -108,9 +108,9 @@ class DepthwiseConv1d(nn.Conv1d):
         super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size // 2)
 
     def forward(self, hidden_states: torch.Tensor, packing: "Packing | None" = None) -> torch.Tensor:
-        """Returns the convolved states, (batch, seq_len, channels), of the same type; packed ones where they are."""
+        """Returns the convolved states, (batch, seq_len, channels), of the same dtype; packed if the input is."""
         if on_plain_cpu(hidden_states) and not (packing is None and self._torch_is_fast(hidden_states)):
-            # Half precision, the model's or autocast's, is slower than single in elementwise operations.
+            # Half precision, from the model or autocast, is slower than single in elementwise operations.
             dtype = torch.promote_types(hidden_states.dtype, torch.float32)
             states, weight, bias = (tensor.to(dtype) for tensor in (hidden_states, self.weight, self.bias))
             return _ShiftedDepthwiseConv.apply(states, weight, bias, packing).to(hidden_states.dtype)
@@ -120,17 +120,17 @@ class DepthwiseConv1d(nn.Conv1d):
 
     @staticmethod
     def _torch_is_fast(hidden_states: torch.Tensor) -> bool:
-        # The one type and instruction set for which torch's kernel takes less time than shifted products.
+        # The only dtype and instruction set for which torch's kernel is faster than shifted products.
         return hidden_states.dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class Packing(NamedTuple):
-    """How the real tokens of a padded batch lie end to end in one row, (1, number of real tokens, hidden).
+    """The positions of a padded batch's real tokens, concatenated in one row, (1, number of real tokens, hidden).
 
     Attributes:
-        tokens: (batch, seq_len), true where a real token is.
-        lengths: number of real tokens of each sequence.
-        sequences: (number of real tokens,), the sequence of each.
+        tokens: (batch, seq_len), true for real tokens.
+        lengths: the number of real tokens of each sequence.
+        sequences: (number of real tokens,), the sequence of each token.
     """
 
     tokens: torch.Tensor
@@ -139,16 +139,16 @@ class Packing(NamedTuple):
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor) -> "Packing | None":
-        """Returns the packing of a (batch, seq_len) mask, `None` where there is nothing to gain or a hole in a row."""
+        """Returns the packing of a (batch, seq_len) mask; `None` without padding or with an empty row or a hole."""
         tokens = attention_mask.bool()
         starts = tokens[:, 0].long() + (tokens[:, 1:] & ~tokens[:, :-1]).sum(dim=1)
-        # A convolution sees a zero at a hole between tokens; packed, it would see the next token.
+        # A convolution sees a zero at a hole between tokens; if packed, it would see the next token.
         if tokens.all() or (starts != 1).any():
             return None
         return cls(tokens, tokens.sum(dim=1).tolist(), tokens.nonzero()[:, 0])
 
     def crossing(self, distance: int) -> torch.Tensor:
-        """Returns the n for which the packed tokens n and n + `distance`, at least 1, are of two sequences."""
+        """Returns all n whose packed tokens n and n + `distance` (at least 1) belong to different sequences."""
         return (self.sequences[distance:] != self.sequences[:-distance]).nonzero().squeeze(1)
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:

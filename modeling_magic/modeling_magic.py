@@ -1,6 +1,6 @@
 """PyTorch MAGIC model: a chain of attention, feed-forward and convolution operators, as a super-net or as one child.
 
-Exported next to the weights, the file needs those that it names and transformers only.
+This file is exported next to the weights; it needs only the files that it imports and transformers.
 """
 
 import re
@@ -43,7 +43,7 @@ from .heads_magic import (
 from .kernels_magic import DepthwiseConv1d, MagicDropout, Packing, dropout, on_plain_cpu
 
 
-# Where this code has what each Auto class loads, for folders that hold it.
+# The class that each Auto class loads, for folders that contain this code.
 AUTO_MAP = {
     "AutoConfig": "configuration_magic.MagicConfig",
     "AutoModel": "modeling_magic.MagicModel",
@@ -66,7 +66,7 @@ class MagicEmbeddings(nn.Module):
         self.config = config
         width = config.embedding_size or config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
-        # Where padding has a position of its own it is not trained, as in RoBERTa.
+        # If padding has a position of its own, its embedding is not trained, as in RoBERTa.
         no_position = config.pad_token_id if config.padding_aware_positions else None
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=no_position)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
@@ -81,14 +81,14 @@ class MagicEmbeddings(nn.Module):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns H_0, (batch, seq_len, hidden), which the first layer takes.
+        """Returns H_0, (batch, seq_len, hidden), the input of the first layer.
 
-        Without position ids they are counted as the configuration says, without token types all of them are 0.
+        Position ids default to those that the configuration defines, and token types to 0.
         """
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        # Ids that are the same for the whole batch are looked up once and broadcast: the backward pass is then a sum
-        # over the batch instead of a scatter of all tokens.
+        # Ids that are equal for the whole batch are looked up once and broadcast: the backward pass is then a sum over
+        # the batch instead of a scatter of all tokens.
         if token_type_ids is None:
             token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=inputs_embeds.device)
         elif on_plain_cpu(inputs_embeds) and token_type_ids.numel():
@@ -103,16 +103,16 @@ class MagicEmbeddings(nn.Module):
         largest, num_types = int(token_type_ids.max()), self.config.type_vocab_size
         if largest >= num_types:
             raise ValueError(
-                f"token_type_ids go up to {largest} but the model has {num_types} token types; leave them out, or let "
-                f"the tokenizer: tokenizer(..., return_token_type_ids=False)"
+                f"token_type_ids go up to {largest} but the model has {num_types} token types; omit them, for example "
+                f"with tokenizer(..., return_token_type_ids=False)"
             )
 
     def _positions(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Returns position ids, (1, seq_len), or (batch, seq_len) where padding has none of its own."""
+        """Returns position ids, (1, seq_len), or (batch, seq_len) if they depend on padding."""
         seq_len, longest = inputs_embeds.shape[1], self.config.max_sequence_length
         if not torch.compiler.is_compiling() and seq_len > longest:
             raise ValueError(
-                f"the sequence has {seq_len} tokens but the model {longest} positions; truncate it, for example "
+                f"the sequence has {seq_len} tokens but the model has {longest} positions; truncate it, for example "
                 f"with tokenizer(..., truncation=True, max_length={longest})"
             )
         first = self.config.first_position
@@ -133,14 +133,14 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled dot-product attention, written out.
+    """Scaled dot-product attention in plain PyTorch.
 
     Args:
-        module: the attention operator; its `training` flag switches the dropout.
-        query: (batch, heads, seq_len, head_size), as are key and value.
-        attention_mask: (batch, 1, seq_len or 1, seq_len), a float to add to the scores or a bool, true where a token
-            is seen.
-        dropout: probability of dropping an attention weight.
+        module: the attention operator; its `training` flag controls the dropout.
+        query: (batch, heads, seq_len, head_size), like key and value.
+        attention_mask: (batch, 1, seq_len or 1, seq_len), a float to add to the scores or a bool that is true for
+            visible tokens.
+        dropout: the probability of dropping an attention weight.
 
     Returns:
         The context, (batch, seq_len, heads, head_size), and the attention weights.
@@ -154,12 +154,12 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-# `dropout` is the name by which transformers passes the probability to every attention function.
+# transformers passes the probability to every attention function under the name `dropout`.
 _dropout = dropout
 
 
 class MagicAttention(nn.Module):
-    """MHA: multi-head self-attention, then the residual sum and its norm, as in BERT (5.1)."""
+    """MHA: multi-head self-attention, followed by the residual sum and its norm, as in BERT (5.1)."""
 
     def __init__(self, config: MagicConfig, num_heads: int, inner_size: int):
         super().__init__()
@@ -176,7 +176,7 @@ class MagicAttention(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def _attention_function(self, hidden_states: torch.Tensor) -> Callable:
-        # With dropout on the attention weights, sdpa has only its slow path on a CPU, which draws masks the dear way.
+        # With dropout on the attention weights, sdpa on a CPU has only its slow path, which also draws masks slowly.
         drops = self.training and self.attention_dropout
         if drops and self.config._attn_implementation == "sdpa" and on_plain_cpu(hidden_states):
             return eager_attention_forward
@@ -190,7 +190,7 @@ class MagicAttention(nn.Module):
         packing: Packing | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the normed output (batch, seq_len, hidden) and the attention weights where the function has them."""
+        """Returns the normed output (batch, seq_len, hidden) and the attention weights if the function returns any."""
         output, weights = self._attend(hidden_states, attention_mask, packing, **kwargs)
         output = self.dense(output)
         return self.LayerNorm(self.dropout(output) + hidden_states), weights
@@ -198,8 +198,8 @@ class MagicAttention(nn.Module):
     def _attend(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, packing: Packing | None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # On its own, so that queries, keys and values are free before the output projection: on a CPU their memory is
-        # then used again while it is warm.
+        # A separate method, so that queries, keys and values are freed before the output projection: on a CPU, their
+        # memory is then reused while it is still in the cache.
         batch_and_length = hidden_states.shape[:-1]
         heads = (*batch_and_length, -1, self.head_size)
         query = self.query(hidden_states).view(heads).transpose(1, 2)
@@ -241,10 +241,11 @@ class MagicFeedForward(nn.Module):
 
 
 class MagicConvolution(nn.Module):
-    """CONV: depth-wise separable convolution, then the residual sum and its norm (5.1).
+    """CONV: depth-wise separable convolution, followed by the residual sum and its norm (5.1).
 
-    Paper silent: point-wise hidden -> inner, activation, depth-wise over `kernel_size` tokens, point-wise inner ->
-    hidden. Padding reads as zero, so that the number of pad tokens never changes a real one.
+    The paper does not specify the order; here it is point-wise hidden -> inner, activation, depth-wise over
+    `kernel_size` tokens, point-wise inner -> hidden. Padding is read as zero, so the number of pad tokens never
+    changes the output at a real token.
     """
 
     def __init__(self, config: MagicConfig, kernel_size: int, inner_size: int):
@@ -273,7 +274,7 @@ class MagicConvolution(nn.Module):
 
 
 class MagicSkip(nn.Module):
-    """SKIP: the identity, without a residual sum and a norm."""
+    """SKIP: the identity, without a residual sum or norm."""
 
     def forward(
         self,
@@ -302,7 +303,7 @@ def _build_operator(config: MagicConfig, name: str) -> nn.Module:
 
 
 class MagicLayer(GradientCheckpointingLayer):
-    """One layer of the chain: its candidate operators, of which a forward pass runs one."""
+    """One layer of the chain, with its candidate operators; a forward pass runs one of them."""
 
     def __init__(self, config: MagicConfig, candidates: Sequence[str]):
         super().__init__()
@@ -343,11 +344,11 @@ class MagicEncoder(nn.Module):
 
 
 class MagicPreTrainedModel(PreTrainedModel):
-    """What all MAGIC models share: initialisation, the choice of a child and its extraction."""
+    """Base class of all MAGIC models: initialisation, selection of a child, and its extraction."""
 
     config: MagicConfig
     base_model_prefix = "magic"
-    # With it transformers writes the code beside what it saves.
+    # It makes transformers save this code next to the weights.
     _auto_class: str | None = None  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_flash_attn = True
@@ -361,7 +362,7 @@ class MagicPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, DepthwiseConv1d):
-            # A filter has as many inputs as taps; `initializer_range`, made for wide layers, would all but mute it.
+            # A filter has only as many inputs as taps; `initializer_range`, for wide layers, would nearly mute it.
             init.normal_(module.weight, mean=0.0, std=module.kernel_size[0] ** -0.5)
         elif isinstance(module, MagicLMHead):
             init.zeros_(module.bias)
@@ -370,23 +371,23 @@ class MagicPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike | None, *model_args: Any, **kwargs: Any
     ) -> Self:
-        """Loads as `PreTrainedModel.from_pretrained` does, and keeps a checkpoint's pooler where BERT's classes do.
+        """Loads like `PreTrainedModel.from_pretrained`, and keeps a checkpoint's pooler as BERT's classes do.
 
-        A head whose first layer is the pooler starts from the checkpoint's, and a `MagicModel` takes it back from
-        such a head.
+        A head whose first layer is the pooler starts from the checkpoint's pooler, and a `MagicModel` gets its pooler
+        back from such a head.
         """
         config: Any = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
             try:
                 config = MagicConfig.from_pretrained(config or pretrained_model_name_or_path, **kwargs)  # type: ignore[arg-type]
             except OSError:
-                # The folder of an adapter, or nothing that can be loaded: both are transformers' to tell.
+                # The folder of an adapter, or nothing loadable; transformers handles both cases.
                 return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         renamed = cls._pooler_names(config)
         kwargs["key_mapping"] = {**renamed, **(kwargs.get("key_mapping") or {})} or None
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Else what was renamed would be saved under the name that it was loaded from.
+        # Otherwise, renamed weights would be saved under the names they were loaded from.
         model._weight_conversions = [
             conversion
             for conversion in getattr(model, "_weight_conversions", None) or ()
@@ -396,13 +397,13 @@ class MagicPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _pooler_names(cls, config: MagicConfig) -> dict[str, str]:
-        """Returns patterns of a checkpoint's names for its pooler, each with the name that it has in this class."""
+        """Returns patterns for the names of a checkpoint's pooler, mapped to the names in this class."""
         return {}
 
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """Saves as `PreTrainedModel.save_pretrained` does, with this code beside the weights.
+        """Saves like `PreTrainedModel.save_pretrained`, with this code next to the weights.
 
-        The folder then loads without the package, with `trust_remote_code=True`, by every Auto class.
+        Every Auto class can then load the folder without the package, with `trust_remote_code=True`.
         """
         before = getattr(self.config, "auto_map", None)
         self.config.auto_map = dict(AUTO_MAP)
@@ -415,24 +416,24 @@ class MagicPreTrainedModel(PreTrainedModel):
                 self.config.auto_map = before
 
     def resolve_architecture(self, architecture: Sequence[str] | None) -> Sequence[str]:
-        """Returns the child to run: `architecture`, checked, or the only child where no layer offers a choice.
+        """Returns the child to run: `architecture` after a check, or the only child if no layer offers a choice.
 
         Raises:
-            ValueError: a super-net without an architecture, one of the wrong length, or an operator that its layer
-                does not offer.
+            ValueError: the model is a super-net and no architecture is given, its length is wrong, or a layer does not
+                offer its operator.
         """
         candidates = self.config.candidate_operators
         if architecture is None:
             if self.config.is_supernet:
                 raise ValueError(
-                    f"this model is a super-net of {len(candidates)} layers; say which child to run with "
-                    f"architecture=(one operator name a layer), or extract one with extract_child"
+                    f"this model is a super-net of {len(candidates)} layers; choose the child to run with "
+                    f"architecture=(one operator name per layer), or extract one with extract_child"
                 )
             return [layer[0] for layer in candidates]
         if len(architecture) != len(candidates):
             raise ValueError(
-                f"the architecture has {len(architecture)} operators but the model {len(candidates)} layers; "
-                f"give one operator name a layer"
+                f"the architecture has {len(architecture)} operators but the model has {len(candidates)} layers; "
+                f"give one operator name per layer"
             )
         for index, (operator, layer) in enumerate(zip(architecture, candidates, strict=True)):
             if operator not in layer:
@@ -440,12 +441,12 @@ class MagicPreTrainedModel(PreTrainedModel):
         return architecture
 
     def extract_child(self, architecture: Sequence[str]) -> Self:
-        """Returns the child `architecture` as a model of its own: the same class with copies of its tensors only.
+        """Returns the child `architecture` as a separate model of the same class, with copies of its tensors.
 
-        Where the child skips a layer it has none, and those above it move down.
+        Skipped layers are removed, and the layers above them move down.
 
         Raises:
-            ValueError: as `resolve_architecture`; or every layer is skipped.
+            ValueError: see `resolve_architecture`; or every layer is skipped.
         """
         architecture = self.resolve_architecture(architecture)
         config = self.config.child_config(architecture)
@@ -456,7 +457,7 @@ class MagicPreTrainedModel(PreTrainedModel):
 
         if isinstance(self, MagicModel):
             config.add_pooling_layer = self.pooler is not None
-        # On the meta device, so that nothing is drawn from the random generator for weights about to be replaced.
+        # On the meta device, so that the random generator is not used for weights that are replaced anyway.
         with torch.device("meta"):
             child = type(self)(config)
         own = self.state_dict()
@@ -468,12 +469,12 @@ class MagicPreTrainedModel(PreTrainedModel):
 
 
 class MagicModel(MagicPreTrainedModel):
-    """The bare MAGIC encoder (child) or super-net: hidden states of one child."""
+    """The bare MAGIC encoder or super-net, which returns the hidden states of one child."""
 
     _auto_class = "AutoModel"
 
     def __init__(self, config: MagicConfig, add_pooling_layer: bool | None = None):
-        """Builds the model; `add_pooling_layer` overrules the configuration's."""
+        """Builds the model; `add_pooling_layer` overrides the configuration."""
         super().__init__(config)
         self.embeddings = MagicEmbeddings(config)
         self.encoder = MagicEncoder(config)
@@ -496,10 +497,10 @@ class MagicModel(MagicPreTrainedModel):
     def attention_masks(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor | BlockMask | None, torch.Tensor | None]:
-        """Returns the two masks that every layer takes, from the user's (batch, seq_len), 1 = token, 0 = padding.
+        """Returns the two masks for all layers, from the user's mask (batch, seq_len), 1 = token, 0 = padding.
 
-        The first is what the attention function in use wants; the second, (batch, seq_len, 1), is what a convolution
-        multiplies its input by.
+        The first has the form that the attention function in use needs. The second, (batch, seq_len, 1), is multiplied
+        with the input of convolutions.
         """
         for_attention = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
@@ -509,7 +510,7 @@ class MagicModel(MagicPreTrainedModel):
         if attention_mask.dim() != 2:
             if any(parse_operator(name).kind == "CONV" for layer in self.config.candidate_operators for name in layer):
                 raise ValueError(
-                    f"the attention_mask has {attention_mask.dim()} dimensions; with CONV operators give the "
+                    f"the attention_mask has {attention_mask.dim()} dimensions; CONV operators need the "
                     f"two-dimensional one, (batch, seq_len)"
                 )
             return for_attention, None
@@ -540,14 +541,14 @@ class MagicModel(MagicPreTrainedModel):
         Args:
             input_ids: (batch, seq_len) token ids; or give `inputs_embeds`, (batch, seq_len, hidden).
             attention_mask: (batch, seq_len), 1 = token, 0 = padding.
-            token_type_ids: (batch, seq_len), 0 where left out.
-            position_ids: (batch, seq_len), counted from 0 where left out.
-            architecture: the child to run, one operator name a layer; may be left out where there is only one.
+            token_type_ids: (batch, seq_len), 0 by default.
+            position_ids: (batch, seq_len), counted from 0 by default.
+            architecture: the child to run, one operator name per layer; optional if there is only one child.
             **kwargs: `output_hidden_states` (true, or the indices n of the H_n to keep), `output_attentions`.
 
         Returns:
-            last_hidden_state (batch, seq_len, hidden), pooler_output (batch, hidden) where there is a pooler, and on
-            demand hidden_states (H_0 to H_N) and attentions (one for each MHA on the path).
+            last_hidden_state (batch, seq_len, hidden), pooler_output (batch, hidden) if there is a pooler, and on
+            request hidden_states (H_0 to H_N) and attentions (one for each MHA of the child).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -588,7 +589,7 @@ class MagicForMaskedLM(MagicPreTrainedModel):
         return self.lm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replaces the decoder, its bias with it."""
+        """Replaces the decoder and its bias."""
         self.lm_head.decoder = new_embeddings
         self.lm_head.bias = new_embeddings.bias
 
@@ -604,15 +605,15 @@ class MagicForMaskedLM(MagicPreTrainedModel):
         architecture: Sequence[str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
-        """Predicts masked tokens with one child; arguments as for `MagicModel.forward`.
+        """Predicts masked tokens with one child; see `MagicModel.forward` for the other arguments.
 
         Args:
             labels: (batch, seq_len), the token to predict, -100 = not predicted.
-            **kwargs: also `num_items_in_batch`, by which the summed loss is then divided instead of by its own count.
+            **kwargs: also `num_items_in_batch`, a divisor for the summed loss in place of the number of labels.
 
         Returns:
-            loss where labels are given, and logits (batch, seq_len, vocab_size); with `config.sparse_prediction` and
-            labels, the logits of the labelled positions only, (number of them, vocab_size), in reading order.
+            loss if labels are given, and logits (batch, seq_len, vocab_size). With `config.sparse_prediction` and
+            labels, the logits cover only the labelled positions, (number of them, vocab_size), in reading order.
         """
         outputs = self.magic(
             input_ids,
@@ -638,11 +639,11 @@ class MagicForMaskedLM(MagicPreTrainedModel):
 
 
 class MagicForPreTraining(MagicPreTrainedModel):
-    """MAGIC encoder with ELECTRA's discriminator on top: which tokens were replaced?"""
+    """MAGIC encoder with ELECTRA's discriminator on top, which detects replaced tokens."""
 
     _auto_class = "AutoModelForPreTraining"
 
-    # The loss is a mean over the tokens that are not padding, which the Trainer does not count.
+    # The loss is a mean over the tokens that are not padding; the Trainer does not count those.
     accepts_loss_kwargs = False
 
     def __init__(self, config: MagicConfig):
@@ -664,13 +665,13 @@ class MagicForPreTraining(MagicPreTrainedModel):
         architecture: Sequence[str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
-        """Tells replaced tokens from original ones; arguments as for `MagicModel.forward`.
+        """Distinguishes replaced tokens from original ones; see `MagicModel.forward` for the other arguments.
 
         Args:
-            labels: (batch, seq_len), 1 = replaced, 0 = original, -100 = ignored, as padding is.
+            labels: (batch, seq_len), 1 = replaced, 0 = original, -100 = ignored, like padding.
 
         Returns:
-            loss where labels are given, the mean binary cross-entropy; logits (batch, seq_len), positive = replaced.
+            loss if labels are given, the mean binary cross-entropy; logits (batch, seq_len), positive = replaced.
         """
         outputs = self.magic(
             input_ids,
@@ -695,7 +696,7 @@ class MagicForPreTraining(MagicPreTrainedModel):
 
 
 class MagicForSequenceClassification(MagicPreTrainedModel):
-    """MAGIC encoder that classifies sequences: one class, several, or numbers (see `config.problem_type`)."""
+    """MAGIC encoder that predicts a class, several classes or numbers for sequences (see `config.problem_type`)."""
 
     _auto_class = "AutoModelForSequenceClassification"
 
@@ -723,16 +724,16 @@ class MagicForSequenceClassification(MagicPreTrainedModel):
         architecture: Sequence[str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
-        """Classifies sequences; arguments as for `MagicModel.forward`.
+        """Classifies sequences; see `MagicModel.forward` for the other arguments.
 
         Args:
-            labels: (batch,) classes; (batch,) or (batch, num_labels) numbers for regression; (batch, num_labels) of 0
-                and 1 for several classes at once. What it is follows from the labels where `config.problem_type` does
-                not say, as in all of transformers.
-            **kwargs: also `num_items_in_batch`, the number of labels of the whole accumulated batch.
+            labels: (batch,) classes; (batch,) or (batch, num_labels) numbers for regression; or (batch, num_labels) of
+                0 and 1 for several classes at once. If `config.problem_type` is not set, it is derived from the
+                labels, as everywhere in transformers.
+            **kwargs: also `num_items_in_batch`, the number of labels in the whole accumulated batch.
 
         Returns:
-            loss where labels are given, and logits (batch, num_labels).
+            loss if labels are given, and logits (batch, num_labels).
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.magic(
@@ -774,7 +775,7 @@ class MagicForSequenceClassification(MagicPreTrainedModel):
 
 
 class MagicForTokenClassification(MagicPreTrainedModel):
-    """MAGIC encoder that gives every token a class."""
+    """MAGIC encoder that classifies every token."""
 
     _auto_class = "AutoModelForTokenClassification"
 
@@ -799,14 +800,14 @@ class MagicForTokenClassification(MagicPreTrainedModel):
         architecture: Sequence[str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
-        """Classifies tokens; arguments as for `MagicModel.forward`.
+        """Classifies tokens; see `MagicModel.forward` for the other arguments.
 
         Args:
             labels: (batch, seq_len) classes, -100 = ignored.
-            **kwargs: also `num_items_in_batch`, the number of labels of the whole accumulated batch.
+            **kwargs: also `num_items_in_batch`, the number of labels in the whole accumulated batch.
 
         Returns:
-            loss where labels are given, and logits (batch, seq_len, num_labels).
+            loss if labels are given, and logits (batch, seq_len, num_labels).
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.magic(
@@ -830,7 +831,7 @@ class MagicForTokenClassification(MagicPreTrainedModel):
 
 
 class MagicForQuestionAnswering(MagicPreTrainedModel):
-    """MAGIC encoder that finds the span of an answer."""
+    """MAGIC encoder that extracts the span of an answer."""
 
     _auto_class = "AutoModelForQuestionAnswering"
 
@@ -854,14 +855,14 @@ class MagicForQuestionAnswering(MagicPreTrainedModel):
         architecture: Sequence[str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """Finds where an answer starts and ends; arguments as for `MagicModel.forward`.
+        """Predicts the start and end of an answer; see `MagicModel.forward` for the other arguments.
 
         Args:
             start_positions: (batch,) index of the answer's first token; beyond the sequence = ignored.
-            end_positions: (batch,) index of its last token.
+            end_positions: (batch,) index of the answer's last token.
 
         Returns:
-            loss where both positions are given, the mean of the two cross-entropies; start_logits and end_logits, each
+            loss if both positions are given, the mean of the two cross-entropies; start_logits and end_logits, each
             (batch, seq_len).
         """
         outputs = self.magic(
@@ -901,7 +902,7 @@ class MagicForMultipleChoice(MagicPreTrainedModel):
 
     @classmethod
     def _pooler_names(cls, config: MagicConfig) -> dict[str, str]:
-        # That of RoBERTa, too: it is this class alone that has one there.
+        # Also for RoBERTa, where this is the only class with a pooler.
         return _POOLER_IN_HEAD if config.add_pooling_layer else {}
 
     @can_return_tuple
@@ -916,14 +917,14 @@ class MagicForMultipleChoice(MagicPreTrainedModel):
         architecture: Sequence[str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
-        """Scores choices; arguments as for `MagicModel.forward`, each with a dimension num_choices after the batch.
+        """Scores choices; inputs as for `MagicModel.forward`, with a dimension num_choices after the batch dimension.
 
         Args:
-            labels: (batch,) index of the right choice.
-            **kwargs: also `num_items_in_batch`, the number of labels of the whole accumulated batch.
+            labels: (batch,) index of the correct choice.
+            **kwargs: also `num_items_in_batch`, the number of labels in the whole accumulated batch.
 
         Returns:
-            loss where labels are given, and logits (batch, num_choices).
+            loss if labels are given, and logits (batch, num_choices).
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         given = input_ids if input_ids is not None else inputs_embeds

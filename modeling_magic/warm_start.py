@@ -1,4 +1,4 @@
-"""Warm start: a super-net that begins with the weights of a pre-trained encoder where it has the same operators."""
+"""Warm start: initialises a super-net with the weights of a pre-trained encoder, for operators that both have."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ _ROW_BY_ROW = ("embeddings.position_embeddings.weight", "embeddings.token_type_e
 
 
 class InitReport(NamedTuple):
-    """What a warm start did to a super-net.
+    """The effects of a warm start on a super-net.
 
     Attributes:
         copied: modules that now have the checkpoint's weights; an operator is `encoder.layer.<n>.operators.<name>`.
-        random: modules that keep the weights they had.
-        notes: what of the checkpoint found no place, tables of which only some rows fit, fields that differ.
+        random: modules that keep their previous weights.
+        notes: unused modules of the checkpoint, tables of which only some rows fit, and fields that differ.
     """
 
     copied: tuple[str, ...]
@@ -36,51 +36,51 @@ class InitReport(NamedTuple):
 
 
 def check_initialization(config: MagicConfig, source: str | Path | PreTrainedModel, vocabulary: bool = True) -> None:
-    """Raises a ValueError where a super-net of this configuration cannot start from `source`: other sizes.
+    """Raises a ValueError if the sizes of `source` do not fit a super-net of this configuration.
 
     Args:
-        config: the super-net's.
-        source: as for `initialize_from`; of a folder or a name, only the configuration is read.
-        vocabulary: whether the vocabulary's size counts; it follows from the tokenizer, so it may not be known yet.
+        config: the configuration of the super-net.
+        source: see `initialize_from`; for a folder or a name, only the configuration is read.
+        vocabulary: whether to check the vocabulary size, which depends on the tokenizer and may not be known yet.
     """
     given = chain_config(source)
     name = f"the {type(source).__name__}" if isinstance(source, PreTrainedModel) else str(source)
     if vocabulary and given.vocab_size != config.vocab_size:
         raise ValueError(
-            f"{name} has a vocabulary of {given.vocab_size} but the super-net one of {config.vocab_size}; take the "
+            f"{name} has a vocabulary of {given.vocab_size} but the super-net has one of {config.vocab_size}; use the "
             f"tokenizer of the checkpoint: --tokenizer {name}"
         )
     for field in ("hidden_size", "embedding_size"):
         theirs, ours = (getattr(side, field) or side.hidden_size for side in (given, config))
         if theirs != ours:
             raise ValueError(
-                f"{name} has the {field} {theirs} but the super-net {ours}; take a preset with {field} {theirs}"
+                f"{name} has the {field} {theirs} but the super-net has {ours}; use a preset with {field} {theirs}"
             )
 
 
 def initialize_from(supernet: MagicPreTrainedModel, source: str | Path | PreTrainedModel) -> InitReport:
-    """Starts a super-net from the weights of a checkpoint, by position in the chain, and returns what it did.
+    """Copies the weights of a checkpoint into a super-net, by position in the chain, and reports the result.
 
     Layer n of the checkpoint's chain (block i of a BERT is layers 2i and 2i + 1) gives its weights to the operator of
-    layer n that has the same kind, heads or kernel, and inner size, under whatever name; all others stay as they are,
-    and so do layers beyond the checkpoint's last. Embeddings are copied row by row (the position table from position
-    0 on, wherever the table has it), heads where their shapes agree.
+    layer n with the same kind, heads or kernel, and inner size, whatever its name. All other operators, and layers
+    beyond the checkpoint's last, stay unchanged. Embeddings are copied row by row (the position table from position 0,
+    wherever that is in the table), and heads if their shapes agree.
 
     Args:
-        supernet: changed in place.
-        source: a BERT, RoBERTa or ELECTRA model as `convert_to_magic` takes it, or a MAGIC child, in memory, in a
+        supernet: the super-net; it is changed in place.
+        source: a BERT, RoBERTa or ELECTRA model that `convert_to_magic` accepts, or a MAGIC child, in memory, in a
             folder or on the Hub.
 
     Raises:
-        ValueError: as `convert_to_magic`; or another vocabulary, hidden_size or embedding_size; or a super-net as the
-            source.
+        ValueError: see `convert_to_magic`; or the vocabulary, hidden_size or embedding_size differs, or the source is
+            a super-net.
     """
     check_initialization(supernet.config, source)
     chain = load_chain(source)
     own = {_bare(name): parameter for name, parameter in supernet.named_parameters()}
     given = {_bare(name): tensor for name, tensor in chain.state_dict().items()}
     if "lm_head.decoder.bias" in given:
-        # The one that the decoder computes with, should the checkpoint not tie the two.
+        # The bias that the decoder computes with, in case the checkpoint does not tie the two.
         given["lm_head.bias"] = given["lm_head.decoder.bias"]
     fitting = _fitting_operators(supernet.config, chain.config)
     copied: dict[str, None] = {}
@@ -103,7 +103,7 @@ def initialize_from(supernet: MagicPreTrainedModel, source: str | Path | PreTrai
             random[_module_of(name)] = None
     theirs = dict.fromkeys(_module_of(_bare(name)) for name, _ in chain.named_parameters())
     if unused := [name for name in theirs if name not in used]:
-        notes.append(f"of the checkpoint, without a place here: {_by_operator(unused)}")
+        notes.append(f"not used from the checkpoint: {_by_operator(unused)}")
     for field in ("hidden_act", "layer_norm_eps", "padding_aware_positions"):
         here, there = getattr(supernet.config, field), getattr(chain.config, field)
         if here != there:
@@ -112,14 +112,14 @@ def initialize_from(supernet: MagicPreTrainedModel, source: str | Path | PreTrai
 
 
 def _fitting_operators(config: MagicConfig, given: MagicConfig) -> dict[tuple[int, str], str]:
-    """Returns the super-net's operators that a chain has at their layer, each with its name there."""
+    """Returns the super-net's operators that the chain has in the same layer, mapped to their names in the chain."""
 
     def shape(name: str, of: MagicConfig) -> tuple[str, int, int]:
         spec = parse_operator(name)
         return spec.kind, spec.size, operator_inner_size(spec, of)
 
     fitting = {}
-    # Layers beyond the end of the shorter one have no counterpart.
+    # Layers beyond the end of the shorter chain have no counterpart.
     for index, (candidates, (theirs,)) in enumerate(
         zip(config.candidate_operators, given.candidate_operators, strict=False)
     ):
@@ -137,12 +137,12 @@ def _common_rows(
     given_config: MagicConfig,
     notes: list[str],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the rows of a table and those of the checkpoint's that are to be copied there, from row 0 on."""
+    """Returns the rows of a table and the checkpoint's rows to copy there, starting with row 0."""
     if "position" in name:
         rows, given = rows[config.first_position :], given[given_config.first_position :]
     common = min(len(rows), len(given))
     if common < len(rows):
-        notes.append(f"{_module_of(name)}: the checkpoint has {common} of {len(rows)} rows, the others stay random")
+        notes.append(f"{_module_of(name)}: the checkpoint has {common} of {len(rows)} rows; the others stay random")
     return rows[:common], given[:common]
 
 
@@ -151,13 +151,13 @@ def _bare(name: str) -> str:
 
 
 def _module_of(name: str) -> str:
-    """Returns the module of a parameter, for one of an operator the whole operator."""
+    """Returns the module of a parameter; for a parameter of an operator, the whole operator."""
     match = _OPERATOR_KEY.match(name)
     return match[0] if match else name.rpartition(".")[0]
 
 
 def _by_operator(modules: Sequence[str]) -> str:
-    """Returns names of modules as text, operators of one name together: FFN in layers 1, 3, 5."""
+    """Returns the names of modules as text, with equal operators grouped: FFN in layers 1, 3, 5."""
     others: list[str] = []
     layers: dict[str, list[str]] = {}
     for module in modules:

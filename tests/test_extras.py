@@ -113,7 +113,7 @@ def lacking(name: str, file: str) -> ModuleNotFoundError:
 def test_what_lacks_is_named_with_its_extra(module, room, extra):
     line = missing_extra(lacking(module, str(ROOT / "training" / room / "some.py")))
     name = module.partition(".")[0]
-    assert line == f"{name} is not installed; install what this needs with: pip install 'magic-nas[{extra}]'"
+    assert line == f"{name} is not installed; install the requirements with: pip install 'magic-nas[{extra}]'"
 
 
 @pytest.mark.parametrize("name", ["no_such_package", "training", "torch"])
@@ -134,4 +134,4 @@ def test_one_line_names_the_extra(code):
     arguments = [sys.executable, "-c", blocking + code, "pretrain", "-c", "demo-pretrain", "-o", "unused"]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
     last = done.stderr.strip().split("\n")[-1]
-    assert last.endswith("datasets is not installed; install what this needs with: pip install 'magic-nas[search]'")
+    assert last.endswith("datasets is not installed; install the requirements with: pip install 'magic-nas[search]'")

@@ -307,9 +307,9 @@ def test_a_folder_is_what_its_list_says_or_the_difference_is_told(tmp_path):
     (tmp_path / "more").touch()
     assert listing_fault(tmp_path, "files.json") is None
     (tmp_path / "weights").write_bytes(b"12345679")
-    assert listing_fault(tmp_path, "files.json") == "weights has another content than was written"
+    assert listing_fault(tmp_path, "files.json") == "weights has different content from when it was written"
     (tmp_path / "weights").write_bytes(b"1234")
-    assert listing_fault(tmp_path, "files.json") == "weights has 4 bytes in place of 8"
+    assert listing_fault(tmp_path, "files.json") == "weights has 4 bytes instead of 8"
     (tmp_path / "weights").unlink()
     assert listing_fault(tmp_path, "files.json") == "weights is missing"
     for damaged in ("", "{}", "[]", '{"weights": 3}', '{"weights": {"size"'):
@@ -321,7 +321,7 @@ def test_a_folder_is_what_its_list_says_or_the_difference_is_told(tmp_path):
 def test_damaged_json_names_its_file_and_a_remedy(tmp_path):
     for text in ('{"a": 1', "[" * 100_000):
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(ValueError, match=r"a\.json is damaged: .*; restore it, or delete it to begin anew"):
+        with pytest.raises(ValueError, match=r"a\.json is damaged: .*; restore it, or delete it to start over"):
             read_json(tmp_path / "a.json")
 
 

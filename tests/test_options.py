@@ -70,7 +70,7 @@ class Around(Settings):
         ({"methods": {"SPOS": 3}}, "methods.SPOS is 3; it must be a mapping"),
         ({"training_arguments": {"max_step": 3}}, "unknown key 'max_step' in training_arguments; did you mean"),
         ({"training_arguments": {"max_steps": "few"}}, "max_steps is 'few'; it must be a whole number"),
-        ({"training_arguments": {"zzzzz": 3}}, "none of the .* keys is like it; `magic-nas options COMMAND` lists"),
+        ({"training_arguments": {"zzzzz": 3}}, "none of the .* keys is similar; `magic-nas options COMMAND` lists"),
         (
             {"training_arguments": {"gradient_accumulation_steps": 0}},
             "gradient_accumulation_steps is 0; it must be at",

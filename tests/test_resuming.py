@@ -109,13 +109,13 @@ def test_the_code_of_a_model_does_not_pass_for_its_weights(trained, tmp_path):
     run = copy_of(trained, Trainer, tmp_path)
     (run / "checkpoint-9" / "modeling_own.py").touch()
     (run / "checkpoint-9" / "model.safetensors").unlink()
-    assert checkpoint_fault(run / "checkpoint-9") == "it holds no weights"
+    assert checkpoint_fault(run / "checkpoint-9") == "it has no weights"
 
 
 def test_training_goes_on_from_the_whole_one_and_says_so(trained, tmp_path, caplog):
     run = copy_of(trained, ResumableTrainer, tmp_path)
     (run / "checkpoint-9" / "optimizer.pt").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-9 is not whole \(optimizer.pt is missing\)"):
+    with pytest.raises(ValueError, match=r"checkpoint-9 is not complete \(optimizer.pt is missing\)"):
         trainer_of(run).train(resume_from_checkpoint=str(run / "checkpoint-9"))
     assert last_complete_checkpoint(run) == str(run / "checkpoint-8")
     assert not caplog.records
@@ -125,7 +125,7 @@ def test_training_goes_on_from_the_whole_one_and_says_so(trained, tmp_path, capl
         resumed.train(resume_from_checkpoint=True)
     (message,) = (record.message for record in caplog.records if record.name == "training.resuming")
     assert message == (
-        f"{run / 'checkpoint-9'} is not whole (optimizer.pt is missing): training goes on from checkpoint-8"
+        f"{run / 'checkpoint-9'} is not complete (optimizer.pt is missing): training resumes from checkpoint-8"
     )
     assert torch.equal(resumed.model.slope, whole.model.slope)
     assert last_complete_checkpoint(run) == str(run / "checkpoint-9")
@@ -134,17 +134,17 @@ def test_training_goes_on_from_the_whole_one_and_says_so(trained, tmp_path, capl
 def test_a_state_of_another_step_is_not_whole(trained, tmp_path):
     run = copy_of(trained, Trainer, tmp_path)
     (run / "checkpoint-9").rename(run / "checkpoint-7")
-    assert checkpoint_fault(run / "checkpoint-7") == "trainer_state.json is of step 9"
+    assert checkpoint_fault(run / "checkpoint-7") == "trainer_state.json belongs to step 9"
     state = json.loads((run / "checkpoint-8" / "trainer_state.json").read_text())
     (run / "checkpoint-8" / "trainer_state.json").write_text(json.dumps({**state, "global_step": 600}))
-    assert checkpoint_fault(run / "checkpoint-8") == "trainer_state.json is of step 600"
+    assert checkpoint_fault(run / "checkpoint-8") == "trainer_state.json belongs to step 600"
 
 
 def test_a_model_alone_is_nothing_to_go_on_from(tmp_path, caplog):
     trainer_of(tmp_path, save_only_model=True).train()
-    assert "holds no state of the optimizer" in checkpoint_fault(tmp_path / "checkpoint-9")
+    assert "has no state of the optimizer" in checkpoint_fault(tmp_path / "checkpoint-9")
     assert last_complete_checkpoint(tmp_path, tells=True) is None
-    assert caplog.messages[-1].endswith("there is no other checkpoint, so training begins anew")
+    assert caplog.messages[-1].endswith("there is no other checkpoint, so training starts over")
 
 
 def test_checkpoints_are_found_by_number(tmp_path):
@@ -159,7 +159,7 @@ def test_checkpoints_are_found_by_number(tmp_path):
     assert has_checkpoints(tmp_path)
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
     assert not has_checkpoints(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"there is no checkpoint .*nowhere; name one that is there"):
+    with pytest.raises(ValueError, match=r"there is no checkpoint .*nowhere; give an existing one"):
         check_whole(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no complete checkpoint in .*nowhere; train without resuming"):
         trainer_of(tmp_path / "nowhere").train(resume_from_checkpoint=True)
@@ -227,7 +227,7 @@ def test_a_signal_ends_the_step_and_saves_it(tmp_path, number, capfd):
     with signals_handled(), pytest.raises(Stopped) as stopped:
         trainer_of(tmp_path, callbacks=[SignalAt(number, 4)]).train()
     assert stopped.value.number == number
-    assert "the step at hand ends and is saved first" in capfd.readouterr().err
+    assert "stopping after the current step is finished and saved" in capfd.readouterr().err
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
     resumed = trainer_of(tmp_path)
     resumed.train(resume_from_checkpoint=True)

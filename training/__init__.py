@@ -1,4 +1,4 @@
-"""Compression, super-net training, search and export; the names below load their modules when they are first used."""
+"""Compression, super-net training, search and export; the names below load their modules on first use."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from .supernet.settings import BlockwiseSettings, PretrainSettings
     from .supernet.trainer import MagicTrainer
 
-# Where each name lives; what lies deeper may move.
+# The module of each name; anything not listed may move.
 _HOMES = {
     "analysis.interference": ("GradientMeter", "cosine_matrix"),
     "analysis.interference_run": ("run_interference",),
@@ -118,7 +118,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # The command line imports this package for its help text, which must not wait for torch.
+    # The command line imports this package for its help texts, which must not wait for torch.
     if name == "__version__":
         return version("magic-nas")
     if name not in _HOME_OF:

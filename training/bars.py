@@ -1,4 +1,4 @@
-"""Progress bars: drawn on a terminal or in a notebook, told in a line now and then elsewhere, or off."""
+"""Progress bars: drawn on a terminal or in a notebook, written as occasional lines elsewhere, or off."""
 
 import io
 import sys
@@ -9,18 +9,18 @@ from tqdm import tqdm as plain_tqdm
 from tqdm.auto import tqdm
 
 
-# What passes between two lines about one piece of work where nothing can be drawn.
+# The time between two lines about the same work if bars cannot be drawn.
 SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Bars:
-    """Whether this process shows any."""
+    """Whether bars are off in this process."""
 
     are_off = False
 
 
 def turn_bars_off(off: bool = True) -> None:
-    """Shows no bars of ours in this process, or shows them again."""
+    """Turns our bars off in this process, or on again."""
     _Bars.are_off = off
 
 
@@ -35,11 +35,11 @@ def _in_notebook() -> bool:
 
 
 def progress_bar(iterable: Iterable | None = None, *, disable: bool = False, **given: Any) -> "tqdm[Any]":
-    """Returns a bar of tqdm with its arguments, or one that writes lines where nothing can be drawn.
+    """Returns a tqdm bar, or one that writes lines if bars cannot be drawn.
 
     Args:
-        iterable: what to count, as in tqdm.
-        disable: shows nothing, as does every bar after `turn_bars_off`.
+        iterable: the items to count, as in tqdm.
+        disable: whether to show nothing; after `turn_bars_off`, no bar is shown.
         given: further arguments of tqdm.
     """
     kind = tqdm if can_draw() else _Lines
@@ -47,7 +47,7 @@ def progress_bar(iterable: Iterable | None = None, *, disable: bool = False, **g
 
 
 class _Lines(plain_tqdm):
-    """A bar that writes a line every `SECONDS_BETWEEN_LINES`, and nothing about work that takes less."""
+    """A bar that writes a line every `SECONDS_BETWEEN_LINES`, and nothing about shorter work."""
 
     def __init__(self, iterable: Iterable | None = None, **given: Any):
         own = {"mininterval": SECONDS_BETWEEN_LINES, "delay": SECONDS_BETWEEN_LINES, "leave": False}
@@ -55,7 +55,7 @@ class _Lines(plain_tqdm):
         super().__init__(iterable, **{**given, **own, "bar_format": text, "miniters": None})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Writes how far the work is; a bar is cleared by an empty text, which is no line."""
+        """Writes the progress; an empty text clears a bar and is not written as a line."""
         if msg != "":
             self.fp.write(f"{self}\n")
             self.fp.flush()

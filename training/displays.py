@@ -1,4 +1,4 @@
-"""What notebooks show of a result: operators as boxes, and small tables, as HTML that suits light and dark pages."""
+"""Views of results in notebooks: operators as boxes, and small tables, as HTML for light and dark pages."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -8,7 +8,7 @@ from typing import Any
 KIND_COLORS = {"MHA": "#f4a582", "FFN": "#92c5de", "CONV": "#a6d96a"}
 KIND_NAMES = {"MHA": "attention", "FFN": "feed-forward", "CONV": "convolution"}
 OTHER_COLOR = "#dddddd"
-# A box has its own background and its own ink; all else has the page's.
+# A box has its own background and text colour; everything else uses the page's.
 _BOX = "display:inline-block;margin:1px;padding:0 5px;border-radius:4px;color:#222;font:12px/1.7 monospace"
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: their colours, the look of their axes, and how they become files."""
+"""Shared parts of all figures: colours, the style of axes, and writing to files."""
 
 import io
 import math
@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 from .files import write_bytes
 
 
-# Colours of Okabe and Ito, which people with any of the common colour deficiencies tell apart.
+# The colours of Okabe and Ito, which are distinguishable with all common colour deficiencies.
 BLUE, GREEN, RED, ORANGE, PURPLE = "#0072b2", "#009e73", "#d55e00", "#e69f00", "#cc79a7"
 GREY, INK = "#777777", "#222222"
 SKY, YELLOW = "#56b4e9", "#d9c31c"
-# Of lines that have no meaning of their own, in order.
+# The colours of lines without a fixed meaning, in order.
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, GREY, YELLOW)
 
 
 def clean(axes: Axes) -> None:
-    """Takes from axes all that is not data but for a faint grid."""
+    """Removes everything but the data and a faint grid from axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -53,7 +53,7 @@ def render(figure: Figure, file_format: str, dpi: int = 150) -> bytes:
 
 
 def write_figure(path: str | os.PathLike, figure: Figure, dpi: int = 150) -> Path:
-    """Writes a figure at once, in the format that the name ends with, and returns its path."""
+    """Writes a figure atomically, in the format given by the suffix of its name, and returns its path."""
     path = Path(path)
     write_bytes(path, render(figure, path.suffix.removeprefix("."), dpi))
     return path

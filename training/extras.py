@@ -1,4 +1,4 @@
-"""Which extra of the package installs what an import lacks."""
+"""Finds the extra of the package that installs a missing import."""
 
 import re
 from importlib.metadata import PackageNotFoundError, requires
@@ -6,17 +6,17 @@ from pathlib import Path
 
 
 PACKAGE = "magic-nas"
-# The distribution that has a module, where the names differ.
+# The distribution of a module, if the names differ.
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
-# What the rooms need where the others need "search".
+# The extra of each subpackage; the others need "search".
 _OF_ROOM = {"analysis": "analysis", "cells": "images", "finetuning": "finetune", "hub": "figures"}
 
 
 def missing_extra(error: BaseException) -> str | None:
-    """Returns a line that names the missing package and the extra to install, `None` for any other error.
+    """Returns a line that names the missing package and the extra to install; `None` for any other error.
 
-    Several extras may have the package; the line names the one for what was asked for, which the outermost room in the
-    traceback tells.
+    If several extras have the package, the line names the one for the requested feature, which is determined by the
+    outermost subpackage in the traceback.
     """
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
@@ -26,11 +26,11 @@ def missing_extra(error: BaseException) -> str | None:
         return None
     wanted = _OF_ROOM.get(_room(error) or "", "search")
     extra = wanted if wanted in extras else extras[0]
-    return f"{module} is not installed; install what this needs with: pip install '{PACKAGE}[{extra}]'"
+    return f"{module} is not installed; install the requirements with: pip install '{PACKAGE}[{extra}]'"
 
 
 def _extras_with(distribution: str) -> list[str]:
-    """The extras that have a distribution, in the order of setup.cfg."""
+    """The extras that contain a distribution, in the order of setup.cfg."""
     try:
         declared = requires(PACKAGE) or []
     except PackageNotFoundError:
@@ -48,7 +48,7 @@ def _normalised(distribution: str) -> str:
 
 
 def _room(error: BaseException) -> str | None:
-    """The outermost room that was imported when the error came up; the command line is none of them."""
+    """The outermost subpackage in the traceback of the error, except for the command line."""
     package, traceback = Path(__file__).parent, error.__traceback__
     while traceback is not None:
         path = Path(traceback.tb_frame.f_code.co_filename)

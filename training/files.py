@@ -1,8 +1,8 @@
-"""Files that are whole or not there, JSON read back as it was written, and the cache on disk.
+"""Atomic writing of files and folders, typed reading of JSON, and the cache on disk.
 
-Everything is written under a temporary name beside its place, flushed to the disk and renamed: after a kill, a full
-disk or a power cut there is the old content or the new one. What a killed process leaves under such a name is removed
-by the next one that writes there.
+Everything is written under a temporary name next to its target, flushed to the disk and renamed. After a kill, a full
+disk or a power failure, either the old or the new content is there. Temporary files of a killed process are removed by
+the next process that writes there.
 """
 
 import csv
@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple, Union, get_args, get_origin, get_type_hi
 try:
     import fcntl
 except ImportError:
-    # Windows has no such locks; there, nothing is taken for a leftover.
+    # Windows has no such locks; nothing is treated as a leftover there.
     fcntl = None  # type: ignore[assignment]
 
 
@@ -33,9 +33,9 @@ except ImportError:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file at once; where that fails, nothing is left beside it."""
+    """Writes a file atomically; on failure, no temporary file is left."""
     path = Path(path)
-    # Each of several processes that end at once has a file of its own.
+    # Processes that write at the same time have separate temporary files.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with full_disk_named(path):
         try:
@@ -51,17 +51,17 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file at once, as UTF-8."""
+    """Writes a text file atomically, as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as JSON at once."""
+    """Writes `value` as JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file at once."""
+    """Writes a CSV file atomically."""
     write_text(path, csv_text(columns, rows))
 
 
@@ -74,12 +74,12 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 @contextmanager
 def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
-    """Yields a place to write a file or a folder, renamed to `path` at the end: `path` is complete or not there.
+    """Yields a temporary path for a file or a folder and renames it to `path` at the end, so `path` is never partial.
 
     Args:
-        path: where it ends.
-        replaces: whether it takes the place of a folder that is there; otherwise that one stays, since another process
-            was faster with the same content.
+        path: the final path.
+        replaces: whether to replace an existing folder; otherwise the existing one stays, since another process was
+            faster with the same content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
@@ -92,11 +92,11 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
             _flush(written)
         try:
             if replaces and path.is_dir():
-                # Whole in one place or the other at every moment.
+                # The old folder is complete in one of the two places at any time.
                 path.rename(folder / _OLD)
             temporary.replace(path)
         except OSError:
-            # A folder does not replace a folder.
+            # A folder cannot replace a folder.
             if not path.is_dir():
                 raise
         finally:
@@ -106,18 +106,18 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
 
 
 class _Modes(NamedTuple):
-    """The permissions that new files and new folders have by the process's umask."""
+    """The permissions of new files and new folders according to the process's umask."""
 
     file: int
     folder: int
 
 
 def _usual_modes(folder: Path, taken: str) -> _Modes:
-    """Returns the permissions of what is made in `folder`; to ask for the umask one would have to change it.
+    """Returns the permissions of new entries in `folder`; the umask cannot be read without changing it.
 
     Args:
-        folder: goes away with what is made there.
-        taken: a name that is not free.
+        folder: a temporary folder, which is removed together with the new entries.
+        taken: a name that is in use.
     """
     file, inside = folder / f"{taken}-file", folder / f"{taken}-folder"
     file.touch()
@@ -126,14 +126,14 @@ def _usual_modes(folder: Path, taken: str) -> _Modes:
 
 
 def _open_to_readers(path: Path, usual: _Modes) -> None:
-    """Gives a file or a folder the permissions of a new one: safetensors and others write for their owner alone."""
+    """Gives a file or a folder the usual permissions: safetensors and others write files for their owner only."""
     if not path.is_symlink():
         path.chmod(path.stat().st_mode | (usual.folder if path.is_dir() else usual.file))
 
 
 @contextmanager
 def _own_folder(path: Path) -> Iterator[Path]:
-    """Yields a folder beside `path` that this process holds while the context lasts, and that then goes."""
+    """Yields a folder next to `path` that this process locks during the context and removes afterwards."""
     with ExitStack() as stack:
         while True:
             made = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-")
@@ -143,7 +143,7 @@ def _own_folder(path: Path) -> Iterator[Path]:
                 break
             stack.callback(os.close, descriptor)
             _hold(descriptor, waits=True)
-            # Until it was held, another process could take it for a leftover.
+            # Before it was locked, another process could remove it as a leftover.
             if folder.is_dir():
                 break
         yield folder
@@ -151,7 +151,7 @@ def _own_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _own_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yields a new file that this process holds while the context lasts."""
+    """Yields a new file that this process locks during the context."""
     while True:
         with open(path, "wb") as file:
             _hold(file.fileno(), waits=True)
@@ -160,8 +160,8 @@ def _own_file(path: Path) -> Iterator[IO[bytes]]:
                 return
 
 
-# Texts of errors that other libraries raise, in place of an OSError with its number, where a disk is full: safetensors
-# and tokenizers (both in Rust), torch.save, pyarrow.
+# Messages that other libraries raise for a full disk instead of an OSError with a number: safetensors and tokenizers
+# (both in Rust), torch.save, pyarrow.
 _FULL = re.compile(
     r"no space left|os error (28|122|27)\b|quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs",
     re.I,
@@ -171,7 +171,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """Turns whatever a library raises where the disk is full into an OSError that names `path`."""
+    """Turns any error that a library raises for a full disk into an OSError that names `path`."""
     try:
         yield
     except Exception as error:
@@ -182,7 +182,7 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says that a disk, a quota or the largest size of a file is reached."""
+    """Whether an error means that a disk is full, or a quota or the largest file size is reached."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL_DISK
     return isinstance(error, Exception) and _FULL.search(str(error)) is not None
@@ -197,7 +197,7 @@ def _open(path: Path) -> int | None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk, where the system can tell."""
+    """Waits until a file, or the names in a folder, are on the disk, if the system supports it."""
     descriptor = _open(path)
     if descriptor is None:
         return
@@ -210,23 +210,23 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-# ---- What killed processes left ----
+# ---- Leftovers of killed processes ----
 
 
-# Where `written_at_once` puts what it replaces.
+# The name under which `written_at_once` keeps the folder that it replaces.
 _OLD = "old"
 _TEMPORARY_FILE = re.compile(r".+\.\d+\.tmp")
 _TEMPORARY_FOLDER = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}")
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes what processes that were killed left in `folder` under temporary names.
+    """Removes temporary files and folders that killed processes left in `folder`.
 
-    A name that a living process writes to stays: it holds a lock, which ends with the process.
+    Those of a running process are kept: it holds a lock, which ends with the process.
 
     Args:
-        folder: looked at itself, without the folders in it.
-        name: looks for what was to become this file or folder alone; left out, for all.
+        folder: the folder to clean, without its subfolders.
+        name: the name of the final file or folder whose leftovers are removed; by default all are removed.
     """
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         of_file = _TEMPORARY_FILE.fullmatch(path.name) is not None
@@ -238,12 +238,12 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _is_temporary(folder: Path, name: str) -> bool:
-    """Whether a folder holds nothing but what `written_at_once` puts into one: others may have such names."""
+    """Whether a folder contains only what `written_at_once` creates; other folders may have similar names."""
     return {path.name for path in folder.iterdir()} <= {name, _OLD}
 
 
 def _remove_unheld(path: Path, target: Path | None) -> None:
-    """Removes a temporary file or folder that no process holds."""
+    """Removes a temporary file or folder that no process has locked."""
     descriptor = _open(path)
     if descriptor is None:
         return
@@ -251,7 +251,7 @@ def _remove_unheld(path: Path, target: Path | None) -> None:
         if not _hold(descriptor):
             return
         if target is not None and (path / _OLD).exists() and not target.exists():
-            # Killed between two renames: the new content is whole by then.
+            # The process was killed between two renames, and the new content is already complete.
             (path / target.name).replace(target)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -263,22 +263,22 @@ def _remove_unheld(path: Path, target: Path | None) -> None:
 
 
 def _hold(descriptor: int, waits: bool = False) -> bool:
-    """Locks an open file or folder for this process, and returns whether that could be done."""
+    """Locks an open file or folder for this process, and returns whether it succeeded."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
     except OSError:
-        # Another process has it, or the file system has no locks.
+        # Another process holds the lock, or the file system has no locks.
         return False
     return True
 
 
-# ---- Folders whose files are on a list ----
+# ---- Folders with a list of their files ----
 
 
 def write_listing(folder: Path, name: str) -> None:
-    """Writes a list of the files directly in `folder`, with sizes and hashes, after all of them are on the disk."""
+    """Writes a list of the files directly in `folder`, with sizes and hashes, once all of them are on the disk."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != name)
     for path in files:
         _flush(path)
@@ -286,7 +286,7 @@ def write_listing(folder: Path, name: str) -> None:
 
 
 def listing_fault(folder: Path, name: str) -> str | None:
-    """Returns in what a folder differs from its list, `None` where all its files are as they were written.
+    """Returns how a folder differs from its list; `None` if all its files are unchanged.
 
     Raises:
         OSError: there is no list.
@@ -300,9 +300,9 @@ def listing_fault(folder: Path, name: str) -> str | None:
             if not path.is_file():
                 return f"{file} is missing"
             if (size := path.stat().st_size) != facts["size"]:
-                return f"{file} has {size:,} bytes in place of {facts['size']:,}"
+                return f"{file} has {size:,} bytes instead of {facts['size']:,}"
             if _hash(path) != facts["blake2b"]:
-                return f"{file} has another content than was written"
+                return f"{file} has different content from when it was written"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{name} is damaged"
     return None
@@ -314,7 +314,7 @@ def _hash(path: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file as `sha256sum` gives it; the file is read in pieces."""
+    """Returns the SHA-256 of a file, as `sha256sum` prints it; the file is read in pieces."""
     with open(path, "rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
@@ -322,32 +322,32 @@ def file_sha256(path: Path) -> str:
 # ---- Reading ----
 
 
-# JSON has no numbers for these.
+# Floats that JSON numbers cannot represent.
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Returns what a JSON file holds.
+    """Returns the content of a JSON file.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: the file is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}; restore it, or delete it to begin anew") from None
+        raise ValueError(f"{path} is damaged: {error}; restore it, or delete it to start over") from None
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
-    """Returns a value of the type `kind` from what `asdict` and JSON made of it.
+    """Returns a value of the type `kind` from its form after `asdict` and JSON.
 
     Args:
-        kind: a dataclass, or what its fields have: a tuple, a mapping, a plain type or several of these.
-        value: as JSON has it; where a float is wanted a whole number is taken too, and "nan", "inf" and "-inf".
-        where: what the value is, for the error.
+        kind: a dataclass, or a type of its fields: a tuple, a mapping, a plain type or a union of these.
+        value: the value in JSON; for a float, a whole number, "nan", "inf" and "-inf" are also accepted.
+        where: a description of the value, for the error.
 
     Raises:
-        ValueError: it is of another type; the first place that differs is named.
+        ValueError: the value has another type; the first difference is named.
     """
     if isinstance(kind, type) and is_dataclass(kind):
         names = [item.name for item in fields(kind)]
@@ -373,10 +373,10 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Returns `cache_dir`; for `None` $MAGIC_CACHE, or else ~/.cache/magic-nas."""
+    """Returns `cache_dir`; for `None`, $MAGIC_CACHE, or ~/.cache/magic-nas if that is not set."""
     return Path(cache_dir or os.environ.get("MAGIC_CACHE") or Path.home() / ".cache" / "magic-nas").expanduser()
 
 
 def short_hash(*values: Any) -> str:
-    """Returns a short hash of JSON values, for the name of a file."""
+    """Returns a short hash of JSON values, for file names."""
     return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=12).hexdigest()

@@ -12,21 +12,22 @@ def alignment_loss(
     """Returns the sum over aligned layers of the MSE between child and target hidden states, Eq. (1).
 
     Args:
-        child_states: one (batch, seq_len, hidden) tensor for each aligned layer; carries gradients.
-        target_states: the anchor's states (section 4) or the average ones of several children (3.2), same shapes.
-            Paper silent: the gradient stops here, the caller passes detached tensors.
-        attention_mask: (batch, seq_len), 1 = token, 0 = padding; padding is left out of the mean.
+        child_states: one (batch, seq_len, hidden) tensor for each aligned layer, with gradients.
+        target_states: the anchor's states (section 4) or the average states of several children (3.2), with the same
+            shapes. The paper does not say whether gradients flow into the target; here they do not, and the caller
+            passes detached tensors.
+        attention_mask: (batch, seq_len), 1 = token, 0 = padding; padding is excluded from the mean.
 
     Returns:
         Scalar; mean over tokens and features of this micro-batch, summed over layers.
 
     Raises:
-        ValueError: no layer is aligned, or the two sequences differ in length.
+        ValueError: no layer is aligned, or the numbers of layers differ.
     """
     if not child_states or len(child_states) != len(target_states):
         raise ValueError(
-            f"{len(child_states)} layers of the child against {len(target_states)} of the target; give one pair of "
-            f"hidden states for each aligned layer, and at least one"
+            f"there are {len(child_states)} layers of the child but {len(target_states)} of the target; give one pair "
+            f"of hidden states for each aligned layer, and at least one"
         )
     losses = [
         _masked_mse(child, target, attention_mask) for child, target in zip(child_states, target_states, strict=True)
@@ -42,29 +43,29 @@ def _masked_mse(child: Tensor, target: Tensor, attention_mask: Tensor | None) ->
 
 
 def average_states(states_of_children: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Returns the mean over children of their hidden states, layer by layer: the target of section 3.2.
+    """Returns the mean of several children's hidden states, layer by layer: the target of section 3.2.
 
     Args:
-        states_of_children: for each child one (batch, seq_len, hidden) tensor for each aligned layer.
+        states_of_children: for each child, one (batch, seq_len, hidden) tensor for each aligned layer.
     """
     return [torch.stack(layer).mean(dim=0) for layer in zip(*states_of_children, strict=True)]
 
 
 @torch.no_grad()
 def sample_tokens(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Returns a draw from softmax(logits) for each row: what the generator puts at a masked position (5.1, ELECTRA).
+    """Returns a draw from softmax(logits) for each row: the generator's token at a masked position (5.1, ELECTRA).
 
     The draw is argmax(logits + Gumbel noise), at temperature 1. No gradient flows through it.
 
     Args:
         logits: (..., vocab_size), of any precision.
-        generator: of the device of the logits; `None` is torch's global one.
+        generator: a generator on the device of the logits; `None` for torch's global one.
 
     Returns:
         (...) token ids.
     """
-    # In place: for a large vocabulary this is the largest tensor of a step. Uniform numbers are multiples of 2**-24;
-    # the middle of their intervals, taken where floats are dense, near 0, keeps rare tokens as likely as they are.
+    # In place, because with a large vocabulary this is the largest tensor of a step. Uniform numbers are multiples of
+    # 2**-24; using the middle of their intervals near 0, where floats are dense, keeps the probability of rare tokens.
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device).add_(2**-25)
     noise = uniform.neg_().log1p_().neg_().log_().neg_()
     return noise.add_(logits).argmax(dim=-1)
@@ -74,18 +75,18 @@ def sample_tokens(logits: Tensor, generator: torch.Generator | None = None) -> T
 def corrupt_tokens(input_ids: Tensor, labels: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the discriminator's input and which of its tokens were replaced (5.1, ELECTRA).
 
-    A generator that guesses right makes no replacement: a token is one where it differs from the original, not where
-    it was masked.
+    A token counts as replaced if it differs from the original, not if it was masked: where the generator guesses the
+    original token, nothing is replaced.
 
     Args:
         input_ids: (batch, seq_len), masked.
-        labels: (batch, seq_len), the original token where one is masked, -100 elsewhere. Masked may be any token, also
-            one that masking has left as it was or changed for a random one.
+        labels: (batch, seq_len), the original token at masked positions, -100 elsewhere. Masked positions include
+            those whose token masking left unchanged or replaced by a random one.
         sampled: (number of masked positions,) in reading order, see `sample_tokens`.
 
     Returns:
-        The original sequence with the sampled tokens at the masked positions, (batch, seq_len), and a bool of that
-        shape, true where it differs from the original.
+        The original sequence with the sampled tokens at the masked positions, (batch, seq_len), and a bool tensor of
+        the same shape that is true where the two differ.
     """
     masked = labels != -100
     original = torch.where(masked, labels, input_ids)
@@ -94,15 +95,15 @@ def corrupt_tokens(input_ids: Tensor, labels: Tensor, sampled: Tensor) -> tuple[
 
 
 def replaced_token_losses(logits: Tensor, replaced: Tensor, counted: Tensor) -> Tensor:
-    """Returns the discriminator's binary cross-entropy at each token (5.1, ELECTRA), 0 where a token does not count.
+    """Returns the discriminator's binary cross-entropy at each token (5.1, ELECTRA), 0 at tokens that do not count.
 
     Args:
-        logits: (batch, seq_len), positive where a token looks replaced; carries gradients.
-        replaced: (batch, seq_len) bool, the truth, see `corrupt_tokens`.
+        logits: (batch, seq_len), positive for tokens predicted as replaced; with gradients.
+        replaced: (batch, seq_len) bool, the correct answers, see `corrupt_tokens`.
         counted: (batch, seq_len) bool, false at padding.
 
     Returns:
-        (batch, seq_len), float32. ELECTRA's loss is their sum over the tokens that count, divided by their number.
+        (batch, seq_len), float32. ELECTRA's loss is the sum over the tokens that count, divided by their number.
     """
     logits = logits.float()
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
@@ -118,16 +119,16 @@ def teacher_distribution(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Returns softmax(logits / temperature) as the logarithms of its `top_k` largest probabilities and of the rest.
 
-    The rest is one number for each row, so that what is kept is a proper distribution of top_k + 1 events.
+    The rest is one number per row, so the result is a proper distribution over top_k + 1 events.
 
     Args:
-        logits: (rows, classes), the teacher's.
+        logits: (rows, classes), from the teacher.
         temperature: above 0.
-        top_k: `None`, or as many as there are classes, keeps all of them in their own order.
+        top_k: the number of classes to keep; `None` or all classes keeps them in their original order.
 
     Returns:
-        Log-probabilities (rows, top_k), float32; their classes (rows, top_k), `None` where all are kept; and the
-        log-probability of all other classes together, (rows,), `None` where there are none.
+        Log-probabilities (rows, top_k), float32; their classes (rows, top_k), `None` if all are kept; and the
+        log-probability of all other classes together, (rows,), `None` if there are none.
     """
     log_probs = (logits.float() / temperature).log_softmax(dim=-1)
     if top_k is None or top_k >= logits.shape[-1]:
@@ -144,21 +145,21 @@ def distillation_losses(
     classes: Tensor | None = None,
     teacher_log_rest: Tensor | None = None,
 ) -> Tensor:
-    """Returns temperature^2 * KL(teacher || student) of each row, both softened by the temperature (5.4).
+    """Returns temperature^2 * KL(teacher || student) for each row, both softened by the temperature (5.4).
 
-    The paper follows NAS-BERT: the distribution of the prediction layer is distilled, nothing else. KL and soft
-    cross-entropy have the same gradient; KL is 0 where the student has reached the teacher. The factor keeps the size
-    of the gradient when the temperature changes.
+    The paper follows NAS-BERT: only the distribution of the prediction layer is distilled. KL and soft cross-entropy
+    have the same gradient, but KL is 0 if the student matches the teacher. The factor keeps the size of the gradient
+    independent of the temperature.
 
-    With the teacher's top-k classes alone, the KL is that of k + 1 events, the last one "any other class". It is never
-    above the full one; it falls short by the teacher's mass on the other classes times the KL of the two distributions
-    within them.
+    With only the teacher's top-k classes, it is the KL over k + 1 events, the last being "any other class". It is
+    never above the full KL; the difference is the teacher's mass on the other classes times the KL of the two
+    distributions within them.
 
     Args:
-        student_logits: (rows, classes), not softened; carries gradients.
-        teacher_log_probs: (rows, k) as `teacher_distribution` returns them, at the same temperature, as the next two.
-        classes: (rows, k), the teacher's; `None` where `teacher_log_probs` are of all classes in order.
-        teacher_log_rest: (rows,), `None` with `classes`.
+        student_logits: (rows, classes), not softened; with gradients.
+        teacher_log_probs: (rows, k), returned by `teacher_distribution` at the same temperature, like the next two.
+        classes: (rows, k), the classes of `teacher_log_probs`; `None` if it has all classes in order.
+        teacher_log_rest: (rows,), the log-probability of the rest; `None` if `classes` is.
 
     Returns:
         (rows,), float32, in nats, at least 0 up to rounding.
@@ -175,7 +176,7 @@ def distillation_losses(
 
 
 def _expected_log_ratio(teacher_log_probs: Tensor, log_probs: Tensor) -> Tensor:
-    # An event that the teacher rules out contributes nothing, whatever the student thinks of it.
+    # An event with probability 0 under the teacher contributes nothing, whatever the student predicts.
     probs = teacher_log_probs.exp()
     return torch.where(probs > 0, probs * (teacher_log_probs - log_probs), 0.0)
 
@@ -183,10 +184,10 @@ def _expected_log_ratio(teacher_log_probs: Tensor, log_probs: Tensor) -> Tensor:
 def multi_label_distillation_losses(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Returns temperature^2 times the binary cross-entropy to the teacher's probabilities, less its minimum (5.4).
+    """Returns temperature^2 times the binary cross-entropy to the teacher's probabilities, minus its minimum (5.4).
 
-    Less the minimum, the entropy of the teacher's probabilities, it is the KL of independent labels: 0 where the
-    student has reached the teacher; the gradient is the cross-entropy's.
+    The minimum is the entropy of the teacher's probabilities. Subtracting it gives the KL for independent labels,
+    which is 0 if the student matches the teacher; the gradient is that of the cross-entropy.
 
     Args:
         student_logits: (rows, labels); carries gradients.

@@ -1,7 +1,7 @@
-"""Options: fields of settings, each described once with its help, unit, bounds, choices and flag, and checked alike.
+"""Options: fields of settings, each declared once with its help text, unit, bounds, choices and flag.
 
-`Settings` is the base of all that a command is asked to do. A recipe, a flag, `--set` and a Python caller end in the
-same fields, which are checked when the settings are made.
+`Settings` is the base class of the settings of all commands. Recipes, flags, `--set` and Python callers all set the
+same fields, which are checked when the settings are created.
 """
 
 import difflib
@@ -16,23 +16,23 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a field beside its name, its type and its default.
+    """Properties of a field in addition to its name, type and default.
 
     Attributes:
-        help: what it means, as `--help` and the tables of the documentation have it.
-        unit: of a number.
-        at_least: the smallest value allowed; of a list, of each element, as all bounds.
-        above: what every value is above.
-        at_most: the largest value allowed.
-        below: what every value is below.
-        choices: the only values allowed.
-        flag: its flag on the command line; `None` for those that `--set` alone reaches.
-        is_path: a flag's value is a path, which settings hold in full.
-        splits: a flag's value may hold several elements with commas between them.
-        is_filled: a list holds an element at least.
-        is_distinct: a list holds no element twice.
-        is_inline: the keys of a section stand in the recipe itself.
-        arguments: of a section of training arguments, those that have flags, by name.
+        help: the meaning, as shown by `--help` and in the tables of the documentation.
+        unit: the unit of a number.
+        at_least: the smallest allowed value; like all bounds, it applies to each element of a list.
+        above: an exclusive lower bound.
+        at_most: the largest allowed value.
+        below: an exclusive upper bound.
+        choices: the only allowed values.
+        flag: the flag on the command line; `None` for options that can only be set with `--set`.
+        is_path: whether a flag's value is a path, which settings store in full.
+        splits: whether a flag's value may contain several elements separated by commas.
+        is_filled: whether a list must have at least one element.
+        is_distinct: whether the elements of a list must be distinct.
+        is_inline: whether the keys of a section are at the top level of the recipe.
+        arguments: the training arguments of this section that have flags, by name.
     """
 
     help: str
@@ -52,7 +52,7 @@ class Option:
 
     @property
     def bounds(self) -> str:
-        """The bounds in words, such as "from 0 to 1"; empty where there are none."""
+        """The bounds in words, such as "from 0 to 1"; empty if there are none."""
         if self.at_least is not None and (self.at_most is not None or self.below is not None):
             high = f"{self.at_most:g}" if self.at_most is not None else f"below {self.below:g}"
             return f"from {self.at_least:g} to {high}"
@@ -74,12 +74,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Argument:
-    """A training argument that has a flag of its own.
+    """A training argument with its own flag.
 
     Attributes:
-        kind: its type.
-        default: what it is where it is not given, or that in words.
-        facts: what else is known of it.
+        kind: the type of the argument.
+        default: the default value, or its description.
+        facts: the other properties of the argument.
     """
 
     kind: Any
@@ -88,33 +88,33 @@ class Argument:
 
 
 class _Help(str):
-    """A help text that knows the option that it is of.
+    """A help text with a reference to its option.
 
-    Parsers such as HfArgumentParser hand a field's metadata to argparse whole, which takes no key of ours.
+    Parsers such as HfArgumentParser pass all metadata of a field to argparse, which would reject our own keys.
     """
 
     facts: Option
 
 
 def option(default: Any = MISSING, *, default_factory: Any = MISSING, **facts: Any) -> Any:
-    """Returns a dataclass field that is an option; `facts` are those of `Option`."""
+    """Returns a dataclass field that is an option; `facts` are the attributes of `Option`."""
     text = _Help(facts["help"])
     text.facts = Option(**facts)
     return field(default=default, default_factory=default_factory, metadata={"help": text})
 
 
 def option_of(item: Field) -> Option | None:
-    """Returns what is known of a field, `None` where the field is not an option."""
+    """Returns the option of a field; `None` if the field is not an option."""
     text = item.metadata.get("help")
     return text.facts if isinstance(text, _Help) else None
 
 
 class Settings:
-    """Base of the dataclasses that say what a command does. Making one checks every field.
+    """Base class of the settings of a command. Creating an instance checks every field.
 
     Attributes:
-        command: what follows `magic-nas` on the command line, by which recipes and run folders name it.
-        growing: fields that a later call may change in the same folder, as it adds to what is there.
+        command: the name after `magic-nas` on the command line, which also identifies recipes and run folders.
+        growing: the fields that a later call in the same folder may change, because it adds to the existing results.
     """
 
     command: ClassVar[str] = ""
@@ -125,18 +125,18 @@ class Settings:
 
     @classmethod
     def arguments_class(cls) -> type:
-        """Returns the class that `training_arguments` are given to."""
-        # Later than the help text, which must not wait for transformers.
+        """Returns the class that `training_arguments` are passed to."""
+        # Imported late, because help texts must not wait for transformers.
         from transformers import TrainingArguments
 
         return TrainingArguments
 
 
-# ---- What there is ----
+# ---- Fields and sections ----
 
 
 def options_of(kind: type) -> Iterator[tuple[Field, Option]]:
-    """Yields the fields of a class that are options, in their order."""
+    """Yields the fields of a class that are options, in order."""
     for item in fields(kind):
         if (facts := option_of(item)) is not None:
             yield item, facts
@@ -149,12 +149,12 @@ def hints_of(kind: Any) -> dict[str, Any]:
 
 
 def is_section(hint: Any) -> bool:
-    """Whether a field of this type holds further options."""
+    """Whether a field of this type contains further options."""
     return isinstance(hint, type) and is_dataclass(hint)
 
 
 def sections_of(kind: type) -> dict[str, type]:
-    """Returns the keys of a recipe that hold further keys, with the class of each; inline ones give theirs."""
+    """Returns the keys of a recipe that contain further keys, with their classes; inline sections are expanded."""
     found: dict[str, type] = {}
     for item, facts in options_of(kind):
         hint = hints_of(kind)[item.name]
@@ -168,7 +168,7 @@ def sections_of(kind: type) -> dict[str, type]:
 
 
 def own_keys(kind: type) -> set[str]:
-    """Returns the keys of a recipe for `kind`, those of its inline sections included and those of others not."""
+    """Returns the top-level keys of a recipe for `kind`, including those of inline sections."""
     keys: set[str] = set()
     for item, facts in options_of(kind):
         keys |= own_keys(hints_of(kind)[item.name]) if facts.is_inline else {item.name}
@@ -176,7 +176,7 @@ def own_keys(kind: type) -> set[str]:
 
 
 def shown_value(value: Any) -> str:
-    """Returns a default as help texts show it; empty where there is none."""
+    """Returns a default as shown in help texts; empty if there is none."""
     if value is MISSING or value in (None, "", (), {}):
         return ""
     if isinstance(value, bool):
@@ -195,13 +195,13 @@ def default_of(item: Field) -> Any:
 
 
 def check_options(settings: Any) -> None:
-    """Checks the options of a dataclass and puts its values into the types of its fields.
+    """Checks the options of a dataclass and converts its values to the types of its fields.
 
-    A whole float becomes an integer where one is wanted, an integer a float, a list a tuple, a lone value a list of
-    one, a mapping the section that it spells.
+    As the field requires, a whole float becomes an integer, an integer a float, a list a tuple, a single value a list
+    of one, and a mapping the section that it describes.
 
     Raises:
-        ValueError: a value is of another type, out of its bounds or none of the choices.
+        ValueError: a value has another type, is out of bounds, or is not one of the choices.
     """
     kind: Any = type(settings)
     for item, facts in options_of(kind):
@@ -211,33 +211,33 @@ def check_options(settings: Any) -> None:
         _check_value(item.name, checked, facts)
         checked = _with_floats(checked, hint)
         if checked is not value:
-            # Settings may be frozen; until here nobody has seen them.
+            # Settings may be frozen, but nobody else has seen them yet.
             object.__setattr__(settings, item.name, checked)
         if item.name == "training_arguments":
             object.__setattr__(settings, item.name, _training_arguments(checked, kind.arguments_class()))
 
 
 def build(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """Returns `kind` made from a mapping of its keys; `where` names the mapping in errors.
+    """Returns an instance of `kind` from a mapping of its keys; `where` names the mapping in errors.
 
     Raises:
-        ValueError: there is no such key, or a value is refused.
+        ValueError: a key is unknown, or a value is invalid.
     """
     return kind(**known_values(kind, values, where))
 
 
 def known_values(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns values as the fields of `kind` want them.
+    """Returns values converted to the types of the fields of `kind`.
 
     Raises:
-        ValueError: there is no such key, or a value is of another type.
+        ValueError: a key is unknown, or a value has another type.
     """
     check_keys(values, {item.name for item in fields(kind)} - {"output_dir"}, where)
     return {key: read_value(key, value, hints_of(kind)[key]) for key, value in values.items()}
 
 
 def check_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
-    """Raises a ValueError where a mapping has a key that is not known; `where` names the mapping."""
+    """Raises a ValueError if a mapping has an unknown key; `where` names the mapping."""
     for key in values:
         if key not in known:
             raise ValueError(f"unknown key {key!r} in {where}; {_remedy(str(key), known)}")
@@ -247,7 +247,7 @@ def _remedy(key: str, known: set[str]) -> str:
     if close := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {close[0]!r}?"
     if len(known) > 40:
-        return f"none of the {len(known)} keys is like it; `magic-nas options COMMAND` lists them"
+        return f"none of the {len(known)} keys is similar; `magic-nas options COMMAND` lists them"
     return f"known keys: {', '.join(sorted(known))}"
 
 
@@ -263,10 +263,10 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def read_value(name: str, value: Any, hint: Any) -> Any:
-    """Returns `value` as the annotated type of a field wants it; types that no recipe spells are left unchecked.
+    """Returns `value` converted to the annotated type of a field; types that recipes cannot express are not checked.
 
     Raises:
-        ValueError: it is of another type.
+        ValueError: the value has another type.
     """
     wanted = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None and NoneType in wanted:
@@ -293,7 +293,7 @@ def _read_list(name: str, value: Any, hint: Any) -> tuple[Any, ...]:
 
 
 def _with_floats(value: Any, hint: Any) -> Any:
-    """Returns a whole number as a float where a field wants one, so that 2 and 2.0 are one setting."""
+    """Returns a whole number as a float if the field is a float, so that 2 and 2.0 are the same setting."""
     wanted = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if isinstance(value, tuple):
         inner = next(get_args(one)[0] for one in wanted if get_origin(one) is tuple)
@@ -311,7 +311,7 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 
 def _read_plain(name: str, value: Any, wanted: Sequence[Any]) -> Any:
     if isinstance(value, Real) and type(value) not in (bool, int, float):
-        # A number of numpy's, say.
+        # For example, a numpy number.
         value = int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, float) and int in wanted and float not in wanted and value.is_integer():
         value = int(value)

@@ -9,7 +9,7 @@ from .bars import can_draw, progress_bar
 
 
 class PostfixProgressCallback(ProgressCallback):
-    """One progress bar with the newest of some logged values beside it, instead of a line for each log."""
+    """One progress bar with the newest values of some logged quantities, instead of a line for each log."""
 
     def __init__(self, shown: Sequence[str]):
         """Takes the names of the logged values to show."""
@@ -18,13 +18,13 @@ class PostfixProgressCallback(ProgressCallback):
         self._newest: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Begins the bar of the training."""
+        """Starts the bar of the training."""
         if state.is_world_process_zero:
             self.training_bar = progress_bar(total=state.max_steps, desc="steps", unit="step", dynamic_ncols=True)
         self.current_step = 0
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        """Counts the batches of an evaluation where they can be drawn."""
+        """Counts the batches of an evaluation if a bar can be drawn."""
         if can_draw():
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
@@ -36,9 +36,9 @@ class PostfixProgressCallback(ProgressCallback):
 
 
 def show_progress(trainer: Trainer, shown: Sequence[str]) -> None:
-    """Gives a trainer the bar above with some logged values, in place of the one and the lines that it had.
+    """Replaces the bar and the log lines of a trainer by the bar above, with some logged values.
 
-    A trainer without a bar, with `disable_tqdm`, gets none.
+    A trainer without a bar, due to `disable_tqdm`, gets none.
     """
     trainer.pop_callback(PrinterCallback)
     had = [trainer.pop_callback(kind) for kind in (PostfixProgressCallback, ProgressCallback)]

@@ -1,7 +1,7 @@
-"""Checkpoints that a training goes on from to the same bits, and which of them are whole.
+"""Checkpoints from which training resumes with bit-identical results, and checks that they are complete.
 
-A whole checkpoint ends with a list of its files, their sizes and hashes. One that was cut short, or damaged later,
-differs from its list.
+The list of a checkpoint's files, with their sizes and hashes, is written last. A checkpoint that is incomplete or was
+damaged later differs from its list.
 """
 
 import json
@@ -30,15 +30,15 @@ LISTING_NAME = "files.json"
 _WINDOW_NAME = "log_window_{rank}.json"
 
 
-# ---- Which checkpoints are whole ----
+# ---- Checks of checkpoints ----
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike, tells: bool = False) -> str | None:
-    """Returns the newest checkpoint under `output_dir` that is whole, or `None`.
+    """Returns the newest complete checkpoint under `output_dir`, or `None`.
 
     Args:
-        output_dir: where checkpoints are.
-        tells: whether newer ones that are not whole are named in a warning, with what is wrong with them.
+        output_dir: the folder of the checkpoints.
+        tells: whether to log a warning about newer checkpoints that are incomplete or damaged, with their faults.
     """
     tells = tells and os.environ.get("RANK", "0") == "0"
     faults: list[str] = []
@@ -46,22 +46,22 @@ def last_complete_checkpoint(output_dir: str | os.PathLike, tells: bool = False)
         fault = checkpoint_fault(folder)
         if fault is None:
             if faults and tells:
-                logger.warning(f"{'; '.join(faults)}: training goes on from {folder.name}")
+                logger.warning(f"{'; '.join(faults)}: training resumes from {folder.name}")
             return str(folder)
-        faults.append(f"{folder} is not whole ({fault})")
+        faults.append(f"{folder} is not complete ({fault})")
     if faults and tells:
-        logger.warning(f"{'; '.join(faults)}: there is no other checkpoint, so training begins anew")
+        logger.warning(f"{'; '.join(faults)}: there is no other checkpoint, so training starts over")
     return None
 
 
 def has_checkpoints(output_dir: str | os.PathLike) -> bool:
-    """Whether a training has written a checkpoint to its end under `output_dir`, damaged since or not."""
+    """Whether a training has completely written a checkpoint under `output_dir`, even if it was damaged later."""
     written = (LISTING_NAME, TRAINER_STATE_NAME)
     return any((folder / name).is_file() for folder in _checkpoints(Path(output_dir)) for name in written)
 
 
 def checkpoint_fault(folder: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, `None` where a training can go on from it as if it had not stopped."""
+    """Returns the fault of a checkpoint; `None` if training can resume from it as if it had not stopped."""
     try:
         fault = listing_fault(folder, LISTING_NAME)
     except OSError:
@@ -71,11 +71,11 @@ def checkpoint_fault(folder: Path) -> str | None:
 
 
 def check_whole(checkpoint: str | os.PathLike) -> None:
-    """Raises a ValueError where a checkpoint is not whole."""
+    """Raises a ValueError if a checkpoint is not complete."""
     if not Path(checkpoint).is_dir():
-        raise ValueError(f"there is no checkpoint {checkpoint}; name one that is there, or leave it out to begin anew")
+        raise ValueError(f"there is no checkpoint {checkpoint}; give an existing one, or omit it to start over")
     if (fault := checkpoint_fault(Path(checkpoint))) is not None:
-        raise ValueError(f"{checkpoint} is not whole ({fault}); resume from another checkpoint, or train anew")
+        raise ValueError(f"{checkpoint} is not complete ({fault}); resume from another checkpoint, or start over")
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
@@ -91,7 +91,7 @@ def _step_of(folder: Path) -> int:
 
 
 def _fault_without_list(folder: Path) -> str | None:
-    """Returns which file is not readable to its end, or which state is empty."""
+    """Returns a message about the first file that is not readable to its end, or state that is empty."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
             if path.suffix == ".json" and not json.loads(path.read_text(encoding="utf-8")):
@@ -101,26 +101,26 @@ def _fault_without_list(folder: Path) -> str | None:
                 with safe_open(path, framework="pt"):
                     pass
         except (ValueError, RecursionError, SafetensorError):
-            return f"{path.name} is cut short or damaged"
-        # The form of torch.save, whose index stands at the end.
+            return f"{path.name} is truncated or damaged"
+        # The format of torch.save, whose index is at the end of the file.
         if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
-            return f"{path.name} is cut short or damaged"
+            return f"{path.name} is truncated or damaged"
     return None
 
 
 def _unfit(folder: Path) -> str | None:
-    """Returns what a checkpoint lacks, or in what its state is that of another step."""
+    """Returns what a checkpoint lacks, or that its state belongs to another step."""
     names = {path.name for path in folder.iterdir()}
     if TRAINER_STATE_NAME not in names:
         return f"{TRAINER_STATE_NAME} is missing"
-    # FSDP and DeepSpeed have other names for these.
+    # FSDP and DeepSpeed use other names for these.
     for what, prefixes in _PARTS.items():
         if not any(name.startswith(prefixes) for name in names):
-            return f"it holds no {what}"
+            return f"it has no {what}"
     state = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     step = state.get("global_step") if isinstance(state, dict) else None
     if not isinstance(step, int) or (_is_numbered(folder) and step != _step_of(folder)):
-        return f"{TRAINER_STATE_NAME} is of step {step}"
+        return f"{TRAINER_STATE_NAME} belongs to step {step}"
     return None
 
 
@@ -136,13 +136,13 @@ _PARTS = {
 
 
 class ResumableTrainer(TrainerHooks, Trainer):
-    """A `Trainer` whose checkpoints are whole or not there, and that goes on from them to the same bits and logs.
+    """A `Trainer` with atomic checkpoints, from which it resumes with bit-identical results and logs.
 
-    Asked to stop (`stopping.signals_handled`), it ends its step, saves a checkpoint of it and raises `Stopped`.
+    When asked to stop (`stopping.signals_handled`), it finishes its step, saves a checkpoint and raises `Stopped`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        """Takes what `Trainer` takes."""
+        """Takes the arguments of `Trainer`."""
         super().__init__(*args, **kwargs)
         self._resumed_from: str | None = None
         self.add_callback(_RunCallback(self))
@@ -153,14 +153,14 @@ class ResumableTrainer(TrainerHooks, Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trains as `Trainer.train` does; `True` resumes from the newest checkpoint that is whole.
+        """Trains like `Trainer.train`; `True` resumes from the newest complete checkpoint.
 
         Raises:
-            ValueError: there is no whole checkpoint to resume from, or the one that is named is not whole.
-            Stopped: a signal has asked for it.
+            ValueError: there is no complete checkpoint to resume from, or the given one is not complete.
+            Stopped: a signal requested it.
         """
         self._resumed_from = self.checkpoint_to_resume(resume_from_checkpoint)
-        # Several processes would stop after different steps, and wait for one another for ever.
+        # Several processes would stop after different steps and wait for each other forever.
         saves = self.args.save_strategy != SaveStrategy.NO and self.args.world_size == 1
         with stops_deferred() if saves else nullcontext():
             output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
@@ -168,10 +168,10 @@ class ResumableTrainer(TrainerHooks, Trainer):
         return output
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> str | None:
-        """Returns the folder that an argument of `train` means, `None` where training is to begin.
+        """Returns the folder that the argument of `train` refers to; `None` to train from the start.
 
         Raises:
-            ValueError: as `train` does.
+            ValueError: see `train`.
         """
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(str(self.args.output_dir), tells=True)
@@ -183,31 +183,31 @@ class ResumableTrainer(TrainerHooks, Trainer):
         check_whole(resume_from_checkpoint)
         return str(resume_from_checkpoint)
 
-    # ---- What is logged ----
+    # ---- Logging ----
 
     def log_window(self) -> dict[str, Any]:
-        """Returns what was added up since the last log, as JSON."""
+        """Returns the sums since the last log, as JSON."""
         loss, step = loss_since_log(self)
         return {"loss": loss, "step": step}
 
     def load_log_window(self, window: dict[str, Any] | None) -> None:
-        """Restores what `log_window` returned; `None` begins all sums anew."""
+        """Restores the result of `log_window`; `None` resets all sums."""
         if window is not None:
             set_loss_since_log(self, window["loss"], window["step"])
 
     # ---- Checkpoints ----
 
     def begin_checkpoint(self, folder: Path) -> None:
-        """Writes what a subclass has to say to a checkpoint, before `Trainer` writes all else."""
+        """Writes a subclass's additions to a checkpoint, before `Trainer` writes everything else."""
 
     @contextmanager
     def writing_checkpoint(self, output_dir: Path) -> Iterator[None]:
-        """Adds to a checkpoint what `Trainer` leaves out, and last the list; removes one that cannot be written."""
+        """Adds what `Trainer` omits to a checkpoint, and finally the list; removes a checkpoint if writing fails."""
         folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             with full_disk_named(folder):
                 if self.args.should_save:
-                    # One that an earlier run left must not pass for this one's.
+                    # A checkpoint of an earlier run must not be mistaken for this one's.
                     shutil.rmtree(folder, ignore_errors=True)
                     folder.mkdir(parents=True)
                     self.begin_checkpoint(folder)
@@ -223,17 +223,17 @@ class ResumableTrainer(TrainerHooks, Trainer):
             raise
 
     def _begin(self) -> None:
-        """Begins the sums of the log, or goes on with those of the checkpoint that training resumes from."""
+        """Resets the sums of the log, or restores those of the checkpoint that training resumes from."""
         window = None
         if self._resumed_from is not None:
             path = Path(self._resumed_from) / _WINDOW_NAME.format(rank=self.args.process_index)
-            # `Trainer` alone writes none, and a run may go on with more processes.
+            # A plain `Trainer` writes none, and a run may resume with more processes.
             window = read_json(path) if path.is_file() else None
         self.load_log_window(window)
 
 
 class _RunCallback(TrainerCallback):
-    """Calls the trainer at the moments of the loop."""
+    """Calls the trainer at certain points of the training loop."""
 
     def __init__(self, trainer: ResumableTrainer):
         self._trainer = trainer
@@ -243,7 +243,7 @@ class _RunCallback(TrainerCallback):
         self._has_begun = self._is_last = False
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # By now other callbacks have restored what sums are kept in.
+        # By now, other callbacks have restored the objects that hold the sums.
         if not self._has_begun:
             self._has_begun = True
             self._trainer._begin()
@@ -253,6 +253,6 @@ class _RunCallback(TrainerCallback):
             control.should_save = self._is_last = True
 
     def on_step_begin(self, args, state, control, **kwargs):
-        # By now the step before has been saved, and all that other callbacks do then is done.
+        # By now, the previous step has been saved and all other callbacks have run.
         if self._is_last:
             stop_if_asked()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a training ends its step and saves it first; all else stops at once."""
+"""Ctrl-C and SIGTERM: training finishes its step and saves it first; everything else stops immediately."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Stopped(BaseException):
-    """The user, or whoever runs this machine, has asked the process to end; no error, and nothing catches it as one.
+    """The user or the system has asked the process to end; not an error, so error handlers do not catch it.
 
     Attributes:
-        number: of the signal.
+        number: the number of the signal.
     """
 
     def __init__(self, number: int):
@@ -24,7 +24,7 @@ class Stopped(BaseException):
 
 
 class _Request:
-    """What this process was asked, and whether it may answer later."""
+    """The signal that this process received, and whether its handling may be deferred."""
 
     number: int | None = None
     deferrals: int = 0
@@ -32,7 +32,7 @@ class _Request:
 
 @contextmanager
 def signals_handled() -> Iterator[None]:
-    """While the context lasts, Ctrl-C and SIGTERM raise `Stopped` in this process; others it starts are left alone."""
+    """During the context, Ctrl-C and SIGTERM raise `Stopped` in this process, but not in its child processes."""
     owner = os.getpid()
 
     def answer(number: int, frame: FrameType | None) -> None:
@@ -40,7 +40,7 @@ def signals_handled() -> Iterator[None]:
             _answer_in_child(number)
         elif _Request.deferrals and _Request.number is None:
             _Request.number = number
-            # Not print: the signal may have come in the middle of one.
+            # Not print: the signal may have arrived in the middle of one.
             os.write(sys.__stderr__.fileno(), _TOLD) if sys.__stderr__ is not None else None
         else:
             _Request.number = None
@@ -55,11 +55,11 @@ def signals_handled() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_TOLD = b"\nstopping: the step at hand ends and is saved first; again, and it stops at once\n"
+_TOLD = b"\nstopping after the current step is finished and saved; interrupt again to stop immediately\n"
 
 
 def _answer_in_child(number: int) -> None:
-    """What a process does that was forked, and that nobody has told of a signal."""
+    """The default handling of a signal, for a forked process."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     signal.signal(number, signal.SIG_DFL)
@@ -68,7 +68,7 @@ def _answer_in_child(number: int) -> None:
 
 @contextmanager
 def stops_deferred() -> Iterator[None]:
-    """While the context lasts, the first signal is kept for `stop_if_asked`; another one stops at once."""
+    """During the context, the first signal is kept for `stop_if_asked`; a second one stops immediately."""
     _Request.deferrals += 1
     try:
         yield
@@ -77,12 +77,12 @@ def stops_deferred() -> Iterator[None]:
 
 
 def is_stop_asked() -> bool:
-    """Whether a signal waits for `stop_if_asked`."""
+    """Whether a signal is waiting for `stop_if_asked`."""
     return _Request.number is not None
 
 
 def stop_if_asked() -> None:
-    """Raises `Stopped` where a signal was kept."""
+    """Raises `Stopped` if a signal was kept."""
     if (number := _Request.number) is not None:
         _Request.number = None
         raise Stopped(number)

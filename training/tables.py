@@ -1,16 +1,16 @@
-"""Tables as Markdown, and numbers of things in words."""
+"""Markdown tables, and counts with their nouns."""
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-# A pipe ends a cell; the others begin HTML, a link or a picture. "<= 3" and "[1, 2]" stay as they are.
+# A pipe ends a cell; the others start HTML, a link or an image. "<= 3" and "[1, 2]" are not escaped.
 _MARKUP = re.compile(r"\||<(?=[A-Za-z/!?])|\[(?=[^\]]*\]\()")
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Returns a number with its noun: "1 row", "2,000 rows"; the plural is `plural` where it does not end in s."""
+    """Returns a number with its noun: "1 row", "2,000 rows"; give `plural` if it is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
@@ -20,12 +20,12 @@ def counted_children(number: int) -> str:
 
 
 def markdown_table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], align: str = "") -> str:
-    """Returns a table as Markdown; what a cell may not hold is escaped.
+    """Returns a table as Markdown; special characters in cells are escaped.
 
     Args:
         columns: the titles.
-        rows: one cell for each column.
-        align: a letter for each column, "r" for right; other columns are on the left.
+        rows: the rows, with one cell for each column.
+        align: a letter for each column, "r" for right-aligned; other columns are left-aligned.
     """
     rules = ["---:" if align[place : place + 1] == "r" else "---" for place in range(len(columns))]
     lines = [_line(columns), f"| {' | '.join(rules)} |"]

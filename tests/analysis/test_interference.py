@@ -362,7 +362,7 @@ def test_bad_children_are_named(supernet):
         (CHILDREN, 1, r"differ in layer 1 \(CONV3, CONV5, FFN, MHA4\)"),
         (CHILDREN, 4, "layer is 4; the super-net has the layers 0 to 3"),
         ([*CHILDREN, CHILDREN[0]], 0, "given twice"),
-        ([("FFN",), ("MHA4",)], 0, "1 operators but the model 4 layers"),
+        ([("FFN",), ("MHA4",)], 0, "1 operators but the model has 4 layers"),
         ([CHILDREN[0], ("FFN", "CONV9", "CONV3", "MHA4")], 0, "layer 1 has no operator 'CONV9'"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -381,7 +381,7 @@ def test_bad_models_and_batches_are_named(supernet):
         (AlignmentTarget(()), "no child to align to"),
         (AlignmentTarget((ANCHOR,), every_n_layers=5), "alignment_every_n_layers is 5"),
         (AlignmentTarget((ANCHOR,), weight=-1), "alignment_weight is -1"),
-        (AlignmentTarget((("FFN",),)), "1 operators but the model 4 layers"),
+        (AlignmentTarget((("FFN",),)), "1 operators but the model has 4 layers"),
     ]:
         with pytest.raises(ValueError, match=message):
             GradientMeter(supernet, [batch()], alignment)

@@ -337,7 +337,7 @@ def test_pairs_of_one_kind_are_compared_with_pairs_of_two():
         ({"sequences": "test"}, "sequences is 'test'"),
         ({"anchor": ANCHOR}, "alignment is 'none'; set alignment to anchor"),
         ({"alignment": "anchor"}, "records no anchor"),
-        ({"alignment": "anchor", "anchor": "FFN"}, "1 operators but the model 4 layers"),
+        ({"alignment": "anchor", "anchor": "FFN"}, "1 operators but the model has 4 layers"),
         ({"alignment": "average", "alignment_every_n_layers": 9}, "alignment_every_n_layers is 9"),
         ({"shared_layer": 4}, "shared_layer is 4"),
         ({"shared_layer": 1, "first_differing_layer": 1}, "do not share its operator"),

@@ -141,7 +141,7 @@ def test_a_saved_super_net_loads(tmp_path):
 
 def test_what_cannot_be_run_is_refused():
     model, images = toy_cells(), toy_batch()["images"]
-    with pytest.raises(ValueError, match="the model is a super-net; name the child to run"):
+    with pytest.raises(ValueError, match="the model is a super-net; give the child to run"):
         model(images)
     with pytest.raises(ValueError, match="layer 0 has no operator 'FFN'"):
         model(images, architecture=("FFN",) * 6)

@@ -143,5 +143,5 @@ def test_a_curve_has_no_points_of_a_run_that_was_given_up(tmp_path, truth, monke
 @pytest.mark.parametrize("name", ["optim", "adam_beta2", "label_smoothing_factor"])
 def test_what_sgd_on_labels_has_no_use_for_is_refused(tmp_path, name):
     value = "sgd" if name == "optim" else 0.5
-    with pytest.raises(ValueError, match=f"{name} is given, but cells are trained by SGD on plain labels"):
+    with pytest.raises(ValueError, match=f"{name} is given, but cells are trained with SGD on plain labels"):
         cell_arguments(CellSettings(training_arguments={name: value}), tmp_path)

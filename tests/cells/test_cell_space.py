@@ -34,7 +34,7 @@ def test_what_is_written_is_read(child):
     [
         ("", "is not a cell; write it as"),
         ("|none~0|+|none~0|none~1|", "is not a cell"),
-        ("|none~1|+|none~0|none~1|+|none~0|none~1|none~2|", "has other edges than a cell"),
+        ("|none~1|+|none~0|none~1|+|none~0|none~1|none~2|", "has the wrong edges"),
         ("|none~0|+|none~0|none~1|+|none~0|none~1|conv~2|", "has the operator 'conv'; a cell has none, skip_connect"),
     ],
 )

@@ -95,7 +95,7 @@ def test_methods_are_held_against_the_table(tmp_path, settings):
     assert len(rows_of(tmp_path / "sweep" / "curve.csv")) == 8
     assert {parse_cell(row["winner"]) for row in rows_of(tmp_path / "sweep" / "supernets.csv")} <= worth.keys()
     assert result["interference"].keys() == METHODS.keys()
-    for line in ("| SPOS | 2 |", "MAGIC-AT less SPOS: ", "| method | m = 1 | m = 2 |"):
+    for line in ("| SPOS | 2 |", "MAGIC-AT minus SPOS: ", "| method | m = 1 | m = 2 |"):
         assert line in result["table"]
     assert run_cells(settings, tmp_path / "sweep") == result
 
@@ -193,22 +193,22 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
     assert math.isnan(rows["far too fast"]["winner"])
     assert "| far too fast | 0 of 1, the others diverged |" in result["table"]
     assert [row["first"] for row in result["comparisons"]] == ["MAGIC-AT"]
-    assert "all children have the same loss; it has diverged and ranks none" in caplog.text
+    assert "all children have the same loss; it has diverged and is not ranked" in caplog.text
     assert result["interference"].keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"table": ""}, "table is empty; name it with --table"),
+        ({"table": ""}, "table is empty; give it with --table"),
         ({"methods": {}}, "methods is empty"),
         ({"num_children": 61}, "num_children is 61, but .* has 60 such cells"),
         ({"methods": {"a": {"seed": 1}}}, "a sets the seed"),
         ({"methods": {"a": {"num_substitutions_from": 7}}}, "num_substitutions_from is 7; choose 1 to 6"),
         ({"methods": {"a": {"shrink": True}}}, "a shrinks its super-nets"),
-        ({"methods": {"a": {"max_steps": 3}}}, "equal_compute gives a its steps"),
-        ({"methods": {"a b": {}, "a  b": {}}}, "make the same folder"),
-        ({"methods": {"a": {"max_params": 3}}}, "max_params is 3, but a budget of cells is not supported"),
+        ({"methods": {"a": {"max_steps": 3}}}, "equal_compute sets the steps of a"),
+        ({"methods": {"a b": {}, "a  b": {}}}, "have the same folder"),
+        ({"methods": {"a": {"max_params": 3}}}, "max_params is 3, but budgets are not supported for cells"),
     ],
 )
 def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path, settings, changes, message):
@@ -281,5 +281,5 @@ def test_damaged_images_are_named_in_one_line(tmp_path, settings, monkeypatch, c
     ]
     code, _, err = run_main(monkeypatch, capsys, "analyze", "cells", "-o", tmp_path / "sweep", *words)
     assert code != 0
-    assert "cut off or damaged" in err
+    assert "truncated or damaged" in err
     assert "Traceback" not in err

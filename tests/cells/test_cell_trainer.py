@@ -162,9 +162,9 @@ def test_flops_are_those_of_the_child(tmp_path):
     ("arguments", "message"),
     [
         ({"alignment_every_n_layers": 4}, "alignment_every_n_layers is 4 but there are 3 cells"),
-        ({"alignment_batch_fraction": 0.5}, "a part of a batch has other statistics"),
-        ({"anchor_challenger": "block"}, "anchor_challenger is .block., but the cells of a child are alike"),
-        ({"max_params": 1000}, "max_params is 1000, but a budget of cells is not supported"),
+        ({"alignment_batch_fraction": 0.5}, "a part of a batch has other batch-norm statistics"),
+        ({"anchor_challenger": "block"}, "anchor_challenger is .block., but the cells of a child are identical"),
+        ({"max_params": 1000}, "max_params is 1000, but budgets are not supported for cells"),
         ({"num_substitutions": 7}, "num_substitutions is 7; choose 1 to 6"),
         ({"num_substitutions_from": 7}, "num_substitutions_from is 7; choose 1 to 6"),
     ],
@@ -176,5 +176,5 @@ def test_what_does_not_fit_cells_is_refused(tmp_path, arguments, message):
 
 def test_one_child_is_no_super_net(tmp_path):
     model: CellSupernet = toy_cells(candidate_operators=[[OPERATORS[1]]] * 6)
-    with pytest.raises(ValueError, match="each edge has one operator; a super-net needs an edge with a choice"):
+    with pytest.raises(ValueError, match="each edge has only one operator; a super-net needs an edge with several"):
         cell_trainer(tmp_path, model=model)

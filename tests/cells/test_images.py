@@ -83,13 +83,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
     write_images(folder)
     whole = (folder / "train.parquet").read_bytes()
     (folder / "train.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"the images of .* cannot be read .*a file is cut off or damaged") as error:
+    with pytest.raises(ValueError, match=r"the images of .* cannot be read .*a file is truncated or damaged") as error:
         load_images(str(folder), 1)
     assert "\n" not in str(error.value)
     pixels = [png(image) for size in (8, 4) for image in toy_pixels(2, size)[0]]
     Dataset.from_dict({"image": pixels, "label": [0] * 4}).to_parquet(folder / "train.parquet")
     with pytest.raises(
-        ValueError, match=r"image 2 of .* has 4 x 4 pixels, the first 8 x 8; all must be squares of one"
+        ValueError, match=r"image 2 of .* has 4 x 4 pixels but the first has 8 x 8; all must be squares of the same"
     ):
         load_images(str(folder), 1)
     Dataset.from_dict({"image": pixels, "kind": [0] * 4}).to_parquet(folder / "train.parquet")
@@ -110,7 +110,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
 
 def test_sizes_that_do_not_halve_twice_are_refused(tmp_path):
     folder = str(write_images(tmp_path, 4, size=20))
-    with pytest.raises(ValueError, match="the images have 10 pixels a side, which cannot be halved twice"):
+    with pytest.raises(ValueError, match="the images have 10 pixels per side, which cannot be halved twice"):
         load_images(folder, 1, image_size=10)
     assert load_images(folder, 1).train.images.shape[-1] == 20
 
@@ -118,11 +118,11 @@ def test_sizes_that_do_not_halve_twice_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "dog", "cat", "dog"], "row 0 of .*: label is 'cat'; it must be a class's number"),
+        (["cat", "dog", "cat", "dog"], "row 0 of .*: label is 'cat'; it must be the index of a class"),
         ([0, None, 1, 1], "row 1 of .*: label is None"),
         ([0, 1, -1, 0], "row 2 of .*: label is -1"),
         ([0.5, 1.0, 0.0, 1.0], "row 0 of .*: label is 0.5"),
-        ([1, 1, 1, 1], "are of one class; there is nothing to learn"),
+        ([1, 1, 1, 1], "belong to one class; give images of at least two classes"),
     ],
 )
 def test_labels_are_numbers_of_classes(tmp_path, labels, message):

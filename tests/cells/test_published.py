@@ -27,7 +27,7 @@ def test_a_table_is_read(tmp_path):
         (f"arch,accuracy\n{FIRST},10\n{SECOND.replace('nor_', '')},1\n", "line 3: .* has the operator 'conv_3x3'"),
         (f"arch,accuracy\n{FIRST},\n", "line 2: accuracy is ''; it must be a number"),
         (f"arch,accuracy\n{FIRST},best\n", "line 2: could not convert string to float"),
-        (f"arch,accuracy\n{FIRST},1\n{FIRST},2\n", "line 3: the cell .* is there twice"),
+        (f"arch,accuracy\n{FIRST},1\n{FIRST},2\n", "line 3: the cell .* occurs twice"),
         (f"arch,accuracy\n{FIRST}\n", "line 2: accuracy is None; it must be a number"),
     ],
 )
@@ -44,10 +44,10 @@ def test_a_table_of_a_spreadsheet_is_read(tmp_path):
     path.write_text(f"arch,accuracy\n{FIRST},10\n", encoding="utf-8-sig")
     assert load_published(path, "accuracy").means == {("none",) * 6: 10.0}
     path.write_bytes("arch,Genauigkeit für\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"table.csv is not text in UTF-8"):
+    with pytest.raises(ValueError, match=r"table.csv is not UTF-8 text"):
         load_published(path, "accuracy")
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(ValueError, match="none is no file; give the table"):
+    with pytest.raises(ValueError, match="none is not a file; give the table"):
         load_published(tmp_path / "none", "accuracy")

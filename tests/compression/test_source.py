@@ -325,7 +325,7 @@ def test_other_families_are_refused(tmp_path):
     for kind, class_name in (("gpt2", "GPT2LMHeadModel"), ("distilbert", "DistilBertForMaskedLM")):
         edit_json(tmp_path / kind / "config.json", model_type=kind, architectures=[class_name])
         message = refusal(tmp_path / kind)
-        assert f"has the model_type '{kind}'; those of bert, roberta, electra can be" in message
+        assert f"has the model_type '{kind}'; only bert, roberta, electra can be" in message
         assert refusal(tmp_path / kind, "sentence") == message
 
 

@@ -717,9 +717,9 @@ def test_values_out_of_bounds_are_named(values, message):
 
 
 def test_what_does_not_work_with_two_losses_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="set no label_smoothing_factor"):
+    with pytest.raises(ValueError, match="do not set label_smoothing_factor"):
         masked_lm_trainer(tmp_path, label_smoothing_factor=0.1)
-    with pytest.raises(ValueError, match="compute_loss_func would replace the loss"):
+    with pytest.raises(ValueError, match="compute_loss_func would replace the distillation loss"):
         masked_lm_trainer(tmp_path, distill={"compute_loss_func": lambda *_: None})
     with pytest.raises(ValueError, match="a masked LM is distilled in pre-training"):
         masked_lm_trainer(tmp_path, trainer=DistillationTrainer)

@@ -101,7 +101,7 @@ def test_rows_that_stand_for_no_token_are_cut_off(tmp_path):
 def test_models_that_are_no_teachers_are_refused(tmp_path):
     encoder = saved(BertModel(BertConfig(**SIZES)), tmp_path / "encoder")
     with pytest.raises(
-        ValueError, match=r"has no trained weights for classifier.bias; name a model that was trained as"
+        ValueError, match=r"has no trained weights for classifier.bias; give a model that was trained as"
     ):
         load_teacher(encoder, None, AutoModelForSequenceClassification)
     with pytest.raises(ValueError, match="is a super-net; export one of its children"):
@@ -122,10 +122,19 @@ SWAPPED = [*WORDS[:7], WORDS[8], WORDS[7], *WORDS[9:]]
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: tokenizer(WORDS[:90]), r"\(90 tokens\) than the student's \(100\): .* 'word85', no id there and 90"),
-        (lambda: tokenizer([*WORDS, "more"]), r"\(101 tokens\) .* differs is 'more', 100 there and no id here"),
-        (lambda: tokenizer(SWAPPED), r"\(100 tokens\) .* differs is 'word2', 8 there and 7 here"),
-        (lambda: tokenizer(pad_token="word3"), "the pad_token of the teacher 'other' has the id 8, the student's 0"),
+        (
+            lambda: tokenizer(WORDS[:90]),
+            r"\(90 tokens\) than the student's \(100\): .* 'word85', no id in the teacher and 90",
+        ),
+        (
+            lambda: tokenizer([*WORDS, "more"]),
+            r"\(101 tokens\) .* differs is 'more', 100 in the teacher and no id in the student",
+        ),
+        (lambda: tokenizer(SWAPPED), r"\(100 tokens\) .* differs is 'word2', 8 in the teacher and 7 in the student"),
+        (
+            lambda: tokenizer(pad_token="word3"),
+            "the pad_token of the teacher 'other' has the id 8, but the student's has 0",
+        ),
         (lambda: tokenizer(mask_token="word4"), "the mask_token of the teacher 'other' has the id 9"),
     ],
 )
@@ -140,7 +149,8 @@ def test_the_same_vocabulary_cut_in_another_way_is_refused():
     lower, cased = (tokenizer(letters, do_lower_case=lower) for lower in (True, False))
     assert lower.get_vocab() == cased.get_vocab()
     with pytest.raises(
-        ValueError, match=r"but cuts .The Quick .* into other tokens: the first is 'T' there and 't' here"
+        ValueError,
+        match=r"but splits .The Quick .* into other tokens: the first is 'T' in the teacher and 't' in the student",
     ):
         check_tokenizers(cased, lower, "cased")
 
@@ -170,13 +180,13 @@ def classifier(num_labels=3, kind=BertForSequenceClassification, **changes):
         (
             lambda: classifier(),
             lambda: BertForMaskedLM(BertConfig(**SIZES)),
-            "teacher is a BertForSequenceClassification, the student a BertForMaskedLM",
+            "teacher is a BertForSequenceClassification but the student is a BertForMaskedLM",
         ),
-        (lambda: classifier(3), lambda: classifier(2), "the teacher has 3 labels, the student 2"),
+        (lambda: classifier(3), lambda: classifier(2), "the teacher has 3 labels but the student has 2"),
         (
             lambda: classifier(2, BertForTokenClassification),
             lambda: classifier(5, BertForTokenClassification),
-            "the teacher has 2 labels, the student 5",
+            "the teacher has 2 labels but the student has 5",
         ),
         (
             lambda: classifier(2, id2label={0: "no", 1: "yes"}),
@@ -191,7 +201,7 @@ def classifier(num_labels=3, kind=BertForSequenceClassification, **changes):
         (
             lambda: ElectraForPreTraining(ElectraConfig(**SIZES)),
             lambda: classifier(),
-            "ElectraForPreTraining cannot be distilled; take a class that ends in one of: ForMaskedLM",
+            "ElectraForPreTraining cannot be distilled; use a class whose name ends in one of: ForMaskedLM",
         ),
     ],
 )

@@ -267,7 +267,7 @@ def test_a_teacher_is_learnt_from(finished, models, files, tmp_path):
 def test_a_teacher_of_other_words_is_refused(models, files, tmp_path):
     other = train_tokenizer([" ".join(WORDS[:9])] * 3, vocab_size=90, model_max_length=64)
     settings = run_settings(models["bert"], files, teacher=save_bert(tmp_path / "teacher", other))
-    with pytest.raises(ValueError, match="has another vocabulary"):
+    with pytest.raises(ValueError, match="has a different vocabulary"):
         run_squad(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

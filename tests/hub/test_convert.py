@@ -62,7 +62,7 @@ def test_convert_overwrites_nothing(bert_folder, tmp_path, monkeypatch, capsys):
         ([bert_folder, bert_folder], "bert holds something other than an exported model; use another folder"),
         ([magic, bert_folder, "--to", "bert"], "bert holds something other than an exported model"),
         ([magic, magic, "--to", "bert"], "magic holds a MAGIC model; use another folder"),
-        ([magic, tmp_path / "new"], "is a MAGIC model already"),
+        ([magic, tmp_path / "new"], "is already a MAGIC model"),
         ([magic, tmp_path / "new", "--to", "gpt2"], "cannot convert to 'gpt2'"),
         ([magic, tmp_path / "new", "--to", "roberta"], "convert to bert"),
         ([bert_folder, tmp_path / "new", "--to", "bert"], "a MAGIC model is one of"),

@@ -80,7 +80,7 @@ def test_a_text_that_has_moved_is_the_same_and_one_that_was_changed_is_not(folde
     (moved / "a.txt").write_text(text.replace("the ", "a "))
     other = score_check(folder, str(moved))
     assert other.verdict == NOT_CHECKED
-    assert "elsewhere is another text: the SHA-256 of its held-out documents begins with" in other.note
+    assert "elsewhere is a different text: the SHA-256 of its held-out documents begins with" in other.note
     missing = score_check(folder, str(tmp_path / "nowhere"))
     assert missing.verdict == NOT_CHECKED
     assert "nowhere" in missing.note

@@ -228,7 +228,7 @@ def test_other_activations_are_equal():
 def test_a_decoder_of_its_own_under_a_configuration_that_ties_it():
     source = source_model("BertForMaskedLM", tie_word_embeddings=False)
     source.config.tie_word_embeddings = True
-    with pytest.raises(ValueError, match="decoder of the BertForMaskedLM has weights of its own; set it to false"):
+    with pytest.raises(ValueError, match="decoder of the BertForMaskedLM has its own weights; set it to false"):
         convert_to_magic(source)
 
 
@@ -502,9 +502,9 @@ def test_unknown_weights_of_a_model_in_memory_are_named():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2'; those of bert, roberta, electra can be converted"),
-        ({"model_type": "magic"}, "is a MAGIC model already"),
-        ({"is_decoder": True}, "is_decoder is true in .* an encoder"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2'; only bert, roberta, electra can be converted"),
+        ({"model_type": "magic"}, "is already a MAGIC model"),
+        ({"is_decoder": True}, "is_decoder is true in .* are encoders"),
         ({"add_cross_attention": True}, "add_cross_attention is true"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key' .* only 'absolute'"),
         ({"architectures": None}, "names no class in `architectures`; load it with one of BertModel, BertForMaskedLM"),
@@ -521,7 +521,7 @@ def test_other_models_are_refused(tmp_path, changes, message):
 def test_models_in_memory_are_refused_alike():
     with pytest.raises(ValueError, match="is_decoder is true in the BertModel"):
         convert_to_magic(source_model("BertModel", is_decoder=True))
-    with pytest.raises(ValueError, match="the MagicModel is a MAGIC model already"):
+    with pytest.raises(ValueError, match="the MagicModel is already a MAGIC model"):
         convert_to_magic(MagicModel(MagicConfig(candidate_operators=[["FFN"]], hidden_size=8, vocab_size=9)))
     for changes, message in (
         ({"summary_type": "mean"}, "summary_type is 'mean' .* only 'first' can be converted"),
@@ -539,7 +539,7 @@ def test_folders_that_hold_no_model(tmp_path):
     edited_checkpoint(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"the weights in .* are not readable .*; fetch them again"):
+    with pytest.raises(ValueError, match=r"the weights in .* are not readable .*; download them again"):
         convert_to_magic(tmp_path)
     weights.unlink()
     with pytest.raises(OSError, match=r"no file named model\.safetensors"):
@@ -663,13 +663,13 @@ def toy_child(*architecture, kind=MagicForMaskedLM, **changes):
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        (("MHA4", "CONV3"), "layer 1 is CONV3; bert has MHA and FFN in turn, so an FFN there"),
-        (("FFN", "MHA4"), "layer 0 is FFN; bert has MHA and FFN in turn, so an MHA there"),
-        (("MHA4", "FFN", "MHA8", "FFN"), "layer 2 is MHA8 but layer 0 MHA4; bert has one for all"),
-        (("MHA4", "FFN", "MHA4", "FFNx96"), "layer 3 is FFNx96 but layer 1 FFN; bert has one for all"),
-        (("MHA4", "FFN", "MHA4x64", "FFN"), "layer 2 is MHA4x64, 64 wide inside; bert has 32 there"),
-        (("MHA4", "MHA4", "FFN"), "layer 1 is MHA4; bert has MHA and FFN in turn, so an FFN there"),
-        (("MHA4x16", "FFN"), "layer 0 is MHA4x16, 16 wide inside; bert has 32 there"),
+        (("MHA4", "CONV3"), "layer 1 is CONV3; bert alternates MHA and FFN, with an FFN there"),
+        (("FFN", "MHA4"), "layer 0 is FFN; bert alternates MHA and FFN, with an MHA there"),
+        (("MHA4", "FFN", "MHA8", "FFN"), "layer 2 is MHA8 but layer 0 is MHA4; bert has the same in all blocks"),
+        (("MHA4", "FFN", "MHA4", "FFNx96"), "layer 3 is FFNx96 but layer 1 is FFN; bert has the same in all blocks"),
+        (("MHA4", "FFN", "MHA4x64", "FFN"), "layer 2 is MHA4x64, with inner size 64; bert has 32 there"),
+        (("MHA4", "MHA4", "FFN"), "layer 1 is MHA4; bert alternates MHA and FFN, with an FFN there"),
+        (("MHA4x16", "FFN"), "layer 0 is MHA4x16, with inner size 16; bert has 32 there"),
         (("MHA4", "FFN", "MHA4"), "layer 2, MHA4, is the last; bert ends in an FFN"),
     ],
 )
@@ -689,7 +689,7 @@ def test_chains_that_no_bert_is_are_refused(architecture, message):
         ("electra", "ForSequenceClassification", {}, "classifier_activation is 'tanh' but electra .* convert to bert"),
         ("electra", "ForMaskedLM", {"hidden_act": "relu"}, "lm_head_activation is 'relu' but electra .* to bert"),
         ("bert", "ForMaskedLM", {"hidden_act": "relu", "lm_head_activation": "gelu"}, "'gelu' but bert .* to electra"),
-        ("bert", "ForMaskedLM", {"lm_head_activation": "relu"}, "none of bert, roberta, electra is like that"),
+        ("bert", "ForMaskedLM", {"lm_head_activation": "relu"}, "none of bert, roberta, electra matches it"),
     ],
 )
 def test_what_a_family_does_not_have_is_refused(to, kind, changes, message):
@@ -708,7 +708,7 @@ def test_only_children_of_magic_are_converted_back(supernet):
     for model in (supernet, toy_child("MHA4", "SKIP", "FFN")):
         with pytest.raises(ValueError, match=r"super-net; convert one of its children: model\.extract_child"):
             convert_from_magic(model)
-    with pytest.raises(ValueError, match="the BertModel is no MAGIC model"):
+    with pytest.raises(ValueError, match="the BertModel is not a MAGIC model"):
         convert_from_magic(source_model("BertModel"))
 
 
@@ -760,7 +760,7 @@ def test_skip_has_no_weights_to_start_from():
         f"encoder.layer.{layer}.operators.{name}" for layer, name in ((0, "MHA4"), (1, "FFN"), (3, "FFN"))
     }
     assert set(report.random) == {"encoder.layer.0.operators.FFN", "encoder.layer.3.operators.CONV3"}
-    assert report.notes == ("of the checkpoint, without a place here: MHA4 in layers 2, 4; FFN in layer 5",)
+    assert report.notes == ("not used from the checkpoint: MHA4 in layers 2, 4; FFN in layer 5",)
     assert "SKIP" not in str(report)
     with pytest.raises(ValueError, match="the checkpoint is a super-net; give one of its children"):
         initialize_from(supernet, toy_child("MHA4", "SKIP", hidden_size=48))
@@ -792,7 +792,7 @@ def test_a_decoder_of_its_own_in_the_checkpoint(tied):
     words = source.bert.embeddings.word_embeddings.weight
     assert torch.equal(supernet.magic.embeddings.word_embeddings.weight, words)
     assert torch.equal(supernet.lm_head.decoder.weight, words if tied else decoder.weight)
-    assert ("without a place here: lm_head.decoder" in "".join(report.notes)) == tied
+    assert ("not used from the checkpoint: lm_head.decoder" in "".join(report.notes)) == tied
 
 
 def test_an_electra_start_has_its_factorised_embeddings():
@@ -838,8 +838,8 @@ def test_a_shorter_supernet_and_a_longer_table():
     assert not torch.equal(after[:40], before[:40])
     assert report.random[0] == "encoder.layer.0.operators.FFN"
     notes = "\n".join(report.notes)
-    assert "the checkpoint has 40 of 64 rows, the others stay random" in notes
-    assert "without a place here: MHA4 in layers 2, 4; FFN in layers 3, 5" in notes
+    assert "the checkpoint has 40 of 64 rows; the others stay random" in notes
+    assert "not used from the checkpoint: MHA4 in layers 2, 4; FFN in layers 3, 5" in notes
     assert "hidden_act is 'gelu' here and 'relu' in the checkpoint" in notes
 
 
@@ -855,7 +855,9 @@ def test_a_magic_child_is_a_start_too(tmp_path):
     with pytest.raises(ValueError, match="the checkpoint is a super-net; give one of its children"):
         initialize_from(supernet, supernet)
     edited_checkpoint(tmp_path / "bert")
-    with pytest.raises(ValueError, match="holds a BertForMaskedLM of the model_type 'bert'; a MAGIC model is one of"):
+    with pytest.raises(
+        ValueError, match="contains a BertForMaskedLM of the model_type 'bert'; a MAGIC model is one of"
+    ):
         load_magic(tmp_path / "bert")
 
 
@@ -864,10 +866,10 @@ def test_a_magic_child_is_a_start_too(tmp_path):
     [
         (
             {"vocab_size": 91},
-            r"a vocabulary of 90 but the super-net one of 91; take the tokenizer of .*: --tokenizer /",
+            r"a vocabulary of 90 but the super-net has one of 91; use the tokenizer of .*: --tokenizer /",
         ),
-        ({"hidden_size": 32}, r"has the hidden_size 48 but the super-net 32; take a preset with hidden_size 48"),
-        ({"embedding_size": 16}, r"has the embedding_size 48 but the super-net 16"),
+        ({"hidden_size": 32}, r"has the hidden_size 48 but the super-net has 32; use a preset with hidden_size 48"),
+        ({"embedding_size": 16}, r"has the embedding_size 48 but the super-net has 16"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(tmp_path, changes, message):

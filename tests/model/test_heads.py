@@ -83,7 +83,7 @@ def test_every_head_is_a_supernets_as_well(tiny_config, auto):
     child = model.extract_child(MIXED)
     assert type(child) is type(model)
     assert torch.equal(child(**inputs)[0], model(**inputs, architecture=MIXED)[0])
-    with pytest.raises(ValueError, match="say which child to run"):
+    with pytest.raises(ValueError, match="choose the child to run"):
         model(**inputs)
 
 
@@ -268,7 +268,7 @@ def test_padding_aware_positions(config):
     torch.testing.assert_close(actual[0, :3], actual[1, 2:])
     by_vector = aware(inputs_embeds=aware.embeddings.word_embeddings(ids)).last_hidden_state
     torch.testing.assert_close(by_vector, plain(ids, position_ids=torch.arange(2, 7)[None]).last_hidden_state)
-    with pytest.raises(ValueError, match="63 tokens but the model 62 positions"):
+    with pytest.raises(ValueError, match="63 tokens but the model has 62 positions"):
         aware(torch.full((1, 63), 7))
 
 
@@ -288,7 +288,7 @@ def test_labels_out_of_range_name_value_and_limit(config):
 
 def test_token_types_beyond_the_table(config):
     ids = batch()["input_ids"]
-    with pytest.raises(ValueError, match="token_type_ids go up to 1 but the model has 1 token types; leave them out"):
+    with pytest.raises(ValueError, match="token_type_ids go up to 1 but the model has 1 token types; omit them"):
         MagicModel(config(type_vocab_size=1))(ids, token_type_ids=torch.ones_like(ids))
 
 
@@ -296,7 +296,7 @@ def test_token_types_beyond_the_table(config):
     ("changes", "message"),
     [
         ({"embedding_size": 0}, "embedding_size is 0; it must be at least 1"),
-        ({"classifier_dropout": 1.5}, "classifier_dropout is 1.5; a probability"),
+        ({"classifier_dropout": 1.5}, "classifier_dropout is 1.5; it must be at least 0 and below 1"),
         ({"classifier_activation": "tahn"}, "classifier_activation is 'tahn'; transformers knows"),
         ({"padding_aware_positions": True, "pad_token_id": None}, "padding_aware_positions needs a pad_token_id"),
     ],

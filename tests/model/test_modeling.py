@@ -504,14 +504,14 @@ def test_weights_are_plain_tensors(supernet):
     [
         ({"candidate_operators": [["MHA4"], ["CONF3"]]}, "layer 1: unknown operator 'CONF3'.*CONV<odd kernel>"),
         ({"candidate_operators": [["MHA5"]]}, "5 heads, which do not divide its inner size 32.*divisor of 32"),
-        ({"candidate_operators": [["CONV4"]]}, "even kernel 4; take an odd one, such as 5"),
+        ({"candidate_operators": [["CONV4"]]}, "even kernel 4; choose an odd one, such as 5"),
         ({"candidate_operators": [["FFN"], []]}, "layer 1 has no candidate operator"),
         ({"candidate_operators": [["FFN", "FFN"]]}, "layer 0 names an operator twice"),
         ({"candidate_operators": []}, "candidate_operators is empty"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3 but candidate_operators has 4 layers"),
-        ({"num_attention_heads": 12}, "num_attention_heads is 12 but the operators have 4; leave num_attention_heads"),
-        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; a probability is at least 0 and below 1"),
-        ({"config_version": 2}, "configuration is of version 2, this code knows up to 1; take a newer release"),
+        ({"num_attention_heads": 12}, "num_attention_heads is 12 but the operators have 4; omit num_attention_heads"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; it must be at least 0 and below 1"),
+        ({"config_version": 2}, "configuration has version 2, but this code knows up to 1; use a newer release"),
         ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
         ({"hidden_act": "gelou"}, "hidden_act is 'gelou'; transformers knows"),
         ({"intermediat_size": 64}, "unknown configuration key 'intermediat_size'; did you mean 'intermediate_size'"),
@@ -536,14 +536,14 @@ def test_bad_configurations_name_value_and_remedy(tiny_config, changes, message)
         ({"vocab_size": 10**12}, "vocab_size is 1000000000000; it must be at most 16,777,216"),
         ({"type_vocab_size": 10**9}, "type_vocab_size is 1000000000; it must be at most 65,536"),
         ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000; it must be at most"),
-        ({"pad_token_id": -1}, "pad_token_id is -1; it must be one of the vocabulary, 0 to "),
-        ({"pad_token_id": 10**6}, "pad_token_id is 1000000; it must be one of the vocabulary, 0 to "),
-        ({"bos_token_id": -5}, "bos_token_id is -5; a token is at least 0"),
+        ({"pad_token_id": -1}, "pad_token_id is -1; it must be in the vocabulary, 0 to "),
+        ({"pad_token_id": 10**6}, "pad_token_id is 1000000; it must be in the vocabulary, 0 to "),
+        ({"bos_token_id": -5}, "bos_token_id is -5; it must be at least 0"),
         ({"num_labels": 10**9}, "num_labels is 1000000000; it must be from 0 to 1,048,576"),
         ({"num_labels": -1}, "num_labels is -1; it must be from 0 to 1,048,576"),
         ({"layer_norm_eps": math.nan}, "layer_norm_eps is nan; it must be a number above 0"),
-        ({"initializer_range": -1.0}, "initializer_range is -1.0; it must be a number from 0"),
-        ({"padding_aware_positions": True, "pad_token_id": 64}, "all of it below the position of the first token, 65"),
+        ({"initializer_range": -1.0}, "initializer_range is -1.0; it must be a number of at least 0"),
+        ({"padding_aware_positions": True, "pad_token_id": 64}, "which leaves no position for the first token, 65"),
     ],
 )
 def test_configurations_out_of_range_are_refused_at_once(tiny_config, tmp_path, changes, message):
@@ -599,9 +599,9 @@ def test_names_outside_the_grammar_are_refused(name):
 
 def test_wrong_architectures_name_value_and_remedy(supernet):
     ids = padded_batch()["input_ids"]
-    with pytest.raises(ValueError, match="super-net of 4 layers; say which child"):
+    with pytest.raises(ValueError, match="super-net of 4 layers; choose the child"):
         supernet(ids)
-    with pytest.raises(ValueError, match="3 operators but the model 4 layers"):
+    with pytest.raises(ValueError, match="3 operators but the model has 4 layers"):
         supernet(ids, architecture=MIXED[:3])
     with pytest.raises(ValueError, match="layer 2 has no operator 'CONV7'; candidates: MHA4, FFN, CONV3, CONV5"):
         supernet.extract_child(("MHA4", "FFN", "CONV7", "FFN"))
@@ -609,7 +609,7 @@ def test_wrong_architectures_name_value_and_remedy(supernet):
 
 def test_wrong_inputs_name_value_and_remedy(supernet):
     ids = torch.ones(1, 65, dtype=torch.long)
-    with pytest.raises(ValueError, match="65 tokens but the model 64 positions; truncate"):
+    with pytest.raises(ValueError, match="65 tokens but the model has 64 positions; truncate"):
         supernet(ids, architecture=MIXED)
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         supernet(architecture=MIXED)
@@ -712,7 +712,7 @@ def test_a_supernet_with_nothing_but_skip_in_a_layer_loads(tiny_config, tmp_path
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     ids = padded_batch()["input_ids"]
-    with pytest.raises(ValueError, match="super-net of 3 layers; say which child"):
+    with pytest.raises(ValueError, match="super-net of 3 layers; choose the child"):
         loaded(ids)
     expected = shrunk(ids, architecture=shrunk.config.chain).logits
     assert torch.equal(loaded(ids, architecture=loaded.config.chain).logits, expected)
@@ -846,8 +846,8 @@ def test_a_registered_operator_is_read_and_run_as_any_other(tiny_config):
 @pytest.mark.parametrize(
     ("kind", "operator", "message"),
     [
-        ("SCALE", torch.nn.Linear, "the kind of operator SCALE exists already"),
-        ("MHA", Scaled, "the kind of operator MHA exists already"),
+        ("SCALE", torch.nn.Linear, "the kind of operator SCALE already exists"),
+        ("MHA", Scaled, "the kind of operator MHA already exists"),
         ("Scale", Scaled, "'Scale' is not a word of 2 to 12 capital letters"),
         ("GLU2", Scaled, "'GLU2' is not a word"),
         ("GLU", torch.nn.Linear, "Linear has no static method macs"),

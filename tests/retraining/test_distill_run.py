@@ -205,7 +205,7 @@ def test_positions_are_counted_from_the_first_that_a_token_may_have():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": ""}, "no teacher is named; name a masked LM with --teacher"),
+        ({"teacher": ""}, "no teacher is given; pass a masked LM with --teacher"),
         ({"teacher": "nowhere"}, "no tokenizer 'nowhere'"),
         ({"distillation_weight": 1.5}, "distillation_weight is 1.5; it must be from 0 to 1"),
         ({"temperature": -1.0}, "temperature is -1.0; it must be above 0"),
@@ -233,6 +233,8 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_anything_is_read(
     RobertaForMaskedLM(RobertaConfig(vocab_size=len(other), **SIZES)).save_pretrained(tmp_path / "other")
     monkeypatch.setattr("training.retraining.retrain.load_data", lambda settings: pytest.fail("read the text"))
     settings = run_settings(preset, replace(text, tokenizer=teacher), str(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"has another vocabulary \(70 tokens\) than the student's \(80\): the first"):
+    with pytest.raises(
+        ValueError, match=r"has a different vocabulary \(70 tokens\) than the student's \(80\): the first"
+    ):
         retrain_distilled(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

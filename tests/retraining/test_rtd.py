@@ -115,12 +115,12 @@ def test_every_scaled_chain_is_a_model(hidden, operators, fraction):
         (toy_child(), (0,), "fraction is 0; it must be above 0 and at most 1"),
         (toy_child(), (1.5,), "fraction is 1.5; it must be above 0 and at most 1"),
         (toy_child(), (0.25, ("MHA3", "FFN")), "MHA3 has 3 heads, which do not divide its inner size 8"),
-        (MagicConfig(candidate_operators=[["FFN", "CONV3"]]), (), "is a super-net; take the configuration of a child"),
-        (BertConfig(**SIZES), (), "BertConfig has no embedding_size, .* configure the generator by hand"),
+        (MagicConfig(candidate_operators=[["FFN", "CONV3"]]), (), "is a super-net; use the configuration of a child"),
+        (BertConfig(**SIZES), (), "BertConfig has no embedding_size, .* configure the generator manually"),
         (
             ElectraConfig(**SIZES),
             (0.5, ("FFN",)),
-            "an architecture is for MAGIC; ElectraConfig has layers of one kind",
+            "only MAGIC models have an architecture; ElectraConfig does not",
         ),
     ],
 )
@@ -189,11 +189,13 @@ def test_embeddings_of_other_shapes():
     assert tied.pop("position_embeddings.weight") is False
     assert all(tied.values())
     for other in (toy_child(vocab_size=90), toy_child(hidden_size=16)):
-        with pytest.raises(ValueError, match=r"word embeddings are \d+ x \d+, the discriminator's 100 x 32, so that"):
+        with pytest.raises(
+            ValueError, match=r"word embeddings are \d+ x \d+ but the discriminator's are 100 x 32, so they"
+        ):
             ReplacedTokenModel(generator=MagicForMaskedLM(other), discriminator=MagicForPreTraining(config))
     with pytest.raises(ValueError, match="give a generator and a discriminator"):
         ReplacedTokenModel(generator=MagicForMaskedLM(short))
-    with pytest.raises(ValueError, match="describes no generator and discriminator"):
+    with pytest.raises(ValueError, match="has no generator and discriminator"):
         ReplacedTokenModel(ReplacedTokenConfig())
 
 
@@ -571,7 +573,9 @@ def test_export_of_both(tmp_path):
     assert not (tmp_path / "new").exists()
     config = ElectraConfig(**SIZES)
     model = ReplacedTokenModel(generator=ElectraForMaskedLM(config), discriminator=ElectraForPreTraining(config))
-    with pytest.raises(ValueError, match="ElectraForPreTraining is not MAGIC's; save it with its own save_pretrained"):
+    with pytest.raises(
+        ValueError, match="ElectraForPreTraining is not a MAGIC model; save it with its own save_pretrained"
+    ):
         export_pair(model, tokenizer, tmp_path / "new", tmp_path / "newer", {}, {})
 
 
@@ -579,7 +583,7 @@ def test_export_of_both(tmp_path):
     ("arguments", "message"),
     [
         ({"rtd_weight": -1}, "rtd_weight is -1; it must not be negative"),
-        ({"label_smoothing_factor": 0.1}, "label smoothing has no meaning for two losses"),
+        ({"label_smoothing_factor": 0.1}, "label smoothing is not defined for two losses"),
     ],
 )
 def test_wrong_arguments_name_the_remedy(tmp_path, arguments, message):

@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_before_the_text_is_read(preset, text, teac
         "num_blocks is 9; choose 1 to 4": replace(settings, num_blocks=9),
         "teacher has 2 layers": replace(settings, num_blocks=3),
         "alignment is 'anchor'": run_settings(preset, text, teacher, alignment="anchor"),
-        "has another vocabulary": replace(settings, data=replace(text, tokenizer=str(other))),
+        "has a different vocabulary": replace(settings, data=replace(text, tokenizer=str(other))),
         "block_size is 32 but the teacher": replace(settings, data=replace(text, block_size=32)),
     }
     for message, wrong in cases.items():

@@ -141,10 +141,10 @@ def test_pretrain_starts_from_a_checkpoint(tmp_path, monkeypatch, capsys):
     narrow = tmp_path / "narrow.json"
     narrow.write_text(json.dumps({"model_type": "magic", **sizes, **operators, "hidden_size": 32}))
     for changes, message in (
-        (["--init-from", bert_folder, "--preset", narrow], "has the hidden_size 48 but the super-net 32"),
+        (["--init-from", bert_folder, "--preset", narrow], "has the hidden_size 48 but the super-net has 32"),
         (
             ["--init-from", bert_folder, "--set", "data.vocab_size=80"],
-            "take the tokenizer of the checkpoint: --tokenizer",
+            "use the tokenizer of the checkpoint: --tokenizer",
         ),
         (["--init-from", tmp_path / "nowhere"], "nowhere"),
     ):

@@ -834,7 +834,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no complete checkpoint in .*nowhere; train without resuming"):
         toy_trainer(tmp_path / "nowhere").train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-8" / "nas_state.json").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-8 is not whole \(nas_state.json is missing\)"):
+    with pytest.raises(ValueError, match=r"checkpoint-8 is not complete \(nas_state.json is missing\)"):
         toy_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 

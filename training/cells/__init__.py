@@ -1,1 +1,1 @@
-"""The cell-styled space of supplement D, NAS-Bench-201, whose children's accuracy is published."""
+"""The cell-styled space of supplement D, NAS-Bench-201, for whose children accuracies are published."""

@@ -1,4 +1,4 @@
-"""Interference between cells (section 3): gradients that children give an operator which they share on one edge."""
+"""Interference between cells (section 3): the children's gradients of an operator that they share on one edge."""
 
 import random
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .cell_model import CellSupernet
 from .cell_space import CONV3
 
 
-# The edge from the input of the cell to its output: no child is without it, and it is without gradient in none.
+# The edge from the input of the cell to its output, which is used and has a gradient in every child.
 SHARED_EDGE = 3
 
 
@@ -23,15 +23,15 @@ def shared_gradients(
     children: Sequence[Architecture],
     operator: str = CONV3,
 ) -> Tensor:
-    """Returns the gradients of the prediction loss on the operator of `SHARED_EDGE`, of all cells, one row a child.
+    """Returns the gradients of the prediction loss on the operator of `SHARED_EDGE` in all cells, one row per child.
 
     Args:
         model: a super-net.
-        batch: the same for all children.
-        children: which have `operator` on that edge.
-        operator: o_g, with weights.
+        batch: the batch, the same for all children.
+        children: children with `operator` on that edge.
+        operator: o_g, an operator with weights.
     """
-    # nn.ModuleList does not tell what it holds.
+    # nn.ModuleList has no type for its elements.
     cells: list[torch.nn.Module] = list(model.cells)
     parameters = [
         parameter for cell in cells for parameter in cell.get_submodule(f"edges.{SHARED_EDGE}.{operator}").parameters()
@@ -51,14 +51,14 @@ def interference_curve(
     num_repeats: int,
     seed: int = 0,
 ) -> dict[int, Estimate]:
-    """Returns the mean cosine between children that differ on m edges, for each m, as Fig. 2 (c) draws it.
+    """Returns the mean cosine between children that differ on m edges, for each m, as in Fig. 2 (c).
 
     Args:
         model: a super-net.
-        batches: what batches are drawn from.
-        space: the children.
-        num_repeats: draws of the operators that children share, and of a batch.
-        seed: of the draws.
+        batches: the batches to draw from.
+        space: the space of the children.
+        num_repeats: the number of draws of shared operators and a batch.
+        seed: the seed of the draws.
     """
     layers = layers_that_differ(space, SHARED_EDGE)
     means: dict[int, list[float]] = {number: [] for number in range(1, len(layers) + 1)}

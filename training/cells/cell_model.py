@@ -1,8 +1,9 @@
 """The super-net of cells: a stem, three stages of cells with residual blocks between them, and a classifier (D).
 
-Channels and the cells of a stage are options; the benchmark's own children have 16 and five. Each edge of each cell
-has one operator of every kind. Batch norm uses the statistics of the batch, in evaluation as well: those of one child
-would be wrong for all others. That of the edges has no weights, since it would be trained by whatever follows.
+The numbers of channels and of cells per stage are options; the benchmark's own children have 16 and five. Each edge of
+each cell has one operator of every kind. Batch norm uses the statistics of the batch, also in evaluation, because
+those of one child would be wrong for all others. On edges, it has no weights, because any operators that follow would
+train them.
 """
 
 from collections.abc import Sequence
@@ -25,10 +26,10 @@ class CellConfig(PreTrainedConfig):
     """Sizes of a super-net of cells, or of one child, which has one operator on each edge.
 
     Args:
-        channels: of the first stage; each of the two others has twice those before.
-        cells_per_stage: how many cells a stage has, all with the same operators.
-        num_classes: of the images.
-        candidate_operators: names of the operators of each edge, in the order of `EDGES`.
+        channels: the channels of the first stage; each of the two others has twice as many as the previous one.
+        cells_per_stage: the number of cells in a stage, all with the same operators.
+        num_classes: the number of classes of the images.
+        candidate_operators: the names of the operators of each edge, in the order of `EDGES`.
     """
 
     model_type = "magic_cells"
@@ -56,17 +57,17 @@ class CellConfig(PreTrainedConfig):
 
     @property
     def is_supernet(self) -> bool:
-        """Whether an edge has a choice of operators."""
+        """Whether some edge has several operators."""
         return any(len(operators) > 1 for operators in self.candidate_operators)
 
     @property
     def num_cells(self) -> int:
-        """Cells of all stages."""
+        """The number of cells in all stages."""
         return NUM_STAGES * self.cells_per_stage
 
 
 class ReluConvNorm(nn.Sequential):
-    """ReLU, a convolution that keeps the size of the image or halves it, and batch norm by the batch's statistics."""
+    """ReLU, a convolution that keeps or halves the size of the image, and batch norm with the batch's statistics."""
 
     def __init__(self, channels_in: int, channels: int, size: int, stride: int = 1, affine: bool = True):
         super().__init__(
@@ -77,7 +78,7 @@ class ReluConvNorm(nn.Sequential):
 
 
 class Zero(nn.Module):
-    """No edge."""
+    """The absence of an edge."""
 
     def forward(self, states: Tensor) -> Tensor:
         """Returns zeros."""
@@ -85,7 +86,7 @@ class Zero(nn.Module):
 
 
 def make_operator(name: str, channels: int) -> nn.Module:
-    """Returns an operator of an edge with fresh weights."""
+    """Returns a new operator for an edge, with random weights."""
     if name in (CONV1, CONV3):
         return ReluConvNorm(channels, channels, 3 if name == CONV3 else 1, affine=False)
     if name == POOL:
@@ -103,16 +104,16 @@ class Cell(nn.Module):
         )
 
     def run_edge(self, nodes: Sequence[Tensor | None], edge: int, operator: str) -> list[Tensor | None]:
-        """Returns the sums of all nodes with one more edge; `None` is a node that no edge has led to so far."""
+        """Returns the sums of all nodes after one more edge; `None` is a node without an incoming edge so far."""
         source, target = EDGES[edge]
-        # Edges without an operator add nothing, so that nothing is run for them.
+        # Edges without an operator add nothing, so nothing is run for them.
         if operator == NONE or nodes[source] is None:
             return list(nodes)
         output, before = self.edges[edge].get_submodule(operator)(nodes[source]), nodes[target]
         return [*nodes[:target], output if before is None else before + output, *nodes[target + 1 :]]
 
     def forward(self, states: Tensor, child: Sequence[str]) -> Tensor:
-        """Returns the output of the cell of a child, (batch, channels, height, width) as its input."""
+        """Returns the output of a child's cell, (batch, channels, height, width), like its input."""
         nodes: list[Tensor | None] = [states, None, None, None]
         for edge, operator in enumerate(child):
             nodes = self.run_edge(nodes, edge, operator)
@@ -120,13 +121,13 @@ class Cell(nn.Module):
 
     @staticmethod
     def output(nodes: Sequence[Tensor | None]) -> Tensor:
-        """Returns the last node; zeros where no edge has led to it."""
+        """Returns the last node; zeros if it has no incoming edge."""
         assert nodes[0] is not None
         return torch.zeros_like(nodes[0]) if nodes[-1] is None else nodes[-1]
 
 
 class ResidualBlock(nn.Module):
-    """Halves the size of the image and doubles the channels, as the benchmark's blocks between stages do."""
+    """Halves the size of the image and doubles the channels, like the benchmark's blocks between stages."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -141,12 +142,12 @@ class ResidualBlock(nn.Module):
 
 @dataclass
 class CellOutput(ModelOutput):
-    """What the super-net makes of a batch.
+    """The output of a super-net for a batch.
 
     Attributes:
-        loss: mean cross-entropy where labels are given.
+        loss: the mean cross-entropy if labels are given.
         logits: (batch, classes).
-        hidden_states: H_0 to H_N, `None` where they were not asked for.
+        hidden_states: H_0 to H_N; `None` for those not requested.
     """
 
     loss: Tensor | None = None
@@ -155,15 +156,16 @@ class CellOutput(ModelOutput):
 
 
 class CellSupernet(PreTrainedModel):
-    """A classifier of images that holds all children of a space of cells, or one of them.
+    """An image classifier that contains all children of a space of cells, or one of them.
 
-    H_0 is the output of the stem and H_n that of cell n, counted over all stages: (batch, channels, height, width).
+    H_0 is the output of the stem and H_n the output of cell n, counted over all stages: (batch, channels, height,
+    width).
     """
 
     config_class = CellConfig
     base_model_prefix = "cells"
     main_input_name = "images"
-    # Trainer looks for it: the loss is a mean that this class has no say in.
+    # Read by Trainer: the loss of this class is always a mean.
     accepts_loss_kwargs = False
 
     def __init__(self, config: CellConfig):
@@ -181,28 +183,28 @@ class CellSupernet(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights are as torch makes them."""
+        """Keeps the weights as initialised by torch."""
 
     @property
     def space(self) -> SearchSpace:
-        """The children."""
+        """The space of the children."""
         return SearchSpace.from_config(self.config.candidate_operators)
 
     def resolve_architecture(self, architecture: Sequence[str] | None) -> Architecture:
-        """Returns the child to run; it may be left out where there is one.
+        """Returns the child to run; `None` stands for the only child.
 
         Raises:
-            ValueError: it is left out though there are several, or it is not in the space.
+            ValueError: no child is given but there are several, or it is not in the space.
         """
         if architecture is None:
             if self.config.is_supernet:
-                raise ValueError("the model is a super-net; name the child to run, one operator an edge")
+                raise ValueError("the model is a super-net; give the child to run, one operator per edge")
             return tuple(operators[0] for operators in self.config.candidate_operators)
         self.space.check(architecture)
         return tuple(architecture)
 
     def below_cell(self, states: Tensor, cell: int) -> Tensor:
-        """Returns what cell n + 1 takes from H_n, n being `cell`: the same, or halved where a stage begins."""
+        """Returns the input of cell n + 1 from H_n, n being `cell`: unchanged, or reduced if a stage begins."""
         stage, within = divmod(cell, self.config.cells_per_stage)
         return self.reductions[stage - 1](states) if stage and not within else states
 
@@ -222,8 +224,8 @@ class CellSupernet(PreTrainedModel):
         Args:
             images: (batch, 3, height, width), normalised.
             labels: (batch,).
-            architecture: the child; may be left out where there is one.
-            output_hidden_states: indices n of the H_n to return, ascending.
+            architecture: the child; optional if there is only one.
+            output_hidden_states: the indices n of the H_n to return, ascending.
         """
         *kept, last = self.states(images, architecture, [*output_hidden_states, self.config.num_cells])
         by_index = dict(zip(output_hidden_states, kept, strict=True))
@@ -235,12 +237,12 @@ class CellSupernet(PreTrainedModel):
         )
 
     def states(self, images: Tensor, architecture: Sequence[str] | None, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """Returns the H_n of some indices, ascending; cells above the last one are not run.
+        """Returns the H_n for ascending indices n; cells above the last one are not run.
 
         Args:
             images: (batch, 3, height, width), normalised.
-            architecture: the child; may be left out where there is one.
-            indices: which n, from 0.
+            architecture: the child; optional if there is only one.
+            indices: the indices n, from 0.
         """
         child = self.resolve_architecture(architecture)
         states = [self.stem(images)]
@@ -249,10 +251,10 @@ class CellSupernet(PreTrainedModel):
         return tuple(states[index] for index in indices)
 
     def extract_child(self, architecture: Sequence[str]) -> "CellSupernet":
-        """Returns a child of its own, with the weights that it has here.
+        """Returns a child as a separate model, with its weights from this one.
 
         Raises:
-            ValueError: it is not in the space.
+            ValueError: the child is not in the space.
         """
         child = self.resolve_architecture(architecture)
         config = CellConfig(
@@ -269,14 +271,14 @@ class CellSupernet(PreTrainedModel):
 
 
 def count_cell_parameters(config: CellConfig, child: Sequence[str]) -> int:
-    """Returns the parameters of a child of these sizes, a baseline of rankings."""
+    """Returns the number of parameters of a child of these sizes, a baseline for rankings."""
     own = CellConfig(config.channels, config.cells_per_stage, config.num_classes, [[operator] for operator in child])
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in CellSupernet(own).parameters())
 
 
 def count_cell_flops(config: CellConfig, child: Sequence[str], image_size: int = 32) -> int:
-    """Returns the FLOPs of a child's convolutions and classifier on an image; multiplication and addition are two."""
+    """Returns the FLOPs of a child's convolutions and classifier for an image; a multiply-add counts as 2."""
     size, channels, total = image_size, config.channels, 2 * 27 * config.channels * image_size**2
     for stage in range(NUM_STAGES):
         if stage:
@@ -289,7 +291,7 @@ def count_cell_flops(config: CellConfig, child: Sequence[str], image_size: int =
 
 
 def _running(child: Sequence[str]) -> list[str]:
-    """The operators that are run: those of edges from nodes that something leads to."""
+    """The operators that are run: those on edges from nodes that the input reaches."""
     reached, running = {0}, []
     for (source, target), operator in zip(EDGES, child, strict=True):
         if operator != NONE and source in reached:

@@ -1,4 +1,4 @@
-"""The run of one super-net of cells: training, its ranking over time, and the scores of children at its end."""
+"""The run of one super-net of cells: training, the quality of its ranking over time, and the final scores."""
 
 import logging
 import math
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SCORES_NAME = "scores.jsonl"
 CURVE_NAME = "curve.json"
-# The benchmark's recipe where a super-net can follow it: SGD with Nesterov's momentum and a cosine from 0.1 down.
+# The benchmark's recipe as far as it applies to a super-net: SGD with Nesterov momentum and a cosine from 0.1 down.
 _DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 128,
     "per_device_eval_batch_size": 250,
@@ -65,21 +65,21 @@ def cell_config(settings: CellSettings, num_classes: int = 10) -> CellConfig:
 
 
 def cell_arguments(settings: CellSettings, output_dir: str | Path) -> MagicTrainingArguments:
-    """Returns the training arguments, with the defaults of cells where none are given.
+    """Returns the training arguments, with the defaults of cells for those not given.
 
     Raises:
-        ValueError: a value is refused.
+        ValueError: a value is invalid.
     """
     for name in settings.training_arguments:
         if name.startswith(("optim", "adam_")) or name == "label_smoothing_factor":
-            raise ValueError(f"{name} is given, but cells are trained by SGD on plain labels; leave it out")
+            raise ValueError(f"{name} is given, but cells are trained with SGD on plain labels; omit it")
     defaults = _DEFAULTS | {"num_validation_sequences": settings.num_validation_images}
     given = {**defaults, **settings.training_arguments}
     return training_arguments(MagicTrainingArguments, output_dir, given)
 
 
 def cell_batches(data: ImageData, args: MagicTrainingArguments) -> list[Batch]:
-    """Returns the held-out images in batches, whose statistics are those of batch norm."""
+    """Returns the held-out images in batches; batch norm uses the statistics of each."""
     return validation_batches(data.validation, ImageCollator(0), args.per_device_eval_batch_size)
 
 
@@ -87,11 +87,11 @@ def cell_batches(data: ImageData, args: MagicTrainingArguments) -> list[Batch]:
 def train_cells(settings: CellSettings, data: ImageData, truth: Truth, output_dir: str | Path) -> dict[str, Any]:
     """Trains a super-net of cells and returns its result, with the curve of Kendall's tau over training.
 
-    The folder then holds `supernet/`, curve.json, result.json and the last checkpoint. A run that was stopped goes on,
-    one that has ended returns its result.
+    The folder then contains `supernet/`, curve.json, result.json and the last checkpoint. A stopped run is resumed; a
+    finished run returns its result.
 
     Raises:
-        ValueError: the settings contradict one another, or the folder holds another run.
+        ValueError: the settings contradict each other, or the folder contains another run.
     """
     output_dir = Path(output_dir)
     args, config = cell_arguments(settings, output_dir), cell_config(settings, data.num_classes)
@@ -146,12 +146,12 @@ def _train(
 
 
 def truth_hash(truth: Truth) -> str:
-    """Returns a hash of what children are worth."""
+    """Returns a hash of the true scores of children."""
     return short_hash([[format_architecture(child), *values] for child, values in sorted(truth.values.items())])
 
 
 def scored_children(run: Path, batches: Sequence[Batch], children: Sequence[Architecture]) -> list[RankedChild]:
-    """Returns the shared-weight loss and accuracy of children of a finished run, from the run's journal if there."""
+    """Returns the shared-weight loss and accuracy of children of a finished run, from its journal if available."""
     device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = CellSupernet.from_pretrained(run / SUPERNET_FOLDER).to(device)
     model = model.to(memory_format=torch.channels_last)
@@ -160,14 +160,14 @@ def scored_children(run: Path, batches: Sequence[Batch], children: Sequence[Arch
 
 
 class RankingCurve(TrainerCallback):
-    """Holds the ranking of a fixed sample of children against the truth several times in training.
+    """Compares the ranking of a fixed sample of children with the truth several times during training.
 
     Attributes:
-        points: one entry a time, with the step, the mean loss, and tau by loss and by accuracy.
+        points: one entry per comparison, with the step, the mean loss, and tau by loss and by accuracy.
     """
 
     def __init__(self, truth: Truth, batches: Sequence[Batch], settings: CellSettings, path: Path):
-        """Takes what children are worth, what they are validated on, and the file that the points are kept in."""
+        """Takes the truth, the batches to validate on, the settings, and the file for the points."""
         number = min(settings.num_curve_children, len(truth.values))
         drawn = random.Random(0).sample(sorted(truth.values), number)
         self._truth = {child: truth.values[child][0] for child in drawn}
@@ -175,11 +175,11 @@ class RankingCurve(TrainerCallback):
         self.points: list[dict[str, float]] = read_json(path) if path.is_file() else []
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Forgets points that are not of the steps behind the training: those of a run that was begun anew."""
+        """Drops points of later steps, which belong to a run that has been restarted."""
         self.points = [point for point in self.points if point["step"] <= state.global_step]
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Measures a point where one is due."""
+        """Measures a point if one is due."""
         due = {round(state.max_steps * (index + 1) / self._number) for index in range(self._number)}
         if state.global_step in due and all(point["step"] != state.global_step for point in self.points):
             ranked = rank_children(model, self._batches, self._truth, runner=CellRunner(model))
@@ -199,17 +199,17 @@ class RankingCurve(TrainerCallback):
 
 
 def training_cost(settings: CellSettings, num_train: int, num_steps: int) -> float:
-    """Returns what a training is expected to take, in forward passes of an image through a child.
+    """Returns the expected cost of a training, in forward passes of an image through a child.
 
-    A step takes three for each of its images and one more for each child that it is aligned to; a look at the anchor
-    takes those of the held-out images, of its challenger and, after the first look, of its own. All children are taken
-    to cost alike: an anchor of many convolutions costs more than that. Validations that all methods have in common are
-    left out.
+    A step takes three passes for each of its images, and one more for each child that it is aligned to. A check of the
+    anchor takes one pass over the held-out images for its challenger and, after the first check, one for the anchor.
+    All children are assumed to cost the same, although an anchor with many convolutions costs more. Validations that
+    all methods share are not counted.
 
     Args:
-        settings: of the super-net.
-        num_train: images that are trained on.
-        num_steps: optimizer steps.
+        settings: the settings of the super-net.
+        num_train: the number of training images.
+        num_steps: the number of optimizer steps.
     """
     args, config = cell_arguments(settings, ""), cell_config(settings)
     images = args.train_batch_size * args.gradient_accumulation_steps

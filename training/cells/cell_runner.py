@@ -1,4 +1,4 @@
-"""How images pass through the children of a super-net of cells, and what these are judged by."""
+"""Passes images through the children of a super-net of cells, and computes their scores."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ Nodes = list[Tensor | None]
 
 
 class CellRunner(ChildRunner):
-    """Runs children edge by edge in the first cell, where those that begin alike share their nodes, then the rest.
+    """Runs children edge by edge in the first cell, where children with equal first edges share nodes, then the rest.
 
-    Cells above the first have other inputs in every child. A child is judged by its cross-entropy and its accuracy.
+    Cells above the first have different inputs in every child. A child is judged by its cross-entropy and accuracy.
     """
 
     model: CellSupernet
@@ -26,7 +26,7 @@ class CellRunner(ChildRunner):
         return len(batch["labels"])
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns H_0, which all children have in common, and the labels."""
+        """Returns H_0, which all children share, and the labels."""
         device = self.model.device
         return self.model.stem(batch["images"].to(device)), batch["labels"].to(device)
 
@@ -35,11 +35,11 @@ class CellRunner(ChildRunner):
         return [prepared[0], None, None, None]
 
     def run_layer(self, prepared: tuple[Tensor, Tensor], states: Nodes, layer: int, operator: str) -> Nodes:
-        """Returns the nodes of the first cell with one more edge."""
+        """Returns the nodes of the first cell after one more edge."""
         return self._first_cell.run_edge(states, layer, operator)
 
     def sums(self, prepared: tuple[Tensor, Tensor], states: Nodes, child: Architecture) -> Tensor:
-        """Returns the summed cross-entropy and the number of images that are classified right."""
+        """Returns the summed cross-entropy and the number of correctly classified images."""
         output = self._first_cell.output(states)
         for number, cell in enumerate(self.model.cells[1:], 1):
             output = cell(self.model.below_cell(output, number), child)

@@ -1,7 +1,7 @@
 """Cells of NAS-Bench-201 as children of a search space: a layer for each of six edges, five operators on each (D).
 
-A cell has four nodes. Node 0 is its input, node 3 its output, and a node is the sum over the edges that lead to it
-from all nodes before. A child names the operators of the edges in the order of `EDGES`.
+A cell has four nodes. Node 0 is its input and node 3 its output. Each node is the sum over its edges from all previous
+nodes. A child lists the operators of the edges in the order of `EDGES`.
 """
 
 import re
@@ -14,16 +14,16 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """The edges of a cell as (from, to), node by node: the layers of the space."""
 NONE, SKIP, CONV1, CONV3, POOL = "none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"
 OPERATORS = (NONE, SKIP, CONV1, CONV3, POOL)
-"""The benchmark's operators: zero, identity, two convolutions (ReLU, convolution, batch norm) and a mean of 3 x 3."""
+"""The benchmark's operators: zero, identity, two convolutions (ReLU, convolution, batch norm) and 3 x 3 averaging."""
 
 _NODE = re.compile(r"\|(?:\w+~\d\|)+")
 
 
 def cell_space(operators: Sequence[str] = OPERATORS) -> SearchSpace:
-    """Returns the space of all cells with these operators on every edge: 15,625 children with all five.
+    """Returns the space of all cells with these operators on every edge: 15,625 children with all five operators.
 
     Raises:
-        ValueError: an operator is not one of the benchmark's.
+        ValueError: an operator is not in the benchmark.
     """
     for operator in operators:
         if operator not in OPERATORS:
@@ -32,7 +32,7 @@ def cell_space(operators: Sequence[str] = OPERATORS) -> SearchSpace:
 
 
 def running_edges(child: Architecture) -> list[bool]:
-    """Returns for each edge whether it is on a way from the input of the cell to its output."""
+    """Returns for each edge whether it is on a path from the input of the cell to its output."""
     from_input, to_output = {0}, {len(EDGES) // 2}
     for (source, target), operator in zip(EDGES, child, strict=True):
         if operator != NONE and source in from_input:
@@ -47,10 +47,10 @@ def running_edges(child: Architecture) -> list[bool]:
 
 
 def parse_cell(text: str) -> Architecture:
-    """Returns the child that the benchmark writes as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.
+    """Returns the child from its notation in the benchmark, |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.
 
     Raises:
-        ValueError: the text is not of that form, or names another operator.
+        ValueError: the text does not have that form, or has an unknown operator.
     """
     nodes = text.strip().split("+")
     if len(nodes) != 3 or not all(map(_NODE.fullmatch, nodes)):
@@ -61,7 +61,7 @@ def parse_cell(text: str) -> Architecture:
         for operator, source in (edge.split("~") for edge in node.strip("|").split("|"))
     ]
     if tuple((source, target) for source, target, _ in found) != EDGES:
-        raise ValueError(f"{text!r} has other edges than a cell; write it as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|")
+        raise ValueError(f"{text!r} has the wrong edges; write a cell as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|")
     child = tuple(operator for _, _, operator in found)
     if unknown := [operator for operator in child if operator not in OPERATORS]:
         raise ValueError(f"{text!r} has the operator {unknown[0]!r}; a cell has {', '.join(OPERATORS)}")
@@ -69,7 +69,7 @@ def parse_cell(text: str) -> Architecture:
 
 
 def format_cell(child: Architecture) -> str:
-    """Returns a child as the benchmark writes it, which `parse_cell` reads."""
+    """Returns a child in the notation of the benchmark, which `parse_cell` reads."""
     nodes = [
         "".join(f"|{operator}~{source}" for (source, end), operator in zip(EDGES, child, strict=True) if end == target)
         for target in (1, 2, 3)

@@ -1,4 +1,4 @@
-"""Ways to train a super-net of cells, compared by how well each ranks children whose accuracy is published (D)."""
+"""Compares methods of training a super-net of cells by how well they rank children with published accuracy (D)."""
 
 import logging
 import math
@@ -52,7 +52,7 @@ INTERFERENCE_NAME = "interference.json"
 
 @dataclass(frozen=True)
 class _Trained:
-    """One super-net: its method, its run and the children that it has scored."""
+    """One super-net: its method, its run and its scored children."""
 
     method: str
     folder: Path
@@ -61,7 +61,7 @@ class _Trained:
 
     @property
     def by_loss(self) -> dict[Architecture, float]:
-        """The negative losses; a loss that is no number is worse than all others."""
+        """The negative losses; a loss that is not finite is worse than all others."""
         finite = [child.val_loss for child in self.ranked if math.isfinite(child.val_loss)]
         worst = max(finite, default=0.0) + 1
         return {
@@ -75,16 +75,16 @@ class _Trained:
 
 @bars_off()
 def run_cells(settings: CellSweepSettings, output_dir: str | Path) -> dict[str, Any]:
-    """Trains super-nets of cells by several methods at equal compute and holds each against the published table.
+    """Trains super-nets of cells by several methods at equal compute and compares each with the published table.
 
-    The folder then holds `supernets/` (a run for each method and seed, with the scores of all children), methods.csv,
-    supernets.csv, comparisons.csv, curve.csv, curve.png and result.json. A sweep that was stopped goes on, super-net
-    by super-net and each from its last checkpoint. Several processes may work on one folder. A sweep that has ended
-    returns its result.
+    The folder then contains `supernets/` (a run for each method and seed, with the scores of all children),
+    methods.csv, supernets.csv, comparisons.csv, curve.csv, curve.png and result.json. A stopped sweep resumes with its
+    unfinished super-nets, each from its last checkpoint. Several processes may work on the same folder. A finished
+    sweep returns its result.
 
     Raises:
-        ValueError: the settings contradict one another, images or table cannot be read, or the folder holds another
-            run.
+        ValueError: the settings contradict each other, the images or the table cannot be read, or the folder contains
+            another run.
     """
     output_dir = Path(output_dir)
     check_one_process()
@@ -105,30 +105,30 @@ def run_cells(settings: CellSweepSettings, output_dir: str | Path) -> dict[str, 
 
 
 def check_sweep(settings: CellSweepSettings) -> None:
-    """Checks all that needs neither images nor table.
+    """Checks everything that depends neither on the images nor on the table.
 
     Raises:
-        ValueError: the settings contradict one another.
+        ValueError: the settings contradict each other.
     """
     for name, value in (("images", settings.supernet.images), ("table", settings.table)):
         if not value:
-            raise ValueError(f"{name} is empty; name it with --{name}")
+            raise ValueError(f"{name} is empty; give it with --{name}")
     if not settings.methods:
-        raise ValueError("methods is empty; name one or more ways to train a super-net")
+        raise ValueError("methods is empty; give at least one method of training a super-net")
     if len(set(map(file_name, settings.methods))) < len(settings.methods):
-        raise ValueError(f"two of the methods {', '.join(settings.methods)} make the same folder; rename one")
+        raise ValueError(f"two of the methods {', '.join(settings.methods)} have the same folder; rename one")
     if "seed" in settings.supernet.training_arguments:
-        raise ValueError("training_arguments sets the seed, but super-nets have those of seeds; name it there")
+        raise ValueError("training_arguments sets the seed, but seeds gives those of the super-nets; set it there")
     for name, change in settings.methods.items():
         if "seed" in change:
-            raise ValueError(f"{name} sets the seed, but all methods have super-nets of the same seeds; name these")
+            raise ValueError(f"{name} sets the seed, but all methods use the same seeds; set them in seeds")
         own = supernet_settings(settings, change, settings.seeds[0])
         args = cell_arguments(own, "cells")
         check_cells(cell_config(own), args)
         if args.shrink:
-            raise ValueError(f"{name} shrinks its super-nets, so that children are not ranked alike; leave shrink out")
+            raise ValueError(f"{name} shrinks its super-nets, so children are not ranked alike; omit shrink")
         if settings.equal_compute and {"max_steps", "num_train_epochs"} & change.keys():
-            raise ValueError(f"equal_compute gives {name} its steps; give max_steps once, in training_arguments")
+            raise ValueError(f"equal_compute sets the steps of {name}; give max_steps once, in training_arguments")
 
 
 def _truth(settings: CellSweepSettings) -> Truth:
@@ -171,13 +171,13 @@ def _train_all(settings: CellSweepSettings, data: ImageData, truth: Truth, outpu
 def _train(method: str, settings: CellSettings, data: ImageData, truth: Truth, folder: Path) -> _Trained:
     result = train_cells(settings, data, truth, folder)
     if result["truth"] != truth_hash(truth):
-        raise ValueError(f"{folder} was compared with another table; take another output folder, or that table")
+        raise ValueError(f"{folder} was compared with another table; use another output folder, or that table")
     batches = cell_batches(data, cell_arguments(settings, "cells"))
     trained = _Trained(method, folder, result, scored_children(folder, batches, list(truth.values)))
     if _ranks(trained.by_loss):
         logger.info(f"{folder.name}: {evaluate_ranking(truth.means, trained.by_loss)}")
     else:
-        logger.warning(f"{folder.name}: all children have the same loss; it has diverged and ranks none")
+        logger.warning(f"{folder.name}: all children have the same loss; it has diverged and is not ranked")
     return trained
 
 
@@ -186,7 +186,7 @@ def _ranks(scores: Scores) -> bool:
 
 
 def method_steps(settings: CellSweepSettings, num_train: int) -> dict[str, int]:
-    """Returns the optimizer steps of each method: its own, or as many as cost what those of the first one cost."""
+    """Returns the optimizer steps of each method: its own, or as many as have the same cost as the first method."""
     plans = {name: supernet_settings(settings, change, settings.seeds[0]) for name, change in settings.methods.items()}
     first, *_ = plans.values()
     wanted = training_cost(first, num_train, _num_steps(first, num_train))
@@ -245,7 +245,7 @@ def _judge(
 
 
 def _tau(truth: Scores, scores: Sequence[Scores], num_resamples: int) -> MethodTau:
-    """Returns tau of the super-nets that rank at all; one with the same score for all children has diverged."""
+    """Returns tau of the super-nets that give a ranking; one with the same score for all children has diverged."""
     ranking = [one for one in scores if _ranks(one) and _ranks(truth)]
     return method_tau(truth, ranking, num_resamples) if ranking else MethodTau((math.nan,), (math.nan, math.nan))
 
@@ -265,7 +265,7 @@ def _method_row(
 
 
 def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamples: int) -> dict[str, Any]:
-    """How well the scores of one or more super-nets rank all children and the better half, and what is first worth."""
+    """How well super-nets rank all children and the better half, and the accuracy of the first-ranked child."""
     whole = _tau(means, scores, num_resamples)
     half = _tau(better, [{child: one[child] for child in better} for one in scores], num_resamples)
     winners = [means[_winner(one, means)] for one in scores if _ranks(one)]
@@ -282,7 +282,7 @@ def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamp
 
 
 def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> list[dict[str, Any]]:
-    """What the size of a child of the benchmark tells by itself."""
+    """Baselines that rank the benchmark's children by their size alone."""
     config = CellConfig(candidate_operators=cell_space(settings.supernet.operators).to_json())
     rows = []
     for name, cost in (("parameters", count_cell_parameters), ("FLOPs", count_cell_flops)):
@@ -293,7 +293,7 @@ def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> li
 
 
 def _winner(scores: Scores, means: Scores) -> Architecture:
-    """The child with the highest score; ties count against it, as in `evaluate_ranking`."""
+    """The child with the highest score; ties go to the worst child, as in `evaluate_ranking`."""
     return max(scores, key=lambda child: (scores[child], -means[child]))
 
 
@@ -316,7 +316,7 @@ def _supernet_row(one: _Trained, means: Scores) -> dict[str, Any]:
 def _interference(
     settings: CellSweepSettings, data: ImageData, trained: Sequence[_Trained]
 ) -> dict[str, dict[str, float]]:
-    """The mean cosine by the number of edges that differ, for each method the mean over its super-nets."""
+    """The mean cosine by the number of edges that differ, averaged over the super-nets of each method."""
     if not settings.num_repeats:
         return {}
     found: dict[str, list[dict[str, float]]] = {}
@@ -330,7 +330,7 @@ def _interference(
 
 
 def _cosines(settings: CellSweepSettings, data: ImageData, one: _Trained) -> dict[str, float]:
-    """The mean cosine of a super-net by the number of edges that differ; none where a gradient has no direction."""
+    """The mean cosine of a super-net by the number of edges that differ; empty if a gradient has no direction."""
     args = cell_arguments(supernet_settings(settings, settings.methods[one.method], one.result["seed"]), "cells")
     model = CellSupernet.from_pretrained(one.folder / SUPERNET_FOLDER)
     try:
@@ -341,11 +341,11 @@ def _cosines(settings: CellSweepSettings, data: ImageData, one: _Trained) -> dic
     return {str(number): estimate.mean for number, estimate in curve.items()}
 
 
-# ---- What is shown ----
+# ---- Figures and tables ----
 
 
 def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Returns Kendall's tau over training, one line a method: the mean over seeds, and the seeds as dots."""
+    """Returns a figure of Kendall's tau over training, one line per method: the mean over seeds, and seeds as dots."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, method in enumerate(dict.fromkeys(point["method"] for point in points)):
@@ -404,9 +404,9 @@ def _table(
     ]
     lines = [markdown_table(columns, body), "", f"{settings.num_children:,} cells, the best of them {best:.2f}."]
     if comparisons:
-        lines += ["", "Difference of tau on the same children:"]
+        lines += ["", "Difference in tau on the same children:"]
         lines += [
-            f"{row['first']} less {row['second']}: {row['difference']:+.3f} ({row['interval'][0]:+.3f} to "
+            f"{row['first']} minus {row['second']}: {row['difference']:+.3f} ({row['interval'][0]:+.3f} to "
             f"{row['interval'][1]:+.3f})"
             for row in comparisons
         ]

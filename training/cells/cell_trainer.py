@@ -1,4 +1,4 @@
-"""The search around super-nets of cells: `SearchTrainer` whose layers are edges and whose states are of cells."""
+"""`SearchTrainer` for super-nets of cells, whose layers are edges and whose states are the outputs of cells."""
 
 from dataclasses import fields
 from typing import Any, cast
@@ -17,34 +17,34 @@ from .cell_runner import CellRunner
 from .cell_space import CONV1, CONV3, running_edges
 
 
-# What an operator costs beside a convolution of 1 x 1, for the sandwich rule.
+# The cost of an operator relative to a 1 x 1 convolution, for the sandwich rule.
 _WEIGHTS = {CONV1: 1, CONV3: 9}
 
 
 class CellTrainer(SearchTrainer):
-    """Trains a `CellSupernet`; Eq. (1) aligns the outputs of cells, and batches of images are what is accumulated."""
+    """Trains a `CellSupernet` on images; Eq. (1) aligns the outputs of cells."""
 
     model: CellSupernet
 
-    # ---- What cells are ----
+    # ---- Properties of cells ----
 
     def check_search(self, model: Any, args: MagicTrainingArguments) -> None:
-        """Raises a ValueError where the model is no super-net or the arguments ask for what cells do not have."""
+        """Raises a ValueError if the model is not a super-net or an argument is not supported for cells."""
         check_cells(model.config, args)
 
     def search_sampler(self, space: SearchSpace) -> UniformSampler:
-        """Returns the sampler of the run over what is left of the space, at its start."""
+        """Returns the sampler of the run over the remaining space, in its initial state."""
         return cell_sampler(space, self.args)
 
     @property
     def num_states(self) -> int:
-        """A cell has one."""
+        """The number of states, one per cell."""
         return self.model.config.num_cells
 
     def operator_weights(self, architecture: Architecture) -> list[list[nn.Parameter]]:
-        """Returns the parameters of the operator of each edge, in all cells together.
+        """Returns the parameters of the operator of each edge, over all cells.
 
-        An edge that leads nowhere has none: its operator has no gradient, which is no fault.
+        An edge that is not on a path to the output has none, because its operator correctly has no gradient.
         """
         cells: Any = self.model.cells
         return [
@@ -53,34 +53,34 @@ class CellTrainer(SearchTrainer):
         ]
 
     def child_runner(self) -> CellRunner:
-        """Returns how images pass through the cells."""
+        """Returns the runner that passes images through the cells."""
         return CellRunner(self.model)
 
     def child_states(
         self, inputs: dict[str, Any], child: Architecture, aligned: list[int], shared: int, bottom: Tensor | None
     ) -> list[Tensor]:
-        """Returns the outputs of a child's aligned cells; no two children have any of them in common."""
+        """Returns the outputs of a child's aligned cells; different children share none of them."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with torch.no_grad():
             return list(model.states(inputs["images"], child, aligned))
 
     def comparable_states(self, states: Tensor) -> Tensor:
-        """Returns the output of a cell with a mean of 0 and a variance of 1 in each channel, over the batch.
+        """Returns the output of a cell, normalised over the batch to mean 0 and variance 1 in each channel.
 
-        A cell ends in a sum, so that its scale is that of its operators; unlike that of layer norm it would set how
-        much Eq. (1) weighs.
+        A cell ends in a sum, not in a norm, so its scale depends on its operators. Without normalisation, this scale
+        would determine the weight of Eq. (1).
         """
         return nn.functional.batch_norm(states, None, None, training=True)
 
     def num_shared_states(self) -> int:
-        """Returns all cells where the child of the step is its own anchor, else 0."""
+        """Returns the number of cells if the child of the step is its own anchor, otherwise 0."""
         is_anchor = self.args.alignment != "average" and self._target_children() == [self.architecture]
         return self.num_states if is_anchor else 0
 
     # ---- Training ----
 
     def count_items(self, batch: Any) -> Tensor:
-        """Returns the number of images of a micro-batch."""
+        """Returns the number of images in a micro-batch."""
         return torch.tensor(len(batch["labels"]))
 
     def prediction_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor, Any]:
@@ -89,42 +89,42 @@ class CellTrainer(SearchTrainer):
         return self.share(outputs.loss * len(inputs["labels"]), num_items_in_batch), outputs
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Returns the FLOPs of this step's child alone, forwards and backwards."""
+        """Returns the FLOPs of the forward and backward pass of this step's child, without alignment."""
         number, _, size, _ = inputs["images"].shape
         return 3 * number * count_cell_flops(cast(CellConfig, self.model.config), self.architecture, size)
 
 
 def cell_sampler(space: SearchSpace, args: MagicTrainingArguments) -> UniformSampler:
-    """Returns the sampler of a run over `space`; the sandwich rule goes by the weights of the operators."""
+    """Returns the sampler of a run over `space`; the sandwich rule uses the numbers of weights as costs."""
     cost = {operator: float(_WEIGHTS.get(operator, 0)) for operator in space.operator_names}
     sampler = make_sampler(args.sampler, space, args.seed, args.num_substitutions, cost.__getitem__)
     return begin_schedule(sampler, args)
 
 
 def check_cells(config: Any, args: MagicTrainingArguments) -> None:
-    """Raises an error where a super-net of cells cannot be trained with `args`, before anything is built.
+    """Raises an error if a super-net of cells cannot be trained with `args`, before anything is built.
 
     Raises:
-        ValueError: the model is no super-net, or sampler, alignment or budget do not fit cells.
+        ValueError: the model is not a super-net, or sampler, alignment or budget do not fit cells.
     """
     if not config.is_supernet:
-        raise ValueError("each edge has one operator; a super-net needs an edge with a choice")
+        raise ValueError("each edge has only one operator; a super-net needs an edge with several")
     cell_sampler(SearchSpace.from_config(config.candidate_operators), args)
     if args.alignment != "none" and args.alignment_every_n_layers > config.num_cells:
         raise ValueError(
             f"alignment_every_n_layers is {args.alignment_every_n_layers} but there are {config.num_cells} cells, so "
-            f"that none would be aligned; take at most {config.num_cells}"
+            f"none would be aligned; choose at most {config.num_cells}"
         )
     if args.alignment_batch_fraction != 1:
         raise ValueError(
-            f"alignment_batch_fraction is {args.alignment_batch_fraction}, but a part of a batch has other statistics "
-            f"than the child's; leave it at 1"
+            f"alignment_batch_fraction is {args.alignment_batch_fraction}, but a part of a batch has other batch-norm "
+            f"statistics than the whole; leave it at 1"
         )
     if args.anchor_challenger != "child":
         raise ValueError(
-            f"anchor_challenger is {args.anchor_challenger!r}, but the cells of a child are alike and have no blocks; "
-            f"leave it out"
+            f"anchor_challenger is {args.anchor_challenger!r}, but the cells of a child are identical and have no "
+            f"blocks; omit it"
         )
     for item in fields(BudgetSettings):
         if (value := getattr(args, item.name)) != item.default:
-            raise ValueError(f"{item.name} is {value}, but a budget of cells is not supported; leave it out")
+            raise ValueError(f"{item.name} is {value}, but budgets are not supported for cells; omit it")

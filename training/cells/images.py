@@ -1,4 +1,4 @@
-"""Images of a classification task, held in memory: read through `datasets`, cropped and mirrored by the seed alone."""
+"""Images of a classification task, in memory: read with `datasets`, cropped and mirrored according to the seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from torch import Tensor
 from ..bars import progress_bar
 
 
-# Of the images of CIFAR-10, by channel; what is left of their difference to other images does not matter.
+# Per channel, for the images of CIFAR-10; the difference from other images does not matter.
 _MEAN, _DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
-# A crop is off the middle by at most this share of the image's size, as in the benchmark's recipe: 4 of 32 pixels.
+# The largest offset of a crop as a share of the image's size, as in the benchmark's recipe: 4 of 32 pixels.
 _PADDING = 1 / 8
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images; an item is an image, its label and its number.
+    """Labelled images; an item is an image with its label and index.
 
     Attributes:
         images: (number, 3, size, size), bytes.
         labels: (number,).
-        is_augmented: whether a batch is cropped and mirrored at random.
+        is_augmented: whether batches are randomly cropped and mirrored.
     """
 
     images: Tensor
@@ -51,13 +51,13 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a super-net of cells is trained and judged on.
+    """The images that a super-net of cells is trained and judged on.
 
     Attributes:
-        train: augmented.
-        validation: held out of the training images.
-        num_classes: of both.
-        fingerprint: source, sizes and the hash of all bytes.
+        train: the training images, augmented.
+        validation: images held out from the training images.
+        num_classes: the number of classes of both.
+        fingerprint: the source, the sizes and a hash of all bytes.
     """
 
     train: ImageSet
@@ -67,9 +67,9 @@ class ImageData:
 
 
 class ImageCollator:
-    """Makes a normalised batch; crops and mirrors of training images are a function of the seed and their numbers.
+    """Creates normalised batches; the crops and flips of training images depend only on the seed and their indices.
 
-    The same images in one batch have the same crops; shuffled batches of several differ from epoch to epoch.
+    A batch of the same images gets the same crops; shuffled batches of several images differ between epochs.
     """
 
     def __init__(self, seed: int):
@@ -102,17 +102,17 @@ class ImageCollator:
 
 
 def load_images(source: str, num_validation: int, image_size: int | None = None, seed: int = 0) -> ImageData:
-    """Returns the images of a data set's train split, some of them held out.
+    """Returns the images of a data set's train split, with some of them held out.
 
     Args:
         source: a folder with Parquet files whose names begin with "train", or a name on the Hub.
-        num_validation: how many are held out, drawn by `seed`.
-        image_size: pixels of a side that images are brought to by means over squares. Default: as they are.
-        seed: of the draw.
+        num_validation: the number of held-out images, drawn with `seed`.
+        image_size: the side length in pixels to reduce images to, by averaging over squares. Default: no reduction.
+        seed: the seed of the draw.
 
     Raises:
-        ValueError: the data set cannot be read, has no images or labels, images differ in size, a size does not halve
-            twice, or `image_size` does not divide that of the images.
+        ValueError: the data set cannot be read or has no images or labels, images differ in size, the size cannot be
+            halved twice, or `image_size` does not divide the size of the images.
     """
     rows = _read(source)
     image_column, label_column = _columns(rows, source)
@@ -121,7 +121,7 @@ def load_images(source: str, num_validation: int, image_size: int | None = None,
         images = _smaller(images, int(image_size or 0), source)
     if images.shape[-1] % 4:
         raise ValueError(
-            f"the images have {images.shape[-1]} pixels a side, which cannot be halved twice; set image_size to a "
+            f"the images have {images.shape[-1]} pixels per side, which cannot be halved twice; set image_size to a "
             f"multiple of 4 that divides their size"
         )
     if not 0 < num_validation < len(labels):
@@ -142,7 +142,7 @@ def load_images(source: str, num_validation: int, image_size: int | None = None,
 
 def _read(source: str) -> Dataset:
     if find_spec("PIL") is None:
-        raise ValueError("images are read with Pillow; install it with `pip install magic-nas[images]`")
+        raise ValueError("reading images needs Pillow; install it with `pip install magic-nas[images]`")
     folder = Path(source)
     try:
         if not folder.is_dir():
@@ -154,8 +154,8 @@ def _read(source: str) -> Dataset:
             data = load_dataset("parquet", data_files=files, split="train")
     except (DatasetGenerationError, ArrowException) as error:
         raise ValueError(
-            f"the images of {source} cannot be read ({error.__cause__ or error}); a file is cut off or damaged, copy "
-            f"it anew"
+            f"the images of {source} cannot be read ({error.__cause__ or error}); a file is truncated or damaged; "
+            f"copy it again"
         ) from None
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{source} is neither a folder nor a data set that can be loaded: {error}") from None
@@ -183,10 +183,11 @@ def _decoded(rows: Dataset, image_column: str, label_column: str, source: str) -
             if arrays[-1].shape != arrays[0].shape or arrays[-1].shape[0] != arrays[-1].shape[1]:
                 size, first = ("{1} x {0}".format(*array.shape) for array in (arrays[-1], arrays[0]))
                 raise ValueError(
-                    f"image {number} of {source} has {size} pixels, the first {first}; all must be squares of one size"
+                    f"image {number} of {source} has {size} pixels but the first has {first}; all must be squares of "
+                    f"the same size"
                 )
     except (ArrowException, OSError) as error:
-        raise ValueError(f"the images of {source} cannot be read ({error}); a file is damaged, copy it anew") from None
+        raise ValueError(f"the images of {source} cannot be read ({error}); copy the damaged file again") from None
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), _labels(rows, label_column, source)
 
 
@@ -195,10 +196,10 @@ def _labels(rows: Dataset, column: str, source: str) -> Tensor:
     for number, label in enumerate(labels):
         if not isinstance(label, int) or label < 0:
             raise ValueError(
-                f"row {number} of {source}: {column} is {label!r}; it must be a class's number, 0 or above"
+                f"row {number} of {source}: {column} is {label!r}; it must be the index of a class, at least 0"
             )
     if len(set(labels)) < 2:
-        raise ValueError(f"all images of {source} are of one class; there is nothing to learn")
+        raise ValueError(f"all images of {source} belong to one class; give images of at least two classes")
     return torch.tensor(labels)
 
 

@@ -1,4 +1,4 @@
-"""The table of published accuracies: what every cell is worth when it is trained alone (D)."""
+"""The table of published accuracies of all cells, each trained alone (D)."""
 
 import csv
 import math
@@ -9,7 +9,7 @@ from ..space.search_space import Architecture
 from .cell_space import parse_cell
 
 
-# Names that the column of the architectures may have.
+# Possible names for the column of architectures.
 ARCHITECTURE_COLUMNS = ("arch", "architecture", "arch_str")
 
 
@@ -17,23 +17,24 @@ def load_published(path: str | Path, metric: str) -> Truth:
     """Returns the accuracy of each cell in a CSV table.
 
     Args:
-        path: a table with a column `arch` of cells as the benchmark writes them, and columns of accuracies.
-        metric: the column.
+        path: a table with a column `arch` of cells in the notation of the benchmark, and columns of accuracies.
+        metric: the column of accuracies to read.
 
     Raises:
-        ValueError: there is no such file or column, a cell is not one or is there twice, or an accuracy is no number.
+        ValueError: the file or a column does not exist, a cell is invalid or occurs twice, or an accuracy is not a
+            number.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is no file; give the table of published accuracies as CSV")
+        raise ValueError(f"{path} is not a file; give the table of published accuracies as CSV")
     try:
         return Truth(metric, is_loss=False, values=_read(path, metric))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error}); save it so") from None
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
 
 
 def _read(path: Path, metric: str) -> dict[Architecture, tuple[float, ...]]:
-    # Spreadsheets put a mark at the beginning.
+    # Spreadsheets write a byte order mark at the beginning.
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
@@ -50,8 +51,8 @@ def _read(path: Path, metric: str) -> dict[Architecture, tuple[float, ...]]:
             if not math.isfinite(accuracy):
                 raise ValueError(f"{path}, line {reader.line_num}: {metric} is {row[metric]!r}; it must be a number")
             if child in found:
-                raise ValueError(f"{path}, line {reader.line_num}: the cell {row[named]} is there twice")
+                raise ValueError(f"{path}, line {reader.line_num}: the cell {row[named]} occurs twice; remove one")
             found[child] = (accuracy,)
     if not found:
-        raise ValueError(f"{path} has no row; give the table of published accuracies")
+        raise ValueError(f"{path} has no rows; give the table of published accuracies")
     return found

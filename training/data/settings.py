@@ -26,8 +26,8 @@ class DataSettings(Settings):
         None,
         choices=DOCUMENTS,
         help="Unit that forms a document in .txt files: a block of lines between blank lines, a line, or a file. "
-        "Default: a block; if there are hardly any blank lines, a line, or a file if files are short or their lines "
-        "are wrapped.",
+        "Default: a block; if there are hardly any blank lines, a line, or a file if there are several short files "
+        "or lines are wrapped.",
     )
     streaming: bool = option(False, help="Read the data set during training instead of preparing it on disk.")
     max_documents: int | None = option(None, at_least=1, help="Largest number of documents to read. Default: all.")

@@ -1,1 +1,1 @@
-"""Teachers, and training with them (5.4)."""
+"""Teachers, and training with a teacher (5.4)."""

@@ -1,4 +1,4 @@
-"""Options that all kinds of distillation share."""
+"""Options shared by all kinds of distillation."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ..options import option
 def distillation_weight_option() -> Any:
     """Returns the field `distillation_weight`."""
     return option(
-        0.5, at_least=0, at_most=1, help="Weight of the teacher's loss; the loss of the labels has the rest of 1."
+        0.5, at_least=0, at_most=1, help="Weight of the teacher's loss; the labels' loss has 1 minus this weight."
     )
 
 

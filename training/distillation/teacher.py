@@ -1,4 +1,4 @@
-"""A teacher for distillation (5.4): loading, what must be as in the student, its predictions, their cache on disk."""
+"""Teachers for distillation (5.4): loading, checks against the student, predictions, and their cache on disk."""
 
 import inspect
 import json
@@ -28,18 +28,18 @@ from ..runs.folders import MODEL_FOLDER
 
 
 HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-# What a batch may hold that a teacher reads; labels it never sees.
+# The inputs of a batch that a teacher may read; it never sees labels.
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# What a configuration says of the place and the use of the weights, and not of what they compute.
+# Fields of a configuration about the location and use of the weights, which do not affect what they compute.
 _NO_WEIGHTS = ("_name_or_path", "transformers_version", "architectures", "auto_map", "problem_type", "dtype")
 _SPECIAL_TOKENS = ("pad_token", "mask_token", "cls_token", "sep_token", "unk_token")
-# Tokenizers of one vocabulary may still cut text differently: by case, accents, Chinese characters and spaces.
+# Tokenizers with the same vocabulary may still split text differently: case, accents, Chinese characters and spaces.
 _PROBES = ("The Quick brown fox's naïve résumé cost 1,234.5 dollars!", "don't e-mail  FOO_bar@x.org", "中文 ЁЖИК ǅ ﬁ")
 _SHARD_BYTES = 32 * 2**20
 _CACHE_VERSION = 1
 
 Inputs: TypeAlias = dict[str, Tensor]
-# Arrays with one row for each prediction of one sequence.
+# Arrays with one row per prediction for one sequence.
 Record: TypeAlias = dict[str, np.ndarray]
 S = TypeVar("S", bound=Any)
 
@@ -49,7 +49,7 @@ S = TypeVar("S", bound=Any)
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keeps transformers from reporting weights that are missing or left over: what matters is an error here."""
+    """Keeps transformers from reporting missing or unused weights; relevant cases raise an error here."""
     before = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
@@ -63,19 +63,19 @@ def load_teacher(
     tokenizer: PreTrainedTokenizerBase | None = None,
     auto_class: Any = AutoModelForMaskedLM,
 ) -> PreTrainedModel:
-    """Returns a trained model of any class, ready to be a teacher: in evaluation mode, its weights frozen.
+    """Returns a trained model of any class as a teacher: in evaluation mode, with frozen weights.
 
-    Rows of a masked LM's embeddings that stand for no token, with which some models fill up their vocabulary, are cut
-    off, so that it predicts the student's tokens.
+    Some models pad their vocabulary with embedding rows that belong to no token. A masked LM's rows of this kind are
+    removed, so that it predicts the student's tokens.
 
     Args:
         name_or_path: a folder or a name on the Hub, with its tokenizer.
-        tokenizer: the student's, which must cut text into the same tokens; `None` checks nothing.
-        auto_class: of the head, such as `AutoModelForSequenceClassification`.
+        tokenizer: the student's tokenizer, which must split text into the same tokens; `None` skips the check.
+        auto_class: the Auto class of the head, such as `AutoModelForSequenceClassification`.
 
     Raises:
-        ValueError: there is no such model, its head was never trained, it is a super-net, or its tokenizer differs
-            from the student's (see `check_tokenizers`).
+        ValueError: the model does not exist, its head is not trained, it is a super-net, or its tokenizer differs from
+            the student's (see `check_tokenizers`).
     """
     name = str(name_or_path)
     if tokenizer is not None:
@@ -87,11 +87,11 @@ def load_teacher(
         raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from None
     if info["missing_keys"]:
         raise ValueError(
-            f"the teacher {name!r} has no trained weights for {sorted(info['missing_keys'])[0]}; name a model that "
+            f"the teacher {name!r} has no trained weights for {sorted(info['missing_keys'])[0]}; give a model that "
             f"was trained as {type(model).__name__}"
         )
     if isinstance(model.config, MagicConfig) and model.config.is_supernet:
-        raise ValueError(f"the teacher {name!r} is a super-net; export one of its children and name that")
+        raise ValueError(f"the teacher {name!r} is a super-net; export one of its children and give that")
     is_masked_lm = type(model).__name__.endswith("ForMaskedLM")
     if tokenizer is not None and is_masked_lm and model.config.vocab_size > num_rows(tokenizer):
         model.resize_token_embeddings(num_rows(tokenizer))
@@ -99,14 +99,14 @@ def load_teacher(
 
 
 def check_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises a ValueError, with the first difference, unless both cut text into the same tokens with the same ids.
+    """Raises a ValueError with the first difference unless both split text into the same tokens with the same ids.
 
     Args:
         teacher: the teacher's tokenizer.
-        student: the student's.
-        name: the teacher's, for the message.
+        student: the student's tokenizer.
+        name: the name of the teacher, for the message.
     """
-    remedy = f"take the teacher's tokenizer for the student ({name}), or another teacher"
+    remedy = f"use the teacher's tokenizer for the student ({name}), or another teacher"
     own, other = (tokenizer.get_vocab() for tokenizer in (student, teacher))
     if own != other:
         sizes = f"({len(other)} tokens) than the student's ({len(own)})"
@@ -114,62 +114,64 @@ def check_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
         first = min(tokens, key=lambda token: (min(own.get(token, 2**31), other.get(token, 2**31)), token))
         ids = [str(vocab.get(first, "no id")) for vocab in (other, own)]
         raise ValueError(
-            f"the teacher {name!r} has another vocabulary {sizes}: the first token that differs is {first!r}, "
-            f"{ids[0]} there and {ids[1]} here; {remedy}"
+            f"the teacher {name!r} has a different vocabulary {sizes}: the first token that differs is {first!r}, "
+            f"{ids[0]} in the teacher and {ids[1]} in the student; {remedy}"
         )
     for token in _SPECIAL_TOKENS:
         there, here = getattr(teacher, f"{token}_id"), getattr(student, f"{token}_id")
         if there != here:
-            raise ValueError(f"the {token} of the teacher {name!r} has the id {there}, the student's {here}; {remedy}")
+            raise ValueError(
+                f"the {token} of the teacher {name!r} has the id {there}, but the student's has {here}; {remedy}"
+            )
     for probe in _PROBES:
         cuts = [tokenizer.tokenize(probe) for tokenizer in (teacher, student)]
         different = [pair for pair in zip_longest(*cuts) if pair[0] != pair[1]]
         if different:
             raise ValueError(
-                f"the teacher {name!r} has the student's vocabulary but cuts {probe!r} into other tokens: the first "
-                f"is {different[0][0]!r} there and {different[0][1]!r} here; {remedy}"
+                f"the teacher {name!r} has the student's vocabulary but splits {probe!r} into other tokens: the first "
+                f"is {different[0][0]!r} in the teacher and {different[0][1]!r} in the student; {remedy}"
             )
 
 
 def head_of(model: nn.Module) -> str:
-    """Returns which of HEADS a model of transformers or MAGIC has, by the name of its class.
+    """Returns which of HEADS a model of transformers or MAGIC has, judged by the name of its class.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: the model has none of them.
     """
     name = type(model).__name__
     found = [head for head in HEADS if name.endswith(head)]
     if not found:
-        raise ValueError(f"{name} cannot be distilled; take a class that ends in one of: {', '.join(HEADS)}")
+        raise ValueError(f"{name} cannot be distilled; use a class whose name ends in one of: {', '.join(HEADS)}")
     return found[0]
 
 
 def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
-    """Raises a ValueError where the outputs of the two do not speak of the same things.
+    """Raises a ValueError if the outputs of the two do not correspond.
 
-    They must have the same head and fit as `check_configs` says. Whether the words behind fitting sizes are the same
-    only their tokenizers can tell (`check_tokenizers`).
+    They must have the same head and fit according to `check_configs`. Whether vocabularies of the same size contain
+    the same words can only be checked with the tokenizers (`check_tokenizers`).
     """
     heads = [head_of(model) for model in (teacher, student)]
     if heads[0] != heads[1]:
-        raise ValueError(f"the teacher is a {type(teacher).__name__}, the student a {type(student).__name__}")
+        raise ValueError(f"the teacher is a {type(teacher).__name__} but the student is a {type(student).__name__}")
     check_configs(teacher.config, student.config, heads[0])
 
 
 def check_configs(there: PreTrainedConfig, here: PreTrainedConfig, head: str) -> None:
-    """Raises a ValueError where a teacher and a student with the same head do not fit.
+    """Raises a ValueError if a teacher and a student with the same head do not fit.
 
-    They must have the same pad token and, but for masked LMs and spans, the same labels. A masked LM predicts its
-    vocabulary, which must be as large; another teacher must know the student's tokens, and may have more rows.
+    They must have the same pad token and, except for masked LMs and spans, the same labels. A masked LM predicts its
+    vocabulary, which must have the same size. Other teachers must know the student's tokens, and may have more rows.
 
     Args:
-        there: the teacher's.
-        here: the student's.
-        head: of HEADS.
+        there: the configuration of the teacher.
+        here: the configuration of the student.
+        head: one of HEADS.
     """
     for attribute, remedy in (
-        ("vocab_size", "take a teacher of the student's tokenizer, or resize_token_embeddings"),
-        ("pad_token_id", "take a teacher of the student's tokenizer"),
+        ("vocab_size", "use a teacher with the student's tokenizer, or resize_token_embeddings"),
+        ("pad_token_id", "use a teacher with the student's tokenizer"),
     ):
         own, other = getattr(here, attribute), getattr(there, attribute)
         has_more = attribute == "vocab_size" and head != "ForMaskedLM" and other > own
@@ -182,17 +184,17 @@ def check_configs(there: PreTrainedConfig, here: PreTrainedConfig, head: str) ->
 def _check_labels(there: Any, here: Any) -> None:
     if there.num_labels != here.num_labels:
         raise ValueError(
-            f"the teacher has {there.num_labels} labels, the student {here.num_labels}; take a teacher that was "
+            f"the teacher has {there.num_labels} labels but the student has {here.num_labels}; use a teacher that was "
             f"fine-tuned on the same task"
         )
     if there.problem_type and here.problem_type and there.problem_type != here.problem_type:
         raise ValueError(f"problem_type is {there.problem_type} in the teacher and {here.problem_type} in the student")
     names = [_label_names(config) for config in (there, here)]
     for index, (own, other) in enumerate(zip(*names, strict=True)):
-        # Where one of the two has only numbers for its labels, there is nothing to compare.
+        # If one of the two has only numbers for its labels, there is nothing to compare.
         if own != other and None not in (own, other):
             raise ValueError(
-                f"label {index} is {own!r} in the teacher and {other!r} in the student; take a teacher with the same "
+                f"label {index} is {own!r} in the teacher and {other!r} in the student; use a teacher with the same "
                 f"labels in the same order"
             )
 
@@ -203,18 +205,18 @@ def _label_names(config: Any) -> list[str | None]:
 
 
 def check_length(config: PreTrainedConfig, name: str, setting: str, length: int) -> None:
-    """Raises a ValueError where a model takes fewer tokens than it is to be given.
+    """Raises a ValueError if a model accepts fewer tokens than needed.
 
     Args:
-        config: the model's.
-        name: the model, for the message.
-        setting: what the length is called.
-        length: in tokens.
+        config: the configuration of the model.
+        name: the name of the model, for the message.
+        setting: the name of the length, for the message.
+        length: the length in tokens.
     """
     longest = max_sequence_length(config)
     if longest is not None and length > longest:
         raise ValueError(
-            f"{setting} is {length} but {name} has {longest} positions; take a smaller {setting} or another model"
+            f"{setting} is {length} but {name} has {longest} positions; choose a smaller {setting} or another model"
         )
 
 
@@ -222,7 +224,7 @@ def check_length(config: PreTrainedConfig, name: str, setting: str, length: int)
 
 
 def teacher_inputs(teacher: nn.Module, inputs: Mapping[str, Any]) -> Inputs:
-    """Returns what of a batch the teacher reads: never the labels, token types only where it knows several."""
+    """Returns the inputs of a batch that the teacher reads: never labels, and token types only if it has several."""
     taken = set(inspect.signature(teacher.forward).parameters)
     if isinstance(teacher, PreTrainedModel) and not knows_token_types(teacher.config):
         taken.discard("token_type_ids")
@@ -232,13 +234,13 @@ def teacher_inputs(teacher: nn.Module, inputs: Mapping[str, Any]) -> Inputs:
 def masked_logits(encoder: nn.Module, model: nn.Module, inputs: Mapping[str, Tensor], masked: Tensor) -> Tensor:
     """Returns a masked LM's predictions at the masked positions, (number of them, vocab_size), in reading order.
 
-    The head is run on those positions alone: what the encoder hands to it holds no others. Where a class keeps its
-    encoder elsewhere than in `base_model`, the head is run on all positions.
+    The head is run only on those positions, because a hook removes the others from the output of the encoder. If the
+    encoder of a class is not its `base_model`, the head is run on all positions.
 
     Args:
         encoder: the `base_model` of the model.
-        model: a masked LM whose head looks at each position on its own, or what wraps it for several processes.
-        inputs: without labels.
+        model: a masked LM whose head treats each position separately, or its wrapper for several processes.
+        inputs: the inputs, without labels.
         masked: (batch, seq_len) bool.
     """
     cut = False
@@ -262,7 +264,7 @@ def masked_logits(encoder: nn.Module, model: nn.Module, inputs: Mapping[str, Ten
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """Returns a hash of all that a model's outputs depend on: its class, its configuration and its weights."""
+    """Returns a hash of everything that a model's outputs depend on: its class, configuration and weights."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NO_WEIGHTS}
     digest = blake2b(digest_size=16)
     digest.update(json.dumps([type(model).__name__, config], sort_keys=True, default=str).encode())
@@ -273,14 +275,14 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 
 def sequence_keys(inputs: Inputs, masked: Tensor | None = None) -> list[bytes]:
-    """Returns a key for each sequence of a batch: a hash of all that the teacher reads of it, but for the padding.
+    """Returns a key for each sequence of a batch: a hash of all its inputs to the teacher except for padding.
 
-    Two sequences have one key where the teacher says the same of them: the same tokens with the same ones masked, in
-    whatever batch, epoch or run.
+    Two sequences have the same key if the teacher's predictions for them are the same: the same tokens, with the same
+    ones masked, in any batch, epoch or run.
 
     Args:
-        inputs: what the teacher reads, (batch, seq_len) each.
-        masked: (batch, seq_len) bool, the positions it predicts; `None` for all.
+        inputs: the inputs of the teacher, each (batch, seq_len).
+        masked: (batch, seq_len) bool, the predicted positions; `None` for all.
     """
     ids = inputs["input_ids"]
     read = {"attention_mask": torch.ones_like(ids), **inputs} | ({} if masked is None else {"masked": masked})
@@ -297,16 +299,16 @@ def sequence_keys(inputs: Inputs, masked: Tensor | None = None) -> list[bytes]:
 
 
 def split_record(record: Record, lengths: Tensor) -> list[Record]:
-    """Returns the records of the sequences of a batch, of which each has so many rows."""
+    """Returns the records of the sequences of a batch, given the number of rows of each."""
     bounds = np.cumsum(lengths.cpu().numpy())[:-1]
     names = list(record)
     parts = zip(*(np.split(array, bounds) for array in record.values()), strict=True)
-    # Copies: a view would keep the whole batch in memory.
+    # Copies, because a view would keep the whole batch in memory.
     return [{name: array.copy() for name, array in zip(names, part, strict=True)} for part in parts]
 
 
 def join_records(records: Iterable[Record]) -> Record:
-    """Returns the records of several sequences as one, their rows end to end."""
+    """Returns the records of several sequences as one, with their rows concatenated."""
     kept = list(records)
     return {name: np.concatenate([record[name] for record in kept]) for name in kept[0]}
 
@@ -317,23 +319,24 @@ class _Shard(NamedTuple):
 
 
 class TeacherCache:
-    """A teacher's outputs on disk, one record a sequence, found by `sequence_keys`.
+    """A teacher's outputs on disk, one record per sequence, found by `sequence_keys`.
 
-    The folder holds one folder for each teacher and its settings, so that outputs of different teachers never mix; in
-    it files of some 32 MiB, each written under another name and renamed, named by the hash of its content. What was
-    written when a run is stopped serves the next one; several processes may write at once. Records are read from disk
-    one by one: in memory are their keys alone, and those not yet written.
+    The cache has one folder for each teacher and its settings, so outputs of different teachers never mix. It contains
+    files of about 32 MiB, each written atomically and named by the hash of its content. Records written before a run
+    stopped can be used by the next run, and several processes may write at the same time. Records are read from disk
+    one by one; only their keys and the unwritten records are in memory.
 
     Attributes:
-        folder: of these settings, in the folder given.
+        folder: the folder for these settings, inside the given folder.
     """
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]):
-        """Opens what there is and checks it.
+        """Opens and checks the existing files.
 
         Args:
-            folder: of any number of caches; created where it is not there.
-            settings: JSON, all that the records depend on beside the keys, the teacher's `weights_hash` among them.
+            folder: the folder of any number of caches; it is created if it does not exist.
+            settings: JSON, everything that the records depend on besides the keys, including the teacher's
+                `weights_hash`.
 
         Raises:
             ValueError: a file is damaged.
@@ -355,7 +358,7 @@ class TeacherCache:
         return len(self._places) + len(self._unwritten)
 
     def get(self, key: bytes) -> Record | None:
-        """Returns the record of a sequence, `None` where there is none."""
+        """Returns the record of a sequence; `None` if there is none."""
         if key in self._unwritten:
             return self._unwritten[key]
         if key not in self._places:
@@ -365,19 +368,19 @@ class TeacherCache:
         start, end = offsets[row : row + 2]
         names = [name for name in file.keys() if name not in ("keys", "offsets")]
         if start == end:
-            # safetensors refuses an empty slice at the end.
+            # safetensors rejects an empty slice at the end.
             return {name: file.get_tensor(name)[:0] for name in names}
         return {name: file.get_slice(name)[start:end] for name in names}
 
     def put(self, key: bytes, record: Record) -> None:
-        """Keeps a record, which is on disk after `flush` or when enough of them have come together."""
+        """Adds a record; it is written to disk by `flush`, or when enough records have accumulated."""
         self._unwritten[key] = record
         self._unwritten_bytes += sum(array.nbytes for array in record.values())
         if self._unwritten_bytes >= _SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is not on disk yet."""
+        """Writes the records that are not on disk yet."""
         if not self._unwritten:
             return
         records = list(self._unwritten.values())
@@ -408,8 +411,8 @@ def _check_content(path: Path) -> None:
             digest.update(chunk)
     if digest.hexdigest() != path.stem:
         raise ValueError(
-            f"{path} is damaged: its content is not what was written; delete it, the teacher computes again what it "
-            f"held"
+            f"{path} is damaged: its content has changed since it was written; delete it, and the teacher computes "
+            f"its records again"
         )
 
 
@@ -417,13 +420,13 @@ def _check_content(path: Path) -> None:
 
 
 def follow_teacher(settings: S) -> tuple[str, S]:
-    """Returns the folder or name of a run's teacher, and settings whose text is cut by the teacher's tokenizer.
+    """Returns the folder or name of a run's teacher, and settings in which its tokenizer splits the text.
 
-    The teacher may be a finished retrain run. A tokenizer that the settings name stays: one trained on the text would
-    never be the teacher's.
+    The teacher may be a finished retrain run. If the settings name a tokenizer, it is kept. If they name none, the
+    teacher's is set, because one trained on the text would never be the teacher's.
 
     Args:
-        settings: with the fields `teacher` and `data`.
+        settings: settings with the fields `teacher` and `data`.
     """
     inside = Path(settings.teacher) / MODEL_FOLDER
     source = str(inside) if (inside / "config.json").is_file() else settings.teacher
@@ -435,15 +438,15 @@ def follow_teacher(settings: S) -> tuple[str, S]:
 def load_fitting_teacher(
     load: Callable[[str, PreTrainedTokenizerBase], PreTrainedModel], source: str, settings: Any
 ) -> PreTrainedModel:
-    """Returns a run's teacher once all that can be checked without the text has been.
+    """Returns a run's teacher after all checks that do not need the text.
 
     Args:
-        load: `load_teacher` or what loads another kind of it.
-        source: as `follow_teacher` returns it, as the settings.
-        settings: with the fields `teacher` and `data`.
+        load: `load_teacher`, or the loader of another kind of teacher.
+        source: the teacher, from `follow_teacher`.
+        settings: the settings from `follow_teacher`, with the fields `teacher` and `data`.
 
     Raises:
-        ValueError: its tokenizer is another than that of the text, or it takes fewer tokens than a block has.
+        ValueError: its tokenizer differs from that of the text, or it accepts fewer tokens than a block has.
     """
     teacher = load(source, load_tokenizer(str(settings.data.tokenizer)))
     if settings.data.block_size is not None:

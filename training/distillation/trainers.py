@@ -1,7 +1,8 @@
-"""Distillation in pre-training and in fine-tuning (5.4), on `Trainer`, for MAGIC and for transformers' own classes.
+"""Distillation in pre-training and fine-tuning (5.4) with `Trainer`, for MAGIC and transformers' own classes.
 
-The paper follows NAS-BERT: the student learns the teacher's predictions in both stages; neither attention matrices nor
-hidden states are imitated. The paper is silent about weight and temperature: 0.5 and 1 here, both arguments.
+The paper follows NAS-BERT: the student learns the teacher's predictions in both stages, but not its attention matrices
+or hidden states. The paper does not specify the weight and the temperature; here they are arguments, with the defaults
+0.5 and 1.
 """
 
 import math
@@ -34,22 +35,22 @@ from .teacher import (
 )
 
 
-# The teacher's predictions of a batch: tensors with one row for each of them, in reading order.
+# The teacher's predictions for a batch: tensors with one row per prediction, in reading order.
 Rows = dict[str, Tensor]
 
 
 def check_distillation(distillation_weight: float, temperature: float, teacher_top_k: int | None = None) -> None:
-    """Raises a ValueError where a value is out of bounds."""
+    """Raises a ValueError if a value is out of bounds."""
     if not 0 <= distillation_weight <= 1:
         raise ValueError(f"distillation_weight is {distillation_weight}; it must be from 0 to 1")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be a number above 0, such as 1 or 2")
     if teacher_top_k is not None and teacher_top_k < 1:
-        raise ValueError(f"teacher_top_k is {teacher_top_k}; it must be at least 1, or left out to keep all tokens")
+        raise ValueError(f"teacher_top_k is {teacher_top_k}; it must be at least 1; omit it to keep all tokens")
 
 
 class _FlushCallback(TrainerCallback):
-    """Puts on disk what the teacher has said, with every checkpoint."""
+    """Writes the teacher's outputs to disk with every checkpoint."""
 
     def __init__(self, cache: TeacherCache):
         self._cache = cache
@@ -59,9 +60,9 @@ class _FlushCallback(TrainerCallback):
 
 
 class _DistillationTrainer(AccumulatedLossTrainer):
-    """What both stages share: the teacher, its cache, and the mixture of two losses over an accumulated batch."""
+    """Base class for both stages: the teacher, its cache, and the mixture of two losses over an accumulated batch."""
 
-    # One whose weight is 0 is not computed and reads 0.
+    # A loss with weight 0 is not computed and logged as 0.
     logged_losses = ("loss_labels", "loss_teacher")
 
     def __init__(
@@ -75,7 +76,7 @@ class _DistillationTrainer(AccumulatedLossTrainer):
     ):
         check_distillation(distillation_weight, temperature)
         if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func would replace the loss that is distilled; leave it out")
+            raise ValueError("compute_loss_func would replace the distillation loss; omit it")
         super().__init__(*args, **kwargs)
         self._check_arguments()
         check_teacher(teacher, self.accelerator.unwrap_model(self.model))
@@ -91,22 +92,20 @@ class _DistillationTrainer(AccumulatedLossTrainer):
 
     def _check_arguments(self) -> None:
         if self.args.label_smoothing_factor:
-            raise ValueError(
-                "the teacher's distribution takes the place of smooth labels; set no label_smoothing_factor"
-            )
+            raise ValueError("the teacher's distribution replaces smoothed labels; do not set label_smoothing_factor")
         if self.args.n_gpu > 1:
             raise ValueError(
-                f"this process has {self.args.n_gpu} GPUs; start one process a GPU with torchrun, or set "
+                f"this process has {self.args.n_gpu} GPUs; start one process per GPU with torchrun, or set "
                 f"CUDA_VISIBLE_DEVICES to one of them"
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "FSDP and DeepSpeed cut models into parts, but the student's head is run on a part of its positions; "
+                "FSDP and DeepSpeed split models into parts, but the student's head runs on only some positions; "
                 "train on one device, or on several with DDP"
             )
 
     def _cache_settings(self) -> dict[str, Any]:
-        """Returns all that the teacher's outputs depend on, beside the sequences."""
+        """Returns everything that the teacher's outputs depend on in addition to the sequences."""
         return {
             "weights": weights_hash(self.teacher),
             "head": head_of(self.teacher),
@@ -116,7 +115,7 @@ class _DistillationTrainer(AccumulatedLossTrainer):
     # ---- One step ----
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as `Trainer.train` does; a run that is interrupted leaves what the teacher has said on disk."""
+        """Trains like `Trainer.train`; an interrupted run also writes the teacher's outputs to disk."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -126,7 +125,8 @@ class _DistillationTrainer(AccumulatedLossTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns (1 - weight) * the labels' loss + weight * the teacher's, as a micro-batch's share of the whole.
 
-        In evaluation it is the labels' loss alone, as of `Trainer`, so that runs compare; no teacher is run.
+        In evaluation, it is only the labels' loss, as in `Trainer`, so that runs are comparable; the teacher is not
+        run.
         """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -142,25 +142,25 @@ class _DistillationTrainer(AccumulatedLossTrainer):
 
     @abstractmethod
     def count_items(self, batch: dict[str, Any]) -> Tensor:
-        """Returns how many predictions a micro-batch holds, a whole number."""
+        """Returns the number of predictions in a micro-batch."""
 
     @abstractmethod
     def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
-        """Returns the student's outputs, and the labels' and the teacher's loss, (2,), summed over the predictions.
+        """Returns the student's outputs, and the losses of labels and teacher, (2,), summed over the predictions.
 
-        A loss whose weight is 0 is not computed.
+        A loss with weight 0 is not computed.
         """
 
     # ---- The teacher ----
 
     @abstractmethod
     def _predict(self, inputs: Inputs, masked: Tensor | None) -> tuple[Rows, Tensor]:
-        """Returns the teacher's predictions, and how many of them each sequence has."""
+        """Returns the teacher's predictions and the number of predictions for each sequence."""
 
     def _teacher_rows(self, inputs: dict[str, Any], masked: Tensor | None = None) -> Rows:
-        """Returns the teacher's predictions of a batch, from the cache where they are there.
+        """Returns the teacher's predictions for a batch, from the cache if possible.
 
-        With a cache all of them have its precision, so that runs that find more or less in it train alike.
+        With a cache, all predictions have its precision, so the results do not depend on how much of it is filled.
         """
         read = teacher_inputs(self.teacher, inputs)
         if self.teacher_cache is None:
@@ -180,7 +180,7 @@ class _DistillationTrainer(AccumulatedLossTrainer):
     @torch.no_grad()
     def _run_teacher(self, inputs: Inputs, masked: Tensor | None) -> tuple[Rows, Tensor]:
         self.num_teacher_sequences += len(inputs["input_ids"])
-        # Only now: where the cache has all, the teacher takes no memory of the device.
+        # Moved only now: if the cache has all outputs, the teacher takes no memory on the device.
         self.teacher.to(self.args.device)
         return self._predict(inputs, masked)
 
@@ -195,18 +195,18 @@ class MaskedLMDistillationTrainer(_DistillationTrainer):
     """Pre-trains a masked LM on labels and on the teacher's distribution at the masked positions (5.4).
 
     loss = (1 - distillation_weight) * masked-LM loss + distillation_weight * temperature^2 * KL(teacher || student),
-    both over the masked positions of the whole accumulated batch of all processes. Heads are run on those positions
-    alone. The batches come masked, as for a masked LM (`MaskingCollator`, `DataCollatorForLanguageModeling`).
+    both over the masked positions of the whole accumulated batch of all processes. Heads are run only on those
+    positions. The batches must be masked, as for a masked LM (`MaskingCollator`, `DataCollatorForLanguageModeling`).
 
-    The cache keeps what the teacher says of a sequence as it was masked. Masks follow from seed and batch
-    (`MaskingCollator`) and differ from epoch to epoch, so every epoch adds its own; a second run with the same text,
-    seed, batch size and number of steps, of whatever student, finds all of them and runs no teacher, one with another
-    seed finds none. Nothing else has to agree: not the learning rate, nor how the batch is accumulated where the
-    masks do not depend on it.
+    The cache stores the teacher's predictions for each sequence with its mask. Masks depend on the seed and the batch
+    (`MaskingCollator`) and differ between epochs, so every epoch adds new records. A second run with the same text,
+    seed, batch size and number of steps finds all of them for any student and does not run the teacher; a run with
+    another seed finds none. Nothing else has to match, such as the learning rate, or the accumulation of the batch if
+    the masks do not depend on it.
 
     Attributes:
-        num_teacher_sequences: sequences that the teacher was run on.
-        num_cached_sequences: sequences whose outputs were found in the cache.
+        num_teacher_sequences: the number of sequences that the teacher was run on.
+        num_cached_sequences: the number of sequences whose outputs were found in the cache.
 
     Example:
     ```python
@@ -232,19 +232,19 @@ class MaskedLMDistillationTrainer(_DistillationTrainer):
         teacher_cache: str | Path | None = None,
         **kwargs: Any,
     ):
-        """Takes what `Trainer` takes but `compute_loss_func`.
+        """Takes the arguments of `Trainer` except `compute_loss_func`.
 
         Args:
-            teacher: a masked LM of the same vocabulary, see `load_teacher`.
-            distillation_weight: from 0 (labels alone, the teacher is never run) to 1 (the teacher alone).
-            temperature: of both distributions.
-            teacher_top_k: likeliest tokens of the teacher that are kept, all others as one (`distillation_losses` says
-                what that costs); `None` keeps all.
-            teacher_cache: folder of its outputs, in half precision; `None` keeps nothing.
+            teacher: a masked LM with the same vocabulary, see `load_teacher`.
+            distillation_weight: from 0 (only labels; the teacher is never run) to 1 (only the teacher).
+            temperature: the temperature of both distributions.
+            teacher_top_k: the number of the teacher's most likely tokens to keep, with all others merged into one (see
+                `distillation_losses` for the effect); `None` keeps all.
+            teacher_cache: a folder for its outputs, in half precision; `None` for no cache.
 
         Raises:
             ValueError: a value is out of bounds, the teacher does not fit the student, a file of the cache is damaged,
-                or the arguments ask for what does not work with two losses.
+                or an argument is not supported with two losses.
         """
         check_distillation(distillation_weight, temperature, teacher_top_k)
         if teacher_top_k is not None and teacher_top_k >= teacher.config.vocab_size:
@@ -260,11 +260,11 @@ class MaskedLMDistillationTrainer(_DistillationTrainer):
         )
 
     def _cache_settings(self) -> dict[str, Any]:
-        # The mass of the rest is that of one temperature.
+        # The probability of the rest depends on the temperature.
         return {**super()._cache_settings(), "top_k": self.teacher_top_k, "temperature": self.temperature}
 
     def count_items(self, batch: dict[str, Any]) -> Tensor:
-        """Returns how many positions of a micro-batch are masked.
+        """Returns the number of masked positions in a micro-batch.
 
         Raises:
             ValueError: the batch has no labels.
@@ -307,7 +307,7 @@ class MaskedLMDistillationTrainer(_DistillationTrainer):
         return record
 
     def _unpack(self, record: Record) -> Rows:
-        """Returns what `_pack` was given, as distributions: rounding has changed their sum."""
+        """Returns the rows given to `_pack`, normalised again because rounding has changed their sums."""
         wide = {name: array.astype(np.int64 if name == "classes" else np.float32) for name, array in record.items()}
         rows = super()._unpack(wide)
         if "classes" not in rows:
@@ -320,18 +320,20 @@ class DistillationTrainer(_DistillationTrainer):
     """Fine-tunes a model on labels and on the outputs of a teacher that was fine-tuned on the same task (5.4).
 
     loss = (1 - distillation_weight) * the labels' loss + distillation_weight * the teacher's loss, each a mean over
-    the whole accumulated batch of all processes. The student's own loss is the labels'; the teacher's is, by the head:
+    the whole accumulated batch of all processes. The labels' loss is the student's own loss. The teacher's loss
+    depends on the head:
 
-    - sequence classification: temperature^2 * KL of the classes; with `problem_type` "regression" the squared error to
-      the teacher's numbers; with "multi_label_classification" `multi_label_distillation_losses`;
-    - token classification: the KL at each labelled token, at each token where there are no labels;
-    - spans: the mean of two KL, of the start and of the end, over the tokens that are not padding.
+    - sequence classification: temperature^2 * KL of the classes; with `problem_type` "regression", the squared error
+      to the teacher's numbers; with "multi_label_classification", `multi_label_distillation_losses`;
+    - token classification: the KL at each labelled token, or at each token if there are no labels;
+    - spans: the mean of the KL of the start and the KL of the end, over the tokens that are not padding.
 
-    The cache keeps one record for each example, whatever its padding: the teacher sees it once in all epochs and runs.
+    The cache has one record for each example, whatever its padding, so the teacher sees it once over all epochs and
+    runs.
 
     Attributes:
-        num_teacher_sequences: sequences that the teacher was run on.
-        num_cached_sequences: sequences whose outputs were found in the cache.
+        num_teacher_sequences: the number of sequences that the teacher was run on.
+        num_cached_sequences: the number of sequences whose outputs were found in the cache.
     """
 
     def __init__(
@@ -343,18 +345,18 @@ class DistillationTrainer(_DistillationTrainer):
         teacher_cache: str | Path | None = None,
         **kwargs: Any,
     ):
-        """Takes what `Trainer` takes but `compute_loss_func`.
+        """Takes the arguments of `Trainer` except `compute_loss_func`.
 
         Args:
             teacher: a model with the student's head, vocabulary and labels, see `load_teacher`.
-            distillation_weight: from 0 (labels alone, the teacher is never run) to 1 (the teacher alone; labels may be
+            distillation_weight: from 0 (only labels; the teacher is never run) to 1 (only the teacher; labels may be
                 missing).
-            temperature: of both distributions; regression has none.
-            teacher_cache: folder of its outputs; `None` keeps nothing.
+            temperature: the temperature of both distributions; unused for regression.
+            teacher_cache: a folder for its outputs; `None` for no cache.
 
         Raises:
             ValueError: a value is out of bounds, the teacher does not fit the student, a file of the cache is damaged,
-                or the arguments ask for what does not work with two losses.
+                or an argument is not supported with two losses.
         """
         super().__init__(
             *args,
@@ -366,17 +368,17 @@ class DistillationTrainer(_DistillationTrainer):
         )
         self._head = head_of(teacher)
         if self._head == "ForMaskedLM":
-            raise ValueError("a masked LM is distilled in pre-training; take MaskedLMDistillationTrainer")
+            raise ValueError("a masked LM is distilled in pre-training; use MaskedLMDistillationTrainer")
 
     def count_items(self, batch: dict[str, Any]) -> Tensor:
-        """Returns how many predictions a micro-batch holds: one for each judged token, or for each example."""
+        """Returns the number of predictions in a micro-batch: one for each judged token, or for each example."""
         if self._head == "ForTokenClassification":
             return _judged_tokens(batch).sum()
         return torch.tensor(len(batch["input_ids"]), device=batch["input_ids"].device)
 
     def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
         number = self.count_items(inputs)
-        # Without num_items_in_batch, which some classes divide by and others ignore: each returns its mean.
+        # Called without num_items_in_batch, which some classes divide by and others ignore, so each returns its mean.
         # A micro-batch without a labelled token has no mean.
         empty = self._head == "ForTokenClassification" and not number
         labelled = self.distillation_weight < 1 and not empty
@@ -399,7 +401,7 @@ class DistillationTrainer(_DistillationTrainer):
         return 0.0 * logits.float().sum()
 
     def _teacher_losses(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
-        """Returns the loss of each prediction of a micro-batch."""
+        """Returns the loss of each prediction in a micro-batch."""
         logits = self._teacher_rows(inputs)["logits"].float()
         if self._head == "ForQuestionAnswering":
             return self._span_losses(outputs, logits, _tokens(inputs))
@@ -445,7 +447,7 @@ def _judged_tokens(inputs: dict[str, Any]) -> Tensor:
 
 
 def _problem_type(config: Any, labels: Tensor | None) -> str:
-    """Returns what transformers' own classes take the problem for, whether or not they have seen labels yet."""
+    """Returns the problem type that transformers' own classes assume, whether or not they have seen labels yet."""
     if config.problem_type is not None:
         return config.problem_type
     if config.num_labels == 1:

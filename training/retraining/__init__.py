@@ -1,1 +1,1 @@
-"""One child trained alone: masked LM, replaced-token detection, distillation (5.1, 5.4)."""
+"""Training of a single child: masked LM, replaced-token detection, distillation (5.1, 5.4)."""

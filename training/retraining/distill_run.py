@@ -1,4 +1,4 @@
-"""The run of pre-training distillation (5.4): one child that learns from labels and from a teacher."""
+"""The run of pre-training distillation (5.4), which trains one child on labels and on a teacher."""
 
 from functools import partial
 from pathlib import Path
@@ -40,9 +40,9 @@ def retrain_distilled(
 ) -> dict[str, Any]:
     """Trains one child on labels and on a teacher (5.4) and returns its result, validated on the held-out text.
 
-    The folder then holds `model/`, an export that `AutoModelForMaskedLM` loads, and result.json, which also says what
-    the teacher scores on the same held-out tokens. A run that was stopped is continued, one that has ended returns its
-    result and needs no teacher.
+    The folder then contains `model/`, an export that `AutoModelForMaskedLM` loads, and result.json, which also has the
+    teacher's scores on the same held-out tokens. A stopped run is resumed; a finished run returns its result and needs
+    no teacher.
 
     Args:
         settings: the child, its teacher and how to train.
@@ -50,10 +50,10 @@ def retrain_distilled(
         search: the record of the search that found the architecture, for the manifest.
 
     Raises:
-        ValueError: the settings contradict one another, the teacher does not fit, or the folder holds another run.
+        ValueError: the settings contradict each other, the teacher does not fit, or the folder contains another run.
     """
     if not settings.teacher:
-        raise ValueError("no teacher is named; name a masked LM with --teacher, a folder or a name on the Hub")
+        raise ValueError("no teacher is given; pass a masked LM with --teacher, a folder or a name on the Hub")
     source, settings = follow_teacher(settings)
     plan = plan_child(settings, output_dir)
     if (result := finished_result(output_dir, settings)) is not None:
@@ -93,7 +93,7 @@ def _train(
         "val_accuracy": val_accuracy,
         "judged_on": judging_record(trainer.accelerator, *judged),
         **compute_record(trainer, data, child_flops(model.config, settings, data)),
-        # On how many sequences this process ran the teacher.
+        # The number of sequences on which this process ran the teacher.
         "teacher_sequences": {"run": trainer.num_teacher_sequences, "cached": trainer.num_cached_sequences},
         "teacher": {"name": settings.teacher, "weights": fingerprint, **score_teacher(teacher, batches)},
         "distillation_weight": settings.distillation_weight,
@@ -105,7 +105,7 @@ def _train(
 
 
 def describe_objective(settings: DistillSettings) -> str:
-    """Returns what was trained, in words, as the model card says it; of a teacher on this disk, its folder's name."""
+    """Returns the objective in words, for the model card; a local teacher is given by the name of its folder."""
     local = Path(settings.teacher)
     name = local.name if local.exists() else settings.teacher
     return (
@@ -116,11 +116,11 @@ def describe_objective(settings: DistillSettings) -> str:
 
 @torch.no_grad()
 def score_teacher(teacher: PreTrainedModel, batches: list[Batch]) -> dict[str, float]:
-    """Returns the teacher's loss and accuracy, means over the masked tokens of all batches, as `evaluate_child` does.
+    """Returns the teacher's mean loss and accuracy over the masked tokens of all batches, like `evaluate_child`.
 
     Args:
         teacher: a masked LM of any class, in evaluation mode.
-        batches: with `labels`, -100 where nothing is predicted.
+        batches: batches with `labels`, -100 = not predicted.
     """
     loss, correct, tokens = 0.0, 0, 0
     for batch in batches:

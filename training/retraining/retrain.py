@@ -1,6 +1,6 @@
-"""The run of one child: trained with the masked-LM objective, from scratch or from a super-net's weights (5.1).
+"""The run that trains one child with the masked-LM objective, from scratch or from a super-net's weights (5.1).
 
-What the runs of other objectives share with it stands here too: how a child is planned and started, and its record.
+It also has the parts shared with the runs of other objectives: planning and starting a child, and its record.
 """
 
 from collections.abc import Callable
@@ -39,8 +39,8 @@ from .settings import RetrainSettings
 def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str, Any] | None = None) -> dict[str, Any]:
     """Trains one child with the masked-LM objective (5.1) and returns its result, validated on the held-out text.
 
-    The folder then holds `model/`, an export that `AutoModelForMaskedLM` loads, and result.json. A run that was
-    stopped is continued, one that has ended returns its result.
+    The folder then contains `model/`, an export that `AutoModelForMaskedLM` loads, and result.json. A stopped run is
+    resumed; a finished run returns its result.
 
     Args:
         settings: the child and how to train it.
@@ -48,7 +48,7 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
         search: the record of the search that found the architecture, for the manifest.
 
     Raises:
-        ValueError: the settings contradict one another, or the folder holds another run.
+        ValueError: the settings contradict each other, or the folder contains another run.
     """
     plan = plan_child(settings, output_dir)
     if (result := finished_result(output_dir, settings)) is not None:
@@ -62,12 +62,12 @@ def retrain(settings: RetrainSettings, output_dir: str | Path, search: dict[str,
 
 
 class ChildPlan(NamedTuple):
-    """What is known of the training of one child before its text is read.
+    """The plan for training one child, before its text is read.
 
     Attributes:
-        args: how to train.
-        config: the child's.
-        supernet: whose weights it starts from, `None` where it starts from random ones.
+        args: the training arguments.
+        config: the configuration of the child.
+        supernet: the super-net whose weights the child starts from; `None` for random weights.
     """
 
     args: TrainingArguments
@@ -76,13 +76,13 @@ class ChildPlan(NamedTuple):
 
 
 class ChildStart(NamedTuple):
-    """What the training of one child begins with.
+    """The starting point for training one child.
 
     Attributes:
-        args: how to train.
+        args: the training arguments.
         data: the text.
-        config: the child's, fitted to the tokenizer.
-        inherited: the child with the super-net's weights, `None` where it starts from random ones.
+        config: the configuration of the child, fitted to the tokenizer.
+        inherited: the child with the super-net's weights; `None` for random weights.
     """
 
     args: TrainingArguments
@@ -92,10 +92,10 @@ class ChildStart(NamedTuple):
 
 
 def plan_child(settings: RetrainSettings, output_dir: str | Path) -> ChildPlan:
-    """Checks all that needs no text; nothing is written.
+    """Checks everything that does not depend on the text, without writing anything.
 
     Raises:
-        ValueError: the settings contradict one another.
+        ValueError: the settings contradict each other.
     """
     architecture = parse_architecture(settings.architecture)
     config = load_preset(settings.preset).child_config(architecture)
@@ -107,12 +107,12 @@ def plan_child(settings: RetrainSettings, output_dir: str | Path) -> ChildPlan:
 
 
 def start_child(plan: ChildPlan, settings: RetrainSettings, teacher: PreTrainedConfig | None = None) -> ChildStart:
-    """Reads the text and seeds.
+    """Reads the text and seeds the random generators.
 
     Args:
-        plan: of `plan_child`.
+        plan: the result of `plan_child`.
         settings: the child and how to train it.
-        teacher: the configuration of the model that it learns from as well.
+        teacher: the configuration of the teacher, if there is one.
 
     Raises:
         ValueError: the text does not fit the child.
@@ -158,12 +158,12 @@ def _train(run: Run, start: ChildStart, settings: RetrainSettings, search: dict[
 
 
 def compute_record(trainer: Trainer, data: PreparedData, flops: Callable[[int], float]) -> dict[str, Any]:
-    """Returns what a training has cost.
+    """Returns the cost of a training.
 
     Args:
-        trainer: at its end.
-        data: what it was trained on.
-        flops: the training FLOPs of a number of tokens.
+        trainer: the trainer after training.
+        data: the data it was trained on.
+        flops: the training FLOPs as a function of the number of tokens.
     """
     steps, num_tokens = trainer.state.global_step, tokens_per_step(trainer.args, data.block_size)
     return {"steps": steps, "tokens_per_step": num_tokens, "training_flops": steps * flops(num_tokens)}
@@ -179,7 +179,7 @@ def child_flops(config: MagicConfig, settings: RetrainSettings, data: PreparedDa
 def training_record(
     trainer: Trainer, settings: RetrainSettings, data: PreparedData, seconds: float, objective: str
 ) -> dict[str, Any]:
-    """Returns what every training of a child has on record, beside the model and what it scores."""
+    """Returns the record of every training of a child, in addition to the model and its scores."""
     return {
         "seed": trainer.args.seed,
         "seconds": seconds,
@@ -198,20 +198,20 @@ def export_trained(
     search: dict[str, Any] | None,
     further: tuple[str, ...] = (),
 ) -> Path:
-    """Writes the model of a run, with its result in the manifest and `further` keys of that in its training."""
+    """Writes the model of a run, with its result in the manifest and the result's `further` keys under training."""
     manifest = training_manifest(result, search)
     manifest["training"] |= {key: result[key] for key in further}
     return export_model(model, data.tokenizer, run.folder / MODEL_FOLDER, manifest)
 
 
 def _check_inheritance(config: MagicConfig, supernet: MagicConfig, architecture: Architecture) -> None:
-    """Raises a ValueError where a child of `config` cannot hold the super-net's weights."""
+    """Raises a ValueError if a child of `config` cannot take the super-net's weights."""
     SearchSpace.from_config(supernet.candidate_operators).check(architecture)
     for name in ("hidden_size", "intermediate_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
         own, other = getattr(config, name), getattr(supernet, name)
         if own != other:
             raise ValueError(
-                f"{name} is {own} in the preset but {other} in the super-net to inherit from; take the super-net's "
+                f"{name} is {own} in the preset but {other} in the super-net to inherit from; use the super-net's "
                 f"folder as the preset"
             )
 
@@ -219,7 +219,7 @@ def _check_inheritance(config: MagicConfig, supernet: MagicConfig, architecture:
 def _inherited_child(
     config: MagicConfig, supernet: MagicForMaskedLM, data: PreparedData, settings: RetrainSettings
 ) -> MagicForMaskedLM:
-    """Returns the child with the super-net's weights and, where sizes do not depend on it, the preset's settings."""
+    """Returns the child with the super-net's weights and those settings of the preset that do not affect sizes."""
     check_vocabulary(str(settings.inherit), data)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         setattr(supernet.config, name, getattr(config, name))
@@ -231,16 +231,16 @@ def follow_search(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns a retrain recipe that follows a finished super-net run or search, and the record of the search.
 
-    The child, the text and the tokenizer are the search's where the recipe does not say otherwise, the sizes are the
-    super-net's in any case.
+    The child, the text and the tokenizer are those of the search unless the recipe sets them. The sizes are always
+    those of the super-net.
 
     Args:
-        run: folder of the super-net run, or of a search in one.
+        run: the folder of the super-net run, or of a search in one.
         recipe: a recipe for retrain, which may be empty.
         inherit: whether the child starts from the super-net's weights.
 
     Raises:
-        ValueError: the run has not ended, or is not such a run.
+        ValueError: the run has not finished, or is of another kind.
     """
     run = Path(run)
     record, settings = read_search(run), read_settings(run)

@@ -1,7 +1,7 @@
-"""Replaced-token detection, the pre-training of ELECTRA (5.1), for MAGIC and for transformers' own classes.
+"""Replaced-token detection, the pre-training of ELECTRA (5.1), for MAGIC and transformers' own classes.
 
-A generator, a small masked LM, fills the masked positions with draws from its predictions; the discriminator tells for
-every token whether it was replaced. `ReplacedTokenModel` holds both, `ReplacedTokenTrainer` is a `Trainer` of them.
+A generator, a small masked LM, fills the masked positions with draws from its predictions. The discriminator predicts
+for every token whether it was replaced. `ReplacedTokenModel` contains both, and `ReplacedTokenTrainer` trains them.
 """
 
 from hashlib import blake2b
@@ -29,14 +29,14 @@ from .settings import RTD_WEIGHT
 class ReplacedTokenTrainer(AccumulatedLossTrainer):
     """Trains a `ReplacedTokenModel` with ELECTRA's loss, MLM + `rtd_weight` x RTD (5.1).
 
-    It is a `Trainer`: the collator masks, as for a masked LM (`MaskingCollator`, `DataCollatorForLanguageModeling`).
-    Either loss is divided by the number of its tokens in the whole accumulated batch of all processes. The draws of a
-    sequence follow from `args.seed`, the step and its place in that batch: neither the number of processes, nor how
-    the batch is cut into micro-batches, nor a resumption changes them, and the global generator is left alone. Those
-    of evaluation follow from its place in the data set, with any seed.
+    It is a `Trainer` whose collator masks, as for a masked LM (`MaskingCollator`, `DataCollatorForLanguageModeling`).
+    Each loss is divided by the number of its tokens in the whole accumulated batch of all processes. The draws of a
+    sequence depend only on `args.seed`, the step and the sequence's position in that batch, but not on the number of
+    processes, the split into micro-batches, resuming or the global generator. In evaluation, they depend only on its
+    position in the data set, not on the seed.
 
-    Logged are `loss_mlm`, `loss_rtd` and what `detection_metrics` returns, over the steps since the last log;
-    `evaluate` returns the same with its prefix, and as eval_loss the weighted sum.
+    It logs `loss_mlm`, `loss_rtd` and the `detection_metrics` over the steps since the last log. `evaluate` returns
+    the same with its prefix, and the weighted sum as eval_loss.
     """
 
     logged_losses = ("loss_mlm", "loss_rtd")
@@ -46,30 +46,30 @@ class ReplacedTokenTrainer(AccumulatedLossTrainer):
     def __init__(
         self, model: ReplacedTokenModel, args: TrainingArguments, rtd_weight: float = RTD_WEIGHT, **kwargs: Any
     ):
-        """Takes what `Trainer` takes but `model_init` and `compute_metrics`.
+        """Takes the arguments of `Trainer` except `model_init` and `compute_metrics`.
 
         Args:
-            model: generator and discriminator.
+            model: the generator and the discriminator.
             args: any training arguments.
-            rtd_weight: of the discriminator's loss beside the generator's.
+            rtd_weight: the weight of the discriminator's loss; the generator's has weight 1.
             **kwargs: see `Trainer`.
 
         Raises:
-            ValueError: the weight is negative, or the arguments ask for something that does not work with two losses.
+            ValueError: the weight is negative, or an argument is not supported with two losses.
         """
         if rtd_weight < 0:
             raise ValueError(f"rtd_weight is {rtd_weight}; it must not be negative")
         if args.label_smoothing_factor:
-            raise ValueError("label smoothing has no meaning for two losses; leave label_smoothing_factor at 0")
+            raise ValueError("label smoothing is not defined for two losses; leave label_smoothing_factor at 0")
         if args.n_gpu > 1:
             raise ValueError(
-                f"this process has {args.n_gpu} GPUs, each of which would sample alike; start one process a GPU with "
-                f"torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
+                f"this process has {args.n_gpu} GPUs, which would all draw the same samples; start one process per "
+                f"GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
             )
         super().__init__(model=model, args=args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "FSDP and DeepSpeed cut models into parts on their own, but generator and discriminator share "
+                "FSDP and DeepSpeed split models into parts on their own, but generator and discriminator share "
                 "embeddings; train on one device, or on several with DDP"
             )
         self.rtd_weight = rtd_weight
@@ -82,12 +82,12 @@ class ReplacedTokenTrainer(AccumulatedLossTrainer):
     # ---- One step ----
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Returns the micro-batches of a step, and the numbers of masked tokens and of tokens in all of them."""
+        """Returns the micro-batches of a step and the total numbers of masked tokens and of tokens in them."""
         self._num_micro_batches = 0
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def count_items(self, batch: dict[str, Tensor]) -> Tensor:
-        """Returns how many masked tokens a micro-batch holds, and how many tokens that are not padding, (2,).
+        """Returns the numbers of masked tokens and of tokens that are not padding in a micro-batch, (2,).
 
         Raises:
             ValueError: the batch has no labels.
@@ -99,7 +99,7 @@ class ReplacedTokenTrainer(AccumulatedLossTrainer):
         return torch.stack([num_masked, torch.ones_like(batch["labels"]).sum() if mask is None else mask.bool().sum()])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Returns MLM + `rtd_weight` x RTD of a micro-batch, as its share of the loss of the whole batch."""
+        """Returns MLM + `rtd_weight` x RTD for a micro-batch, as its share of the loss of the whole batch."""
         first = self._first_sequence(self._num_micro_batches, self.args.train_batch_size)
         self._num_micro_batches += 1
         seeds = _sequence_seeds(f"{self.args.seed}-{self.state.global_step}", first, len(inputs["input_ids"]))
@@ -112,11 +112,11 @@ class ReplacedTokenTrainer(AccumulatedLossTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _first_sequence(self, num_batches: int, batch_size: int) -> int:
-        """Returns the place of this rank's next sequence, where batches go to the ranks in turn."""
+        """Returns the position of this rank's next sequence, given that batches go to the ranks in turn."""
         return (num_batches * self.accelerator.num_processes + self.accelerator.process_index) * batch_size
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Returns the training FLOPs of both models; of models other than MAGIC's, what `Trainer` estimates."""
+        """Returns the training FLOPs of both models, or the estimate of `Trainer` if they are not MAGIC models."""
         generator, discriminator = self.model.generator.config, self.model.discriminator.config
         if not isinstance(generator, MagicConfig) or not isinstance(discriminator, MagicConfig):
             return super().floating_point_ops(inputs)
@@ -126,14 +126,14 @@ class ReplacedTokenTrainer(AccumulatedLossTrainer):
     # ---- Logging ----
 
     def figures_since_log(self) -> dict[str, float]:
-        """Returns both losses and the metrics of the steps since the last log."""
+        """Returns both losses and the metrics over the steps since the last log."""
         losses = super().figures_since_log()
         return {**losses, **detection_metrics(self.sum_since_log("counts").tolist())}
 
     # ---- Evaluation ----
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Returns, in the place of logits, the losses and counts of each sequence of a batch."""
+        """Returns the losses and counts of each sequence of a batch in place of logits."""
         first = self._first_sequence(self._num_evaluated_batches, self.args.eval_batch_size)
         self._num_evaluated_batches += 1
         inputs = send_to_device(inputs, self.args.device)
@@ -147,7 +147,7 @@ class ReplacedTokenTrainer(AccumulatedLossTrainer):
     ) -> EvalLoopOutput:
         """Returns both losses and the metrics over all tokens of the data."""
         self._num_evaluated_batches = 0
-        # Gathered sequence by sequence: those that fill up the last batch of several processes are not counted twice.
+        # Gathered per sequence, so that sequences that pad the last batch of several processes are not counted twice.
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         gathered: Any = output.predictions
         row_losses, row_counts = gathered
@@ -177,14 +177,14 @@ def rtd_training_flops(
 ) -> int:
     """Returns the FLOPs ("electra") of training generator and discriminator on `num_tokens` tokens.
 
-    Equal numbers of this and of `costs.training_flops` are equal compute for the two objectives.
+    Equal numbers from this function and `costs.training_flops` mean equal compute for the two objectives.
 
     Args:
-        discriminator: a child's configuration.
-        generator: a child's configuration.
-        seq_len: number of tokens of a sequence.
-        num_tokens: of all training steps together, masked ones included.
-        masked_fraction: part of the tokens that the generator predicts.
+        discriminator: the configuration of a child.
+        generator: the configuration of a child.
+        seq_len: the number of tokens of a sequence.
+        num_tokens: the total over all training steps, including masked tokens.
+        masked_fraction: the fraction of tokens that the generator predicts.
     """
     return training_flops(generator, _chain(generator), seq_len, num_tokens, masked_fraction) + training_flops(
         discriminator, _chain(discriminator), seq_len, num_tokens, head="rtd"
@@ -203,18 +203,18 @@ def export_pair(
     manifest: dict[str, Any],
     generator_manifest: dict[str, Any],
 ) -> None:
-    """Writes two model folders (see `export_model`), each with the shared embeddings, which Auto classes load.
+    """Writes two model folders (see `export_model`) for the Auto classes, each with the shared embeddings.
 
     Args:
-        model: of MAGIC; models of other classes are saved with their own `save_pretrained`.
-        tokenizer: the one they were trained with.
-        discriminator_dir: for `AutoModelForPreTraining` and, with a new head, every other Auto class.
-        generator_dir: for `AutoModelForMaskedLM`.
-        manifest: where the discriminator comes from.
-        generator_manifest: where the generator comes from.
+        model: the pair of MAGIC models; models of other classes have their own `save_pretrained`.
+        tokenizer: the tokenizer that they were trained with.
+        discriminator_dir: the folder for `AutoModelForPreTraining` and, with a new head, every other Auto class.
+        generator_dir: the folder for `AutoModelForMaskedLM`.
+        manifest: the origin of the discriminator.
+        generator_manifest: the origin of the generator.
 
     Raises:
-        ValueError: the models are not MAGIC's, or a folder holds something else.
+        ValueError: the models are not MAGIC models, or a folder contains something else.
     """
     pairs = []
     for part, folder, facts in (
@@ -222,7 +222,7 @@ def export_pair(
         (model.generator, generator_dir, generator_manifest),
     ):
         if not isinstance(part, MagicPreTrainedModel):
-            raise ValueError(f"{type(part).__name__} is not MAGIC's; save it with its own save_pretrained")
+            raise ValueError(f"{type(part).__name__} is not a MAGIC model; save it with its own save_pretrained")
         check_export_folder(Path(folder))
         pairs.append((part, folder, facts))
     for part, folder, facts in pairs:

@@ -1,4 +1,4 @@
-"""ELECTRA's generator and discriminator as one model (5.1), of MAGIC or of transformers' own classes."""
+"""ELECTRA's generator and discriminator as one model (5.1), with MAGIC or transformers' own classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,17 +33,18 @@ _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 def generator_config(
     config: PreTrainedConfig, fraction: float = GENERATOR_FRACTION, architecture: Sequence[str] | None = None
 ) -> Any:
-    """Returns the configuration of a generator, `fraction` as wide as the discriminator of `config` (5.1, ELECTRA).
+    """Returns the configuration of a generator whose width is a fraction of the discriminator's (5.1, ELECTRA).
 
-    Hidden size, intermediate size and heads are scaled, the number of layers is not. The embeddings stay as wide as
-    the discriminator's, so that both share them; the generator projects them to its hidden size. A hidden size that is
-    not a whole number goes to the nearest multiple of 8.
+    Hidden size, intermediate size and heads are scaled; the number of layers is not. The embeddings are as wide as the
+    discriminator's, so both models share them, and the generator projects them to its hidden size. If the scaled
+    hidden size is not a whole number, it is rounded to the nearest multiple of 8.
 
     Args:
-        config: the discriminator's, of MAGIC (a child) or of another model with an `embedding_size`, such as ELECTRA.
-        fraction: above 0 and at most 1; ELECTRA has 1/3 for its base model and 1/4 for the small and the large one.
-        architecture: the generator's chain, operator names in the generator's own sizes, such as the BERT pattern
-            `("MHA4", "FFN") * 12`; left out, it is the discriminator's with heads and inner sizes scaled.
+        config: the configuration of the discriminator: a MAGIC child or another model with an `embedding_size`, such
+            as ELECTRA.
+        fraction: above 0 and at most 1; ELECTRA uses 1/3 for its base model and 1/4 for the small and the large one.
+        architecture: the generator's operators, in its own sizes, such as the BERT pattern `("MHA4", "FFN") * 12`; by
+            default those of the discriminator with scaled heads and inner sizes.
 
     Raises:
         ValueError: the fraction is out of bounds, the discriminator is a super-net, its class has no
@@ -54,8 +55,8 @@ def generator_config(
     values = config.to_dict()
     if "embedding_size" not in values:
         raise ValueError(
-            f"{type(config).__name__} has no embedding_size, so that a narrower generator could not share its "
-            f"embeddings; configure the generator by hand, with the discriminator's hidden size"
+            f"{type(config).__name__} has no embedding_size, so a narrower generator cannot share its embeddings; "
+            f"configure the generator manually, with the discriminator's hidden size"
         )
     hidden_size = _scaled_hidden_size(config.hidden_size, fraction)
     values["hidden_size"] = hidden_size
@@ -63,23 +64,23 @@ def generator_config(
     values["embedding_size"] = config.embedding_size or config.hidden_size
     if isinstance(config, MagicConfig):
         if config.is_supernet:
-            raise ValueError("the discriminator is a super-net; take the configuration of a child: child_config")
+            raise ValueError("the discriminator is a super-net; use the configuration of a child: child_config")
         chain = architecture or [
             _scaled_operator(layer[0], config, hidden_size, fraction) for layer in config.candidate_operators
         ]
         values["candidate_operators"] = [[operator] for operator in chain]
         values["num_hidden_layers"] = len(chain)
-        # Of equal width there is nothing to project.
+        # With equal widths, there is nothing to project.
         values["embedding_size"] = None if values["embedding_size"] == hidden_size else values["embedding_size"]
     elif architecture is not None:
-        raise ValueError(f"an architecture is for MAGIC; {type(config).__name__} has layers of one kind, leave it out")
+        raise ValueError(f"only MAGIC models have an architecture; {type(config).__name__} does not, so omit it")
     else:
         values["num_attention_heads"] = _scaled_heads(config.num_attention_heads, hidden_size, fraction)
     return type(config).from_dict(values)
 
 
 def _scaled_hidden_size(hidden_size: int, fraction: float) -> int:
-    # 1/3 as a float times 768 is 256 by luck of rounding only.
+    # With floats, 1/3 times 768 is 256 only by luck of rounding.
     scaled = hidden_size * Fraction(fraction).limit_denominator(1000)
     return int(scaled) if scaled.denominator == 1 else max(8, 8 * round(scaled / 8))
 
@@ -99,7 +100,7 @@ def _scaled_operator(name: str, config: MagicConfig, hidden_size: int, fraction:
     if spec.kind != "MHA":
         return f"{spec.kind}{spec.size or ''}x{inner_size}"
     heads = max(1, round(spec.size * fraction))
-    # As near as the heads allow.
+    # The nearest size that the heads allow.
     return f"MHA{heads}x{heads * max(1, round(inner_size / heads))}"
 
 
@@ -110,15 +111,15 @@ class ReplacedTokenConfig(PreTrainedConfig):
     """Configuration of a `ReplacedTokenModel`.
 
     Attributes:
-        generator_config: the generator's configuration as a mapping, with its model_type.
-        discriminator_config: the discriminator's.
+        generator_config: the configuration of the generator as a mapping, with its model_type.
+        discriminator_config: the configuration of the discriminator, likewise.
         tie_word_embeddings: whether they share their embeddings.
-        pad_token_id: the discriminator's, as the other two.
+        pad_token_id: the discriminator's id, like the other two.
     """
 
     model_type = "replaced_token"
 
-    # Under the plain name "generator", transformers would take the mapping for the configuration of the text model.
+    # If named just "generator", transformers would treat the mapping as the configuration of the text model.
     generator_config: dict[str, Any] | None = None
     discriminator_config: dict[str, Any] | None = None
     tie_word_embeddings: bool = True
@@ -129,17 +130,17 @@ class ReplacedTokenConfig(PreTrainedConfig):
 
 @dataclass
 class ReplacedTokenOutput(ModelOutput):
-    """What a `ReplacedTokenModel` returns.
+    """The output of a `ReplacedTokenModel`.
 
     Attributes:
         loss_mlm: cross-entropy of the generator, summed over the masked tokens and divided by their number.
         loss_rtd: binary cross-entropy of the discriminator, summed over the tokens that are not padding and divided by
             their number.
-        logits: the discriminator's, (batch, seq_len), positive where a token looks replaced.
-        corrupted_ids: what the discriminator saw, (batch, seq_len).
-        replaced: bool, (batch, seq_len), true where it is not the original token.
+        logits: (batch, seq_len), from the discriminator, positive for tokens predicted as replaced.
+        corrupted_ids: (batch, seq_len), the input of the discriminator.
+        replaced: (batch, seq_len) bool, true for tokens that differ from the original.
         row_losses: (batch, 2), the two losses summed over the tokens of each sequence, detached.
-        row_counts: (batch, 7), whole numbers for `detection_metrics`, of each sequence.
+        row_counts: (batch, 7), counts of each sequence for `detection_metrics`.
     """
 
     loss_mlm: Tensor | None = None
@@ -152,16 +153,16 @@ class ReplacedTokenOutput(ModelOutput):
 
 
 class ReplacedTokenModel(PreTrainedModel):
-    """ELECTRA's generator and discriminator, with one tensor for each embedding that they share (5.1).
+    """ELECTRA's generator and discriminator, with a single tensor for each shared embedding (5.1).
 
-    Shared are all tables in the embeddings (words, positions, token types) and their norm, where names and shapes are
-    the same in both; never a projection to the hidden size. They begin as the discriminator's, and both losses train
-    them.
+    All tables in the embeddings (words, positions, token types) and their norm are shared if their names and shapes
+    are the same in both models; a projection to the hidden size is never shared. They start from the discriminator's
+    values and are trained by both losses.
 
-    The generator is a masked LM whose head looks at each position on its own: `MagicForMaskedLM` and those of
-    transformers for ELECTRA, BERT, RoBERTa, DistilBERT, ALBERT and their like. The discriminator gives one logit for
-    each token: `MagicForPreTraining`, `ElectraForPreTraining`, or a `...ForTokenClassification` with `num_labels=1`
-    where a family has no class for it. Both read the same tokens.
+    The generator is a masked LM whose head treats each position separately: `MagicForMaskedLM` or the classes of
+    transformers for ELECTRA, BERT, RoBERTa, DistilBERT, ALBERT and similar models. The discriminator gives one logit
+    per token: `MagicForPreTraining`, `ElectraForPreTraining`, or a `...ForTokenClassification` with `num_labels=1` for
+    families without such a class. Both use the same tokens.
 
     Example:
     ```python
@@ -179,7 +180,7 @@ class ReplacedTokenModel(PreTrainedModel):
     config_class = ReplacedTokenConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
-    # The losses are divided by numbers of two kinds of tokens, which `ReplacedTokenTrainer` counts.
+    # The losses are divided by the numbers of two kinds of tokens, which `ReplacedTokenTrainer` counts.
     accepts_loss_kwargs = False
 
     def __init__(
@@ -189,10 +190,10 @@ class ReplacedTokenModel(PreTrainedModel):
         discriminator: PreTrainedModel | None = None,
         tie_embeddings: bool = True,
     ):
-        """Takes two models, or the configuration of both, which `from_pretrained` passes.
+        """Takes two models, or the configuration of both, as passed by `from_pretrained`.
 
         Raises:
-            ValueError: the vocabularies differ, or the embeddings to be shared differ in width.
+            ValueError: the vocabularies differ, or the embeddings to share differ in width.
         """
         if config is None:
             if generator is None or discriminator is None:
@@ -206,7 +207,7 @@ class ReplacedTokenModel(PreTrainedModel):
                 **tokens,
             )
         super().__init__(config)
-        # First the generator: the order of the parameters is then that of a masked LM trained alone.
+        # The generator comes first, so that the order of the parameters is that of a masked LM trained alone.
         self.generator = generator or AutoModelForMaskedLM.from_config(_read_config(config.generator_config))
         self.discriminator = discriminator or _build_discriminator(config.discriminator_config)
         if config.tie_word_embeddings:
@@ -219,14 +220,14 @@ class ReplacedTokenModel(PreTrainedModel):
         return self.discriminator.get_input_embeddings()
 
     def _shared_embeddings(self) -> dict[str, str]:
-        """Returns the discriminator's name and the generator's of each tensor that they share."""
+        """Returns the names of the shared tensors in the discriminator, mapped to those in the generator."""
         own, other = _embedding_parameters(self.generator), _embedding_parameters(self.discriminator)
         words = [_word_table(model).shape for model in (self.generator, self.discriminator)]
         if words[0] != words[1]:
             shapes = [" x ".join(map(str, shape)) for shape in words]
             raise ValueError(
-                f"the generator's word embeddings are {shapes[0]}, the discriminator's {shapes[1]}, so that they "
-                f"cannot be shared; give both one vocabulary and the generator the embedding_size "
+                f"the generator's word embeddings are {shapes[0]} but the discriminator's are {shapes[1]}, so they "
+                f"cannot be shared; give both the same vocabulary and the generator the embedding_size "
                 f"{words[1][1]} (generator_config does), or pass tie_embeddings=False"
             )
         return {
@@ -249,20 +250,20 @@ class ReplacedTokenModel(PreTrainedModel):
         num_items_in_batch: Tensor | None = None,
         sampling_seeds: Sequence[int] | None = None,
     ) -> ReplacedTokenOutput:
-        """Fills the masked positions with the generator's draws and lets the discriminator find them.
+        """Fills the masked positions with the generator's draws and lets the discriminator detect them.
 
         Args:
             input_ids: (batch, seq_len), masked.
-            attention_mask: (batch, seq_len), 1 = token, 0 = padding; left out, no position is padding.
+            attention_mask: (batch, seq_len), 1 = token, 0 = padding; by default, no position is padding.
             token_type_ids: (batch, seq_len), for both models.
-            labels: (batch, seq_len), the original token where one is masked, -100 elsewhere.
-            num_items_in_batch: (2,), the numbers of masked tokens and of tokens by which the summed losses are
-                divided; left out, those of this batch.
-            sampling_seeds: one for each sequence, from which alone its draws follow; left out, they come from torch's
-                global generator.
+            labels: (batch, seq_len), the original token at masked positions, -100 elsewhere.
+            num_items_in_batch: (2,), the numbers of masked tokens and of tokens that divide the summed losses; by
+                default those of this batch.
+            sampling_seeds: a seed per sequence that determines its draws; by default, draws use torch's global
+                generator.
         """
         if labels is None:
-            raise ValueError("replaced-token detection needs masked inputs with labels, as MaskingCollator makes them")
+            raise ValueError("replaced-token detection needs masked inputs with labels, as made by MaskingCollator")
         optional = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         inputs = {name: tensor for name, tensor in optional.items() if tensor is not None}
         masked = labels != -100
@@ -273,7 +274,7 @@ class ReplacedTokenModel(PreTrainedModel):
         sampled = _sample_by_row(generator_logits, masked, sampling_seeds)
         corrupted, replaced = corrupt_tokens(input_ids, labels, sampled)
         logits = self.discriminator(corrupted, **inputs, return_dict=True).logits
-        # A class for token classification has one logit in a dimension of its own.
+        # Classes for token classification return the one logit in a separate dimension.
         logits = logits.squeeze(-1) if logits.dim() == 3 else logits
         losses_rtd = replaced_token_losses(logits, replaced, counted)
         if num_items_in_batch is None:
@@ -297,7 +298,7 @@ class ReplacedTokenModel(PreTrainedModel):
     def _generator_logits(self, input_ids: Tensor, masked: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Returns the generator's predictions at the masked positions only, (number of them, vocab_size), float32.
 
-        The head is never run on the other positions: what the encoder hands to it holds the masked ones alone.
+        The head is not run on the other positions, because a hook removes them from the output of the encoder.
         """
 
         def keep_masked(module: nn.Module, args: Any, output: Any) -> Any:
@@ -317,7 +318,7 @@ def _described(model: PreTrainedModel) -> dict[str, Any]:
 
 def _read_config(values: dict[str, Any] | None) -> PreTrainedConfig:
     if not values:
-        raise ValueError("the configuration describes no generator and discriminator; build it from two models")
+        raise ValueError("the configuration has no generator and discriminator; build it from two models")
     return CONFIG_MAPPING[values["model_type"]].from_dict(values)
 
 
@@ -334,9 +335,9 @@ def _word_table(model: PreTrainedModel) -> Tensor:
 
 
 def _embedding_parameters(model: PreTrainedModel) -> dict[str, tuple[str, nn.Parameter]]:
-    """Returns what may be shared by its name within the embeddings, with its name in the model.
+    """Returns the parameters that can be shared, by name within the embeddings, with their names in the model.
 
-    The embeddings are the module that holds the word embeddings; projections are linear maps and are left out.
+    The embeddings are the module that contains the word embeddings; its projections, linear maps, are excluded.
     """
     words = model.get_input_embeddings()
     prefix = next(name for name, module in model.named_modules() if module is words).rpartition(".")[0]
@@ -358,7 +359,7 @@ def _sample_by_row(logits: Tensor, masked: Tensor, seeds: Sequence[int] | None) 
 
 
 def _spread(values: Tensor, masked: Tensor) -> Tensor:
-    """Returns values of the masked positions at their places, (batch, seq_len), 0 elsewhere."""
+    """Returns the values at the masked positions, (batch, seq_len), and 0 elsewhere."""
     return torch.zeros(masked.shape, dtype=values.dtype, device=values.device).masked_scatter(masked, values)
 
 
@@ -372,17 +373,17 @@ def _count(masked: Tensor, guessed: Tensor, counted: Tensor, replaced: Tensor, c
 
 
 def detection_metrics(counts: Sequence[int]) -> dict[str, float]:
-    """Returns the shares that are logged, 0 where there is nothing to divide by.
+    """Returns the metrics to log; 0 if there is nothing to divide by.
 
     Args:
-        counts: the numbers of masked tokens, of those that the generator predicted right, of tokens, of replaced ones,
-            of tokens that the discriminator took for replaced, of those that it took rightly, and of tokens that it
-            judged rightly.
+        counts: the numbers of masked tokens, of masked tokens that the generator predicted correctly, of tokens, of
+            replaced tokens, of tokens predicted as replaced, of those that were replaced, and of tokens that the
+            discriminator classified correctly.
 
     Returns:
-        generator_accuracy (of its likeliest tokens at the masked positions), replaced_share (of all tokens),
-        discriminator_accuracy (of all tokens), discriminator_precision and discriminator_recall (of replaced ones).
-        Who always says "original" has the accuracy 1 - replaced_share.
+        generator_accuracy (of its most likely tokens at the masked positions), replaced_share (of all tokens),
+        discriminator_accuracy (of all tokens), and discriminator_precision and discriminator_recall (of replaced
+        tokens). Always predicting "original" gives the accuracy 1 - replaced_share.
     """
     masked, guessed, tokens, replaced, claimed, found, right = counts
     return {

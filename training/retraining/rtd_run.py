@@ -1,4 +1,4 @@
-"""The run of replaced-token detection: one child trained as ELECTRA's discriminator, with a generator beside it."""
+"""The run of replaced-token detection, which trains one child as ELECTRA's discriminator, with a generator."""
 
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ OBJECTIVE = "replaced-token detection (ELECTRA): a generator fills masked positi
 def retrain_rtd(settings: RtdSettings, output_dir: str | Path, search: dict[str, Any] | None = None) -> dict[str, Any]:
     """Trains one child by replaced-token detection (5.1) and returns its result, validated on the held-out text.
 
-    The folder then holds `model/`, the discriminator, which `AutoModelForPreTraining` loads, `generator/`, which
-    `AutoModelForMaskedLM` loads, and result.json. A run that was stopped is continued, one that has ended returns its
-    result.
+    The folder then contains `model/`, the discriminator for `AutoModelForPreTraining`, `generator/` for
+    `AutoModelForMaskedLM`, and result.json. A stopped run is resumed; a finished run returns its result.
 
     Args:
         settings: the child, its generator and how to train them.
@@ -34,7 +33,7 @@ def retrain_rtd(settings: RtdSettings, output_dir: str | Path, search: dict[str,
         search: the record of the search that found the architecture, for the manifest.
 
     Raises:
-        ValueError: the settings contradict one another, or the folder holds another run.
+        ValueError: the settings contradict each other, or the folder contains another run.
     """
     plan = plan_child(settings, output_dir)
     _generator_of(plan.config, settings)
@@ -79,7 +78,7 @@ def _train(run: Run, start: ChildStart, settings: RtdSettings, search: dict[str,
 
 
 def _describe(trainer: ReplacedTokenTrainer, data: PreparedData, settings: RtdSettings) -> dict[str, Any]:
-    """Returns what both models are and what their training has cost."""
+    """Returns the description of both models and the cost of their training."""
     discriminator, generator = trainer.model.discriminator.config, trainer.model.generator.config
     assert isinstance(discriminator, MagicConfig)
     assert isinstance(generator, MagicConfig)
@@ -96,8 +95,8 @@ def _describe(trainer: ReplacedTokenTrainer, data: PreparedData, settings: RtdSe
 
 
 def _validate(trainer: ReplacedTokenTrainer, data: PreparedData, settings: RtdSettings) -> dict[str, Any]:
-    """Returns the discriminator's loss and accuracy on the held-out text, and all else that was measured there."""
-    # The masks of the validation text do not depend on the run's seed, so that runs compare on the same tokens.
+    """Returns the discriminator's loss and accuracy on the held-out text, and all other metrics measured there."""
+    # The masks of the validation text do not depend on the run's seed, so runs are compared on the same tokens.
     trainer.data_collator = MaskingCollator(data.tokenizer, mlm_probability=settings.mlm_probability, seed=0)
     kept = range(min(settings.num_validation_sequences, len(data.validation)))
     measured = trainer.evaluate(data.validation.select(kept))
@@ -112,7 +111,7 @@ def _validate(trainer: ReplacedTokenTrainer, data: PreparedData, settings: RtdSe
 
 
 def _manifests(result: dict[str, Any], search: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the manifest of the discriminator and of the generator, each with its own result."""
+    """Returns the manifests of the discriminator and the generator, each with its own result."""
     manifest = training_manifest(result, search)
     manifest["training"] |= {key: result[key] for key in ("generator", "rtd_weight", "validation")}
     validation = result["validation"]

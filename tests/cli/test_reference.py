@@ -29,7 +29,7 @@ def test_a_command_shows_every_field(kind):
 def test_a_row_tells_type_unit_default_bounds_and_flag():
     found = {row[0]: row for row in rows(options_page("pretrain"))}
     assert found["`data.block_size`"][1:3] == ["int (tokens)", ""]
-    assert "Default: 128 or " in found["`data.block_size`"][3]
+    assert "Default: 128, or " in found["`data.block_size`"][3]
     assert "Must be at least 8." in found["`data.block_size`"][3]
     assert found["`training_arguments.sampler`"][2] == "gradual"
     assert "One of" not in found["`training_arguments.sampler`"][3], "the text names all choices"

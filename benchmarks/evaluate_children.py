@@ -191,7 +191,7 @@ def overhead(arguments: argparse.Namespace) -> list[str]:
         total = seconds(lambda: evaluate(children))
     rest = total - arithmetic.seconds
     return [
-        "| children of 12 x 4, hidden 128, 64 x 128, journal on | seconds | in arithmetic | rest | rest by child "
+        "| children of 12 x 4, hidden 128, 64 x 128, journal on | seconds | in arithmetic | rest | rest per child "
         "| share of the rest | target | opening (fingerprints) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         f"| {num_children} | {total:.1f} | {arithmetic.seconds:.1f} | {rest:.2f} "

@@ -29,8 +29,8 @@ from training.supernet.shrinking import Operator, operator_scores, sample_childr
 
 OPERATORS = ("MHA4", "FFN", "CONV3", "CONV5")
 HEADER = (
-    "| losses | children | scheme | layers run | gain over the plain loop | variance of a score, to fair "
-    "| variance x layers, to fair | largest bias, standard errors | worst operators found |\n"
+    "| losses | children | scheme | layers run | gain over the plain loop | variance of a score, relative to fair "
+    "| variance x layers, relative to fair | largest bias, standard errors | worst operators found |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 Loss = Callable[[Architecture], float]

@@ -79,7 +79,7 @@ def test_a_converted_roberta_runs_from_its_folder_alone(tmp_path):
     pytest.importorskip("onnxruntime")
     save_checkpoint(tmp_path / "roberta", "RobertaForSequenceClassification")
     magic, _ = convert_checkpoint(str(tmp_path / "roberta"), tmp_path / "magic")
-    assert "the longest input 62." in (magic / "README.md").read_text()
+    assert "the longest input has 62." in (magic / "README.md").read_text()
     path = export_onnx(magic, tmp_path / "onnx")
     code = f"""
 import numpy, onnxruntime

@@ -829,7 +829,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"another search space \(4 layers, 256 children; .*16 children"):
         trainer.train(resume_from_checkpoint=True)
     assert all(torch.equal(weights[name], p) for name, p in trainer.model.named_parameters())
-    with pytest.raises(ValueError, match="sampler 'gradual', this sampler is 'uniform'"):
+    with pytest.raises(ValueError, match="sampler 'gradual'; this sampler is 'uniform'"):
         toy_trainer(tmp_path, sampler="uniform").train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match=r"no complete checkpoint in .*nowhere; train without resuming"):
         toy_trainer(tmp_path / "nowhere").train(resume_from_checkpoint=True)

@@ -46,6 +46,8 @@ def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 def toy_trainer(output_dir, config: MagicConfig | None = None, data=None, callbacks=None, **arguments) -> MagicTrainer:
     settings = {
+        "sampler": "gradual",
+        "alignment": "anchor",
         "max_steps": 24,
         "per_device_train_batch_size": 8,
         "logging_steps": 5,

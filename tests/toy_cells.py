@@ -67,6 +67,8 @@ def toy_cells(cells_per_stage: int = 1, **changes: Any) -> CellSupernet:
 
 def cell_trainer(output_dir: Path, model: CellSupernet | None = None, **arguments: Any) -> CellTrainer:
     settings = {
+        "sampler": "gradual",
+        "alignment": "anchor",
         "max_steps": 12,
         "per_device_train_batch_size": 8,
         "logging_steps": 3,

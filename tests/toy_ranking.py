@@ -20,7 +20,13 @@ from training.supernet.settings import PretrainSettings
 
 TRAINING: dict[str, Any] = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
 TRAINING |= {"save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "num_validation_sequences": 8}
-TRAINING |= {"num_probe_children": 0, "alignment_every_n_layers": 2, "shrink_num_children": 4}
+TRAINING |= {
+    "sampler": "gradual",
+    "alignment": "anchor",
+    "num_probe_children": 0,
+    "alignment_every_n_layers": 2,
+    "shrink_num_children": 4,
+}
 METHODS = {"SPOS": {"sampler": "uniform", "alignment": "none"}, "MAGIC-T": {"alignment": "none"}}
 
 _shared = tempfile.TemporaryDirectory(prefix="magic-tests-")

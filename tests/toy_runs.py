@@ -93,6 +93,8 @@ def search_settings(preset: str, data: DataSettings, **arguments: Any) -> Pretra
         preset,
         data=data,
         training_arguments={
+            "sampler": "gradual",
+            "alignment": "anchor",
             "max_steps": 12,
             "per_device_train_batch_size": 8,
             "shrink": True,

@@ -31,7 +31,7 @@ def test_a_row_tells_type_unit_default_bounds_and_flag():
     assert found["`data.block_size`"][1:3] == ["int (tokens)", ""]
     assert "Default: 128, or " in found["`data.block_size`"][3]
     assert "Must be at least 8." in found["`data.block_size`"][3]
-    assert found["`training_arguments.sampler`"][2] == "gradual"
+    assert found["`training_arguments.sampler`"][2] == "uniform"
     assert "One of" not in found["`training_arguments.sampler`"][3], "the text names all choices"
     assert "One of train, validation." in options_page("analyze interference")
     assert found["`preset`"][3].endswith("`--preset`")

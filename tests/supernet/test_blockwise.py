@@ -63,6 +63,7 @@ def trainer_of(
     output_dir, teacher=None, config=None, supernet=None, data=None, num_blocks=2, callbacks=None, **arguments
 ):
     settings = {
+        "sampler": "gradual",
         "max_steps": 12,
         "per_device_train_batch_size": 8,
         "logging_steps": 4,

@@ -16,7 +16,14 @@ from training.supernet.setup import search_sampler
 
 def toy_args(**changes):
     given = {"alignment_every_n_layers": 2, "anchor_eval_steps": 4, "num_validation_sequences": 8, **changes}
-    given = {"per_device_train_batch_size": 8, "alignment_warmup_steps": 0, "use_cpu": True, **given}
+    given = {
+        "sampler": "gradual",
+        "alignment": "anchor",
+        "per_device_train_batch_size": 8,
+        "alignment_warmup_steps": 0,
+        "use_cpu": True,
+        **given,
+    }
     return MagicTrainingArguments("unused", report_to="none", **given)
 
 

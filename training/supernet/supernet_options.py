@@ -16,8 +16,8 @@ SHRINK_SAMPLINGS = ("fair", "nested", "chain")
 class SupernetOptions(BudgetSettings):
     """Training arguments that the paper adds; their defaults are the paper's if it gives any.
 
-    The exceptions are `sampler` and `alignment`: by default a super-net is trained as in SPOS, which costs least and has
-    ranked children as well as MAGIC-T and MAGIC-A in every space measured so far.
+    The exceptions are `sampler` and `alignment`: by default a super-net is trained as in SPOS, which costs least and
+    has ranked children as well as MAGIC-T and MAGIC-A in every space measured so far.
 
     The budget applies to the child to be found. `MagicTrainingArguments` combines these options with those of
     transformers; they are defined separately so that the command line can show them without loading transformers.
@@ -40,8 +40,8 @@ class SupernetOptions(BudgetSettings):
         "none",
         flag="--alignment",
         choices=ALIGNMENTS,
-        help="Target of the alignment loss: none, anchor (MAGIC-A: the best child so far), top_percent (5.2: an anchor "
-        "from the top p%) or average (3.2: the mean of C random children).",
+        help="Target of the alignment loss: none, anchor (MAGIC-A: the best child so far), top_percent (5.2: an "
+        "anchor from the top p%) or average (3.2: the mean of C random children).",
     )
     alignment_weight: float = option(0.5, at_least=0, help="Weight of the alignment loss, lambda in Eq. (2).")
     alignment_weight_end: float | None = option(

@@ -97,7 +97,8 @@ def finetuned(tmp_path_factory, encoder) -> dict[str, tuple[Path, Path, dict[str
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_is_scored_and_predicted_as_the_sweep_did(kind, tmp_path, finetuned):
     model, path, task = finetuned[kind]
-    result = evaluate_file(model, path)
+    # The folder of the sweep stands for the only model in it.
+    result = evaluate_file(model.parent.parent, path)
     expected = {name: value for name, value in task["test"]["metrics"].items() if name != "score"}
     assert {name: result["metrics"][name] for name in expected} == expected
     assert (result["rows"], result["problem_type"], result["max_length"]) == (len(ROWS) * 3, kind, 12)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import shutil
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from transformers import AutoModelForSequenceClassification
 
 from modeling_magic import MagicForSequenceClassification
 from training.hub.export import export_model
-from training.hub.model_folders import card_facts, export_folder, provenance, public_name, tokenizer_of
-from training.hub.publish import check_export
+from training.hub.model_folders import card_facts, export_folder, model_in, provenance, public_name, tokenizer_of
+from training.hub.publish import check_export, push_model
+from training.hub.verify import verify_export
 
 
 @pytest.fixture
@@ -83,3 +86,26 @@ def test_what_stays_true_of_a_model_that_is_trained_on(saved, tmp_path):
     model = MagicForSequenceClassification.from_pretrained(saved)
     folder = export_model(model, export_tokenizer(), tmp_path / "whole", manifest)
     assert provenance(str(folder)) == {"converted_from": "a/b", "license": "mit", "language": "de"}
+
+
+# ---- Folders of runs ----
+
+
+def test_a_run_stands_for_the_only_model_in_it(saved, tmp_path, caplog):
+    """As `search`, `finetune` and a compression with several budgets lay it out."""
+    assert model_in(saved) == str(saved)
+    assert model_in("owner/name") == "owner/name"
+    for place in ("found/model", "tuned/train/model", "smaller/model/0.4x"):
+        shutil.copytree(saved, tmp_path / "runs" / place)
+        run = tmp_path / "runs" / place.partition("/")[0]
+        with caplog.at_level(logging.INFO, "training"):
+            assert model_in(run) == str(tmp_path / "runs" / place)
+        assert caplog.messages[-1] == f"model: {tmp_path / 'runs' / place}"
+        assert verify_export(run).folder == tmp_path / "runs" / place
+        assert push_model(run, "ada/encoder", dry_run=True).files
+    shutil.copytree(saved, tmp_path / "runs/tuned/other/model")
+    with pytest.raises(ValueError, match=r"tuned is a run with 2 models; give the folder of one: .*other.*, .*train"):
+        model_in(tmp_path / "runs/tuned")
+    # A folder without a model is left to the caller's own message.
+    (tmp_path / "empty").mkdir()
+    assert model_in(tmp_path / "empty") == str(tmp_path / "empty")

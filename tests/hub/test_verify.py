@@ -134,10 +134,9 @@ def test_a_super_net_and_what_its_run_found(tmp_path):
 def test_the_folder_of_a_run_is_that_of_its_model(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "run" / "model")
     assert verify_export(tmp_path / "run").folder == tmp_path / "run" / "model"
-    shutil.copytree(exported, tmp_path / "family" / "model" / "params-0.5x")
-    with pytest.raises(
-        ValueError, match=r"family has no config\.json; give one of the folders in it: .*model/params-0.5x"
-    ):
+    for budget in ("params-0.3x", "params-0.5x"):
+        shutil.copytree(exported, tmp_path / "family" / "model" / budget)
+    with pytest.raises(ValueError, match=r"family is a run with 2 models; give the folder of one: .*params-0.5x"):
         verify_export(tmp_path / "family")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no config\.json; give the folder of a model"):

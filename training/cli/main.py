@@ -437,14 +437,16 @@ def export(
     if int8 and not onnx:
         raise ValueError("--int8 quantizes the ONNX file; add --onnx")
     start()
-    from ..hub.model_folders import export_folder
+    from ..hub.model_folders import export_folder, model_in
     from ..hub.onnx_export import check_packages, export_onnx, quantize_onnx
-    from ..supernet.loading import export_child
+    from ..supernet.loading import SUPERNET_FOLDER, export_child
 
     model, onnx_folder = source, output_dir
     if onnx:
         # Checked before a child is written.
         check_packages(int8)
+    if not (source / SUPERNET_FOLDER).is_dir():
+        source = model = Path(model_in(source))
     is_model = (source / "config.json").is_file()
     if is_model and architecture is not None:
         raise ValueError(f"{source} holds a single model, not a super-net run; remove --architecture")

@@ -20,7 +20,7 @@ from modeling_magic import MagicConfig, MagicModel, MagicPreTrainedModel, parse_
 from modeling_magic.conversion import chain_config, load_chain
 
 from ..data.fitting import num_rows
-from ..hub.model_folders import fetch_folder
+from ..hub.model_folders import fetch_folder, model_in
 from ..hub.sentence_folders import (
     MODULES_NAME,
     SentenceModules,
@@ -29,7 +29,6 @@ from ..hub.sentence_folders import (
     sentence_config,
     transformer_settings,
 )
-from ..runs.folders import MODEL_FOLDER
 from ..space.search_space import compact_architecture
 from .settings import KINDS
 
@@ -205,11 +204,8 @@ def load_source(name_or_path: str, kind: str | None = None) -> Source:
 
 def _find_folder(name: str) -> Path:
     """Returns the local folder of a checkpoint, fetched from the Hub if the name is not a local one."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        inside = folder / MODEL_FOLDER
-        return inside if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else folder
-    return fetch_folder(name)
+    folder = Path(model_in(name)).expanduser()
+    return folder if folder.is_dir() else fetch_folder(name)
 
 
 def _first_line(error: BaseException) -> str:

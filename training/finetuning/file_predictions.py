@@ -34,7 +34,7 @@ from ..data.fitting import fit_tokenizer, max_sequence_length
 from ..distillation.teacher import quiet_loading
 from ..files import from_json, read_json, written_at_once
 from ..hub.export import FINETUNING_NAME, MANIFEST_NAME
-from ..hub.model_folders import file_of_model
+from ..hub.model_folders import file_of_model, model_in
 from ..runs.folders import bars_off
 from ..tables import counted, markdown_table
 from .finetune import Predictions, check_fit, load_task_tokenizer, predict, references_of
@@ -201,7 +201,7 @@ class _Job:
 
 def _open(model: str, table: Table, label: str | None, is_scored: bool, settings: EvaluateSettings) -> _Job:
     """Checks everything, logs what was inferred, and returns the rows to predict."""
-    classifier = _load_classifier(model, settings)
+    classifier = _load_classifier(model_in(model), settings)
     texts = _text_columns(classifier, table, label, settings)
     kind, labels = classifier.problem_type, classifier.labels
     check_lists(table, [*texts, label] if is_scored and label is not None else texts)

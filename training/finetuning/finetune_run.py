@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -34,7 +34,7 @@ from ..distillation.teacher import check_configs, check_length, head_of, load_te
 from ..files import read_json, short_hash, write_json, write_text, written_at_once
 from ..hub.contents import MANIFEST_NAME
 from ..hub.export import FINETUNING_NAME, export_model
-from ..hub.model_folders import provenance, public_name
+from ..hub.model_folders import model_in, provenance, public_name
 from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run, versions
 from ..runs.training import training_arguments
 from .class_weights import find_class_weights
@@ -260,6 +260,7 @@ def run_finetuning(settings: FinetuneSettings, output_dir: str | Path) -> dict[s
     """
     output_dir = Path(output_dir)
     tasks = check_finetuning(settings)
+    settings = replace(settings, model=model_in(settings.model))
     check_run_folder(output_dir, settings)
     return _Sweep(settings, output_dir, tasks).run()
 

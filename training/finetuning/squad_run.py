@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from ..distillation.teacher import check_length, load_teacher, quiet_loading
 from ..distillation.trainers import DistillationTrainer
 from ..files import written_at_once
 from ..hub.export import describe_model, export_model, training_manifest
-from ..hub.model_folders import provenance
+from ..hub.model_folders import model_in, provenance
 from ..losses import AccumulatedLossTrainer
 from ..progress import show_progress
 from ..runs.early_stopping import EarlyStopping
@@ -152,6 +153,7 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     """
     output_dir = Path(output_dir)
     _check_files(settings)
+    settings = replace(settings, model=model_in(settings.model))
     best_epoch = {} if settings.early_stopping_patience is None else _BEST_EPOCH
     given = {**RECIPE, **best_epoch, **settings.training_arguments}
     args: TrainingArguments = training_arguments(TrainingArguments, output_dir, given)

@@ -9,7 +9,7 @@ from modeling_magic.conversion import chain_config, convert_from_magic, convert_
 from ..data.fitting import fit_tokenizer
 from ..files import written_at_once
 from .export import check_export_folder, export_model, write_files
-from .model_folders import card_facts, fetch_folder, file_of_model, public_name, tokenizer_of
+from .model_folders import card_facts, fetch_folder, file_of_model, model_in, public_name, tokenizer_of
 from .sentence_folders import (
     CROSS_ENCODER_FIELDS,
     MODULES_NAME,
@@ -40,7 +40,7 @@ def convert_checkpoint(
         ValueError: the source cannot be converted, a named or needed tokenizer does not exist, or `output_dir` holds
             something else.
     """
-    output_dir = Path(output_dir)
+    source, output_dir = model_in(source), Path(output_dir)
     check_export_folder(output_dir)
     sentences = _read_sentences(source)
     chain_config(sentences.encoder)

@@ -1,5 +1,6 @@
 """Files in a model's folder, or in its repository on the Hub, and the completion of a folder into an export."""
 
+import logging
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from hashlib import sha256
@@ -20,9 +21,12 @@ from modeling_magic.conversion import load_magic
 
 from ..files import file_sha256, read_json
 from .card import CARD_NAME
-from .contents import MANIFEST_NAME, recorded_hashes
+from .contents import CONFIG_NAME, MANIFEST_NAME, recorded_hashes
 from .export import SENTENCE_FILES, TOKENIZER_FILES, export_model
-from .sentence_folders import json_of
+from .sentence_folders import MODULES_NAME, json_of
+
+
+logger = logging.getLogger(__name__)
 
 
 _WANTED_FILES = ["*.json", "*.txt", "*.model", *TOKENIZER_FILES, CARD_NAME, "*.safetensors"]
@@ -31,7 +35,31 @@ _OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
 _INHERITED = ("search", "converted_from", "compressed_from", "budget")
 # Measurements that `Trainer` makes of its own run.
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "samples")
+_MODEL = "model"
+_MODELS_OF_RUNS = (f"{_MODEL}/*", f"*/{_MODEL}")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def model_in(name_or_path: str | Path) -> str:
+    """Returns the folder of the model in the folder of a run; the folder of a model or a name on the Hub unchanged.
+
+    Runs write a model to `model`, to a folder in it for each of several budgets, or to `TASK/model`.
+
+    Raises:
+        ValueError: the run has several models.
+    """
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir() or any((folder / name).is_file() for name in (CONFIG_NAME, MANIFEST_NAME, MODULES_NAME)):
+        return str(name_or_path)
+    found = [folder / _MODEL] if (folder / _MODEL / CONFIG_NAME).is_file() else []
+    found = found or sorted(path.parent for place in _MODELS_OF_RUNS for path in folder.glob(f"{place}/{CONFIG_NAME}"))
+    if len(found) > 1:
+        raise ValueError(
+            f"{name_or_path} is a run with {len(found)} models; give the folder of one: {', '.join(map(str, found))}"
+        )
+    if found:
+        logger.info(f"model: {found[0]}")
+    return str(found[0] if found else name_or_path)
 
 
 def file_of_model(name_or_path: str, filename: str) -> Path | None:

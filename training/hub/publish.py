@@ -36,7 +36,7 @@ from ..data.fitting import num_rows
 from .card import CARD_NAME, HEADS, card_template
 from .contents import MANIFEST_NAME
 from .export import OTHER_FILES, WEIGHT_FILES
-from .model_folders import export_folder, has_other_weights
+from .model_folders import export_folder, has_other_weights, model_in
 from .presets import load_preset
 
 
@@ -93,7 +93,7 @@ def push_model(
         PermissionError: the Hub refuses the token.
         ConnectionError: the Hub cannot be reached, or the connection broke.
     """
-    folder = Path(folder)
+    folder = Path(model_in(folder))
     validate_repo_id(repo_id)
     send = partial(
         _push, repo_id=repo_id, private=private, revision=revision, dry_run=dry_run, token=token, title=commit_message

@@ -21,7 +21,7 @@ from .card_checks import check_card
 from .contents import CONFIG_NAME, MANIFEST_NAME, mapping_at, recorded_hashes
 from .export import describe_model
 from .file_checks import check_files, check_record
-from .model_folders import fetch_folder
+from .model_folders import fetch_folder, model_in
 from .rescore import read_judged_on, rescore
 from .verified_folder import (
     DIFFERS,
@@ -37,8 +37,6 @@ from .verified_folder import (
 )
 
 
-# The folders in which runs keep their models.
-_MODELS_OF_RUNS = ("model", SUPERNET_NAME)
 # Files of an export in addition to those that a model is loaded from.
 _FURTHER_FILES = ("*.py", "*.png", "*.yaml")
 
@@ -111,7 +109,7 @@ def _find(name: str) -> Path:
         return fetch_folder(name, _FURTHER_FILES)
     if (folder / CONFIG_NAME).is_file() or (folder / MANIFEST_NAME).is_file():
         return folder
-    for inside in (folder / model for model in _MODELS_OF_RUNS):
+    for inside in (Path(model_in(folder)), folder / SUPERNET_NAME):
         if (inside / CONFIG_NAME).is_file():
             return inside
     below = sorted(str(path.parent) for path in folder.rglob(CONFIG_NAME))[:5]

@@ -205,6 +205,8 @@ def run(folder):
             "mlm_probability": 0.25,
             "data": {"source": str(folder / "text"), "tokenizer": str(folder / "supernet"), "block_size": 32},
             "training_arguments": {
+                "sampler": "gradual",
+                "alignment": "anchor",
                 "max_steps": 8, "save_steps": 4, "save_strategy": "steps", "per_device_train_batch_size": 4,
                 "alignment_warmup_steps": 2, "anchor_eval_steps": 2, "num_validation_sequences": 8, "shrink": True,
                 "alignment_weight": 0.25, "alignment_every_n_layers": 1,

@@ -212,9 +212,10 @@ def test_equal_scores_are_named(truth, supernets, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({}, "MAGIC-AT, k = 1"),
-        ({"alignment": "none", "num_substitutions": 2}, "MAGIC-T, k = 2"),
-        ({"sampler": "uniform"}, "MAGIC-A"),
+        ({}, "SPOS"),
+        ({"sampler": "gradual", "alignment": "anchor"}, "MAGIC-AT, k = 1"),
+        ({"sampler": "gradual", "num_substitutions": 2}, "MAGIC-T, k = 2"),
+        ({"alignment": "anchor"}, "MAGIC-A"),
         ({"sampler": "uniform", "alignment": "none"}, "SPOS"),
         ({"sampler": "fair", "alignment": "none"}, "FairNAS"),
         ({"sampler": "fair", "alignment": "anchor"}, "FairNAS + anchor"),
@@ -244,7 +245,7 @@ def test_super_nets_that_differ_in_more_than_the_seed_are_not_averaged(truth, su
         record["settings"]["training_arguments"] = arguments
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     # 0.5 is what is taken where nothing is said.
-    expected = [f"MAGIC-AT, k = 1, alignment_weight = {value}" for value in (0.5, 0.5, 1.0)]
+    expected = [f"SPOS, alignment_weight = {value}" for value in (0.5, 0.5, 1.0)]
     assert methods_of("a", "b", "c") == expected
     # Of a model without a run nothing is known.
     for name in "de":

@@ -204,7 +204,10 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
         ({"methods": {}}, "methods is empty"),
         ({"num_children": 61}, "num_children is 61, but .* has 60 such cells"),
         ({"methods": {"a": {"seed": 1}}}, "a sets the seed"),
-        ({"methods": {"a": {"num_substitutions_from": 7}}}, "num_substitutions_from is 7; choose 1 to 6"),
+        (
+            {"methods": {"a": {"sampler": "gradual", "num_substitutions_from": 7}}},
+            "num_substitutions_from is 7; choose 1 to 6",
+        ),
         ({"methods": {"a": {"shrink": True}}}, "a shrinks its super-nets"),
         ({"methods": {"a": {"max_steps": 3}}}, "equal_compute sets the steps of a"),
         ({"methods": {"a b": {}, "a  b": {}}}, "have the same folder"),

@@ -212,7 +212,10 @@ def test_one_budget_has_its_model_in_the_folder_itself(tmp_path, monkeypatch, ca
         (["pretrain", "-o", "{tmp}/run", "--text", "{tmp}/nowhere"], "nowhere"),
         (["pretrain", "-o", "{tmp}/run", "--text", "{tmp}/empty"], "empty"),
         (["pretrain", "-o", "{tmp}/run", "--preset", "bert-base"], "super-net needs a layer with several candidates"),
-        (["pretrain", "-o", "{tmp}/run", "--set", "num_substitutions=99"], "choose 1 to 6, the number of layers"),
+        (
+            ["pretrain", "-o", "{tmp}/run", "--sampler", "gradual", "--set", "num_substitutions=99"],
+            "choose 1 to 6, the number of layers",
+        ),
         (["pretrain", "-o", "{tmp}/run", "--set", "optim=[1"], "is not a valid YAML value"),
         (["pretrain", "-o", "{tmp}/run", "--set", "max_step=3"], "did you mean 'training_arguments.max_steps'"),
         (["pretrain", "-o", "{tmp}/run", "--set", "max_steps"], "has no value; write KEY=VALUE"),

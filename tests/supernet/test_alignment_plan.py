@@ -13,7 +13,8 @@ from training.supernet.supernet_options import ALIGNMENTS, SupernetOptions
 
 
 def options(**changes: Any) -> SupernetOptions:
-    return SupernetOptions(**{"alignment_warmup_steps": 0, "alignment_every_n_layers": 2, **changes})
+    given = {"alignment": "anchor", "alignment_warmup_steps": 0, "alignment_every_n_layers": 2, **changes}
+    return SupernetOptions(**given)
 
 
 def played(args: SupernetOptions, epoch_steps: int, num_steps: int) -> tuple[list[int], list[int]]:

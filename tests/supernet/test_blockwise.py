@@ -526,10 +526,10 @@ def test_shrinking_and_ranking_keep_to_a_budget(tmp_path):
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):
-    arguments = {"report_to": "none", "alignment": "none"}
+    arguments = {"report_to": "none", "sampler": "gradual", "alignment": "none"}
     config, args = toy_config(0.0), MagicTrainingArguments(str(tmp_path), **arguments)
     with pytest.raises(ValueError, match=r"alignment is 'anchor'.*set alignment=none"):
-        check_blockwise(config, MagicTrainingArguments(str(tmp_path), report_to="none"), 2)
+        check_blockwise(config, MagicTrainingArguments(str(tmp_path), report_to="none", alignment="anchor"), 2)
     with pytest.raises(ValueError, match="num_blocks is 5; choose 1 to 4"):
         check_blockwise(config, args, 5)
     with pytest.raises(ValueError, match="num_substitutions_from is 2, but k is constant in block-wise training"):

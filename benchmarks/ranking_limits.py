@@ -12,7 +12,6 @@ all children. A third group is the better half of the second. The last column is
 have equally many convolutions, which a count of convolutions cannot rank.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from tables import mean_with_interval, parser_of, publish
 from winners import Losses, read_methods
 
 from training import load_preset
+from training.analysis.ranking import tau_among_equals
 from training.space.costs import additive_cost
 from training.space.search_space import Architecture
 
@@ -41,16 +41,8 @@ def tau(children: Sequence[Architecture], true: Losses, score: Mapping[Architect
 
 
 def tau_of_equals(children: Sequence[Architecture], true: Losses, score: Losses) -> float:
-    """Returns Kendall's tau between children with equally many convolutions: the mean over counts, weighted by pairs.
-
-    Counts for which all children have the same score are skipped.
-    """
-    by_number: dict[int, list[Architecture]] = {}
-    for child in children:
-        by_number.setdefault(_num_convolutions(child), []).append(child)
-    taus = [(len(own) * (len(own) - 1), tau(own, true, score)) for own in by_number.values() if len(own) > 1]
-    ranked = [(pairs, own) for pairs, own in taus if math.isfinite(own)]
-    return sum(pairs * own for pairs, own in ranked) / sum(pairs for pairs, _ in ranked) if ranked else math.nan
+    """Returns Kendall's tau between children with equally many convolutions (see `tau_among_equals`)."""
+    return tau_among_equals({child: true[child] for child in children}, score, _num_convolutions)
 
 
 def _num_convolutions(child: Architecture) -> int:

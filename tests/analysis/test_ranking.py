@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 from toy_scores import CHILDREN, measured, normal, scores_of
 
-from training.analysis.ranking import check_scores, compare_rankings, evaluate_ranking, method_tau, truth_noise
+from training.analysis.ranking import (
+    check_scores,
+    compare_rankings,
+    evaluate_ranking,
+    method_tau,
+    tau_among_equals,
+    truth_noise,
+)
 
 
 small = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=5, max_size=9)
@@ -221,3 +228,16 @@ def test_what_cannot_be_ranked_is_named(change, message):
     if "truth" not in message:
         with pytest.raises(ValueError, match=message.replace("score", "truth")):
             check_scores(truth=change(truth), score=change(truth))
+
+
+# ---- Children of equal size ----
+
+
+def test_tau_among_equals_is_that_of_the_groups():
+    children = [(name,) for name in "abcdefg"]
+    truth = dict(zip(children, (1.0, 2.0, 3.0, 9.0, 8.0, 5.0, 7.0), strict=True))
+    scores = dict(zip(children, (1.0, 3.0, 2.0, 5.0, 6.0, 4.0, 4.0), strict=True))
+    size = {child: float(child[0] in "de") + 2 * float(child[0] in "fg") for child in children}
+    # Three pairs of a, b and c with one swapped; d and e are swapped; f and g have the same score and are skipped.
+    assert tau_among_equals(truth, scores, size.__getitem__) == pytest.approx((3 * (1 / 3) - 1) / 4)
+    assert math.isnan(tau_among_equals(truth, scores, hash))

@@ -17,9 +17,9 @@ from test_cell_run import ARGUMENTS
 from toy_cells import write_images, write_table
 from toy_cli import run_main
 
-from training.analysis.ranking import method_tau
+from training.analysis.ranking import method_tau, tau_among_equals
 from training.cells.cell_run import RankingCurve, training_cost
-from training.cells.cell_space import CONV3, SKIP, cell_space, format_cell, parse_cell
+from training.cells.cell_space import CONV1, CONV3, SKIP, cell_space, format_cell, parse_cell
 from training.cells.cell_sweep import method_steps, run_cells, supernet_settings
 from training.cells.published import load_published
 from training.cells.settings import CellSettings, CellSweepSettings
@@ -63,6 +63,10 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def convolutions(child):
+    return 10 * child.count(CONV3) + child.count(CONV1)
+
+
 def test_methods_are_held_against_the_table(tmp_path, settings):
     result = run_cells(settings, tmp_path / "sweep")
     truth = load_published(settings.table, "accuracy").means
@@ -81,6 +85,11 @@ def test_methods_are_held_against_the_table(tmp_path, settings):
         assert row["tau"] == pytest.approx(mean(taus))
         assert row["winner"] == pytest.approx(mean(worth[max(one, key=one.get)] for one in own))
         assert (row["tau_low"], row["tau_high"]) == method_tau(worth, own, 50).interval
+        # Only convolutions have parameters, and each of their kinds has a number of its own.
+        equals = [
+            tau_among_equals(worth, one, lambda child: 10 * child.count(CONV3) + child.count(CONV1)) for one in own
+        ]
+        assert row["tau_equal_parameters"] == pytest.approx(mean(equals))
     assert [row["method"] for row in result["methods"]] == ["SPOS", "MAGIC-AT", "parameters", "FLOPs"]
     # Convolutions are worth something in the made-up table.
     assert result["methods"][2]["tau"] > 0.4

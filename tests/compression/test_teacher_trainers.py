@@ -320,8 +320,10 @@ def test_aligned_batches_are_not_cut(bench, tmp_path):
     assert not supernet_trainer(bench, tmp_path, aligned=True).can_be_cut
 
 
-def test_a_supernet_learns(bench, tmp_path):
-    trainer = supernet_trainer(bench, tmp_path, max_steps=30, learning_rate=3e-3)
+@pytest.mark.parametrize("sampler", ["gradual", "uniform"])
+def test_a_supernet_learns(bench, tmp_path, sampler):
+    """Uniform children of so small a space include the one that has SKIP in every layer and nothing to learn."""
+    trainer = supernet_trainer(bench, tmp_path, max_steps=30, learning_rate=3e-3, sampler=sampler)
     child = ("MHA2x16", "FFN", "MHA2x16", "FFN")
 
     def loss() -> float:

@@ -126,7 +126,7 @@ def test_hidden_files_and_links_to_nowhere_are_no_part_of_it(exported):
 
 
 def test_runs_put_their_models_where_they_are_looked_for():
-    from training.hub import verified_folder, verify
+    from training.hub import model_folders, verified_folder
 
-    assert verify._MODELS_OF_RUNS == (MODEL_FOLDER, SUPERNET_FOLDER)
+    assert model_folders._MODEL == MODEL_FOLDER
     assert (verified_folder.SUPERNET_NAME, verified_folder.RESULT_NAME) == (SUPERNET_FOLDER, RESULT_NAME)

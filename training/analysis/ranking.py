@@ -7,7 +7,7 @@ fewer than about ten children these intervals are too narrow.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import stdev
@@ -264,6 +264,28 @@ def method_tau(
     taus, resampled = _taus(truth, scores, num_resamples, seed)
     means = _mean_of_redrawn(resampled, np.random.default_rng((seed, 1)))
     return MethodTau(tuple(taus.tolist()), _interval(means, confidence))
+
+
+def tau_among_equals(truth: Scores, scores: Scores, size: Callable[[Architecture], float]) -> float:
+    """Returns Kendall's tau among children of equal size, which size itself cannot rank: the mean weighted by pairs.
+
+    Groups of equal size in which all children have the same truth or the same score are skipped; NaN if all are.
+
+    Args:
+        truth: the true value of each child, higher is better.
+        scores: a score for each of them.
+        size: what equal children have in common, such as the number of parameters.
+    """
+    groups: dict[float, list[Architecture]] = {}
+    for child in truth:
+        groups.setdefault(size(child), []).append(child)
+    total = pairs = 0.0
+    for own in groups.values():
+        true, score = [truth[child] for child in own], [scores[child] for child in own]
+        if len(set(true)) > 1 and len(set(score)) > 1:
+            total += len(own) * (len(own) - 1) * float(kendalltau(true, score).statistic)
+            pairs += len(own) * (len(own) - 1)
+    return total / pairs if pairs else math.nan
 
 
 @dataclass(frozen=True)

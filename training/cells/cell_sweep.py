@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..analysis.ranking import MethodTau, Scores, check_scores, compare_rankings, evaluate_ranking, method_tau
+from ..analysis.ranking import (
+    MethodTau,
+    Scores,
+    check_scores,
+    compare_rankings,
+    evaluate_ranking,
+    method_tau,
+    tau_among_equals,
+)
 from ..analysis.ranking_run import file_name, flat_intervals, write_rows
 from ..analysis.truth import Truth
 from ..drawing import SERIES, clean, write_figure
@@ -213,7 +221,8 @@ def _judge(
     middle = float(np.median(list(means.values())))
     better = {child: value for child, value in means.items() if value >= middle}
     groups = {name: [one for one in trained if one.method == name] for name in settings.methods}
-    rows = [_method_row(name, group, means, better, settings.num_resamples) for name, group in groups.items()]
+    size = _num_parameters(settings)
+    rows = [_method_row(name, group, means, better, size, settings.num_resamples) for name, group in groups.items()]
     rows += _baselines(settings, means, better)
     first, *others = groups
     reference = [one.by_loss for one in groups[first] if _ranks(one.by_loss)]
@@ -251,7 +260,12 @@ def _tau(truth: Scores, scores: Sequence[Scores], num_resamples: int) -> MethodT
 
 
 def _method_row(
-    name: str, group: Sequence[_Trained], means: Scores, better: Scores, num_resamples: int
+    name: str,
+    group: Sequence[_Trained],
+    means: Scores,
+    better: Scores,
+    size: Callable[[Architecture], float],
+    num_resamples: int,
 ) -> dict[str, Any]:
     by_loss, by_accuracy = [one.by_loss for one in group], [one.by_accuracy for one in group]
     facts = {
@@ -261,7 +275,17 @@ def _method_row(
         "steps": group[0].result["steps"],
     }
     quality = _quality(by_loss, means, better, num_resamples)
-    return facts | quality | {"tau_by_accuracy": _tau(means, by_accuracy, num_resamples).mean}
+    equals = [tau_among_equals(means, one, size) for one in by_loss if _ranks(one)]
+    further = {
+        "tau_equal_parameters": mean(equals) if equals else math.nan,
+        "tau_by_accuracy": _tau(means, by_accuracy, num_resamples).mean,
+    }
+    return facts | quality | further
+
+
+def _num_parameters(settings: CellSweepSettings) -> Callable[[Architecture], float]:
+    config = CellConfig(candidate_operators=cell_space(settings.supernet.operators).to_json())
+    return partial(count_cell_parameters, config)
 
 
 def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamples: int) -> dict[str, Any]:
@@ -288,7 +312,8 @@ def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> li
     for name, cost in (("parameters", count_cell_parameters), ("FLOPs", count_cell_flops)):
         scores = {child: float(cost(config, child)) for child in means}
         facts = {"method": name, "num_supernets": 0, "num_ranking": 0, "steps": 0}
-        rows.append(facts | _quality([scores], means, better, settings.num_resamples) | {"tau_by_accuracy": None})
+        further = {"tau_equal_parameters": None, "tau_by_accuracy": None}
+        rows.append(facts | _quality([scores], means, better, settings.num_resamples) | further)
     return rows
 
 
@@ -386,6 +411,7 @@ def _table(
         "tau (95%)",
         "sd",
         "by accuracy",
+        "equal parameters",
         "better half",
         "accuracy of the first",
     ]
@@ -397,6 +423,7 @@ def _table(
             f"{row['tau']:.3f} ({row['tau_low']:.3f} to {row['tau_high']:.3f})",
             "" if row["spread"] is None else f"{row['spread']:.3f}",
             "" if row["tau_by_accuracy"] is None else f"{row['tau_by_accuracy']:.3f}",
+            "" if row["tau_equal_parameters"] is None else f"{row['tau_equal_parameters']:.3f}",
             f"{row['tau_better_half']:.3f}",
             f"{row['winner']:.2f}",
         ]

@@ -240,7 +240,9 @@ class CheckpointTrainer(_TeacherLoss, MagicTrainer):
 
     def prediction_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor, Any]:
         """Returns the objective's loss for the step's child."""
-        return self.teacher_loss(model, inputs, num_items_in_batch)
+        loss, outputs = self.teacher_loss(model, inputs, num_items_in_batch)
+        # The embeddings are frozen, so a child that has SKIP in every layer has nothing to learn.
+        return loss if loss.requires_grad else loss.requires_grad_(), outputs
 
     def _aligned_layers(self) -> list[int]:
         if self._anchor_teacher is None:

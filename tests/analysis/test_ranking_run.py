@@ -250,7 +250,7 @@ def test_super_nets_that_differ_in_more_than_the_seed_are_not_averaged(truth, su
     # Of a model without a run nothing is known.
     for name in "de":
         shutil.copytree(Path(supernets[0]) / "supernet", tmp_path / name)
-    assert methods_of("a", "d", "e") == ["MAGIC-AT, k = 1", "d", "e"]
+    assert methods_of("a", "d", "e") == ["SPOS", "d", "e"]
 
 
 def test_rankings_are_of_one_process(truth, supernets, tmp_path, monkeypatch):

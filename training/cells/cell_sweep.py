@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -221,9 +221,10 @@ def _judge(
     middle = float(np.median(list(means.values())))
     better = {child: value for child, value in means.items() if value >= middle}
     groups = {name: [one for one in trained if one.method == name] for name in settings.methods}
-    size = _num_parameters(settings)
+    costs = _costs(settings, list(means))
+    size = costs["parameters"]
     rows = [_method_row(name, group, means, better, size, settings.num_resamples) for name, group in groups.items()]
-    rows += _baselines(settings, means, better)
+    rows += _baselines(costs, means, better, settings.num_resamples)
     first, *others = groups
     reference = [one.by_loss for one in groups[first] if _ranks(one.by_loss)]
     comparisons = [
@@ -264,7 +265,7 @@ def _method_row(
     group: Sequence[_Trained],
     means: Scores,
     better: Scores,
-    size: Callable[[Architecture], float],
+    size: Scores,
     num_resamples: int,
 ) -> dict[str, Any]:
     by_loss, by_accuracy = [one.by_loss for one in group], [one.by_accuracy for one in group]
@@ -275,7 +276,7 @@ def _method_row(
         "steps": group[0].result["steps"],
     }
     quality = _quality(by_loss, means, better, num_resamples)
-    equals = [tau_among_equals(means, one, size) for one in by_loss if _ranks(one)]
+    equals = [tau_among_equals(means, one, size.__getitem__) for one in by_loss if _ranks(one)]
     further = {
         "tau_equal_parameters": mean(equals) if equals else math.nan,
         "tau_by_accuracy": _tau(means, by_accuracy, num_resamples).mean,
@@ -283,9 +284,11 @@ def _method_row(
     return facts | quality | further
 
 
-def _num_parameters(settings: CellSweepSettings) -> Callable[[Architecture], float]:
+def _costs(settings: CellSweepSettings, children: Sequence[Architecture]) -> dict[str, dict[Architecture, float]]:
+    """The size of each child by the name of the cost."""
     config = CellConfig(candidate_operators=cell_space(settings.supernet.operators).to_json())
-    return partial(count_cell_parameters, config)
+    counts = (("parameters", count_cell_parameters), ("FLOPs", count_cell_flops))
+    return {name: {child: float(count(config, child)) for child in children} for name, count in counts}
 
 
 def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamples: int) -> dict[str, Any]:
@@ -305,16 +308,14 @@ def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamp
     }
 
 
-def _baselines(settings: CellSweepSettings, means: Scores, better: Scores) -> list[dict[str, Any]]:
+def _baselines(costs: Mapping[str, Scores], means: Scores, better: Scores, num_resamples: int) -> list[dict[str, Any]]:
     """Baselines that rank the benchmark's children by their size alone."""
-    config = CellConfig(candidate_operators=cell_space(settings.supernet.operators).to_json())
-    rows = []
-    for name, cost in (("parameters", count_cell_parameters), ("FLOPs", count_cell_flops)):
-        scores = {child: float(cost(config, child)) for child in means}
-        facts = {"method": name, "num_supernets": 0, "num_ranking": 0, "steps": 0}
-        further = {"tau_equal_parameters": None, "tau_by_accuracy": None}
-        rows.append(facts | _quality([scores], means, better, settings.num_resamples) | further)
-    return rows
+    facts = {"num_supernets": 0, "num_ranking": 0, "steps": 0}
+    further = {"tau_equal_parameters": None, "tau_by_accuracy": None}
+    return [
+        {"method": name, **facts, **_quality([scores], means, better, num_resamples), **further}
+        for name, scores in costs.items()
+    ]
 
 
 def _winner(scores: Scores, means: Scores) -> Architecture:

@@ -138,7 +138,11 @@ def magic_a(pairs: int) -> list[str]:
             trainer = MagicTrainer(
                 model=supernet,
                 args=MagicTrainingArguments(
-                    folder, report_to="none", alignment_batch_fraction=fraction, dataloader_pin_memory=False
+                    folder,
+                    report_to="none",
+                    alignment="anchor",
+                    alignment_batch_fraction=fraction,
+                    dataloader_pin_memory=False,
                 ),
                 train_dataset=[0],
                 eval_dataset=[0],

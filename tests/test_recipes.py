@@ -37,7 +37,8 @@ SWEEP = ["analyze", "sweep", *TEXT[2:4], *STEPS[:4], *SMALL, "--truth", "{truth}
 SWEEP += ["--set", "preset={toy}", "--set", "data.tokenizer={encoder}", "--set", "values=[1, 4]"]
 LONGER = ["--set", "values=[uniform, gradual]"]
 BLOCK = "{{alignment: anchor, anchor_challenger: block}}"
-LONGER += ["--set", f"references={{{{falling: {{{{num_substitutions_from: 4}}}}, block: {BLOCK}}}}}"]
+FALLING = "{{sampler: gradual, num_substitutions_from: 4}}"
+LONGER += ["--set", f"references={{{{falling: {FALLING}, block: {BLOCK}}}}}"]
 OPERATORS = ("MHA4", "FFN", "CONV3")
 # What a toy costs in milliseconds is not in its layers.
 COMPRESS = ["compress", "{compression}/minilm", "--text", "{compression}/text", *SHORT, "--max-params", "0.9x,0.6x"]

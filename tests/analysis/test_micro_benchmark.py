@@ -209,7 +209,7 @@ def test_the_pages_python_runs_as_it_stands(capsys):
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_rows_trained_again_match_within_the_noise_of_seeds(data_folder, tmp_path):
+def test_a_row_trained_again_matches_within_the_noise_of_seeds(data_folder, tmp_path):
     from training.analysis.ranking import truth_noise
     from training.analysis.settings import StandaloneSettings
     from training.analysis.standalone import StandaloneWorker
@@ -223,11 +223,11 @@ def test_rows_trained_again_match_within_the_noise_of_seeds(data_folder, tmp_pat
     assert isinstance(settings.data, DataSettings)
     worker = StandaloneWorker(replace(settings, seeds=(0,)), tmp_path)
     noise = truth_noise(table.truth().values)
-    for child in random.Random(0).sample(worker.children, 2):
-        worker.train(child, 0)
-        again, row = worker.record(child, 0), next(r for r in table.rows if (r.architecture, r.seed) == (child, 0))
-        assert again is not None
-        assert abs(again.val_loss - row.val_loss) < 3 * math.sqrt(2) * noise.within_sd
+    child = random.Random(0).choice(worker.children)
+    worker.train(child, 0)
+    again, row = worker.record(child, 0), next(r for r in table.rows if (r.architecture, r.seed) == (child, 0))
+    assert again is not None
+    assert abs(again.val_loss - row.val_loss) < 3 * math.sqrt(2) * noise.within_sd
 
 
 def test_a_child_with_more_seeds_is_not_shifted_by_them(tmp_path):

@@ -104,6 +104,11 @@ def test_methods_are_held_against_the_table(tmp_path, settings):
     assert len(rows_of(tmp_path / "sweep" / "curve.csv")) == 8
     assert {parse_cell(row["winner"]) for row in rows_of(tmp_path / "sweep" / "supernets.csv")} <= worth.keys()
     assert result["interference"].keys() == METHODS.keys()
+    cosines = {(row["method"], row["m"]): float(row["cosine"]) for row in rows_of(tmp_path / "sweep/interference.csv")}
+    assert cosines == {(name, m): value for name, own in result["interference"].items() for m, value in own.items()}
+    # An operator on an edge that leads nowhere has parameters but costs nothing.
+    assert result["methods"][2]["tau_equal_parameters"] is None
+    assert result["methods"][3]["tau_equal_parameters"] is not None
     for line in ("| SPOS | 2 |", "MAGIC-AT minus SPOS: ", "| method | m = 1 | m = 2 |"):
         assert line in result["table"]
     assert run_cells(settings, tmp_path / "sweep") == result

@@ -117,6 +117,7 @@ def test_a_magic_model_is_a_source_and_so_is_a_finished_run(tmp_path):
     model = MagicForMaskedLM(toy_config(candidate_operators=chain, vocab_size=len(tokenizer)))
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "run" / "model")
+    (tmp_path / "run" / "run.json").write_text("{}")
     source = load_source(str(tmp_path / "run"))
     assert source.kind == "masked_lm"
     assert source.folder == tmp_path / "run" / "model"

@@ -98,6 +98,10 @@ def test_a_run_stands_for_the_only_model_in_it(saved, tmp_path, caplog):
     for place in ("found/model", "tuned/train/model", "smaller/model/0.4x"):
         shutil.copytree(saved, tmp_path / "runs" / place)
         run = tmp_path / "runs" / place.partition("/")[0]
+        # Without its record a folder may be any, and may hold whatever it likes.
+        assert model_in(run) == str(run)
+        (run / "run.json").write_text("{}")
+        shutil.copytree(saved, run / "supernet" / "model")
         with caplog.at_level(logging.INFO, "training"):
             assert model_in(run) == str(tmp_path / "runs" / place)
         assert caplog.messages[-1] == f"model: {tmp_path / 'runs' / place}"

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM
 from modeling_magic import MagicForMaskedLM
 from training.hub.export import export_model
 from training.hub.verified_folder import DIFFERS, NOT_CHECKED, NOT_RECORDED, OK, VerifiedFolder, check, compare
-from training.runs.folders import MODEL_FOLDER, RESULT_NAME
+from training.runs.folders import MODEL_FOLDER, RESULT_NAME, RUN_NAME
 from training.supernet.loading import SUPERNET_FOLDER
 
 
@@ -128,5 +128,6 @@ def test_hidden_files_and_links_to_nowhere_are_no_part_of_it(exported):
 def test_runs_put_their_models_where_they_are_looked_for():
     from training.hub import model_folders, verified_folder
 
-    assert model_folders._MODEL == MODEL_FOLDER
+    names = (model_folders._RUN, model_folders._SUPERNET, model_folders._MODEL)
+    assert names == (RUN_NAME, SUPERNET_FOLDER, MODEL_FOLDER)
     assert (verified_folder.SUPERNET_NAME, verified_folder.RESULT_NAME) == (SUPERNET_FOLDER, RESULT_NAME)

@@ -132,6 +132,9 @@ def test_a_super_net_and_what_its_run_found(tmp_path):
 
 
 def test_the_folder_of_a_run_is_that_of_its_model(exported, tmp_path):
+    for run in ("run", "family"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "run.json").write_text("{}")
     shutil.copytree(exported, tmp_path / "run" / "model")
     assert verify_export(tmp_path / "run").folder == tmp_path / "run" / "model"
     for budget in ("params-0.3x", "params-0.5x"):

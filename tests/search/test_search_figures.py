@@ -74,6 +74,18 @@ def test_a_bert_pattern_on_its_plateau_does_not_press_the_children_into_a_line()
         assert not close.texts
 
 
+def test_every_child_is_shown_or_counted():
+    """A shown BERT pattern makes room for children that are far above the others as well."""
+    costs = {name: 100.0 + number for number, name in enumerate(CHILDREN[0].costs)}
+    losses = [3.5, 4.0, 4.0, 4.005, 4.01, 4.01, 4.04]
+    children = [replace(CHILDREN[0], val_loss=loss, costs=costs, source="search") for loss in losses]
+    far = replace(children[0], val_loss=4.3, costs={name: 10 * value for name, value in costs.items()})
+    pattern = replace(children[0], val_loss=4.5, source="BERT pattern")
+    axes = draw_loss_against_cost([*children, far, pattern], "num_parameters", WINNER).axes[0]
+    assert axes.get_xlim()[1] > far.costs["num_parameters"]
+    assert not axes.texts
+
+
 def test_history_is_the_running_minimum_within_the_budget():
     losses = [5.0, 4.0, NAN, 1.0, 3.0, 3.5]
     children = [

@@ -76,12 +76,22 @@ def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
                 f"remove shrink"
             )
         check_search(config, args, vocabulary=False)
+        if settings.parameter in change:
+            _check_effect(settings.parameter, args)
         if settings.equal_compute and ("max_steps" in change or args.max_steps < 1):
             raise ValueError(
                 f"equal_compute derives the steps of {name} from max_steps of the first value, so {name} cannot set "
                 f"its own; give max_steps once, in training_arguments"
             )
     return plan
+
+
+def _check_effect(parameter: str, args: MagicTrainingArguments) -> None:
+    """Raises a ValueError if the swept argument belongs to a method that is not used."""
+    if parameter.startswith("num_substitutions") and args.sampler != "gradual":
+        raise ValueError(f"{parameter} has no effect on the sampler {args.sampler!r}; set sampler to gradual")
+    if parameter.startswith(("alignment_", "anchor_")) and args.alignment == "none":
+        raise ValueError(f"{parameter} has no effect without alignment; set alignment to anchor or another target")
 
 
 def _value_name(settings: SweepSettings, value: Any) -> str:

@@ -239,6 +239,13 @@ def _judge(
     write_rows(run.folder / "methods.csv", rows)
     write_rows(run.folder / "supernets.csv", [_supernet_row(one, means) for one in trained])
     write_rows(run.folder / "comparisons.csv", [flat_intervals(row) for row in comparisons])
+    if interference:
+        rows_of_m = [
+            {"method": name, "m": int(number), "cosine": cosine}
+            for name, own in interference.items()
+            for number, cosine in own.items()
+        ]
+        write_rows(run.folder / "interference.csv", rows_of_m)
     if curve:
         write_rows(run.folder / "curve.csv", curve)
         write_figure(run.folder / "curve.png", draw_curves(curve))
@@ -311,9 +318,15 @@ def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamp
 def _baselines(costs: Mapping[str, Scores], means: Scores, better: Scores, num_resamples: int) -> list[dict[str, Any]]:
     """Baselines that rank the benchmark's children by their size alone."""
     facts = {"num_supernets": 0, "num_ranking": 0, "steps": 0}
-    further = {"tau_equal_parameters": None, "tau_by_accuracy": None}
+    size = costs["parameters"]
     return [
-        {"method": name, **facts, **_quality([scores], means, better, num_resamples), **further}
+        {
+            "method": name,
+            **facts,
+            **_quality([scores], means, better, num_resamples),
+            "tau_equal_parameters": None if scores is size else tau_among_equals(means, scores, size.__getitem__),
+            "tau_by_accuracy": None,
+        }
         for name, scores in costs.items()
     ]
 

@@ -445,7 +445,7 @@ def export(
     if onnx:
         # Checked before a child is written.
         check_packages(int8)
-    if not (source / SUPERNET_FOLDER).is_dir():
+    if not (source / SUPERNET_FOLDER / "config.json").is_file():
         source = model = Path(model_in(source))
     is_model = (source / "config.json").is_file()
     if is_model and architecture is not None:

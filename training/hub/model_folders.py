@@ -35,8 +35,9 @@ _OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
 _INHERITED = ("search", "converted_from", "compressed_from", "budget")
 # Measurements that `Trainer` makes of its own run.
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "samples")
-_MODEL = "model"
-_MODELS_OF_RUNS = (f"{_MODEL}/*", f"*/{_MODEL}")
+# The record of every run, and where runs put their models; a compression's super-net is not one of them.
+_RUN, _SUPERNET, _MODEL = "run.json", "supernet", "model"
+_PLACES = (_MODEL, f"{_MODEL}/*", f"*/{_MODEL}")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -49,10 +50,12 @@ def model_in(name_or_path: str | Path) -> str:
         ValueError: the run has several models.
     """
     folder = Path(name_or_path).expanduser()
-    if not folder.is_dir() or any((folder / name).is_file() for name in (CONFIG_NAME, MANIFEST_NAME, MODULES_NAME)):
+    if not (folder / _RUN).is_file() or _holds_model(folder):
         return str(name_or_path)
-    found = [folder / _MODEL] if (folder / _MODEL / CONFIG_NAME).is_file() else []
-    found = found or sorted(path.parent for place in _MODELS_OF_RUNS for path in folder.glob(f"{place}/{CONFIG_NAME}"))
+    found: list[Path] = []
+    for place in _PLACES:
+        models = (path for path in folder.glob(place) if _holds_model(path) and path.parent.name != _SUPERNET)
+        found = found or sorted(models)
     if len(found) > 1:
         raise ValueError(
             f"{name_or_path} is a run with {len(found)} models; give the folder of one: {', '.join(map(str, found))}"
@@ -60,6 +63,10 @@ def model_in(name_or_path: str | Path) -> str:
     if found:
         logger.info(f"model: {found[0]}")
     return str(found[0] if found else name_or_path)
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG_NAME, MANIFEST_NAME, MODULES_NAME))
 
 
 def file_of_model(name_or_path: str, filename: str) -> Path | None:

@@ -120,9 +120,10 @@ def _window_losses(axes: Axes, children: Sequence[ReportChild]) -> list[ReportCh
     ]
     low, high = min(child.val_loss for child in shown), max(child.val_loss for child in shown)
     margin = 0.06 * (high - low) or 0.01 * abs(low) or 0.01
-    axes.set_ylim(low - margin, high + margin)
-    _note_above(axes, [child for child in children if child.val_loss > high + margin])
-    return shown
+    top = high + margin
+    axes.set_ylim(low - margin, top)
+    _note_above(axes, [child for child in children if child.val_loss > top])
+    return [child for child in children if child.val_loss <= top]
 
 
 def _note_above(axes: Axes, children: Sequence[ReportChild]) -> None:

@@ -35,7 +35,7 @@ class MagicTrainer(SearchTrainer):
     ```python
     >>> trainer = MagicTrainer(
     ...     model=MagicForMaskedLM(supernet_config),
-    ...     args=MagicTrainingArguments("run", max_steps=1000, shrink=True, shrink_every_n_steps=50),
+    ...     args=MagicTrainingArguments("run", max_steps=1000, sampler="gradual", alignment="anchor"),
     ...     train_dataset=data.train,
     ...     eval_dataset=data.validation,
     ...     data_collator=MaskingCollator(data.tokenizer),

@@ -302,3 +302,5 @@ def test_two_processes_are_one_of_twice_the_batch(tmp_path):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed(Path(sys.argv[1]))
+    # Without this, a process may abort at its exit.
+    torch.distributed.destroy_process_group()

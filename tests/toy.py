@@ -120,3 +120,6 @@ if __name__ == "__main__":
         distributed(folder, toy_config(0.0), PLAIN, on_cuda=mode == "plain-on-cuda")
     else:
         toy_trainer(folder, callbacks=[KillAt(int(mode))], **RESUMABLE).train()
+    if torch.distributed.is_initialized():
+        # Without this, a process may abort at its exit.
+        torch.distributed.destroy_process_group()

@@ -105,3 +105,5 @@ def distributed(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed(Path(sys.argv[1]))
+    # Without this, a process may abort at its exit.
+    torch.distributed.destroy_process_group()

@@ -488,3 +488,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     random.seed(0)
     train_as_one_of_two(Path(sys.argv[1]))
+    # Without this, a process may abort at its exit.
+    torch.distributed.destroy_process_group()

@@ -243,3 +243,5 @@ def test_two_processes_share_the_work(tmp_path):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     fill_as_one_of_two(Path(sys.argv[1]))
+    # Without this, a process may abort at its exit.
+    torch.distributed.destroy_process_group()

@@ -740,3 +740,5 @@ def test_toy_data_without_padding_trains(tmp_path):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed(Path(sys.argv[1]))
+    # Without this, a process may abort at its exit.
+    torch.distributed.destroy_process_group()

@@ -93,6 +93,7 @@ def test_a_refused_start_leaves_its_folder_free(tmp_path, preset, data, monkeypa
     assert pretrain(search_settings(preset, data, max_steps=3), tmp_path)["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_second_process_may_be_killed_and_the_search_goes_on(tmp_path, preset, data, search_run):
     """kill -9 in the middle of `magic-nas pretrain`; the same command then ends with the same result."""
     folder, whole = search_run

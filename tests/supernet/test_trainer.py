@@ -873,6 +873,7 @@ def test_two_processes_draw_decide_and_hold_the_same(tmp_path):
     assert first["shrink_history"]
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_sequences_are_one_of_eight(tmp_path):
     """Both losses are scaled right across processes: the weights are those of one process with the whole batch."""
     run_on_two_processes("plain", tmp_path)

@@ -16,6 +16,7 @@ from toy_verify import flip_byte
 from transformers import AutoModelForMaskedLM, BertConfig, BertForSequenceClassification
 
 from modeling_magic import MagicForMaskedLM, MagicModel
+from training.cli import main as run
 from training.compression.settings import KINDS
 from training.hub.export import export_model
 from training.hub.publish import check_export
@@ -294,3 +295,17 @@ def test_a_classifier_is_scored_and_predicts_a_file(tmp_path, monkeypatch, capsy
     code, _, err = run_main(monkeypatch, capsys, "predict", *given, "-o", tmp_path / "out.xlsx")
     assert code == 2
     assert "give a file that ends in .csv or .jsonl" in err
+
+
+def test_a_finished_command_leaves_the_other_processes(tmp_path, monkeypatch):
+    """As one process of torchrun does; a group that is left to the interpreter's exit may abort it."""
+
+    def command() -> None:
+        store = f"file://{tmp_path / 'store'}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(sys.modules["training.cli.main"], "app", command)
+    with pytest.raises(SystemExit, match="0"):
+        run()
+    assert not torch.distributed.is_initialized()

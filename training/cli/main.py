@@ -568,6 +568,10 @@ def main() -> None:
     try:
         with signals_handled():
             app()
+    except SystemExit as end:
+        if not end.code:
+            _leave_processes()
+        raise
     except Stopped as stop:
         _end(128 + stop.number, f"{stop}{goes_on()}")
     except Exception as error:
@@ -575,6 +579,13 @@ def main() -> None:
         if os.environ.get("MAGIC_TRACEBACK") or (line is None and not isinstance(error, ValueError | OSError)):
             raise
         _end(2 if line is None else 1, f"error: {line or error}")
+
+
+def _leave_processes() -> None:
+    """Closes the connections to the other processes of torchrun: without this, a process may abort at its exit."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _end(code: int, line: str) -> None:

@@ -278,8 +278,9 @@ def magic_a(sizes: Sizes) -> Iterator[str]:
 def search_steps(sizes: Sizes, batch: tuple[int, int], folder: str) -> tuple[Step, Step]:
     """Returns steps of one trainer, without an anchor and with one."""
     on_cpu = sizes.device.type == "cpu"
-    given: dict[str, Any] = {"report_to": "none", "dataloader_pin_memory": False, "bf16": True, "use_cpu": on_cpu}
-    args = MagicTrainingArguments(folder, alignment="anchor", **given)
+    args = MagicTrainingArguments(
+        folder, alignment="anchor", bf16=True, use_cpu=on_cpu, report_to="none", dataloader_pin_memory=False
+    )
     trainer = MagicTrainer(model=supernet_of(sizes), args=args, train_dataset=[0], eval_dataset=[0])
     optimizer: Any = trainer.create_optimizer()
     # As `train` does before its loop: preparing the model puts autocast around its forward pass.

@@ -147,7 +147,15 @@ def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
         ({"num_resamples": "many"}, "num_resamples is 'many'; it must be a whole number"),
         ({"num_children": 60.5}, "num_children is 60.5; it must be a whole number"),
         ({"lower_is_better": "no"}, "lower_is_better is 'no'"),
-        ({"parameter": "alignment_weight", "values": [0.1, 0.5]}, "alignment_weight has no effect without alignment"),
+        ({"parameter": "alignment_weight", "values": [0.1, 0.5]}, "set alignment to anchor or top_percent or average"),
+        (
+            {
+                "parameter": "anchor_top_percent",
+                "values": [0],
+                "training_arguments": {"alignment": "anchor", "alignment_every_n_layers": 1},
+            },
+            "anchor_top_percent has no effect with alignment 'anchor'; set alignment to top_percent",
+        ),
         (
             {"parameter": "num_substitutions", "training_arguments": {"sampler": "uniform"}},
             "num_substitutions has no effect on the sampler 'uniform'; set sampler to gradual",

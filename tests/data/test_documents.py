@@ -7,7 +7,6 @@ import json
 import logging
 import lzma
 import math
-import random
 import textwrap
 
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from toy_packages import installer
+from toy_text import make_texts
 
 from training.data import docstrings
 from training.data import documents as documents_module
@@ -23,13 +23,6 @@ from training.data.documents import files_of, is_held_out, load_documents, split
 
 
 disable_progress_bars()
-
-WORDS = "the a of to and in is model reads reading text learns layer search child weights batch hidden".split()
-
-
-def make_texts(count, num_words=40, seed=0):
-    rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=num_words)).capitalize() + "." for _ in range(count)]
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from ..supernet.evaluation import Batch, judging_batches
 from ..supernet.pretrain import pretrain
 from ..supernet.settings import PretrainSettings
 from ..supernet.setup import check_search
+from ..supernet.supernet_options import ALIGNMENTS
 from ..tables import markdown_table
 from .ranking import MethodTau, Scores, TruthNoise
 from .ranking_figures import SweepPoint, draw_sweep
@@ -46,6 +47,16 @@ logger = logging.getLogger(__name__)
 
 
 SUPERNETS_FOLDER = "supernets"
+# Alignments that the arguments of a single kind belong to.
+_ALIGNMENTS = {
+    "anchor_eval_steps": ("anchor",),
+    "anchor_challenger": ("anchor",),
+    "anchor_top_percent": ("top_percent",),
+    "anchor_hysteresis_percent": ("top_percent",),
+    "anchor_pool_size": ("top_percent",),
+    "anchor_rank_steps": ("top_percent",),
+    "num_average_children": ("average",),
+}
 
 
 def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
@@ -90,8 +101,11 @@ def _check_effect(parameter: str, args: MagicTrainingArguments) -> None:
     """Raises a ValueError if the swept argument belongs to a method that is not used."""
     if parameter.startswith("num_substitutions") and args.sampler != "gradual":
         raise ValueError(f"{parameter} has no effect on the sampler {args.sampler!r}; set sampler to gradual")
-    if parameter.startswith(("alignment_", "anchor_")) and args.alignment == "none":
-        raise ValueError(f"{parameter} has no effect without alignment; set alignment to anchor or another target")
+    targets = _ALIGNMENTS.get(parameter, ALIGNMENTS[1:] if parameter.startswith("alignment_") else None)
+    if targets is not None and args.alignment not in targets:
+        raise ValueError(
+            f"{parameter} has no effect with alignment {args.alignment!r}; set alignment to {' or '.join(targets)}"
+        )
 
 
 def _value_name(settings: SweepSettings, value: Any) -> str:

@@ -34,7 +34,7 @@ from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..data.fitting import num_rows
 from .card import CARD_NAME, HEADS, card_template
-from .contents import MANIFEST_NAME
+from .contents import CONFIG_NAME, MANIFEST_NAME
 from .export import OTHER_FILES, WEIGHT_FILES
 from .model_folders import export_folder, has_other_weights, model_in
 from .presets import load_preset
@@ -98,24 +98,29 @@ def push_model(
     send = partial(
         _push, repo_id=repo_id, private=private, revision=revision, dry_run=dry_run, token=token, title=commit_message
     )
-    if (folder / MANIFEST_NAME).is_file():
-        check_export(folder)
+    if (folder / MANIFEST_NAME).is_file() or not (folder / CONFIG_NAME).is_file():
+        names = check_export(folder)
         if not has_other_weights(folder):
-            return send(folder)
+            return send(folder, names)
         logger.warning(
             f"the weights of {folder} are not those that its {MANIFEST_NAME} records, so its scores are not theirs; "
             f"it is sent with a new card and without those scores"
         )
-    elif not (folder / "config.json").is_file():
-        return send(folder)
     with TemporaryDirectory() as temporary:
-        return send(export_folder(folder, Path(temporary) / folder.resolve().name))
+        whole = export_folder(folder, Path(temporary) / folder.resolve().name)
+        return send(whole, check_export(whole))
 
 
 def _push(
-    folder: Path, repo_id: str, private: bool, revision: str | None, dry_run: bool, token: str | None, title: str
+    folder: Path,
+    names: list[str],
+    repo_id: str,
+    private: bool,
+    revision: str | None,
+    dry_run: bool,
+    token: str | None,
+    title: str,
 ) -> PushReport:
-    names = check_export(folder)
     branch = revision or constants.DEFAULT_REVISION
     if dry_run:
         return _report(repo_id, branch, None, _contents(folder, names, repo_id))

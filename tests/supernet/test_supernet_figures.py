@@ -105,6 +105,8 @@ def test_a_panel_without_content_is_left_out(drawn):
     titles = [axes.get_title() for axes in drawn(draw_health, search_of(health=health_of(probes=[]))).axes]
     assert "probe children" not in titles
     assert "distance between consecutive children" in titles
+    # Two heat maps with their colour bars, and the distances; no empty axes.
+    assert len(titles) == 5
 
 
 def test_a_steep_start_leaves_room_for_the_end(drawn):

@@ -36,6 +36,7 @@ from training.distillation.teacher import (
     TeacherCache,
     check_teacher,
     check_tokenizers,
+    follow_teacher,
     head_of,
     load_teacher,
     masked_logits,
@@ -43,6 +44,8 @@ from training.distillation.teacher import (
     teacher_inputs,
     weights_hash,
 )
+from training.retraining.settings import DistillSettings
+from training.supernet.blockwise import load_teacher_encoder
 
 
 SIZES: dict[str, Any] = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -87,6 +90,16 @@ def test_a_teacher_is_loaded_frozen_without_dropout(tmp_path):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert all(torch.equal(own, other) for own, other in zip(teacher.parameters(), source.parameters(), strict=True))
     assert isinstance(load_teacher(saved(MagicForMaskedLM(toy_child()), tmp_path / "magic")), MagicForMaskedLM)
+
+
+@pytest.mark.parametrize("place", ["model", "model/flops-0.5x", "mine/model"])
+def test_a_run_stands_for_the_teacher_in_it(place, tmp_path):
+    saved(BertForMaskedLM(BertConfig(**SIZES)), tmp_path / place)
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    assert isinstance(load_teacher(tmp_path, tokenizer()), BertForMaskedLM)
+    assert isinstance(load_teacher_encoder(tmp_path, tokenizer()), BertModel)
+    source, followed = follow_teacher(DistillSettings(teacher=str(tmp_path)))
+    assert source == followed.data.tokenizer == str(tmp_path / place)
 
 
 def test_rows_that_stand_for_no_token_are_cut_off(tmp_path):

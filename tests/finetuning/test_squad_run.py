@@ -254,13 +254,14 @@ def test_the_measures_are_there_while_training(models, files, tmp_path):
 
 
 def test_a_teacher_is_learnt_from(finished, models, files, tmp_path):
-    teacher = finished[0] / "model"
+    # A run stands for the model in it.
+    teacher = finished[0]
     settings = run_settings(models["bert"], files, teacher=str(teacher), distillation_weight=1.0, temperature=2.0)
     settings = replace(settings, teacher_cache=str(tmp_path / "cache"))
     result = run_squad(settings, tmp_path / "run")
     losses = [entry["loss_teacher"] for entry in result["log_history"] if "loss_teacher" in entry]
     assert losses[-1] < losses[0]
-    assert result["objective"] == "answers as spans (SQuAD 1.1), distilled from model"
+    assert result["objective"] == f"answers as spans (SQuAD 1.1), distilled from {teacher.name}"
     assert any((tmp_path / "cache").iterdir())
 
 

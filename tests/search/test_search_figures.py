@@ -69,6 +69,12 @@ def test_a_bert_pattern_on_its_plateau_does_not_press_the_children_into_a_line()
         assert beside.get_ylim() == alone.get_ylim()
         assert beside.get_xlim() == alone.get_xlim()
         assert "BERT pattern above, at 60" in [text.get_text() for text in beside.texts]
+        # The legend names it only where it is drawn.
+        assert ["BERT pattern" in axes.get_legend_handles_labels()[1] for axes in (alone, beside, close)] == [
+            False,
+            False,
+            True,
+        ]
         # One near them is shown.
         assert close.get_ylim()[1] > near.val_loss
         assert not close.texts

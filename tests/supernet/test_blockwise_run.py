@@ -127,7 +127,11 @@ def test_the_table_and_the_figures_show_it(finished, tmp_path):
 
 def test_a_supernet_that_begins_as_the_teacher_finds_it(preset, text, teacher, tmp_path):
     """Without a step to speak of, the teacher's own operators are found, and its embeddings and head are there."""
-    settings = run_settings(preset, text, teacher, init_from=teacher, max_steps=1, learning_rate=0.0)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "run.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "source" / "model").symlink_to(teacher, target_is_directory=True)
+    source_run = str(tmp_path / "source")
+    settings = run_settings(preset, text, source_run, init_from=source_run, max_steps=1, learning_rate=0.0)
     result = run_blockwise(settings, tmp_path / "run")
     assert result["architecture"] == PATTERN
     assert result["block_loss"] < 1e-9

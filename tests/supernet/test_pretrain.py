@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -155,10 +156,14 @@ def test_pretrain_starts_from_a_checkpoint(tmp_path, monkeypatch, capsys):
         assert not run.exists()
 
     arguments += ["--tokenizer", bert_folder]
-    code, _, err = run_main(monkeypatch, capsys, *arguments, "--init-from", bert_folder)
+    # A run stands for the model in it.
+    source = tmp_path / "source"
+    shutil.copytree(bert_folder, source / "model")
+    (source / "run.json").write_text("{}", encoding="utf-8")
+    code, _, err = run_main(monkeypatch, capsys, *arguments, "--init-from", source)
     assert code == 0, err
-    assert json.loads((run / "run.json").read_text())["settings"]["init_from"] == str(bert_folder)
-    assert json.loads((run / "result.json").read_text())["init_from"] == str(bert_folder)
+    assert json.loads((run / "run.json").read_text())["settings"]["init_from"] == str(source)
+    assert json.loads((run / "result.json").read_text())["init_from"] == str(source)
     # Without learning the weights are those of the start.
     supernet = AutoModelForMaskedLM.from_pretrained(run / "supernet")
     bert = BertForMaskedLM.from_pretrained(bert_folder)
@@ -167,4 +172,4 @@ def test_pretrain_starts_from_a_checkpoint(tmp_path, monkeypatch, capsys):
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     code, _, err = run_main(monkeypatch, capsys, *arguments)
     assert code == 2
-    assert f"init_from is {str(bert_folder)!r} there, None here" in err
+    assert f"init_from is {str(source)!r} there, None here" in err

@@ -318,9 +318,9 @@ def _choose(bench: Workbench, members: Sequence[Member], progress: bool) -> dict
     settings = bench.settings
     is_additive = settings.searcher == "additive"
     if is_additive:
-        supernet = start_supernet(bench, progress)
+        supernet, weights = start_supernet(bench, progress), "calibrated"
     else:
-        supernet = train_supernet(bench, trained_children(members, bench.space), progress)
+        supernet, weights = train_supernet(bench, trained_children(members, bench.space), progress), "shared"
     batches = bench.judged_batches(settings.num_search_sentences)
     # Made only now, since training writes to tensors that the super-nets share.
     zero_shot = _evaluator(bench, drop_supernet(bench), batches, "zero-shot", progress)
@@ -341,7 +341,7 @@ def _choose(bench: Workbench, members: Sequence[Member], progress: bool) -> dict
         winner = chosen[member.name].found
         _say(
             f"{member.name}: found {format_architecture(winner.architecture)}, {bench.objective.loss_name} "
-            f"{winner.val_loss:.4f} by shared weights"
+            f"{winner.val_loss:.4f} with {weights} weights"
         )
     return chosen
 

@@ -24,7 +24,7 @@ from ..bars import progress_bar
 from ..data.fitting import knows_token_types, max_sequence_length, num_rows
 from ..data.tokenizing import load_tokenizer
 from ..files import short_hash, write_json, written_at_once
-from ..runs.folders import MODEL_FOLDER
+from ..hub.model_folders import model_in
 
 
 HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -69,7 +69,7 @@ def load_teacher(
     removed, so that it predicts the student's tokens.
 
     Args:
-        name_or_path: a folder or a name on the Hub, with its tokenizer.
+        name_or_path: a folder or a name on the Hub, with its tokenizer, or a run with one such model.
         tokenizer: the student's tokenizer, which must split text into the same tokens; `None` skips the check.
         auto_class: the Auto class of the head, such as `AutoModelForSequenceClassification`.
 
@@ -77,7 +77,7 @@ def load_teacher(
         ValueError: the model does not exist, its head is not trained, it is a super-net, or its tokenizer differs from
             the student's (see `check_tokenizers`).
     """
-    name = str(name_or_path)
+    name = model_in(name_or_path)
     if tokenizer is not None:
         check_tokenizers(load_tokenizer(name), tokenizer, name)
     try:
@@ -422,14 +422,13 @@ def _check_content(path: Path) -> None:
 def follow_teacher(settings: S) -> tuple[str, S]:
     """Returns the folder or name of a run's teacher, and settings in which its tokenizer splits the text.
 
-    The teacher may be a finished retrain run. If the settings name a tokenizer, it is kept. If they name none, the
+    The teacher may be a run with one model. If the settings name a tokenizer, it is kept. If they name none, the
     teacher's is set, because one trained on the text would never be the teacher's.
 
     Args:
         settings: settings with the fields `teacher` and `data`.
     """
-    inside = Path(settings.teacher) / MODEL_FOLDER
-    source = str(inside) if (inside / "config.json").is_file() else settings.teacher
+    source = model_in(settings.teacher)
     if settings.data.tokenizer is None:
         settings = replace(settings, data=replace(settings.data, tokenizer=source))
     return source, settings

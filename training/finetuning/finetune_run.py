@@ -228,13 +228,13 @@ def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: P
 
 
 def _model_of(run_or_model: str, task: Task) -> str:
-    """Returns the model of a task in a fine-tuning run; any other folder or name is returned as the model itself."""
+    """Returns the model of a task in a fine-tuning run, the model of another run, or the given folder or name."""
     inside = Path(run_or_model) / task.name / MODEL_FOLDER
     if inside.is_dir():
         return str(inside)
     if (Path(run_or_model) / RECORDS_NAME).is_file():
         raise ValueError(f"{run_or_model} holds no model fine-tuned on {task.title}; fine-tune it first")
-    return run_or_model
+    return model_in(run_or_model)
 
 
 def _rank(run: FinetuneRun) -> tuple[float, str]:

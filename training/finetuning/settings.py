@@ -334,7 +334,8 @@ class SquadSettings(Settings):
     teacher: str | None = option(
         None,
         flag="--teacher",
-        help="Distil from a model fine-tuned on the same questions, learning its logits as well as the labels (5.4).",
+        help="Distil from a model fine-tuned on the same questions, learning its logits as well as the labels (5.4): "
+        "a folder, a run that holds one model, or a name on the Hub.",
     )
     distillation_weight: float = distillation_weight_option()
     temperature: float = temperature_option()

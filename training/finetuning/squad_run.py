@@ -227,7 +227,7 @@ def _lengths_of(settings: SquadSettings, config: PreTrainedConfig, tokenizer: Pr
         if settings.teacher is not None:
             # A teacher that cannot be loaded is reported where it is loaded.
             with suppress(OSError, ValueError):
-                limits.append(max_sequence_length(AutoConfig.from_pretrained(settings.teacher)))
+                limits.append(max_sequence_length(AutoConfig.from_pretrained(model_in(settings.teacher))))
         length = min(_USUAL.max_seq_length, *(limit for limit in limits if limit is not None))
         if length < _USUAL.max_seq_length:
             logger.info(f"max_seq_length: {length} tokens, the model's limit")

@@ -45,9 +45,10 @@ def draw_loss_against_cost(
     """
     figure, axes = _figure()
     drawn = [child for child in children if known_cost(child, cost) is not None and math.isfinite(child.val_loss)]
+    shown = _window_losses(axes, drawn)
     for source in SOURCE_STYLES:
-        _scatter(axes, [child for child in drawn if child.source == source], lambda child: child.costs[cost])
-    _window_costs(axes, [child.costs[cost] for child in _window_losses(axes, drawn)])
+        _scatter(axes, [child for child in shown if child.source == source], lambda child: child.costs[cost])
+    _window_costs(axes, [child.costs[cost] for child in shown])
     _shade_outside(axes, windows)
     front = pareto_front(drawn, [cost])
     if front:
@@ -198,15 +199,14 @@ def draw_history(children: Sequence[ReportChild], winner: Architecture) -> Figur
                 linewidth=1.8,
                 label=f"best so far, {SOURCE_NAMES[source]}",
             )
-    for child in everyone:
-        if child.source == "BERT pattern":
-            color = SOURCE_STYLES[child.source][0]
-            axes.axhline(child.val_loss, color=color, linestyle=":", linewidth=1.5, label=SOURCE_NAMES[child.source])
     for child in distinct_children(child for child in everyone if child.architecture == winner):
         if child.source != "BERT pattern":
             _mark_winner(axes, child.order, child.val_loss)
     shown = [child for child in everyone if child.in_budget or child.source == "BERT pattern"]
-    _window_losses(axes, shown)
+    for child in _window_losses(axes, shown):
+        if child.source == "BERT pattern":
+            color = SOURCE_STYLES[child.source][0]
+            axes.axhline(child.val_loss, color=color, linestyle=":", linewidth=1.5, label=SOURCE_NAMES[child.source])
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
     axes.set(xlabel="children evaluated", ylabel="validation loss, shared weights")
     _finish(figure, axes, empty=not shown)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from modeling_magic.modeling_magic import MagicModel
 from ..bars import progress_bar
 from ..data.tokenizing import load_tokenizer
 from ..distillation.teacher import check_tokenizers, quiet_loading, teacher_inputs
+from ..hub.model_folders import model_in
 from ..progress import PostfixProgressCallback
 from ..space.budgets import is_feasible
 from ..space.costs import operator_parameters, training_flops
@@ -102,33 +104,35 @@ def _check_paths(spaces: Sequence[SearchSpace]) -> None:
 # ---- The teacher ----
 
 
-def load_teacher_encoder(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+def load_teacher_encoder(
+    name_or_path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel:
     """Returns the encoder of a trained model of any class, in evaluation mode and with frozen weights.
 
     Args:
-        name_or_path: a folder or a name on the Hub, with its tokenizer; any head is dropped.
+        name_or_path: a folder or a name on the Hub, with its tokenizer, or a run with one such model; heads are
+            dropped.
         tokenizer: tokenizer of the super-net, which must split text into the same tokens; `None` skips the check.
 
     Raises:
         ValueError: the model does not exist, has no trained weights, is a super-net or is not an encoder, or its
             tokenizer differs from the super-net's (see `check_tokenizers`).
     """
+    name = model_in(name_or_path)
     if tokenizer is not None:
-        check_tokenizers(load_tokenizer(name_or_path), tokenizer, name_or_path)
+        check_tokenizers(load_tokenizer(name), tokenizer, name)
     try:
         with quiet_loading():
-            model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
+            model, info = AutoModel.from_pretrained(name, output_loading_info=True)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"the teacher {name_or_path!r} cannot be loaded: {error}") from None
+        raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from None
     # Masked LMs have no pooler, and none is needed here.
     if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
-        raise ValueError(
-            f"the teacher {name_or_path!r} has no trained weights for {missing[0]}; give a trained encoder"
-        )
+        raise ValueError(f"the teacher {name!r} has no trained weights for {missing[0]}; give a trained encoder")
     if isinstance(model.config, MagicConfig) and model.config.is_supernet:
-        raise ValueError(f"the teacher {name_or_path!r} is a super-net; export one of its children and give that")
+        raise ValueError(f"the teacher {name!r} is a super-net; export one of its children and give that")
     if model.config.is_encoder_decoder:
-        raise ValueError(f"the teacher {name_or_path!r} has a decoder; use an encoder, such as BERT or RoBERTa")
+        raise ValueError(f"the teacher {name!r} has a decoder; use an encoder, such as BERT or RoBERTa")
     return model.eval().requires_grad_(False)
 
 

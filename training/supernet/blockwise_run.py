@@ -14,6 +14,7 @@ from modeling_magic.warm_start import check_initialization, initialize_from
 from ..data.fitting import most_positions
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..distillation.teacher import follow_teacher, load_fitting_teacher, weights_hash
+from ..hub.model_folders import model_in
 from ..hub.presets import load_preset
 from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
@@ -71,7 +72,7 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     model = MagicForMaskedLM(config)
     # Also when the run resumes, since checkpoints hold only the layers.
     if settings.init_from is not None:
-        logger.info("%s", initialize_from(model, settings.init_from))
+        logger.info("%s", initialize_from(model, model_in(settings.init_from)))
     with open_run(output_dir, settings, args.should_save) as run:
         return run.result or _train(run, model, teacher, data, args, settings)
 
@@ -90,7 +91,7 @@ def _check(settings: BlockwiseSettings, config: MagicConfig, args: MagicTraining
     check_search(config, args, vocabulary=False)
     check_blockwise(config, args, settings.num_blocks)
     if settings.init_from is not None:
-        check_initialization(config, settings.init_from, vocabulary=False)
+        check_initialization(config, model_in(settings.init_from), vocabulary=False)
 
 
 def _train(

@@ -16,6 +16,7 @@ from ..data.fitting import fit_tokenizer
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..files import written_at_once
 from ..hub.card import card_length
+from ..hub.model_folders import model_in
 from ..hub.presets import load_preset
 from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
@@ -53,7 +54,7 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     # Costs are not checked yet: the preset's vocabulary may be larger than the tokenizer's.
     check_search(config, args, vocabulary=False)
     if settings.init_from is not None:
-        check_initialization(config, settings.init_from, vocabulary=False)
+        check_initialization(config, model_in(settings.init_from), vocabulary=False)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     with args.main_process_first():
@@ -66,7 +67,7 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     model = MagicForMaskedLM(config)
     # A resumed run has all weights in its checkpoint, and its initial weights may no longer exist.
     if settings.init_from is not None and last_complete_checkpoint(output_dir) is None:
-        logger.info("%s", initialize_from(model, settings.init_from))
+        logger.info("%s", initialize_from(model, model_in(settings.init_from)))
     with open_run(output_dir, settings, args.should_save) as run:
         return run.result or _train_supernet(run, model, data, args, settings)
 

@@ -42,8 +42,8 @@ class PretrainSettings(Settings):
     init_from: str | None = option(
         None,
         flag="--init-from",
-        help="A BERT, RoBERTa, ELECTRA or MAGIC checkpoint (a folder or a name on the Hub): operators that the "
-        "super-net shares with it start from its weights. Default: random weights.",
+        help="A BERT, RoBERTa, ELECTRA or MAGIC checkpoint (a folder, a run that holds one model, or a name on the "
+        "Hub): operators that the super-net shares with it start from its weights. Default: random weights.",
     )
     mlm_probability: float = mlm_probability_option()
     data: DataSettings = option(default_factory=DataSettings, help="The training text.")
@@ -69,8 +69,8 @@ class BlockwiseSettings(PretrainSettings):
         "",
         flag="--blockwise",
         help="Train block by block to imitate this teacher (NAS-BERT's baseline): an encoder of any class with its "
-        "tokenizer, given as a run of `magic-nas retrain`, a folder or a name on the Hub. Text is tokenized with the "
-        "teacher's tokenizer unless `data.tokenizer` is given.",
+        "tokenizer: a folder, a run that holds one model, or a name on the Hub. Text is tokenized with the teacher's "
+        "tokenizer unless `data.tokenizer` is given.",
     )
     num_blocks: int = option(
         4,

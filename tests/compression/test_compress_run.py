@@ -464,15 +464,21 @@ def test_numbers_and_several_labels_are_compressed(tmp_path, changes):
     ],
     ids=lambda changes: " ".join(changes),
 )
-def test_every_way_to_search_ends_with_a_model(tmp_path, changes):
+def test_every_way_to_search_ends_with_a_model(tmp_path, changes, caplog):
     settings = toy_settings(tmp_path, **changes)
-    result = compress(settings, tmp_path / "out", progress=False)
+    with caplog.at_level("INFO"):
+        result = compress(settings, tmp_path / "out", progress=False)
     names = [member["name"] for member in result["members"]]
     folders = [tmp_path / "out" / "model" / name for name in names] if len(names) > 1 else [tmp_path / "out" / "model"]
     for folder in folders:
         assert AutoModel.from_pretrained(folder).num_parameters() > 0
     assert len(result["verdicts"]) == len(names)
-    if settings.searcher == "additive":
+    is_additive = settings.searcher == "additive"
+    assert ("with calibrated weights" in caplog.text, "with shared weights" in caplog.text) == (
+        is_additive,
+        not is_additive,
+    )
+    if is_additive:
         assert not (tmp_path / "out" / "supernet").exists()
     if not settings.controls:
         roles = [row["role"] for row in result["models"]]

@@ -196,7 +196,7 @@ def test_pairs_for_a_model_of_one_token_type_end_in_an_export(tmp_path):
     assert classify({"text": "fine " * 60, "text_pair": "dull"}, truncation=True)["label"] in ("yes", "no")
 
 
-def test_own_files_and_a_teacher_from_another_run(tmp_path, settings, trained):
+def test_own_files_and_a_teacher_from_another_run(tmp_path, settings, trained, caplog):
     path = tmp_path / "mine.tsv"
     rows = [("fine a", "yes"), ("dull b c", "no"), ("great d", "yes"), ("awful", "no")] * 4
     path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows), encoding="utf-8")
@@ -205,6 +205,15 @@ def test_own_files_and_a_teacher_from_another_run(tmp_path, settings, trained):
     result = run_finetuning(replace(own, teacher=str(tmp_path / "teacher")), tmp_path / "student")
     assert list(result["columns"]) == ["mine: accuracy", "mine: macro_f1"]
     assert len(trained) == 2
+    # The run of another command stands for the model in it, which it names once.
+    taught = tmp_path / "teacher" / "mine" / "model"
+    shutil.copytree(taught, tmp_path / "compressed" / "model")
+    (tmp_path / "compressed" / "run.json").write_text("{}", encoding="utf-8")
+    with caplog.at_level("INFO"):
+        run_finetuning(replace(own, teacher=str(tmp_path / "compressed")), tmp_path / "other")
+    assert caplog.text.count(f"model: {tmp_path / 'compressed' / 'model'}") == 1
+    manifest = json.loads((tmp_path / "other" / "mine" / "model" / "search.json").read_text(encoding="utf-8"))
+    assert manifest["finetuning"]["teacher"] == public_name(taught)
     with pytest.raises(ValueError, match="outputs but STS-B has 1"):
         run_finetuning(
             replace(settings, tasks=("stsb",), teacher=str(tmp_path / "teacher/mine/model")), tmp_path / "wrong"

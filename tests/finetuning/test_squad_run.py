@@ -359,6 +359,17 @@ def test_a_teacher_of_fewer_positions_is_refused_before_training(models, files, 
     assert not (tmp_path / "run").exists()
 
 
+def test_windows_are_no_longer_than_the_teacher_in_a_run_accepts(models, files, tokenizer, tmp_path, caplog):
+    save_bert(tmp_path / "taught" / "model", tokenizer, BertForQuestionAnswering, max_position_embeddings=32)
+    (tmp_path / "taught" / "run.json").write_text("{}", encoding="utf-8")
+    settings = run_settings(models["bert"], files, teacher=str(tmp_path / "taught"), max_seq_length=None)
+    settings = replace(settings, doc_stride=None, training_arguments={"max_steps": 1})
+    with caplog.at_level("INFO"):
+        run_squad(settings, tmp_path / "run")
+    assert "max_seq_length: 32 tokens" in caplog.text
+    assert [record.message for record in caplog.records].count(f"model: {tmp_path / 'taught' / 'model'}") == 1
+
+
 def test_weights_that_are_missing_are_named(models, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"has no trained span head \(qa_outputs"):
         load_span_model(models["child"], trained=True)

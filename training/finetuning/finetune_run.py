@@ -278,9 +278,12 @@ class _Sweep:
         self._tokenizer = fit_tokenizer(tokenizer, _load_config(settings.model))
         tasks = [task for task, _ in loaded]
         sources = {task.name: self._start_of(task, tasks) for task in tasks}
-        taught = [] if settings.teacher is None else [_model_of(settings.teacher, task) for task in tasks]
+        # The teacher's folder by the name of the task.
+        self._teachers: dict[str, str] = {}
+        if settings.teacher is not None:
+            self._teachers = {task.name: _model_of(settings.teacher, task) for task in tasks}
         known = (source for source in sources.values() if source != str(self._model_folder("mnli")))
-        self._max_length = _max_length(settings, {settings.model, *known, *taught}, self._tokenizer)
+        self._max_length = _max_length(settings, {settings.model, *known, *self._teachers.values()}, self._tokenizer)
         source_hash, self._num_parameters = "", 0
         self._work: list[_Work] = []
         for task, data in loaded:
@@ -328,10 +331,10 @@ class _Sweep:
         return weights
 
     def _load_teacher(self, task: Task) -> PreTrainedModel | None:
-        if self._settings.teacher is None:
+        if task.name not in self._teachers:
             return None
         name = f"the teacher {self._settings.teacher!r}"
-        teacher = load_teacher(_model_of(self._settings.teacher, task), self._tokenizer, auto_class(task))
+        teacher = load_teacher(self._teachers[task.name], self._tokenizer, auto_class(task))
         if teacher.config.num_labels != task.num_labels:
             raise ValueError(
                 f"{name} has {teacher.config.num_labels} outputs but {task.title} has {task.num_labels}; give a model "
@@ -505,8 +508,8 @@ class _Sweep:
 
     def _manifest(self, work: _Work, run: FinetuneRun) -> dict[str, Any]:
         """Returns what is published about a fine-tuned model: its origin, its training and its scores."""
-        teacher = self._settings.teacher
-        taught = {} if teacher is None else {"teacher": public_name(_model_of(teacher, work.task))}
+        teacher = self._teachers.get(work.task.name)
+        taught = {} if teacher is None else {"teacher": public_name(teacher)}
         return {
             **provenance(self._settings.model),
             "finetuning": {

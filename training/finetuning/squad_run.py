@@ -161,7 +161,8 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     config, tokenizer = _load_config(settings.model), load_tokenizer(settings.model)
-    lengths = _lengths_of(settings, config, tokenizer)
+    teacher_folder = None if settings.teacher is None else model_in(settings.teacher)
+    lengths = _lengths_of(settings, config, tokenizer, teacher_folder)
     _check_model(config, tokenizer, settings.model, lengths)
     with args.main_process_first():
         train = (
@@ -175,8 +176,8 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     set_seed(args.seed)
     model = load_span_model(settings.model, trained=train is None)
     teacher = None
-    if settings.teacher is not None:
-        teacher = load_teacher(settings.teacher, tokenizer, AutoModelForQuestionAnswering)
+    if teacher_folder is not None:
+        teacher = load_teacher(teacher_folder, tokenizer, AutoModelForQuestionAnswering)
         name = f"the teacher {settings.teacher!r}"
         check_length(teacher.config, name, "max_seq_length", lengths.max_seq_length)
     with open_run(output_dir, settings, args.should_save) as run:
@@ -219,15 +220,17 @@ def _load_config(name: str) -> PreTrainedConfig:
         raise ValueError(f"no model {name!r} ({str(error).splitlines()[0]}); check its name or folder") from None
 
 
-def _lengths_of(settings: SquadSettings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> _Lengths:
+def _lengths_of(
+    settings: SquadSettings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, teacher: str | None
+) -> _Lengths:
     """Returns the lengths of windows: the usual ones if none were given, limited by what all models support."""
     length, stride = settings.max_seq_length, settings.doc_stride
     if length is None:
         limits = [tokenizer.model_max_length, max_sequence_length(config)]
-        if settings.teacher is not None:
+        if teacher is not None:
             # A teacher that cannot be loaded is reported where it is loaded.
             with suppress(OSError, ValueError):
-                limits.append(max_sequence_length(AutoConfig.from_pretrained(model_in(settings.teacher))))
+                limits.append(max_sequence_length(AutoConfig.from_pretrained(teacher)))
         length = min(_USUAL.max_seq_length, *(limit for limit in limits if limit is not None))
         if length < _USUAL.max_seq_length:
             logger.info(f"max_seq_length: {length} tokens, the model's limit")

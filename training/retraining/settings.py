@@ -69,8 +69,8 @@ class DistillSettings(RetrainSettings):
     teacher: str = option(
         "",
         flag="--teacher",
-        help="Masked LM to distil from, of any class, with its tokenizer: a folder, a run that holds one model, "
-        "or a name on the Hub. The text is tokenized with its tokenizer unless `data.tokenizer` is given.",
+        help="Masked LM to distil from, of any class, with its tokenizer, given as a folder, a run that holds one "
+        "model, or a name on the Hub. The text is tokenized with its tokenizer unless `data.tokenizer` is given.",
     )
     distillation_weight: float = distillation_weight_option()
     temperature: float = temperature_option()

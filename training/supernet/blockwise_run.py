@@ -56,7 +56,8 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     output_dir = Path(output_dir)
     config = load_preset(settings.preset)
     args = _arguments(settings, output_dir, config.hidden_size)
-    _check(settings, config, args)
+    initial = None if settings.init_from is None else model_in(settings.init_from)
+    _check(settings, config, args, initial)
     source, settings = follow_teacher(settings)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
@@ -71,8 +72,8 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
     # Also when the run resumes, since checkpoints hold only the layers.
-    if settings.init_from is not None:
-        logger.info("%s", initialize_from(model, model_in(settings.init_from)))
+    if initial is not None:
+        logger.info("%s", initialize_from(model, initial))
     with open_run(output_dir, settings, args.should_save) as run:
         return run.result or _train(run, model, teacher, data, args, settings)
 
@@ -83,15 +84,17 @@ def _arguments(settings: BlockwiseSettings, output_dir: Path, hidden_size: int) 
     return pretraining_arguments(MagicTrainingArguments, output_dir, given, hidden_size)
 
 
-def _check(settings: BlockwiseSettings, config: MagicConfig, args: MagicTrainingArguments) -> None:
+def _check(
+    settings: BlockwiseSettings, config: MagicConfig, args: MagicTrainingArguments, initial: str | None
+) -> None:
     """Raises a ValueError for every problem that can be found before anything is loaded."""
     if not settings.teacher:
         raise ValueError("no teacher is given; set --blockwise to an encoder, as a folder or a name on the Hub")
     # Costs are not checked yet: the preset's vocabulary may be larger than the tokenizer's.
     check_search(config, args, vocabulary=False)
     check_blockwise(config, args, settings.num_blocks)
-    if settings.init_from is not None:
-        check_initialization(config, model_in(settings.init_from), vocabulary=False)
+    if initial is not None:
+        check_initialization(config, initial, vocabulary=False)
 
 
 def _train(

@@ -53,8 +53,9 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     args = pretraining_arguments(MagicTrainingArguments, output_dir, settings.training_arguments, config.hidden_size)
     # Costs are not checked yet: the preset's vocabulary may be larger than the tokenizer's.
     check_search(config, args, vocabulary=False)
-    if settings.init_from is not None:
-        check_initialization(config, model_in(settings.init_from), vocabulary=False)
+    initial = None if settings.init_from is None else model_in(settings.init_from)
+    if initial is not None:
+        check_initialization(config, initial, vocabulary=False)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
     with args.main_process_first():
@@ -66,8 +67,8 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
     # A resumed run has all weights in its checkpoint, and its initial weights may no longer exist.
-    if settings.init_from is not None and last_complete_checkpoint(output_dir) is None:
-        logger.info("%s", initialize_from(model, model_in(settings.init_from)))
+    if initial is not None and last_complete_checkpoint(output_dir) is None:
+        logger.info("%s", initialize_from(model, initial))
     with open_run(output_dir, settings, args.should_save) as run:
         return run.result or _train_supernet(run, model, data, args, settings)
 

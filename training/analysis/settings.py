@@ -22,7 +22,7 @@ class InterferenceSettings(Settings):
 
     command = "analyze interference"
 
-    supernet: str = option("", help="A finished super-net run, one of its checkpoints, or the folder of a super-net.")
+    supernet: str = option("", help="A finished super-net run, one of its saved states, or the folder of a super-net.")
     shared_layer: int = option(
         0, flag="--shared-layer", at_least=0, help="The layer of the shared operator o_g, counted from 0."
     )
@@ -95,7 +95,7 @@ class StandaloneSettings(Settings):
         (),
         flag="--architecture",
         help="Named children, such as a search's winner or a pattern to compare it with: (MHA4,FFN)*2. If any are "
-        "named, none are drawn, and a folder that holds uniform children is refused.",
+        "named, none are drawn, and a folder that holds uniform children is rejected.",
     )
     num_children: int = option(
         0,

@@ -56,7 +56,7 @@ def check_standalone(settings: StandaloneSettings) -> None:
     """Checks the settings, as far as that needs no text.
 
     Raises:
-        ValueError: the preset or a training argument is refused.
+        ValueError: the preset or a training argument is rejected.
     """
     standalone_children(settings)
     _arguments(settings, "", 0)

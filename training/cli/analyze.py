@@ -28,7 +28,7 @@ def interference(
     given: Given,
     supernet: Annotated[
         Path | None,
-        typer.Argument(help="A finished super-net run, one of its checkpoints, or the folder of a super-net."),
+        typer.Argument(help="A finished super-net run, one of its saved states, or the folder of a super-net."),
     ] = None,
 ) -> None:
     """Compare the gradients of children on a shared operator (Fig. 2): a matrix by kind and a curve over layers."""
@@ -154,7 +154,7 @@ def cells(
     output_dir: OutputDir,
     given: Given,
 ) -> None:
-    """Compare super-net training methods on the cells of NAS-Bench-201, whose truth is published (D)."""
+    """Compare super-net training methods on the cells of NAS-Bench-201, with published accuracies (supplement D)."""
     from ..cells.cell_sweep import run_cells
 
     print(f"\n{run_cells(given.settings(), output_dir)['table']}\n\nfigure and tables: {output_dir}")

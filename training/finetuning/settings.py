@@ -21,7 +21,7 @@ REGRESSION = "regression"
 TOKENS = "token_classification"
 # Class weights that follow from the rows.
 BALANCED = "balanced"
-# The metric that every task has, and of which less is better.
+# The metric that every task has; lower is better.
 LOSS = "loss"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, TOKENS)
 # Arguments that a sweep sets itself, and what sets them.
@@ -92,7 +92,7 @@ class FinetuneSettings(Settings):
         None, help="One or two text columns of the files. Default: the columns whose values are text."
     )
     label_column: str | None = option(
-        None, help="Label column of the files. Default: label, else labels, score or tags."
+        None, help="Label column of the files. Default: label, else labels, score, tags, ner_tags or pos_tags."
     )
     class_names: tuple[str, ...] | None = option(
         None,
@@ -106,8 +106,8 @@ class FinetuneSettings(Settings):
     metric_for_best_model: str | None = option(
         None,
         flag="--metric-for-best-model",
-        help="The metric by which the best epoch, setting and model are chosen: one of the task's metrics, or loss, "
-        "of which less is better. Default: for your own data accuracy, pearson, micro_f1, entity_f1 or "
+        help="The metric by which the best epoch, setting and model are chosen: one of the task's metrics, or loss "
+        "(lower is better). Default: for your own data accuracy, pearson, micro_f1, entity_f1 or "
         "token_accuracy, depending on the kind of task; for GLUE the mean of the task's metrics.",
     )
     early_stopping_patience: int | None = early_stopping_patience_option(
@@ -118,8 +118,8 @@ class FinetuneSettings(Settings):
     class_weights: dict[str, float] | str | None = option(
         None,
         flag="--class-weights",
-        help="Weights of the classes in the training loss, but in no metric: balanced, which makes up for the number "
-        "of their rows, or weights by name such as {spam: 5}, with 1 for all other classes. Default: all rows count "
+        help="Class weights for the training loss only, not for metrics: balanced, which compensates for unequal "
+        "numbers of rows, or weights by name such as {spam: 5}, with 1 for all other classes. Default: all rows count "
         "equally.",
     )
     mnli_model: str | None = option(
@@ -260,7 +260,7 @@ class EvaluateSettings(Settings):
         "values are text.",
     )
     label_column: str | None = option(
-        None, flag="--label-column", help="Label column. Default: label, else labels, score or tags."
+        None, flag="--label-column", help="Label column. Default: label, else labels, score, tags, ner_tags or pos_tags."
     )
     problem_type: str | None = option(
         None,

@@ -79,7 +79,7 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
 
 
 def _arguments(settings: BlockwiseSettings, output_dir: Path, hidden_size: int) -> MagicTrainingArguments:
-    # The paper's alignment belongs to its own super-net; a recipe that asks for it here is refused.
+    # The paper's alignment belongs to its own super-net; a recipe that asks for it here is rejected.
     given = {"alignment": "none", **settings.training_arguments}
     return pretraining_arguments(MagicTrainingArguments, output_dir, given, hidden_size)
 

@@ -260,7 +260,9 @@ class EvaluateSettings(Settings):
         "values are text.",
     )
     label_column: str | None = option(
-        None, flag="--label-column", help="Label column. Default: label, else labels, score, tags, ner_tags or pos_tags."
+        None,
+        flag="--label-column",
+        help="Label column. Default: label, else labels, score, tags, ner_tags or pos_tags.",
     )
     problem_type: str | None = option(
         None,

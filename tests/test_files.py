@@ -164,6 +164,42 @@ def test_a_folder_stays_unless_it_is_to_be_replaced(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_the_current_folder_can_be_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "before").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    with written_at_once(Path("."), replaces=True) as temporary:
+        temporary.mkdir()
+        (temporary / "after").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["here", "here/after"]
+
+
+def test_a_folder_that_cannot_be_moved_away_is_an_error(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "folder", Path.rename
+    folder.mkdir()
+    (folder / "before").touch()
+
+    def busy(path, target):
+        if path == folder:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(OSError, match="busy"), written_at_once(folder, replaces=True) as temporary:
+        temporary.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "before"]
+
+
+def test_a_mount_point_is_rejected_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(ValueError, match="is a mount point.*name a folder inside it"):
+        with written_at_once(tmp_path, replaces=True):
+            pytest.fail("the content was computed")
+    with written_at_once(tmp_path / "inside", replaces=True) as temporary:
+        temporary.mkdir()
+    assert (tmp_path / "inside").is_dir()
+
+
 @pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
 def test_permissions_are_those_that_the_umask_gives(tmp_path, umask, file_mode, folder_mode):
     """Whatever a library that writes under a temporary name of its own has left, such as 0600."""

@@ -80,7 +80,14 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
         path: the final path.
         replaces: whether to replace an existing folder; otherwise the existing one stays, since another process was
             faster with the same content.
+
+    Raises:
+        ValueError: the folder to replace is a mount point.
     """
+    # "." has neither a name nor a parent to write next to.
+    path = path.absolute() if path.name else path.resolve()
+    if replaces and path.is_mount():
+        raise ValueError(f"{path} is a mount point, which cannot be replaced; name a folder inside it")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     with full_disk_named(path), _own_folder(path) as folder:
@@ -97,7 +104,7 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
             temporary.replace(path)
         except OSError:
             # A folder cannot replace a folder.
-            if not path.is_dir():
+            if replaces or not path.is_dir():
                 raise
         finally:
             if (folder / _OLD).is_dir() and not path.exists():

@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_moved_away_is_an_error(tmp_path, monkeypatch):
 
 def test_a_mount_point_is_rejected_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
-    with pytest.raises(ValueError, match="is a mount point.*name a folder inside it"):
+    with pytest.raises(ValueError, match=r"is a mount point.*name a folder inside it"):
         with written_at_once(tmp_path, replaces=True):
             pytest.fail("the content was computed")
     with written_at_once(tmp_path / "inside", replaces=True) as temporary:

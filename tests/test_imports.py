@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The floors of `training`, from the ground up. A room imports from the rooms below it, and siblings on one floor never
 # import each other; `training/__init__.py`, which loads lazily, stands above all.
 FLOORS = (
-    {"bars", "displays", "extras", "files", "internals", "objectives", "options", "stopping", "tables"},
+    {"bars", "displays", "extras", "files", "internals", "objectives", "options", "pretrained", "stopping", "tables"},
     {"space", "data", "drawing", "progress", "resuming"},
     {"hub", "runs", "losses"},
     {"distillation"},

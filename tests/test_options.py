@@ -70,7 +70,7 @@ class Around(Settings):
         ({"methods": {"SPOS": 3}}, "methods.SPOS is 3; it must be a mapping"),
         ({"training_arguments": {"max_step": 3}}, "unknown key 'max_step' in training_arguments; did you mean"),
         ({"training_arguments": {"max_steps": "few"}}, "max_steps is 'few'; it must be a whole number"),
-        ({"training_arguments": {"zzzzz": 3}}, "none of the .* keys is similar; `magic-nas options COMMAND` lists"),
+        ({"training_arguments": {"zzzzz": 3}}, "none of the .* keys is similar; transformers documents them"),
         (
             {"training_arguments": {"gradient_accumulation_steps": 0}},
             "gradient_accumulation_steps is 0; it must be at",
@@ -149,6 +149,7 @@ BOUNDS = {
     "above 0": {"above": 0},
     "at most 2.5": {"at_most": 2.5},
     "from 0 to 1": {"at_least": 0, "at_most": 1},
+    "from 0 to 4,294,967,295": {"at_least": 0, "at_most": 2**32 - 1},
     "from 0 to below 1": {"at_least": 0, "below": 1},
     "between 0 and 1": {"above": 0, "below": 1},
     "above 0 and at most 1": {"above": 0, "at_most": 1},

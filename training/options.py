@@ -14,6 +14,10 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 
+# The largest seed of NumPy's generator, which `set_seed` of transformers sets.
+MOST_SEED = 2**32 - 1
+
+
 @dataclass(frozen=True)
 class Option:
     """Properties of a field in addition to its name, type and default.
@@ -54,7 +58,7 @@ class Option:
     def bounds(self) -> str:
         """The bounds in words, such as "from 0 to 1"; empty if there are none."""
         if self.at_least is not None and (self.at_most is not None or self.below is not None):
-            high = f"{self.at_most:g}" if self.at_most is not None else f"below {self.below:g}"
+            high = _number(self.at_most) if self.at_most is not None else f"below {self.below:g}"
             return f"from {self.at_least:g} to {high}"
         if self.above is not None and self.below is not None:
             return f"between {self.above:g} and {self.below:g}"
@@ -70,6 +74,10 @@ class Option:
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
         )
+
+
+def _number(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 @dataclass(frozen=True)
@@ -240,22 +248,35 @@ def check_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
     """Raises a ValueError if a mapping has an unknown key; `where` names the mapping."""
     for key in values:
         if key not in known:
-            raise ValueError(f"unknown key {key!r} in {where}; {_remedy(str(key), known)}")
+            raise ValueError(f"unknown key {key!r} in {where}; {_remedy(str(key), known, where)}")
 
 
-def _remedy(key: str, known: set[str]) -> str:
+def _remedy(key: str, known: set[str], where: str) -> str:
     if close := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {close[0]!r}?"
     if len(known) > 40:
-        return f"none of the {len(known)} keys is similar; `magic-nas options COMMAND` lists them"
+        listed = "transformers documents them" if where == "training_arguments" else "`magic-nas options` lists them"
+        return f"none of the {len(known)} keys is similar; {listed}"
     return f"known keys: {', '.join(sorted(known))}"
+
+
+# Training arguments that count something and that `Trainer` does not check.
+_COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_accumulation_steps",
+)
 
 
 def _training_arguments(values: dict[str, Any], kind: type) -> dict[str, Any]:
     checked = known_values(kind, values, "training_arguments")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if checked.get(name, 1) < 1:
-            raise ValueError(f"{name} is {checked[name]}; it must be at least 1")
+    for name in _COUNTS:
+        if (count := checked.get(name)) is not None and count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
+    for name in ("seed", "data_seed"):
+        if not 0 <= (checked.get(name) or 0) <= MOST_SEED:
+            raise ValueError(f"{name} is {checked[name]}; it must be from 0 to {_number(MOST_SEED)}")
     return checked
 
 

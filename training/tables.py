@@ -39,3 +39,8 @@ def _line(cells: Sequence[Any]) -> str:
 def _cell(value: Any) -> str:
     text = " ".join(str(value).splitlines())
     return _MARKUP.sub(r"\\\g<0>", text)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or the name of its class if there is no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -502,7 +502,7 @@ def test_a_document_a_line_is_prepared(tmp_path, streaming):
     [
         ({"validation_fraction": 2}, "validation_fraction is 2; it must be between 0 and 1"),
         ({"block_size": 4}, "block_size is 4; it must be at least 8"),
-        ({"tokenizer": "no/such/folder"}, "no tokenizer 'no/such/folder'"),
+        ({"tokenizer": "no/such/folder"}, "the tokenizer 'no/such/folder' cannot be loaded: there is no such folder"),
     ],
 )
 def test_settings_are_checked_before_the_text_is_read(monkeypatch, changes, message):

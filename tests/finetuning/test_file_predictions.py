@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,31 @@ def test_several_labels_that_the_configuration_does_not_tell_of_are_asked_for(tm
     assert set(evaluate_file(model, path, several)["metrics"]) == {"micro_f1", "macro_f1"}
 
 
+def test_a_tokenizer_that_pads_on_the_left_changes_no_prediction(tmp_path, finetuned, caplog):
+    tagger = save_bert(tmp_path / "bert", BertForTokenClassification, id2label={0: "O", 1: "B-X", 2: "I-X"})
+    for kind, model in (("token_classification", tagger), ("single_label_classification", None)):
+        folder, path, _ = finetuned[kind]
+        model = model or shutil.copytree(folder, tmp_path / kind)
+        expected = cells_of(predict_file(model, path, tmp_path / "right.jsonl"))
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        (model / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "left"}))
+        with caplog.at_level("INFO"):
+            found = cells_of(predict_file(model, path, tmp_path / "left.jsonl"))
+        assert f"padding: on the right, though the tokenizer of '{model}' pads on the left" in caplog.text
+        assert [row["prediction"] for row in found] == [row["prediction"] for row in expected]
+        if kind == "single_label_classification":
+            assert [row["probability"] for row in found] == [row["probability"] for row in expected]
+
+
+def test_a_record_without_a_length_is_none(tmp_path, finetuned):
+    folder, path, _ = finetuned["regression"]
+    model = shutil.copytree(folder, tmp_path / "model")
+    manifest = json.loads((model / "search.json").read_text())
+    del manifest["finetuning"]["max_length"]
+    (model / "search.json").write_text(json.dumps(manifest))
+    assert evaluate_file(model, path)["max_length"] == 40
+
+
 # ---- Refused ----
 
 
@@ -240,6 +266,11 @@ REFUSED: dict[str, tuple[type, dict[str, Any], str]] = {
     "answers": (BertForQuestionAnswering, {}, "answers questions; .* magic-nas squad --model"),
     "no head": (BertForMaskedLM, {}, r"is not a classifier \(BertForMaskedLM\); fine-tune it first"),
     "regression": (BertForSequenceClassification, {"problem_type": "regression"}, "with 2 outputs, supports single"),
+    "numbers": (
+        BertForSequenceClassification,
+        {"id2label": {1: "a", 2: "b"}},
+        "numbers the classes 1, 2; ",
+    ),
     "names": (BertForSequenceClassification, {"id2label": {0: "a", 1: "a"}}, "two classes with the same name"),
 }
 

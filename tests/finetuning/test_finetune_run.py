@@ -416,7 +416,7 @@ REFUSED = {
     "warm-up": ({"warmup_fraction": 1.0}, "warmup_fraction is 1.0"),
     "weight": ({"distillation_weight": 2.0}, "distillation_weight is 2.0"),
     "own argument": ({"training_arguments": {"learning_rate": 1.0}}, "give learning_rates instead"),
-    "best": ({"training_arguments": {"save_strategy": "no"}}, "best epoch on dev is always kept"),
+    "best": ({"training_arguments": {"save_strategy": "no"}}, "every epoch is scored on dev and the best is kept"),
     "accumulation": ({"training_arguments": {"gradient_accumulation_steps": 3}}, "choose a divisor"),
     "unknown argument": ({"training_arguments": {"optim": "sdg"}}, "sdg"),
     "tracker": ({"training_arguments": {"report_to": "none_such"}, "model": "nowhere"}, "report_to is 'none_such'"),

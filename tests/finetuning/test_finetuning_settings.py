@@ -3,15 +3,21 @@
 import pytest
 
 from training.finetuning.finetune import best_epoch_arguments
-from training.finetuning.settings import BEST_EPOCH_ARGUMENTS, SWEPT_ARGUMENTS, FinetuneSettings, SquadSettings
+from training.finetuning.settings import (
+    BEST_EPOCH_ARGUMENTS,
+    SCORE_ARGUMENTS,
+    SWEPT_ARGUMENTS,
+    FinetuneSettings,
+    SquadSettings,
+)
 from training.finetuning.tasks import GLUE
 
 
-@pytest.mark.parametrize("name", [*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS])
+@pytest.mark.parametrize("name", [*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS, *SCORE_ARGUMENTS])
 def test_arguments_that_a_sweep_sets_itself_are_refused(name):
     values = {"learning_rate": 1e-3, "weight_decay": 0.1, "metric_for_best_model": "loss"}
     values |= {"load_best_model_at_end": True, "greater_is_better": True, "train_sampling_strategy": "random"}
-    values |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    values |= {"eval_strategy": "epoch", "save_strategy": "epoch", "prediction_loss_only": True, "label_names": ["x"]}
     with pytest.raises(ValueError, match=f"training_arguments has {name}, which a fine-tuning sweep sets itself"):
         FinetuneSettings(training_arguments={name: values.get(name, 3)})
 

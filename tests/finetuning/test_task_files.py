@@ -105,6 +105,9 @@ def test_what_pandas_writes_for_a_missing_label_is_none(tmp_path):
         ("a.csv", 'x,y\na,1\n"b,2\n', "line 3: not CSV"),
         ("a.jsonl", '{"x": 1}\n{"x": \n', "line 2: not JSON"),
         ("a.json", '[{"x": 1}]\n', "line 1: list instead of an object"),
+        ("a.csv", "text;label\nfine;yes\n", "line 1: columns are separated by ';'; save the file with commas"),
+        ("A.CSV", "text;label\nfine;yes\n", "line 1: columns are separated by ';'"),
+        ("a.jsonl", '{"x": 1}\n{"x": ' + "1" * 5000 + "}\n", "line 2: .*digits.*; correct the number"),
         ("a.jsonl", '{"x": 1}\n{"y": 1}\n', "line 2: keys differ from those of line 1 in 'x', 'y'"),
     ],
 )
@@ -126,6 +129,9 @@ def test_latin1_is_named_with_its_line_and_a_remedy(tmp_path, suffix):
 def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*none\.tsv"):
         read_table(tmp_path / "none.tsv")
+    for name in ("a.TSV", "a.Jsonl", "a.CONLL"):
+        text = '{"x": "a"}\n' if name == "a.Jsonl" else "x\ty\na\tb\n"
+        assert read_table(write(tmp_path / name, text)).rows
     with pytest.raises(ValueError, match=r"known suffixes: \.csv, \.tsv, \.json, \.jsonl, \.conll, \.bio"):
         read_table(write(tmp_path / "a.xlsx", "x"))
 

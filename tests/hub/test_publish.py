@@ -147,7 +147,7 @@ def edit(path: Path, old: str, new: str) -> None:
         ("model.safetensors", cut_short, "model.safetensors is damaged or truncated"),
         ("model.safetensors", lambda path: path.write_bytes(b""), "model.safetensors is damaged or truncated"),
         ("tokenizer_config.json", Path.unlink, "has no tokenizer; export the model again"),
-        ("tokenizer.json", cut_short, "the tokenizer in .* does not load"),
+        ("tokenizer.json", cut_short, "the tokenizer of .* cannot be loaded"),
         ("README.md", Path.unlink, "has no model card, README.md"),
         ("README.md", lambda path: edit(path, "# model", "# $model_name"), r"is not filled in: see \$model_name"),
         ("README.md", lambda path: path.write_text("# mine\n"), "is not filled in: see license"),

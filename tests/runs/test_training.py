@@ -36,6 +36,11 @@ def test_what_is_given_wins_over_the_defaults_of_runs(tmp_path):
             {"ddp_backend": "gloo"},
             "ddp_backend is 'gloo', but there is only one process; start several",
         ),
+        (TrainingArguments, {"push_to_hub": True}, "has push_to_hub, but a run sends nothing .* `magic-nas push"),
+        (TrainingArguments, {"hub_token": "secret"}, "has hub_token, but (?!.*secret)"),
+        (TrainingArguments, {"dataloader_drop_last": True}, "would drop rows of the validation data"),
+        (TrainingArguments, {"optim": "galore_adamw"}, "optim is .*galore_adamw.*install `galore_torch`.* Or remove"),
+        (TrainingArguments, {"use_liger_kernel": True}, "needs the package liger-kernel; install it, or remove"),
         (MagicTrainingArguments, {"alignment_weight": -1}, "alignment_weight is -1; it must be at least 0"),
     ],
 )

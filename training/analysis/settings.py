@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.settings import DataSettings
-from ..options import Settings, option
+from ..options import MOST_SEED, Settings, option
 from ..runs.settings import PRETRAINING_FLAGS, mlm_probability_option, training_arguments_option, validation_option
 from ..supernet.settings import PretrainSettings
 
@@ -109,6 +109,7 @@ class StandaloneSettings(Settings):
         (0,),
         flag="--seed",
         at_least=0,
+        at_most=MOST_SEED,
         is_filled=True,
         is_distinct=True,
         help="Seeds of the weights, the order of the data and the masks. Every child is trained once with each seed.",
@@ -182,6 +183,7 @@ class RankingSettings(JudgingSettings):
     seeds: tuple[int, ...] = option(
         (0,),
         at_least=0,
+        at_most=MOST_SEED,
         is_filled=True,
         is_distinct=True,
         help="Seeds with which each child is trained, if children are trained here.",
@@ -224,6 +226,7 @@ class SweepSettings(JudgingSettings):
         (0, 1, 2),
         flag="--seed",
         at_least=0,
+        at_most=MOST_SEED,
         is_filled=True,
         is_distinct=True,
         help="Seeds of the super-nets. Each value and reference has one super-net per seed.",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..analysis.settings import MIN_CHILDREN
-from ..options import Settings, option
+from ..options import MOST_SEED, Settings, option
 from ..runs.settings import training_arguments_option
 from .cell_space import OPERATORS
 
@@ -98,6 +98,7 @@ class CellSweepSettings(Settings):
         (0, 1, 2, 3, 4),
         flag="--seed",
         at_least=0,
+        at_most=MOST_SEED,
         is_filled=True,
         is_distinct=True,
         help="Seeds of the super-nets of each method.",

@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import AutoModelForMaskedLM, pipeline
 
 from modeling_magic import MagicConfig
 
@@ -21,6 +21,7 @@ from ..bars import progress_bar
 from ..files import write_json, write_text
 from ..hub.card import results_table
 from ..hub.export import export_model, summarise, training_manifest
+from ..pretrained import pretrained_model, pretrained_tokenizer
 from ..retraining.retrain import retrain
 from ..retraining.settings import RetrainSettings
 from ..runs.folders import MODEL_FOLDER
@@ -157,15 +158,15 @@ def _export_found(
 ) -> Path:
     best = min(results, key=lambda result: result["val_loss"])
     folder = output_dir / f"{FOUND.replace(' ', '-')}-{best['seed']}" / MODEL_FOLDER
-    model = AutoModelForMaskedLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, _ = pretrained_model(AutoModelForMaskedLM, folder)
+    tokenizer = pretrained_tokenizer(folder)
     manifest = {**training_manifest(best, search), "results": rows}
     return export_model(model, tokenizer, output_dir / MODEL_FOLDER, manifest)
 
 
 def fill_mask_answers(model: str | Path) -> list[str]:
     """Returns the model's answers to a few sentences, each with the three most likely words."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer: Any = pretrained_tokenizer(model)
     answer = pipeline("fill-mask", model=str(model), tokenizer=tokenizer)
     mask = tokenizer.mask_token
     answers = []

@@ -7,6 +7,7 @@ from concurrent.futures import BrokenExecutor
 
 from ..extras import missing_extra
 from ..files import is_full_disk
+from ..tables import first_line
 
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.I)
@@ -40,13 +41,13 @@ def failure(error: BaseException) -> str | None:
     known = isinstance(error, RuntimeError | OSError) and _NO_MEMORY.search(str(error))
     if isinstance(error, MemoryError) or known:
         return (
-            f"out of memory ({_first_line(error)}); use a smaller batch with more gradient_accumulation_steps, "
+            f"out of memory ({first_line(error)}); use a smaller batch with more gradient_accumulation_steps, "
             f"shorter sequences or a smaller model{goes_on()}"
         )
     if (missing := missing_extra(error)) is not None:
         return missing
     if isinstance(error, RecursionError):
-        return f"something in the input is nested too deeply ({_first_line(error)}); make it less nested{goes_on()}"
+        return f"something in the input is nested too deeply ({first_line(error)}); make it less nested{goes_on()}"
     if isinstance(error, BrokenExecutor):
         return f"a process of this command was killed, usually for lack of memory; free some{goes_on()}"
     return None
@@ -54,11 +55,7 @@ def failure(error: BaseException) -> str | None:
 
 def _full(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.errno is None:
-        return f"{os.strerror(errno.ENOSPC)} ({_first_line(error)})"
+        return f"{os.strerror(errno.ENOSPC)} ({first_line(error)})"
     # Errors from libraries that write files themselves have no path.
     path = error.filename or _Command.folder
     return f"{os.strerror(error.errno)}: {path}" if path is not None else os.strerror(error.errno)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -175,7 +175,9 @@ def describe(
 def benchmark(
     space: Annotated[str, typer.Argument(help="A preset, a JSON file or a model folder.")],
     given: Given,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write.")] = Path("latency.json"),
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The JSON file to write.")] = Path(
+        "latency.json"
+    ),
     architecture: Child = None,
 ) -> None:
     """Measure the latency of each operator in a space on this device, and how well their sums predict children."""
@@ -195,10 +197,10 @@ def benchmark(
     # Before the measurement, so that it is not lost if the folder cannot be created.
     output.parent.mkdir(parents=True, exist_ok=True)
     table = measure_latency(config, settings)
+    table.save(output)
     print(f"\n{table.to_markdown()}")
     if child is not None:
         print(f"\n{architecture}: {table.beside(table.measure_child(config, child))}")
-    table.save(output)
     print(f"\ntable: {output}")
     if not table.trusted:
         print("next:  measure again while the machine is idle; a latency limit does not accept this table")
@@ -351,7 +353,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder, or a name on the Hub.")],
     file: Annotated[Path, typer.Option("--file", help="A file with labels: CSV, TSV, JSON lines or CoNLL.")],
     given: Given,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file for the result.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="A JSON file for the result.")
+    ] = None,
     num_threads: Threads = None,
 ) -> None:
     """Score a fine-tuned classifier on a file with labels."""
@@ -374,7 +378,7 @@ def evaluate(
 def predict(
     model: Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder, or a name on the Hub.")],
     file: Annotated[Path, typer.Option("--file", help="A file of texts: CSV, TSV, JSON lines or CoNLL.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .csv or .jsonl file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The .csv or .jsonl file to write.")],
     given: Given,
     num_threads: Threads = None,
 ) -> None:

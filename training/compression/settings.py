@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..options import Settings, option
+from ..options import MOST_SEED, Settings, option
 
 
 KINDS = ("sentence", "masked_lm", "sequence", "token", "span")
@@ -177,7 +177,13 @@ class CompressSettings(Settings):
         "stsb=dev.tsv, or docstrings, which takes 1,000 docstrings of the installed packages and looks up the body of "
         "each by its first sentence. The task is used neither for training nor for choosing.",
     )
-    seed: int = option(0, flag="--seed", at_least=0, help="Seed of the text, the children, the order and the masks.")
+    seed: int = option(
+        0,
+        flag="--seed",
+        at_least=0,
+        at_most=MOST_SEED,
+        help="Seed of the text, the children, the order and the masks.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from modeling_magic import MagicConfig, MagicModel, MagicPreTrainedModel, parse_operator
 from modeling_magic.conversion import chain_config, load_chain
@@ -29,7 +29,9 @@ from ..hub.sentence_folders import (
     sentence_config,
     transformer_settings,
 )
+from ..pretrained import pretrained_tokenizer
 from ..space.search_space import compact_architecture
+from ..tables import first_line
 from .settings import KINDS
 
 
@@ -208,10 +210,6 @@ def _find_folder(name: str) -> Path:
     return folder if folder.is_dir() else fetch_folder(name)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]
-
-
 def _read_config(folder: Path, name: str) -> tuple[MagicConfig, str]:
     """Returns the configuration of the chain and the name of the checkpoint's class."""
     if not (folder / "config.json").is_file():
@@ -285,11 +283,7 @@ def read_tokenizer(folder: Path, name: str, config: MagicConfig, kind: str) -> P
     Raises:
         ValueError: it is missing, does not load, lacks a token that the kind needs, or does not match the model.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # tokenizers raises Exception itself for a file that it cannot read.
-    except Exception as error:
-        raise ValueError(f"the tokenizer of {name} does not load ({_first_line(error)})") from None
+    tokenizer = pretrained_tokenizer(folder)
     # A folder without a vocabulary gives a tokenizer with special tokens only.
     remedy = "save the tokenizer that the model was trained with into its folder"
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -350,7 +344,7 @@ def _load_model(folder: Path, name: str, kind: str) -> tuple[MagicPreTrainedMode
     except ValueError as error:
         raise ValueError(_named(error, folder, name)) from None
     except (OSError, RuntimeError) as error:
-        reason = _first_line(error).replace(str(folder), name)
+        reason = first_line(error).replace(str(folder), name)
         raise ValueError(f"the weights of {name} cannot be read ({reason}); fetch them again") from None
     notes = []
     if kind == "sentence":

@@ -32,7 +32,7 @@ from datasets import (
 from datasets.exceptions import DatasetsError
 from datasets.utils import logging as datasets_logging
 
-from ..tables import counted
+from ..tables import counted, first_line
 from .docstrings import docstring_documents
 
 
@@ -191,11 +191,6 @@ def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 def not_utf8(path: Path, reason: str) -> ValueError:
     """Returns the error for a text file in another encoding."""
     return ValueError(f"{path} is not UTF-8 ({reason}); convert it, for example with iconv, or remove it")
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or the name of its class if there is no message."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _refuse_paths(source: str | Path, path: Path) -> None:

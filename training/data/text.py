@@ -29,13 +29,13 @@ import torch
 from datasets import Dataset, Features, List, Value, load_from_disk
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     DataCollatorForLanguageModeling,
     PreTrainedTokenizerBase,
 )
 
 from ..displays import html_paragraphs, html_table
 from ..files import cache_folder, remove_leftovers, short_hash, written_at_once
+from ..pretrained import pretrained_tokenizer
 from .docstrings import docstring_versions
 from .documents import DOCSTRINGS, Documents, check_fraction, load_documents, split_documents, text_pieces
 from .settings import DataSettings
@@ -461,7 +461,7 @@ def _save(data: PreparedData, folder: Path) -> None:
 
 def _load(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> PreparedData:
     return PreparedData(
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer") if tokenizer is None else tokenizer,
+        tokenizer=pretrained_tokenizer(folder / "tokenizer") if tokenizer is None else tokenizer,
         train=load_from_disk(folder / "train"),
         validation=load_from_disk(folder / "validation"),
         fingerprint=json.loads((folder / "fingerprint.json").read_text(encoding="utf-8")),

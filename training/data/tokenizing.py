@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BatchEncoding, BertTokenizer, PreTrainedTokenizerBase
+from transformers import BatchEncoding, BertTokenizer, PreTrainedTokenizerBase
 
+from ..pretrained import pretrained_tokenizer
 from .documents import text_pieces
 
 
@@ -134,9 +135,9 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         ValueError: there is no tokenizer, or it has no mask or pad token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
-    except OSError as error:
-        raise ValueError(f"no tokenizer {str(name_or_path)!r}; give a model or a folder that contains one") from error
+        tokenizer = pretrained_tokenizer(name_or_path, "the tokenizer")
+    except ValueError as error:
+        raise ValueError(f"{error}; give a model or a folder that contains a tokenizer") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # transformers returns such a tokenizer for a folder with a model but no vocabulary.
         raise ValueError(f"{str(name_or_path)!r} has no vocabulary; give a model or folder that contains a tokenizer")

@@ -2,8 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import pairwise, zip_longest
@@ -12,11 +11,10 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
 from modeling_magic import MagicConfig
 
@@ -25,6 +23,7 @@ from ..data.fitting import knows_token_types, max_sequence_length, num_rows
 from ..data.tokenizing import load_tokenizer
 from ..files import short_hash, write_json, written_at_once
 from ..hub.model_folders import model_in
+from ..pretrained import pretrained_model
 
 
 HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -45,17 +44,6 @@ S = TypeVar("S", bound=Any)
 
 
 # ---- Loading ----
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keeps transformers from reporting missing or unused weights; relevant cases raise an error here."""
-    before = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(before)
 
 
 def load_teacher(
@@ -80,11 +68,7 @@ def load_teacher(
     name = model_in(name_or_path)
     if tokenizer is not None:
         check_tokenizers(load_tokenizer(name), tokenizer, name)
-    try:
-        with quiet_loading():
-            model, info = auto_class.from_pretrained(name, output_loading_info=True)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from None
+    model, info = pretrained_model(auto_class, name, "the teacher")
     if info["missing_keys"]:
         raise ValueError(
             f"the teacher {name!r} has no trained weights for {sorted(info['missing_keys'])[0]}; give a model that "

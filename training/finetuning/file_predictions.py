@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from scipy.special import expit, softmax
 from sklearn.metrics import precision_recall_fscore_support
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedConfig,
@@ -31,10 +29,10 @@ from modeling_magic import MagicConfig
 
 from ..bars import progress_bar
 from ..data.fitting import fit_tokenizer, max_sequence_length
-from ..distillation.teacher import quiet_loading
 from ..files import from_json, read_json, written_at_once
 from ..hub.export import FINETUNING_NAME, MANIFEST_NAME
 from ..hub.model_folders import file_of_model, model_in
+from ..pretrained import pretrained_config, pretrained_model
 from ..runs.folders import bars_off
 from ..tables import counted, markdown_table
 from .finetune import Predictions, check_fit, load_task_tokenizer, predict, references_of
@@ -90,17 +88,10 @@ class _Classifier:
 
 
 def _load_classifier(name: str, settings: EvaluateSettings) -> _Classifier:
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    config = pretrained_config(name)
     auto_class = _auto_class(name, config)
     problem_type = _problem_type(name, config, settings.problem_type, auto_class is AutoModelForTokenClassification)
-    try:
-        with quiet_loading():
-            model, info = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    model, info = pretrained_model(auto_class, name, dtype=torch.float32)
     if info["missing_keys"]:
         raise ValueError(
             f"{name} has no trained weights for {min(info['missing_keys'])}; fine-tune it first, with magic-nas "
@@ -109,6 +100,9 @@ def _load_classifier(name: str, settings: EvaluateSettings) -> _Classifier:
     tokenizer = load_task_tokenizer(settings.tokenizer or name)
     if problem_type == TOKENS:
         tokenizer = with_word_spaces(tokenizer)
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        numbers = ", ".join(map(str, sorted(config.id2label)))
+        raise ValueError(f"id2label in config.json of {name} numbers the classes {numbers}; number them from 0")
     labels = () if problem_type == REGRESSION else tuple(str(config.id2label[i]) for i in range(config.num_labels))
     if len(set(labels)) < len(labels):
         raise ValueError(
@@ -155,7 +149,8 @@ def _recorded(name: str) -> dict[str, Any]:
         if isinstance(found, dict) and "text_columns" in found:
             where = f"{filename} of {name}"
             texts = from_json(tuple[str, ...], found["text_columns"], f"text_columns in {where}")
-            return {"text_columns": texts, "max_length": from_json(int, found["max_length"], f"max_length in {where}")}
+            length = from_json(int | None, found.get("max_length"), f"max_length in {where}")
+            return {"text_columns": texts, "max_length": length}
     return {}
 
 
@@ -238,10 +233,12 @@ def _text_columns(
     if trained and len(texts) != len(trained):
         raise ValueError(
             f"{classifier.name} was fine-tuned on {counted(len(trained), 'column')} of text ({', '.join(trained)}), "
-            f"but {table.path} has {', '.join(texts)}; name the columns with text_columns"
+            f"but {table.path} has {', '.join(texts)}; name the columns with text_columns (--text-column)"
         )
     if classifier.problem_type == TOKENS and len(texts) > 1:
-        raise ValueError(f"{TOKENS} takes one column of words, not {', '.join(texts)}; choose one with text_columns")
+        raise ValueError(
+            f"{TOKENS} takes one column of words, not {', '.join(texts)}; choose one with text_columns (--text-column)"
+        )
     return texts
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning of one model on one task, on `Trainer`: a new head, dynamic padding, the best epoch on dev (5.1)."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,12 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
@@ -32,9 +30,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from modeling_magic import MagicConfig, MagicForSequenceClassification
 
 from ..data.fitting import num_rows
-from ..distillation.teacher import check_length, quiet_loading
+from ..distillation.teacher import check_length
 from ..distillation.trainers import DistillationTrainer
 from ..losses import AccumulatedLossTrainer
+from ..pretrained import pretrained_config, pretrained_model, pretrained_tokenizer
 from ..progress import PostfixProgressCallback
 from ..runs.early_stopping import EarlyStopping
 from ..runs.training import finish_training
@@ -43,6 +42,9 @@ from .label_units import standardized_labels
 from .metrics import compute_metrics, task_score
 from .settings import LOSS, REGRESSION, TOKENS
 from .tasks import IGNORED, Task, predictions_and_references
+
+
+logger = logging.getLogger(__name__)
 
 
 SCORE = "score"
@@ -89,19 +91,24 @@ def set_task(config: Any, task: Task) -> Any:
 
 
 def load_task_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of a folder or of a name on the Hub.
+    """Returns the tokenizer of a folder or of a name on the Hub, set to pad on the right.
+
+    Labels of tokens, the first token of unpadded rows, and absolute positions all need this side.
 
     Raises:
         ValueError: there is no tokenizer, or it has no vocabulary or no pad token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        raise ValueError(f"{name!r} holds no tokenizer; give one with the option tokenizer") from None
+        tokenizer = pretrained_tokenizer(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; give another with the option tokenizer") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.pad_token is None:
         raise ValueError(
             f"the tokenizer of {name!r} has no vocabulary or no pad token; give another with the option tokenizer"
         )
+    if tokenizer.padding_side != "right":
+        logger.info(f"padding: on the right, though the tokenizer of {name!r} pads on the left")
+        tokenizer.padding_side = "right"
     return tokenizer
 
 
@@ -132,25 +139,13 @@ def load_for_task(source: str | Path, task: Task, seed: int) -> PreTrainedModel:
         ValueError: the model does not exist, it is a super-net, or weights of the encoder are missing.
     """
     name = str(source)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if isinstance(config, MagicConfig) and config.is_supernet:
-            raise ValueError(f"{name} is a super-net; export one of its children and fine-tune that")
-        set_task(config, task)
-        set_seed(seed)
-        with quiet_loading():
-            loaded, info = auto_class(task).from_pretrained(
-                name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-            )
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    config = pretrained_config(name)
+    if isinstance(config, MagicConfig) and config.is_supernet:
+        raise ValueError(f"{name} is a super-net; export one of its children and fine-tune that")
+    set_task(config, task)
+    set_seed(seed)
+    loaded, info = pretrained_model(auto_class(task), name, new_head=True, config=config, dtype=torch.float32)
     encoder = f"{loaded.base_model_prefix}."
-    other = {key for key, *_ in info["mismatched_keys"] if key.startswith(encoder)}
-    if other:
-        raise ValueError(
-            f"{name} has weights whose shapes differ from its configuration, such as {min(other)}; give a model whose "
-            f"files match"
-        )
     missing = sorted(key for key in info["missing_keys"] if key.startswith(encoder) and ".pooler." not in key)
     if missing:
         raise ValueError(

@@ -16,9 +16,7 @@ import torch
 from datasets import DatasetDict
 from tqdm import tqdm
 from transformers import (
-    AutoConfig,
     AutoModel,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -35,6 +33,7 @@ from ..files import read_json, short_hash, write_json, write_text, written_at_on
 from ..hub.contents import MANIFEST_NAME
 from ..hub.export import FINETUNING_NAME, export_model
 from ..hub.model_folders import model_in, provenance, public_name
+from ..pretrained import pretrained_config, pretrained_model
 from ..runs.folders import MODEL_FOLDER, RECORDS_NAME, bars_off, check_run_folder, open_run, versions
 from ..runs.training import training_arguments
 from .class_weights import find_class_weights
@@ -201,15 +200,8 @@ def _encoder_hash(source: str) -> tuple[str, int]:
     """Returns a hash of a checkpoint's encoder and the number of its parameters."""
     # A pooler that the checkpoint lacks is drawn at random, here always in the same way.
     set_seed(0)
-    encoder = AutoModel.from_pretrained(source, dtype=torch.float32)
+    encoder, _ = pretrained_model(AutoModel, source, dtype=torch.float32)
     return weights_hash(encoder), encoder.num_parameters()
-
-
-def _load_config(name: str) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
@@ -219,8 +211,8 @@ def _max_length(settings: FinetuneSettings, sources: Iterable[str], tokenizer: P
     limits = [tokenizer.model_max_length]
     for source in sources:
         # A model that cannot be loaded is reported where it is loaded.
-        with suppress(OSError, ValueError):
-            limits.append(max_sequence_length(AutoConfig.from_pretrained(source)) or USUAL_LENGTH)
+        with suppress(ValueError):
+            limits.append(max_sequence_length(pretrained_config(source)) or USUAL_LENGTH)
     length = min(USUAL_LENGTH, *limits)
     if length < USUAL_LENGTH:
         logger.info(f"max_length: {length} tokens, the model's limit")
@@ -275,7 +267,7 @@ class _Sweep:
         tokenizer = load_task_tokenizer(settings.tokenizer or settings.model)
         if any(task.problem_type == TOKENS for task, _ in loaded):
             tokenizer = with_word_spaces(tokenizer)
-        self._tokenizer = fit_tokenizer(tokenizer, _load_config(settings.model))
+        self._tokenizer = fit_tokenizer(tokenizer, pretrained_config(settings.model))
         tasks = [task for task, _ in loaded]
         sources = {task.name: self._start_of(task, tasks) for task in tasks}
         # The teacher's folder by the name of the task.
@@ -341,7 +333,7 @@ class _Sweep:
                 f"that was fine-tuned on {task.title}, or a fine-tuning run"
             )
         check_length(teacher.config, name, "max_length", self._max_length)
-        student = set_task(AutoConfig.from_pretrained(self._settings.model), task)
+        student = set_task(pretrained_config(self._settings.model), task)
         try:
             check_configs(teacher.config, student, head_of(teacher))
         except ValueError as error:
@@ -546,7 +538,7 @@ class _Sweep:
         wanted = [facts["key"], *splits]
         if stamp.is_file() and read_json(stamp) == wanted:
             return
-        model = auto_class(work.task).from_pretrained(self._model_folder(work.task.name), dtype=torch.float32)
+        model, _ = pretrained_model(auto_class(work.task), self._model_folder(work.task.name), dtype=torch.float32)
         size = self._settings.training_arguments.get("per_device_eval_batch_size", 32)
         predictions = {
             split: predict(model, work.data[split], work.task, self._tokenizer, size).values.tolist()
@@ -563,7 +555,7 @@ class _Sweep:
         stamp, predictions = folder / TEST_NAME, folder / PREDICTIONS_NAME
         if predictions.is_file() and stamp.is_file() and (known := read_json(stamp))["key"] == key:
             return ScoresOnTest(**known["scores"])
-        model = auto_class(task).from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
+        model, _ = pretrained_model(auto_class(task), folder / MODEL_FOLDER, dtype=torch.float32)
         size = self._settings.training_arguments.get("per_device_eval_batch_size", 32)
         predicted = predict(model, rows, task, self._tokenizer, size).values
         names = predicted_names(task, predicted)

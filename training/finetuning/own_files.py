@@ -98,7 +98,8 @@ def load_files(
     kind = problem_type or infer_problem_type(whole, texts, label)
     if kind == TOKENS and len(texts) > 1:
         raise ValueError(
-            f"token_classification takes one column of words, not {', '.join(texts)}; choose one with text_columns"
+            f"token_classification takes one column of words, not {', '.join(texts)}; choose one with "
+            "text_columns (--text-column)"
         )
     read = label_reader(whole, label, kind, class_names)
     tables = {split: with_labels(table, label, read) for split, table in tables.items()}
@@ -156,7 +157,10 @@ def label_reader(
             # With digits only, such as 007, it is kept as a name.
             return part.strip() if isinstance(part, str) and part.strip().isdecimal() else str(number)
         if not 0 <= number < len(named):
-            raise ValueError(f"{where}: class {number}, but class_names has {len(named)}, from 0 on; name all classes")
+            raise ValueError(
+                f"{where}: class {number}, but there are {len(named)}, numbered from 0: {', '.join(named)}; "
+                f"correct it, or fine-tune with more class_names"
+            )
         return named[number]
 
     def read(row: Row) -> Cell:

@@ -117,8 +117,10 @@ def find_label_column(table: Table, given: str | None) -> str:
         return name
     found = [name for name in _LABEL_NAMES if name in table.columns]
     if len(found) > 1:
-        raise ValueError(f"{table.path}: {' or '.join(found)} may be the label; choose one with label_column")
-    require_columns(table, found or ("label",), option="label_column")
+        raise ValueError(
+            f"{table.path}: {' or '.join(found)} may be the label; choose one with label_column (--label-column)"
+        )
+    require_columns(table, found or ("label",), option="label_column (--label-column)")
     return found[0]
 
 
@@ -130,7 +132,7 @@ def label_column_if_any(table: Table, given: str | None) -> str | None:
 
 
 def find_text_columns(
-    table: Table, given: Sequence[str] | None, label_column: str | None, way: str = "with text_columns"
+    table: Table, given: Sequence[str] | None, label_column: str | None, way: str = "with text_columns (--text-column)"
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns the one or two text columns, and for each other column why it is not text.
 

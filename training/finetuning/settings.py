@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..distillation.settings import distillation_weight_option, temperature_option
-from ..options import Settings, option
+from ..options import MOST_SEED, Settings, option
 from ..runs.settings import (
     TRAINING_FLAGS,
     check_early_stopping,
@@ -35,6 +35,8 @@ SWEPT_ARGUMENTS = {
     "weight_decay": "weight_decay",
     "train_sampling_strategy": "group_by_length",
 }
+# Arguments that would keep epochs or rows of dev from being scored.
+SCORE_ARGUMENTS = ("eval_delay", "label_names", "prediction_loss_only")
 # Arguments that keep the best epoch on dev.
 BEST_EPOCH_ARGUMENTS = (
     "eval_strategy",
@@ -89,10 +91,15 @@ class FinetuneSettings(Settings):
         help="Your own test data. The best model predicts it, and is scored on it if the rows have labels.",
     )
     text_columns: tuple[str, ...] | None = option(
-        None, help="One or two text columns of the files. Default: the columns whose values are text."
+        None,
+        flag="--text-column",
+        splits=True,
+        help="One or two text columns of the files. Default: the columns whose values are text.",
     )
     label_column: str | None = option(
-        None, help="Label column of the files. Default: label, else labels, score, tags, ner_tags or pos_tags."
+        None,
+        flag="--label-column",
+        help="Label column of the files. Default: label, else labels, score, tags, ner_tags or pos_tags.",
     )
     class_names: tuple[str, ...] | None = option(
         None,
@@ -101,7 +108,10 @@ class FinetuneSettings(Settings):
         "of `train_file`.",
     )
     problem_type: str | None = option(
-        None, choices=PROBLEM_TYPES, help="The kind of task in the files. Default: inferred from the labels."
+        None,
+        flag="--problem-type",
+        choices=PROBLEM_TYPES,
+        help="The kind of task in the files. Default: inferred from the labels.",
     )
     metric_for_best_model: str | None = option(
         None,
@@ -149,6 +159,7 @@ class FinetuneSettings(Settings):
         (1, 2, 3, 4, 5),
         flag="--seed",
         at_least=0,
+        at_most=MOST_SEED,
         is_filled=True,
         is_distinct=True,
         help="Seeds of the head, the dropout and the order of the rows; each setting is trained once per seed.",
@@ -164,6 +175,7 @@ class FinetuneSettings(Settings):
     weight_decay: float = option(0.1, help="Weight decay, except for biases and norms.")
     max_length: int | None = option(
         None,
+        flag="--max-length",
         at_least=1,
         unit="tokens",
         help="Rows longer than this are truncated. Default: 128, or the model's limit if it is lower.",
@@ -211,13 +223,13 @@ class FinetuneSettings(Settings):
         super().__post_init__()
         check_early_stopping(self.early_stopping_patience, self.early_stopping_threshold)
         self._check_class_weights()
-        for name in (*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS):
+        for name in (*SWEPT_ARGUMENTS, *BEST_EPOCH_ARGUMENTS, *SCORE_ARGUMENTS):
             if name in self.training_arguments:
                 own = {**SWEPT_ARGUMENTS, "metric_for_best_model": "metric_for_best_model"}
                 by = (
                     f"give {own[name]} instead, and remove it from"
                     if name in own
-                    else "the best epoch on dev is always kept; remove it from"
+                    else "every epoch is scored on dev and the best is kept; remove it from"
                 )
                 raise ValueError(
                     f"training_arguments has {name}, which a fine-tuning sweep sets itself; {by} training_arguments"

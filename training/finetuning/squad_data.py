@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenizing import tokenizer_sha256
 from ..files import cache_folder, short_hash, write_json, written_at_once
+from ..tables import first_line
 from .task_files import lone_surrogate
 
 
@@ -199,7 +200,7 @@ def _questions_of_data_set(source: str | Path, path: Path, split: str) -> Iterat
     try:
         rows = load_dataset(str(source), split=split)
     except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f"cannot read data set {source!r} ({reason}); check its name, or give a file") from error
     if missing := [name for name in _ROW if name not in rows.column_names]:
         raise ValueError(f"{source!r} has no column {', '.join(missing)}; SQuAD has {', '.join(_ROW)}")

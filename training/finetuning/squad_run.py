@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
     EvalPrediction,
@@ -30,12 +28,13 @@ from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..data.fitting import fit_tokenizer, knows_token_types, max_sequence_length, num_rows
 from ..data.tokenizing import load_tokenizer
-from ..distillation.teacher import check_length, load_teacher, quiet_loading
+from ..distillation.teacher import check_length, load_teacher
 from ..distillation.trainers import DistillationTrainer
 from ..files import written_at_once
 from ..hub.export import describe_model, export_model, training_manifest
 from ..hub.model_folders import model_in, provenance
 from ..losses import AccumulatedLossTrainer
+from ..pretrained import pretrained_config, pretrained_model
 from ..progress import show_progress
 from ..runs.early_stopping import EarlyStopping
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
@@ -160,7 +159,7 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     _check_best_model(args, settings)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
-    config, tokenizer = _load_config(settings.model), load_tokenizer(settings.model)
+    config, tokenizer = pretrained_config(settings.model), load_tokenizer(settings.model)
     teacher_folder = None if settings.teacher is None else model_in(settings.teacher)
     lengths = _lengths_of(settings, config, tokenizer, teacher_folder)
     _check_model(config, tokenizer, settings.model, lengths)
@@ -213,13 +212,6 @@ def _check_best_model(args: TrainingArguments, settings: SquadSettings) -> None:
         raise ValueError(f"metric_for_best_model is {metric!r}; choose among {', '.join(measures)}")
 
 
-def _load_config(name: str) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model {name!r} ({str(error).splitlines()[0]}); check its name or folder") from None
-
-
 def _lengths_of(
     settings: SquadSettings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, teacher: str | None
 ) -> _Lengths:
@@ -229,8 +221,8 @@ def _lengths_of(
         limits = [tokenizer.model_max_length, max_sequence_length(config)]
         if teacher is not None:
             # A teacher that cannot be loaded is reported where it is loaded.
-            with suppress(OSError, ValueError):
-                limits.append(max_sequence_length(AutoConfig.from_pretrained(teacher)))
+            with suppress(ValueError):
+                limits.append(max_sequence_length(pretrained_config(teacher)))
         length = min(_USUAL.max_seq_length, *(limit for limit in limits if limit is not None))
         if length < _USUAL.max_seq_length:
             logger.info(f"max_seq_length: {length} tokens, the model's limit")
@@ -265,14 +257,8 @@ def load_span_model(name: str, trained: bool = False) -> PreTrainedModel:
     Raises:
         ValueError: the weights cannot be read, weights of the encoder are missing, or those of a required head are.
     """
-    try:
-        # Some classes have as many outputs as labels, and checkpoints of other tasks may have more or fewer labels.
-        with quiet_loading():
-            model, info = AutoModelForQuestionAnswering.from_pretrained(
-                name, num_labels=2, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{name} cannot be loaded for question answering: {str(error).splitlines()[0]}") from error
+    # Some classes have as many outputs as labels, and checkpoints of other tasks may have more or fewer labels.
+    model, info = pretrained_model(AutoModelForQuestionAnswering, name, num_labels=2, dtype=torch.float32)
     missing = sorted(info["missing_keys"])
     of_encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if of_encoder:

@@ -76,13 +76,14 @@ def read_table(path: str | Path) -> Table:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the path")
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(f"{path} cannot be read; known suffixes: {', '.join(SUFFIXES)}")
     _check_utf8(path)
-    is_quoted = path.suffix == ".tsv" and _is_quoted(path)
-    if path.suffix in CONLL_SUFFIXES:
+    is_quoted = suffix == ".tsv" and _is_quoted(path)
+    if suffix in CONLL_SUFFIXES:
         columns, rows = _conll_rows(path)
-    elif path.suffix in (".json", ".jsonl"):
+    elif suffix in (".json", ".jsonl"):
         columns, rows = _json_rows(path)
     else:
         columns, rows = _separated_rows(path, is_quoted)
@@ -127,7 +128,7 @@ def _is_quoted(path: Path) -> bool:
 
 
 def _separated_rows(path: Path, is_quoted: bool) -> tuple[tuple[str, ...], list[Row]]:
-    is_plain = path.suffix == ".tsv" and not is_quoted
+    is_plain = path.suffix.lower() == ".tsv" and not is_quoted
     with path.open(encoding="utf-8-sig", newline="\n" if is_plain else "") as file:
         records = _tsv_records(file) if is_plain else _csv_records(file, path)
         _, header = next(records, (1, []))
@@ -162,7 +163,7 @@ def _tsv_records(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
 def _csv_records(lines: Iterator[str], path: Path) -> Iterator[tuple[int, list[str]]]:
     # This limit applies to the whole process, by default 131,072 characters per cell; no cell is longer than its file.
     csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
-    reader = csv.reader(lines, strict=True, delimiter="\t" if path.suffix == ".tsv" else ",")
+    reader = csv.reader(lines, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     while True:
         # A quoted cell may span several lines; a record is identified by its first.
         number = reader.line_num + 1
@@ -178,6 +179,8 @@ def _csv_records(lines: Iterator[str], path: Path) -> Iterator[tuple[int, list[s
 def _check_header(path: Path, columns: tuple[str, ...]) -> None:
     if not any(columns):
         raise ValueError(f"{path} is empty or has an empty first line, which must name the columns; add it")
+    if len(columns) == 1 and ";" in columns[0] and path.suffix.lower() == ".csv":
+        raise ValueError(f"{path}, line 1: columns are separated by ';'; save the file with commas, or as TSV")
     repeated = sorted({name for name in columns if columns.count(name) > 1})
     if repeated:
         raise ValueError(f"{path}, line 1: column {repeated[0]!r} is named more than once; rename one")
@@ -198,6 +201,9 @@ def _json_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
                 cells = json.loads(line, parse_constant=_constant)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: not JSON ({error.msg}); each line must be one object") from None
+            except ValueError as error:
+                # A whole number of more digits than Python converts.
+                raise ValueError(f"{where}: {str(error).partition(';')[0]}; correct the number") from None
             except RecursionError:
                 raise ValueError(f"{where}: lists are nested too deeply; each line must be one flat object") from None
             if not isinstance(cells, dict):
@@ -300,7 +306,10 @@ def text_of(row: Row, column: str) -> str:
     """
     text = row.cells[column]
     if not isinstance(text, str):
-        raise ValueError(f"{row.where}: column {column!r} holds {type(text).__name__}, not a text")
+        raise ValueError(
+            f"{row.where}: column {column!r} holds {type(text).__name__}, not a text; choose a "
+            f"column of texts with text_columns (--text-column)"
+        )
     if not text.strip():
         raise ValueError(f"{row.where}: column {column!r} is empty; delete the row or fill it")
     return text

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenizing import tokenizer_sha256
 from ..files import cache_folder, short_hash, written_at_once
+from ..tables import first_line
 from .settings import LOSS, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
 from .task_files import Table, label_of, read_table, require_columns, text_of, words_of
 
@@ -243,7 +244,7 @@ def _hub_configuration(name: str) -> DatasetDict:
     try:
         return load_dataset(HUB_GLUE, name)
     except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise ValueError(
             f"cannot load {HUB_GLUE} ({name}) from the Hub ({reason}); check the network, or give a folder of TSV"
         ) from error

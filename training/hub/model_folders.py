@@ -15,11 +15,13 @@ from huggingface_hub.errors import (
     HTTPError,
     RepositoryNotFoundError,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_magic.conversion import load_magic
 
 from ..files import file_sha256, read_json
+from ..pretrained import pretrained_tokenizer
+from ..tables import first_line
 from .card import CARD_NAME
 from .contents import CONFIG_NAME, MANIFEST_NAME, recorded_hashes
 from .export import SENTENCE_FILES, TOKENIZER_FILES, export_model
@@ -110,16 +112,16 @@ def fetch_folder(name: str, further: Sequence[str] = ()) -> Path:
             weights = [*wanted, "*pytorch_model*.bin"]
             folder = Path(snapshot_download(name, allow_patterns=weights, ignore_patterns=_OTHER_RUNTIMES))
     except (OSError, HTTPError, HFValidationError) as error:
-        reason = (str(error) or type(error).__name__).partition("\n")[0]
-        raise ValueError(f"no model {name}; give a model's folder or its name on the Hub ({reason})") from None
+        remedy = "give a model's folder or its name on the Hub"
+        raise ValueError(f"no model {name}; {remedy} ({first_line(error)})") from None
     return folder
 
 
 def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     """Returns the tokenizer of a folder or of a model on the Hub, `None` if there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
-    except (OSError, ValueError):
+        tokenizer = pretrained_tokenizer(name_or_path)
+    except ValueError:
         return None
     # Without a vocabulary, transformers returns a tokenizer that knows only its special tokens.
     return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None

@@ -18,6 +18,7 @@ from modeling_magic.modeling_magic import AUTO_MAP
 
 from ..data.fitting import fit_tokenizer, knows_token_types
 from ..files import write_bytes, write_json, written_at_once
+from ..pretrained import pretrained_config
 from .export import CONFIG_CODE
 from .model_folders import tokenizer_of
 
@@ -49,7 +50,7 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
         ValueError: the packages of the extra are missing, or the model is a super-net.
     """
     check_packages()
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = pretrained_config(folder)
     if config.is_supernet:
         raise ValueError(f"{folder} holds a super-net; export one of its children first: magic-nas export")
     kind = getattr(modeling_magic, (config.architectures or ["MagicModel"])[0])

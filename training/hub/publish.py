@@ -25,7 +25,6 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -33,6 +32,7 @@ import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..data.fitting import num_rows
+from ..pretrained import pretrained_tokenizer
 from .card import CARD_NAME, HEADS, card_template
 from .contents import CONFIG_NAME, MANIFEST_NAME
 from .export import OTHER_FILES, WEIGHT_FILES
@@ -290,10 +290,9 @@ def _check_tokenizer(config: MagicConfig, folder: Path) -> None:
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} has no tokenizer; {_AGAIN}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    # tokenizers raises a bare Exception for a file that it cannot read.
-    except Exception as error:
-        raise ValueError(f"the tokenizer in {folder} does not load ({error}); {_AGAIN}") from None
+        tokenizer = pretrained_tokenizer(folder, local_files_only=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_AGAIN}") from None
     if num_rows(tokenizer) > config.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has ids up to {num_rows(tokenizer) - 1} but the model has rows for only "

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer
 
 from modeling_magic import MagicForMaskedLM
 
 from ..data.text import MaskingCollator, held_out_texts, pack_blocks
 from ..files import from_json
+from ..pretrained import pretrained_tokenizer
 
 
 # How far a new score may be from the recorded one. For a model of six layers, summing float32 in another order changed
@@ -84,7 +84,7 @@ def rescore(folder: Path, text: str, corpus: Mapping[str, Any], judged_on: Judge
     documents = held_out_texts(text, corpus)
     model: Any
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = pretrained_tokenizer(folder, local_files_only=True)
         model = MagicForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     # tokenizers and safetensors raise exceptions without a common base class for a damaged file.
     except Exception as error:

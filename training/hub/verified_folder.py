@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_magic
 from modeling_magic import MagicConfig
 
+from ..pretrained import pretrained_config
 from .card import CARD_NAME, HEADS
 from .contents import CONFIG_NAME, MANIFEST_NAME, files_in, recorded_hashes
 from .presets import load_preset
@@ -201,7 +202,7 @@ class VerifiedFolder:
             kind = getattr(modeling_magic if self.is_magic else transformers, self.class_name)
             config: Any = self.config
             if not self.is_magic:
-                config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+                config = pretrained_config(self.folder, local_files_only=True)
                 # A configuration with absurdly many layers would fill the memory; MAGIC's own has a bound.
                 if getattr(config, "num_hidden_layers", 0) > len(self.shapes or ()):
                     return None

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
 
 from ..data.text import PreparedData
 from ..resuming import last_complete_checkpoint
@@ -61,12 +63,41 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
             f"training_arguments: ddp_backend is {given['ddp_backend']!r}, but there is only one process; start "
             f"several with `torchrun --nproc-per-node N -m magic_nas ...`, or remove ddp_backend"
         )
+    for name in given:
+        if name == "push_to_hub" or name.startswith("hub_"):
+            raise ValueError(
+                f"training_arguments has {name}, but a run sends nothing to the Hub; remove it, and send the finished "
+                f"model with `magic-nas push FOLDER NAME`"
+            )
+    if given.get("dataloader_drop_last"):
+        raise ValueError(
+            "training_arguments: dataloader_drop_last would drop rows of the validation data as well; remove it"
+        )
     try:
         args = kind(output_dir=str(output_dir), **{**defaults, **given})
     except (TypeError, ImportError, RuntimeError) as error:
         raise ValueError(f"training_arguments: {error}") from None
     _check_trackers(args)
+    _check_packages(args)
     return args
+
+
+def _check_packages(args: TrainingArguments) -> None:
+    """Raises a ValueError if the optimizer or the kernels are from a package that is not installed."""
+    try:
+        # `Trainer` also does this, but only after all data is prepared.
+        with suppress(ValueError):
+            # Some optimizers need the model, if their package is there.
+            Trainer.get_optimizer_cls_and_kwargs(args)
+    except ImportError as error:
+        raise ValueError(
+            f"training_arguments: optim is {getattr(args.optim, 'value', args.optim)!r}. {error} Or remove optim"
+        ) from None
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError(
+            "training_arguments: use_liger_kernel needs the package liger-kernel; install it, or remove "
+            "use_liger_kernel"
+        )
 
 
 def _check_trackers(args: TrainingArguments) -> None:

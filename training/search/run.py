@@ -15,6 +15,7 @@ from modeling_magic import MagicConfig, MagicForMaskedLM
 from ..data.text import load_data
 from ..hub.export import export_model
 from ..hub.presets import load_preset
+from ..pretrained import pretrained_model
 from ..runs.folders import (
     MODEL_FOLDER,
     RUN_NAME,
@@ -155,7 +156,7 @@ def make_searcher(
 
 def check_exported(folder: Path, limits: BudgetSettings) -> None:
     """Recomputes the costs of an exported model; raises a ValueError if they are not within the limits."""
-    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model, _ = pretrained_model(AutoModelForMaskedLM, folder)
     architecture = model.config.chain
     counted = count_parameters(model.config, architecture, head="mlm")
     if model.num_parameters() != counted:
@@ -218,7 +219,7 @@ def _winner_latency(
         # A search may run on a machine other than the one that the encoder is meant for.
         elsewhere = f"predicted {predicted:.3f} ms; not measured, because this device is not {table.device_name}"
         return latency, f"{table.summary()}\nLatency: {elsewhere}"
-    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model, _ = pretrained_model(AutoModelForMaskedLM, folder)
     # The exported model has no layers for SKIP.
     measured = table.measure_child(model, model.config.chain)
     timing = measured.latency

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,8 +29,9 @@ from modeling_magic.modeling_magic import MagicModel
 
 from ..bars import progress_bar
 from ..data.tokenizing import load_tokenizer
-from ..distillation.teacher import check_tokenizers, quiet_loading, teacher_inputs
+from ..distillation.teacher import check_tokenizers, teacher_inputs
 from ..hub.model_folders import model_in
+from ..pretrained import pretrained_model
 from ..progress import PostfixProgressCallback
 from ..space.budgets import is_feasible
 from ..space.costs import operator_parameters, training_flops
@@ -121,11 +121,7 @@ def load_teacher_encoder(
     name = model_in(name_or_path)
     if tokenizer is not None:
         check_tokenizers(load_tokenizer(name), tokenizer, name)
-    try:
-        with quiet_loading():
-            model, info = AutoModel.from_pretrained(name, output_loading_info=True)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from None
+    model, info = pretrained_model(AutoModel, name, "the teacher")
     # Masked LMs have no pooler, and none is needed here.
     if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
         raise ValueError(f"the teacher {name!r} has no trained weights for {missing[0]}; give a trained encoder")

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM
 
 from modeling_magic import MagicForMaskedLM
 
 from ..hub.export import export_model, search_manifest
+from ..pretrained import pretrained_model, pretrained_tokenizer
 from ..runs.folders import read_result, read_settings
 from ..runs.recipes import mapping_of
 from ..space.search_space import parse_architecture
@@ -24,7 +24,7 @@ SUPERNET_FOLDER = "supernet"
 
 def check_vocabulary(supernet: str, data: "PreparedData") -> None:
     """Raises a ValueError if the text was tokenized with a vocabulary other than the super-net's."""
-    trained_with = AutoTokenizer.from_pretrained(supernet_folder(supernet))
+    trained_with = pretrained_tokenizer(supernet_folder(supernet))
     if trained_with.get_vocab() != data.tokenizer.get_vocab():
         raise ValueError(
             f"the tokenizer's vocabulary ({len(data.tokenizer)} tokens) differs from the super-net's "
@@ -55,10 +55,8 @@ def load_supernet(folder: str | Path) -> MagicForMaskedLM:
     folder = supernet_folder(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} does not contain a model; give the folder of a finished `magic-nas pretrain`")
-    try:
-        return AutoModelForMaskedLM.from_pretrained(folder)
-    except SafetensorError as error:
-        raise ValueError(f"the weights in {folder} are truncated or damaged ({error}); copy them again") from None
+    model, _ = pretrained_model(AutoModelForMaskedLM, folder, "the super-net")
+    return model
 
 
 def supernet_folder(folder: str | Path) -> Path:
@@ -82,7 +80,7 @@ def export_child(source: str | Path, output_dir: str | Path, architecture: str |
     search = read_search(source)
     child = parse_architecture(architecture) if architecture else tuple(search["architecture"])
     model = load_supernet(source).extract_child(child)
-    tokenizer = AutoTokenizer.from_pretrained(source / SUPERNET_FOLDER)
+    tokenizer = pretrained_tokenizer(source / SUPERNET_FOLDER)
     found = list(child) == search["architecture"]
     return export_model(model, tokenizer, output_dir, {"search": search_manifest(search) if found else None})
 

@@ -102,6 +102,10 @@ def test_verify_names_what_differs_and_ends_with_status_1(tmp_path, monkeypatch,
     code, out, err = run_main(monkeypatch, capsys, "verify", folder)
     assert (code, err) == (1, "")
     assert out.splitlines()[-1].endswith(": weights: model.safetensors.")
+    flip_byte(folder / "model.safetensors")
+    code, out, err = run_main(monkeypatch, capsys, "verify", folder, "--text", tmp_path / "nowhere")
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-1].endswith("; not measured: score on held-out text.")
     code, _, err = run_main(monkeypatch, capsys, "verify", tmp_path)
     assert code == 2
     assert "has no config.json; give one of the folders in it" in err

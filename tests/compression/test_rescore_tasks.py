@@ -11,7 +11,7 @@ from training.compression.compressed_folder import export_compressed
 from training.compression.predictor import Predictor, forward_of
 from training.compression.rescore_tasks import check_tasks
 from training.compression.source import load_source
-from training.hub.verified_folder import DIFFERS, NOT_CHECKED, NOT_RECORDED, OK
+from training.hub.verified_folder import DIFFERS, NOT_MEASURED, OK
 
 
 ROWS = [
@@ -58,7 +58,7 @@ def test_other_rows_are_not_scored(compressed):
     path = Path(asked.partition("=")[2])
     path.write_text(path.read_text().replace("\t5\n", "\t4\n"))
     (found,) = check_tasks(folder, [asked])
-    assert (found.verdict, found.note) == (NOT_CHECKED, "these rows are not the recorded ones")
+    assert (found.verdict, found.note) == (NOT_MEASURED, "these rows are not the recorded ones")
     edit_record(folder, lambda record: record["compression"].pop("eval"))
     assert check_tasks(folder, [asked])[0].note == "the record does not say which rows were used"
 
@@ -68,16 +68,16 @@ def test_a_model_that_does_not_load_is_not_scored(compressed):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     (found,) = check_tasks(folder, [asked])
-    assert found.verdict == NOT_CHECKED
+    assert found.verdict == NOT_MEASURED
     assert "are not readable" in found.note
 
 
 def test_tasks_that_are_not_on_record_and_damage_are_told(compressed):
     folder, asked, _ = compressed
     edit_record(folder, lambda record: record["compression"].update(models=[]))
-    assert check_tasks(folder, [asked])[0].verdict == NOT_RECORDED
+    assert check_tasks(folder, [asked])[0].verdict == NOT_MEASURED
     edit_record(folder, lambda record: record["compression"].update(models=3))
     assert check_tasks(folder, [asked])[0].verdict == DIFFERS
     edit_record(folder, lambda record: record.pop("compression"))
-    with pytest.raises(ValueError, match=r"--eval is for models written by `magic-nas compress`, .*; remove --eval"):
+    with pytest.raises(ValueError, match=r"--eval is for models written by `magic-nas compress` or .*; remove --eval"):
         check_tasks(folder, [asked])

@@ -253,9 +253,9 @@ def test_a_tokenizer_that_pads_on_the_left_changes_no_prediction(tmp_path, finet
 def test_a_record_without_a_length_is_none(tmp_path, finetuned):
     folder, path, _ = finetuned["regression"]
     model = shutil.copytree(folder, tmp_path / "model")
-    manifest = json.loads((model / "search.json").read_text())
-    del manifest["finetuning"]["max_length"]
-    (model / "search.json").write_text(json.dumps(manifest))
+    facts = json.loads((model / "finetune.json").read_text())
+    del facts["max_length"]
+    (model / "finetune.json").write_text(json.dumps(facts))
     assert evaluate_file(model, path)["max_length"] == 40
 
 

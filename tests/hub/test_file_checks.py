@@ -162,16 +162,16 @@ def test_code_of_another_release_is_as_recorded(folder):
     assert (code.verdict, code.note) == (OK, "of a version other than the installed magic-nas")
 
 
-def test_exports_of_earlier_releases_have_no_hashes(folder):
+def test_without_hashes_the_code_is_compared_with_the_installed_one(folder):
     without_contents(folder)
     append(folder / "heads_magic.py")
     found = checks_of(folder)
-    assert {one.verdict for one in found} == {NOT_RECORDED}
+    assert {one.what for one in found if one.verdict != NOT_RECORDED} == {"hashes of the files"}
     shown = {one.what: one.found for one in found}
     assert shown["code: heads_magic.py"] == "of a version other than the installed magic-nas"
     assert shown["code: modeling_magic.py"] == "as in the installed magic-nas"
     (folder / "config.json").write_text("{")
-    assert list(wrong(folder)) == ["config.json"]
+    assert list(wrong(folder)) == ["hashes of the files", "config.json"]
 
 
 def test_a_folder_without_a_record_is_no_export_unless_its_card_names_one(folder):

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from modeling_magic import MagicForMaskedLM
 from training.data.settings import DataSettings
 from training.hub.rescore import JudgedOn, read_judged_on, rescore
-from training.hub.verified_folder import DIFFERS, NOT_CHECKED, OK
+from training.hub.verified_folder import DIFFERS, NOT_CHECKED, NOT_MEASURED, OK
 from training.hub.verify import verify_export
 from training.retraining.retrain import retrain
 from training.search.run import search_supernet
@@ -79,11 +79,20 @@ def test_a_text_that_has_moved_is_the_same_and_one_that_was_changed_is_not(folde
     text = (moved / "a.txt").read_text()
     (moved / "a.txt").write_text(text.replace("the ", "a "))
     other = score_check(folder, str(moved))
-    assert other.verdict == NOT_CHECKED
+    assert other.verdict == NOT_MEASURED
     assert "elsewhere is a different text: the SHA-256 of its held-out documents begins with" in other.note
     missing = score_check(folder, str(tmp_path / "nowhere"))
-    assert missing.verdict == NOT_CHECKED
+    assert missing.verdict == NOT_MEASURED
     assert "nowhere" in missing.note
+    found = verify_export(folder, text=str(tmp_path / "nowhere"))
+    assert found.unmeasured == ("score on held-out text",)
+    assert found.summary.endswith("; not measured: score on held-out text.")
+    edit_record(folder, lambda record: record["training"]["corpus"].pop("max_documents"))
+    unknown = score_check(folder, str(shared_text()))
+    assert (unknown.verdict, unknown.note) == (
+        NOT_MEASURED,
+        "how the text was read is not on record: KeyError('max_documents')",
+    )
 
 
 def test_other_weights_and_other_numbers_are_found(folder):

@@ -163,7 +163,7 @@ def test_weights_that_are_cut_short(folder):
     path.write_bytes(path.read_bytes()[:-100])
     assert differing(folder) == {"weights: model.safetensors", "parameters: config.json and weights"}
     without_contents(folder)
-    assert differing(folder) == {"parameters: config.json and weights"}
+    assert differing(folder) == {"hashes of the files", "parameters: config.json and weights"}
     path.unlink()
     # It may be on the Hub alone.
     assert verdicts(verify_export(folder).checks)["parameters: config.json and weights"] == NOT_CHECKED
@@ -174,7 +174,7 @@ def test_another_architecture_in_the_configuration(folder):
     names = {"parameters: config.json and weights", "architecture: search.json", "card: architecture"}
     assert differing(folder) == {*names, "config.json", "FLOPs: search.json"}
     without_contents(folder)
-    assert differing(folder) == {*names, "FLOPs: search.json"}
+    assert differing(folder) == {*names, "hashes of the files", "FLOPs: search.json"}
 
 
 def test_an_architecture_of_the_same_shapes_is_found_as_well(folder):
@@ -222,15 +222,18 @@ def test_a_missing_configuration_is_named(folder):
     assert differing(folder) == {"config.json"}
 
 
-def test_an_export_of_an_earlier_release_is_counted_again(folder):
+@pytest.mark.parametrize("contents", [None, [], 3, {}, {"sha256": []}])
+def test_hashes_that_were_removed_are_a_difference_and_the_rest_is_counted_again(folder, contents):
     without_contents(folder)
+    if contents is not None:
+        edit_record(folder, lambda record: record.update(contents=contents))
     checked = verdicts(verify_export(folder).checks)
-    assert checked["hashes of the files"] == checked["search.json"] == NOT_RECORDED
+    assert checked["hashes of the files"] == DIFFERS
     assert checked["parameters: search.json"] == checked["architecture: search.json"] == OK
     flip_byte(folder / "model.safetensors")
-    assert not differing(folder)
+    assert differing(folder) == {"hashes of the files"}
     edit(folder / "README.md", "| parameters | 19,", "| parameters | 9,")
-    assert differing(folder) == {"card: parameters"}
+    assert differing(folder) == {"hashes of the files", "card: parameters"}
 
 
 def test_a_child_that_skips_layers_is_in_the_space_that_it_was_found_in(folder):

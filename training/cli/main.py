@@ -525,10 +525,16 @@ def verify(
     ] = None,
     evals: Annotated[
         list[str] | None,
-        typer.Option("--eval", help="For a compressed model: a task to score it on again, NAME=FILE as in compress."),
+        typer.Option(
+            "--eval",
+            help="Score the model on a task again: NAME=FILE as in compress, or the validation file of a fine-tuned "
+            "classifier.",
+        ),
     ] = None,
 ) -> None:
     """Compare a model folder with its search.json and its card; the exit status is 1 if anything differs.
+
+    It is also 1 if a score that --text or --eval asks for could not be measured.
 
     Parameters and FLOPs are counted again, and the files' hashes and the architectures are compared. No code from the
     folder is run. The record is part of the folder and is not signed: whoever can write there can also change it.
@@ -540,12 +546,21 @@ def verify(
     with bars_off():
         found = verify_export(folder, text=text)
         if evals:
-            from ..compression.rescore_tasks import check_tasks
-
-            found = replace(found, checks=(*found.checks, *check_tasks(found.folder, evals)))
+            found = replace(found, checks=(*found.checks, *_scores_again(found.folder, evals)))
     print(f"{found.table}\n\n{found.summary}")
-    if found.differing:
+    if found.differing or found.unmeasured:
         raise typer.Exit(1)
+
+
+def _scores_again(folder: Path, evals: list[str]) -> list[Any]:
+    """Scores a fine-tuned classifier, or else a compressed model, on its tasks again."""
+    from ..finetuning.rescore_file import check_file, is_finetuned
+
+    if is_finetuned(folder):
+        return [one for file in evals for one in check_file(folder, file)]
+    from ..compression.rescore_tasks import check_tasks
+
+    return check_tasks(folder, evals)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

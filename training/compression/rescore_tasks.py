@@ -6,7 +6,7 @@ from typing import Any
 
 from ..hub.contents import MANIFEST_NAME, mapping_at
 from ..hub.sentence_folders import json_of
-from ..hub.verified_folder import DIFFERS, NOT_CHECKED, NOT_RECORDED, OK, UNREADABLE, Check, check
+from ..hub.verified_folder import DIFFERS, NOT_MEASURED, OK, UNREADABLE, Check, check
 from .compress_run import read_tasks
 from .compression_report import FOUND
 from .predictor import Predictor, forward_of
@@ -31,13 +31,14 @@ def check_tasks(folder: Path, evals: Sequence[str]) -> list[Check]:
     record = mapping_at(json_of(folder / MANIFEST_NAME), "compression")
     if not record:
         raise ValueError(
-            f"--eval is for models written by `magic-nas compress`, and {folder} holds another model; remove --eval"
+            f"--eval is for models written by `magic-nas compress` or `magic-nas finetune`, and {folder} holds "
+            f"another; remove --eval"
         )
     try:
         source = load_source(str(folder))
     except ValueError as error:
         # The other checks report what is wrong with the folder.
-        return [check("scores of tasks", None, None, NOT_CHECKED, str(error))]
+        return [check("scores of tasks", None, None, NOT_MEASURED, str(error))]
     predictor = Predictor(source, forward_of(source.model))
     return [_check_task(task, predictor, record) for task in read_tasks(evals, source)]
 
@@ -48,14 +49,14 @@ def _check_task(task: Task, predictor: Predictor, record: dict[str, Any]) -> Che
         rows = [row for row in record["models"] if row["role"] == FOUND]
         recorded = mapping_at(rows[0], "tasks").get(task.title) if rows else None
         if recorded is None:
-            return check(what, None, None, NOT_RECORDED, "the compression was not scored on it")
+            return check(what, None, None, NOT_MEASURED, "the compression was not scored on it")
         shown, of_task = f"{recorded:.2f}", mapping_at(record, "eval").get(task.title)
     except UNREADABLE as error:
         return check(what, None, f"damaged: {error}", DIFFERS)
     if of_task is None:
-        return check(what, shown, None, NOT_CHECKED, "the record does not say which rows were used")
+        return check(what, shown, None, NOT_MEASURED, "the record does not say which rows were used")
     if of_task != task.sha256:
-        return check(what, shown, None, NOT_CHECKED, "these rows are not the recorded ones")
+        return check(what, shown, None, NOT_MEASURED, "these rows are not the recorded ones")
     found = predictor.score(task).value
     is_near = abs(found - recorded) <= _TOLERANCE
     bound = f"{'within' if is_near else 'not within'} {_TOLERANCE:g}"

@@ -29,7 +29,7 @@ from ..bars import progress_bar
 from ..data.fitting import fit_tokenizer, max_sequence_length
 from ..data.tokenizing import tokenizer_sha256
 from ..distillation.teacher import check_configs, check_length, head_of, load_teacher, weights_hash
-from ..files import read_json, short_hash, write_json, write_text, written_at_once
+from ..files import file_sha256, read_json, short_hash, write_json, write_text, written_at_once
 from ..hub.contents import MANIFEST_NAME
 from ..hub.export import FINETUNING_NAME, export_model
 from ..hub.model_folders import model_in, provenance, public_name
@@ -498,6 +498,14 @@ class _Sweep:
         """Returns the facts that determine how the model reads further rows."""
         return {"text_columns": list(work.task.text_columns), "max_length": self._max_length}
 
+    def _file_facts(self) -> dict[str, Any]:
+        """Returns the facts with which the scores on a validation file can be measured again, if all of it is used."""
+        settings = self._settings
+        if settings.validation_file is None or settings.max_eval_samples is not None:
+            return {}
+        sha256 = file_sha256(Path(settings.validation_file).expanduser())
+        return {"validation_file": {"sha256": sha256, "label_column": settings.label_column}}
+
     def _manifest(self, work: _Work, run: FinetuneRun) -> dict[str, Any]:
         """Returns what is published about a fine-tuned model: its origin, its training and its scores."""
         teacher = self._teachers.get(work.task.name)
@@ -510,6 +518,7 @@ class _Sweep:
                 **taught,
                 **({} if work.class_weights is None else {"class_weights": work.class_weights}),
                 **self._input_facts(work),
+                **self._file_facts(),
                 **{name: getattr(run, name) for name in ("learning_rate", "batch_size", "seed", "steps", "best_step")},
                 "versions": versions(),
             },

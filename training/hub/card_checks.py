@@ -175,7 +175,7 @@ def _check_tables(text: str, expected: _Expected | None, absent: str) -> Iterato
 def _check_section(title: str, recorded: Any, found: str | None, absent: str) -> Check:
     what = f"card: {title}"
     if not isinstance(recorded, str):
-        return check(what, None, "a table", NOT_RECORDED, "it is an export of an earlier release")
+        return check(what, None, "a table", NOT_RECORDED, f"{MANIFEST_NAME} does not have its numbers")
     if found is None:
         return check(what, "a section", "missing", absent)
     row = missing_row(recorded, found)

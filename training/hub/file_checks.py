@@ -49,7 +49,8 @@ def check_files(folder: VerifiedFolder) -> Iterator[Check]:
     """Yields a check for each file against its record, and checks for files that are not on record."""
     hashes, values = recorded_hashes(folder.record), recorded_json(folder.record)
     if not hashes and MANIFEST_NAME in folder.files and MANIFEST_NAME not in folder.faults:
-        yield check("hashes of the files", None, None, NOT_RECORDED, "it is an export of an earlier release")
+        note = "every export records them, so they were removed; export the model again"
+        yield check("hashes of the files", None, f"none in {MANIFEST_NAME}", DIFFERS, note)
     if CONFIG_NAME not in values and (fault := folder.faults.get(CONFIG_NAME)):
         yield check(CONFIG_NAME, None, fault, DIFFERS)
     for name, recorded in sorted(values.items()):

@@ -27,6 +27,8 @@ from .sentence_folders import json_of
 
 
 OK, DIFFERS, NOT_CHECKED, NOT_RECORDED = "ok", "differs", "not checked", "not recorded"
+# For a score that the user asked to measure again.
+NOT_MEASURED = "not measured"
 # What reading a record may raise if it is not in the form that this package writes.
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # Names in the folder of a super-net's run.
@@ -47,7 +49,7 @@ class Check:
         what: the name of what was checked.
         recorded: the recorded value.
         found: the value found in the folder.
-        verdict: "ok", "differs", "not checked" or "not recorded".
+        verdict: "ok", "differs", "not checked", "not recorded" or "not measured".
         note: the reason or further facts, may be empty.
     """
 

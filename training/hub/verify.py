@@ -26,6 +26,7 @@ from .rescore import read_judged_on, rescore
 from .verified_folder import (
     DIFFERS,
     NOT_CHECKED,
+    NOT_MEASURED,
     NOT_RECORDED,
     OK,
     SUPERNET_NAME,
@@ -61,6 +62,11 @@ class Verification:
         return self._having(DIFFERS)
 
     @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """The names of the scores that were to be measured again and could not be."""
+        return self._having(NOT_MEASURED)
+
+    @property
     def table(self) -> str:
         """The checks as a Markdown table, one per row."""
         rows = [
@@ -78,6 +84,8 @@ class Verification:
             return f"{what}: not as recorded in {number}: {'; '.join(self.differing)}."
         left = [(len(self._having(verdict)), verdict) for verdict in (NOT_CHECKED, NOT_RECORDED)]
         rest = "".join(f", {number} {verdict}" for number, verdict in left if number)
+        if self.unmeasured:
+            rest += f"; not measured: {', '.join(self.unmeasured)}"
         return f"{what}: nothing differs, {len(self._having(OK))} of {counted(len(self.checks), 'check')} ok{rest}."
 
     def _having(self, verdict: str) -> tuple[str, ...]:
@@ -197,13 +205,15 @@ def _check_space(found: VerifiedFolder, config: MagicConfig) -> Iterator[Check]:
 def _check_scores(found: VerifiedFolder, text: str | None) -> Iterator[Check]:
     record, what = found.record, "score on held-out text"
     if found.child is None:
+        if text is not None:
+            yield check(what, None, None, NOT_MEASURED, "only the folder of one encoder has such a score")
         return
     try:
         own = own_result(record, found.class_name)
         if own:
             yield _check_text_score(found, own, text)
         elif text is not None:
-            yield check(what, None, None, NOT_RECORDED, f"{MANIFEST_NAME} has no masked-LM loss")
+            yield check(what, None, None, NOT_MEASURED, f"{MANIFEST_NAME} has no masked-LM loss")
         elif found.class_name == "MagicForPreTraining" and record.get("results"):
             yield check(what, "a loss", None, NOT_CHECKED, "the tokens were replaced by the generator of the run")
     except UNREADABLE as error:
@@ -215,7 +225,7 @@ def _check_scores(found: VerifiedFolder, text: str | None) -> Iterator[Check]:
 
 # For keys of search.json, the reason why the scores are not measured again.
 _OTHER_SCORES = {
-    "scores": "they need the rows of the task; score them with `magic-nas finetune`",
+    "scores": "give --eval with the validation file",
     "squad": "they need the questions; score them with `magic-nas squad`",
     "compression": "the loss needs the source; give --eval for tasks",
 }
@@ -227,11 +237,13 @@ def _check_text_score(found: VerifiedFolder, own: Mapping[str, float], text: str
         return check(what, recorded, None, NOT_CHECKED, "give --text")
     judged_on = read_judged_on(found.record.get("training") or found.record["search"])
     if judged_on is None:
-        return check(what, recorded, None, NOT_CHECKED, "how the text was masked is not on record")
+        return check(what, recorded, None, NOT_MEASURED, "how the text was masked is not on record")
     try:
         score = rescore(found.folder, text, corpus_of(found.record), judged_on)._asdict()
-    except (*UNREADABLE, OSError) as error:
-        return check(what, recorded, None, NOT_CHECKED, str(error))
+    except (ValueError, OSError) as error:
+        return check(what, recorded, None, NOT_MEASURED, str(error))
+    except UNREADABLE as error:
+        return check(what, recorded, None, NOT_MEASURED, f"how the text was read is not on record: {error!r}")
     is_near = all(abs(score[name] - value) <= judged_on.tolerance for name, value in own.items())
     shown = ", ".join(f"{name} {score[name]:.4f}" for name in own)
     return check(

@@ -539,10 +539,10 @@ class MagicModel(MagicPreTrainedModel):
         """Runs one child.
 
         Args:
-            input_ids: (batch, seq_len) token ids; or give `inputs_embeds`, (batch, seq_len, hidden).
+            input_ids: (batch, seq_len) token ids; or give `inputs_embeds`, (batch, seq_len, embedding_size or hidden).
             attention_mask: (batch, seq_len), 1 = token, 0 = padding.
             token_type_ids: (batch, seq_len), 0 by default.
-            position_ids: (batch, seq_len), counted from 0 by default.
+            position_ids: (batch, seq_len); by default they are counted as the configuration defines it.
             architecture: the child to run, one operator name per layer; optional if there is only one child.
             **kwargs: `output_hidden_states` (true, or the indices n of the H_n to keep), `output_attentions`.
 
@@ -920,7 +920,7 @@ class MagicForMultipleChoice(MagicPreTrainedModel):
         """Scores choices; inputs as for `MagicModel.forward`, with a dimension num_choices after the batch dimension.
 
         Args:
-            labels: (batch,) index of the correct choice.
+            labels: (batch,) index of the correct choice, -100 = ignored.
             **kwargs: also `num_items_in_batch`, the number of labels in the whole accumulated batch.
 
         Returns:
@@ -950,7 +950,8 @@ class MagicForMultipleChoice(MagicPreTrainedModel):
         if labels is not None:
             check_classes(labels, num_choices)
             losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-            loss = mean_loss(losses, num_items_in_batch)
+            # An ignored question has no part in the mean.
+            loss = mean_loss(losses[labels != -100], num_items_in_batch)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

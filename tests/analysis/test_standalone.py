@@ -202,6 +202,7 @@ def test_ranks_of_a_launcher_train_children_of_their_own(settings, tmp_path, mon
     ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
+    given = {"CUDA_VISIBLE_DEVICES": "4,7"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     train, seen = Trainer.train, []
 
@@ -212,7 +213,7 @@ def test_ranks_of_a_launcher_train_children_of_their_own(settings, tmp_path, mon
     monkeypatch.setattr(Trainer, "train", watched)
     assert len(train_standalone(replace(settings, num_children=1), tmp_path, progress=False)) == 1
     assert seen == [{**dict.fromkeys(ranks), "CUDA_VISIBLE_DEVICES": "7"}]
-    assert {name: os.environ.get(name) for name in ranks} == ranks
+    assert {name: os.environ.get(name) for name in (*ranks, "CUDA_VISIBLE_DEVICES")} == {**ranks, **given}
 
 
 def _start(*command, **env) -> subprocess.Popen:

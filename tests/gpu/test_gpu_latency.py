@@ -56,8 +56,8 @@ def test_a_child_takes_as_long_as_between_two_events(device):
     with torch.inference_mode():
         expected = milliseconds(lambda: child(**batch), device)
     # Other work on the cores of a CPU may make one of the two several times as long; nothing else is on the device.
-    tolerance = 0.15 if device == "cuda" else 9.0
-    assert measured.latency.median_ms == pytest.approx(expected, rel=tolerance)
+    factor = 1.15 if device == "cuda" else 10
+    assert expected / factor < measured.latency.median_ms < expected * factor
     assert measured.conditions.core_share is None or device == "cpu"
 
 

@@ -157,6 +157,15 @@ def test_choices(config):
     torch.testing.assert_close(by_vector, output.logits)
 
 
+def test_ignored_questions_have_no_part_in_the_mean(config):
+    model = MagicForMultipleChoice(config()).eval()
+    choices = {"input_ids": torch.randint(5, 20, (2, 3, 6))}
+    both = model(**choices, labels=torch.tensor([1, -100])).loss
+    alone = model(input_ids=choices["input_ids"][:1], labels=torch.tensor([1])).loss
+    torch.testing.assert_close(both, alone)
+    torch.testing.assert_close(model(**choices, labels=torch.tensor([1, -100]), num_items_in_batch=4).loss, alone / 4)
+
+
 def test_replaced_tokens(config):
     model = MagicForPreTraining(config()).eval()
     inputs = batch()

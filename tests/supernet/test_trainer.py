@@ -725,6 +725,19 @@ def test_trackers_get_the_losses(tmp_path):
 # ---- Checkpoints ----
 
 
+def test_a_training_that_starts_over_repeats_no_history(tmp_path):
+    """With auto_find_batch_size, a resumed training reads its saved state once for each batch size."""
+    trainer = toy_trainer(tmp_path)
+    state = trainer.nas_state()
+    trainer.load_nas_state(state)
+    trainer.anchor_history.append({"step": 5})
+    trainer.shrink_history.append({"step": 5})
+    assert state["anchor_history"] == state["shrink_history"] == []
+    saved = trainer.nas_state()
+    trainer.anchor_history.append({"step": 6})
+    assert saved["anchor_history"] == [{"step": 5}]
+
+
 def test_resumed_run_equals_one_never_stopped(tmp_path):
     """The process is killed with SIGKILL in the middle of the run, between two checkpoints."""
     whole = toy_trainer(tmp_path / "whole", **RESUMABLE)

@@ -147,8 +147,9 @@ def _train_all(worker: "StandaloneWorker", seed: int, bar: tqdm) -> None:
 def _apart_from_other_ranks() -> Iterator[None]:
     """Hides the other processes, and all accelerators but this process's own, from Trainer and torch."""
     hidden = {name: value for name, value in os.environ.items() if name in _LAUNCHER}
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if int(hidden.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in hidden:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = (given or "").split(",")
         rank = int(hidden["LOCAL_RANK"])
         # CUDA reads this when the first tensor goes to a device, which has not happened yet.
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)] if visible != [""] else str(rank)
@@ -158,6 +159,10 @@ def _apart_from_other_ranks() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+        if given is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = given
 
 
 class StandaloneWorker:

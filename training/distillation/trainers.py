@@ -93,11 +93,6 @@ class _DistillationTrainer(AccumulatedLossTrainer):
     def _check_arguments(self) -> None:
         if self.args.label_smoothing_factor:
             raise ValueError("the teacher's distribution replaces smoothed labels; do not set label_smoothing_factor")
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"this process has {self.args.n_gpu} GPUs; start one process per GPU with torchrun, or set "
-                f"CUDA_VISIBLE_DEVICES to one of them"
-            )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "FSDP and DeepSpeed split models into parts, but the student's head runs on only some positions; "

@@ -199,7 +199,8 @@ class ParetoSearcher:
         if not self._new.num_left:
             return []
         self._algorithm.n_offsprings = min(self.generation_size, self._new.num_left)
-        return [self._codes.decode(individual.X) for individual in self._algorithm.ask()]
+        asked = [self._codes.decode(individual.X) for individual in self._algorithm.ask()]
+        return [child for child in asked if child not in self._new.repeated]
 
     def tell(self, ranked: Sequence[RankedChild]) -> None:
         """Takes the losses of children and lets NSGA-II choose the survivors."""
@@ -256,7 +257,7 @@ class _PymooCrossover(Crossover):
 
 
 class _PymooMutation(Mutation):
-    """Mutates children into ones that have not been asked for, which leaves pymoo no duplicates to delete."""
+    """Mutates children into ones that have not been asked for, as long as there are any."""
 
     def __init__(self, new: "_NewChildren", codes: _Codes) -> None:
         super().__init__()
@@ -267,16 +268,24 @@ class _PymooMutation(Mutation):
 
     def _mutate(self, child: Architecture) -> Architecture:
         mutated = self._new.mutate(child, 1 / len(child)) or self._new.draw()
-        assert mutated is not None, "more children were requested than are left"
+        if mutated is None:
+            # Fewer children were left than their estimated number says; `ask` removes the parent again.
+            self._new.repeated.add(child)
+            return child
         return mutated
 
 
 class _NewChildren:
-    """Counts, draws and breeds the children within the budget that have not been asked for yet."""
+    """Counts, draws and breeds the children within the budget that have not been asked for yet.
+
+    Attributes:
+        repeated: children that were bred again because no new one was left.
+    """
 
     def __init__(self, space: BudgetedSpace, rng: random.Random) -> None:
         self.space = space
         self.rng = rng
+        self.repeated: set[Architecture] = set()
         self._taken: set[Architecture] = set()
         self._remaining: list[Architecture] | None = None
 

@@ -33,7 +33,12 @@ class SearchSettings(Settings):
         unit="children",
         help="Children that the searcher evaluates; the same number of random children is evaluated as a control.",
     )
-    population_size: int = option(50, at_least=1, unit="children", help="Children per generation.")
+    population_size: int = option(
+        50,
+        at_least=1,
+        unit="children",
+        help="Children of the first generation, and survivors of each later one. Random search: children per batch.",
+    )
     num_validation_sequences: int = validation_option()
     batch_size: int = option(16, at_least=1, unit="sequences", help="Size of a validation batch.")
     mlm_probability: float = mlm_probability_option()

@@ -1,7 +1,4 @@
-"""A super-net cut into blocks that are evaluated alone (NAS-BERT): borders, sampling, and ranking by sums of losses.
-
-This module needs only the standard library.
-"""
+"""A super-net cut into blocks that are evaluated alone (NAS-BERT): borders, sampling, and ranking by summed losses."""
 
 import heapq
 import math

@@ -548,8 +548,8 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
             "average_rng": self._average_rng.getstate(),
             "architecture": list(self.architecture),
             "anchor": asdict(self.anchor) if self.anchor else None,
-            "anchor_history": self.anchor_history,
-            "shrink_history": self.shrink_history,
+            "anchor_history": list(self.anchor_history),
+            "shrink_history": list(self.shrink_history),
             "health": self.health.to_json(),
         }
 
@@ -581,8 +581,10 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
         self.architecture = tuple(state["architecture"])
         anchor = state["anchor"]
         self.anchor = Anchor(tuple(anchor["architecture"]), anchor["val_accuracy"]) if anchor else None
-        self.anchor_history = state["anchor_history"]
-        self.shrink_history = state["shrink_history"]
+        # A training that starts over reads the state again.
+        self.anchor_history = list(state["anchor_history"])
+        self.shrink_history = list(state["shrink_history"])
+        self._average_children = []
         self.health = SupernetHealth.from_json(self.full_space, state["health"], self.operator_kind)
         self._gradient_watch = GradientWatch(self.args.interference_every_n_steps, self.operator_kind)
 

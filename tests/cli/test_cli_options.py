@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from training.analysis.settings import SweepSettings
 from training.cli.main import app
-from training.cli.options import Given, flags_of, path_of, read_value_text, start, takes
+from training.cli.options import Given, flags_of, path_of, read_value_text, start, starts, takes
 from training.cli.reference import ALL_SETTINGS
 from training.finetuning.settings import FinetuneSettings
 from training.options import Settings, hints_of, is_section, option, options_of, own_keys
@@ -264,6 +264,25 @@ def test_every_command_has_help_without_heavy_imports():
         result = CliRunner().invoke(app, [name, "--help"])
         assert result.exit_code == 0
         assert "default:" in result.output or name in ("describe", "best")
+
+
+def test_every_command_that_takes_time_can_be_quiet_or_verbose():
+    commands = typer.main.get_command(app).commands
+    commands = {**commands, **commands["analyze"].commands}
+    without = {
+        name
+        for name, command in commands.items()
+        if not {"--quiet", "--verbose"} <= {text for option in command.params for text in option.opts}
+    }
+    assert without == {"analyze", "compression-table", "describe", "options"}
+
+
+def test_a_command_without_a_recipe_starts_with_its_flags(monkeypatch):
+    asked: list = []
+    monkeypatch.setattr("training.cli.options.start", lambda *given: asked.append(given))
+    starts()(lambda folder: asked.append(folder))(folder="x", quiet=True, verbose=False)
+    starts(threads=True)(lambda: None)(num_threads=3, quiet=False, verbose=True)
+    assert asked == [(None, True, False), "x", (3, False, True)]
 
 
 def test_values_on_the_command_line_are_yaml():

@@ -121,6 +121,35 @@ def test_another_run_is_refused_in_a_folder_that_has_begun(tmp_path, other, mess
     assert finished_result(tmp_path, Toy(seeds=(0, 1))) is not None
 
 
+def test_a_run_resumes_only_with_what_it_read_at_its_start(tmp_path):
+    read = {"the text": {"train": "abc", "validation": "def"}, "the tokenizer": "123"}
+    other = {**read, "the text": {"train": "xyz", "validation": "def"}}
+    with open_run(tmp_path, Toy(), inputs={"the text": "before anything was trained"}):
+        pass
+    with open_run(tmp_path, Toy(), inputs=read):
+        pass
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8" / "files.json").write_text("{}")
+    with open_run(tmp_path, Toy(), inputs=json.loads(json.dumps(read))):
+        pass
+    with pytest.raises(
+        ValueError, match=r"^the text has changed since the run in .* began; restore what it read then"
+    ):
+        with open_run(tmp_path, Toy(), inputs=other):
+            pytest.fail("opened")
+    both = {**other, "the tokenizer": "456"}
+    with (
+        pytest.raises(ValueError, match=r"^the text and the tokenizer have changed"),
+        open_run(tmp_path, Toy(), inputs=both),
+    ):
+        pytest.fail("opened")
+    # A finished run returns its result, whatever its text has become.
+    with open_run(tmp_path, Toy(), inputs=read) as run:
+        run.finish({})
+    with open_run(tmp_path, Toy(), inputs=other) as run:
+        assert run.result is not None
+
+
 def test_a_run_that_has_lost_nothing_gives_its_folder_away(tmp_path):
     with open_run(tmp_path, Toy()):
         pass

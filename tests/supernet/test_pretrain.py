@@ -173,3 +173,14 @@ def test_pretrain_starts_from_a_checkpoint(tmp_path, monkeypatch, capsys):
     code, _, err = run_main(monkeypatch, capsys, *arguments)
     assert code == 2
     assert f"init_from is {str(source)!r} there, None here" in err
+    # Neither a finished run nor one that resumes needs them again.
+    shutil.rmtree(source)
+    for _ in range(2):
+        code, _, err = run_main(monkeypatch, capsys, *arguments, "--init-from", source)
+        assert code == 0, err
+        (run / "result.json").unlink()
+    # But it needs the same text.
+    text.write_text("\n\n".join(f"{number}: {' '.join(SENTENCES[::-1])}" for number in range(60)))
+    code, _, err = run_main(monkeypatch, capsys, *arguments, "--init-from", source)
+    assert code == 2
+    assert f"the text has changed since the run in {run} began" in err

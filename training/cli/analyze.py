@@ -10,7 +10,7 @@ import typer
 from ..analysis.settings import MIN_CHILDREN, InterferenceSettings, RankingSettings, StandaloneSettings, SweepSettings
 from ..cells.settings import CellSweepSettings
 from ..options import read_value
-from .options import Given, OutputDir, start, takes
+from .options import Given, OutputDir, starts, takes
 
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def interference(
 
 
 @app.command("compare-interference")
+@starts()
 def compare(
     analyses: Annotated[
         list[str], typer.Argument(help="NAME=FOLDER of finished analyses; the first is compared with the others.")
@@ -50,7 +51,6 @@ def compare(
     output_dir: OutputDir,
 ) -> None:
     """Draw the curves of several super-nets in one figure, paired over the same children and batches (Fig. 2c)."""
-    start()
     from ..analysis.interference_run import compare_interference
 
     runs = {}

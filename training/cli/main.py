@@ -19,7 +19,7 @@ from ..supernet.settings import BlockwiseSettings, PretrainSettings
 from ..tables import counted
 from .analyze import app as analyze_app
 from .failures import failure, goes_on
-from .options import Child, Given, OutputDir, Threads, start, takes
+from .options import Child, Given, OutputDir, set_threads, starts, takes
 
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ def _of_all_commands(
 
 
 @app.command()
+@starts()
 def demo(
     output_dir: OutputDir = Path("demo_run"),
     from_scratch: Annotated[
@@ -71,7 +72,7 @@ def demo(
     ] = False,
 ) -> None:
     """Compress a real encoder on real text in a few minutes on a CPU, or search for one from scratch."""
-    start(num_threads=1)
+    set_threads(1)
     if from_scratch:
         _demo_from_scratch(output_dir, short)
         return
@@ -171,6 +172,7 @@ def describe(
 
 
 @app.command()
+@starts()
 @takes(LatencySettings, recipe=False)
 def benchmark(
     space: Annotated[str, typer.Argument(help="A preset, a JSON file or a model folder.")],
@@ -183,7 +185,7 @@ def benchmark(
     """Measure the latency of each operator in a space on this device, and how well their sums predict children."""
     changes = given.changes(LatencySettings)
     settings = LatencySettings(**changes)
-    start(settings.num_threads)
+    set_threads(settings.num_threads)
     from ..hub.presets import load_preset
     from ..space.latency import measure_latency
     from ..space.search_space import SearchSpace, parse_architecture
@@ -268,6 +270,7 @@ def search(
 
 
 @app.command()
+@starts()
 @takes(BudgetSettings, recipe=False)
 def best(
     search_run: Annotated[Path, typer.Argument(help="The folder of a search, finished or not.")],
@@ -275,7 +278,6 @@ def best(
     top: Annotated[int, typer.Option(help="Number of children to show.")] = 5,
 ) -> None:
     """Show the best children within another budget among those that a search has evaluated, without evaluating any."""
-    start()
     from ..search.run import best_table
 
     print(best_table(search_run, BudgetSettings(**given.changes(BudgetSettings)), top))
@@ -348,6 +350,7 @@ def finetune(
 
 
 @app.command()
+@starts(threads=True)
 @takes(EvaluateSettings, recipe=False)
 def evaluate(
     model: Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder, or a name on the Hub.")],
@@ -356,10 +359,8 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", dir_okay=False, help="A JSON file for the result.")
     ] = None,
-    num_threads: Threads = None,
 ) -> None:
     """Score a fine-tuned classifier on a file with labels."""
-    start(num_threads)
     from ..files import write_json
     from ..finetuning.file_predictions import evaluate_file, scores_table
 
@@ -374,16 +375,15 @@ def evaluate(
 
 
 @app.command()
+@starts(threads=True)
 @takes(PredictSettings, recipe=False)
 def predict(
     model: Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder, or a name on the Hub.")],
     file: Annotated[Path, typer.Option("--file", help="A file of texts: CSV, TSV, JSON lines or CoNLL.")],
     output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The .csv or .jsonl file to write.")],
     given: Given,
-    num_threads: Threads = None,
 ) -> None:
     """Predict the rows of a file with a fine-tuned classifier, and write the predictions next to its columns."""
-    start(num_threads)
     from ..finetuning.file_predictions import predict_file
 
     path = predict_file(model, file, output, PredictSettings(**given.changes(PredictSettings)))
@@ -411,6 +411,7 @@ def squad(
 
 
 @app.command("squad-split")
+@starts()
 def squad_split(
     source: Annotated[Path, typer.Argument(help="A file in the SQuAD format.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder for train.json and test.json.")],
@@ -418,7 +419,6 @@ def squad_split(
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
 ) -> None:
     """Split a file of questions by article into a training and a test set."""
-    start()
     from ..finetuning.squad_data import split_by_article
 
     for path in split_by_article(source, output_dir, test_fraction, seed):
@@ -426,6 +426,7 @@ def squad_split(
 
 
 @app.command()
+@starts()
 def export(
     source: Annotated[Path, typer.Argument(help="A finished super-net run, or a model folder.")],
     output_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
@@ -440,7 +441,6 @@ def export(
     """Write a child of a super-net as a model folder, or a model folder as a complete export or as ONNX."""
     if int8 and not onnx:
         raise ValueError("--int8 quantizes the ONNX file; add --onnx")
-    start()
     from ..hub.model_folders import export_folder, model_in
     from ..hub.onnx_export import check_packages, export_onnx, quantize_onnx
     from ..supernet.loading import SUPERNET_FOLDER, export_child
@@ -466,6 +466,7 @@ def export(
 
 
 @app.command()
+@starts()
 def convert(
     source: Annotated[str, typer.Argument(help="A model: a folder or a name on the Hub.")],
     output_dir: Annotated[Path, typer.Argument(help="The model folder to write.")],
@@ -477,7 +478,6 @@ def convert(
     ] = None,
 ) -> None:
     """Write a BERT, RoBERTa or ELECTRA checkpoint as a MAGIC model, or a MAGIC model as one of these."""
-    start()
     from ..hub.convert import convert_checkpoint
 
     folder, dropped = convert_checkpoint(source, output_dir, to, tokenizer)
@@ -490,6 +490,7 @@ def convert(
 
 
 @app.command()
+@starts()
 def push(
     folder: Annotated[Path, typer.Argument(help="An exported model folder.")],
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; created if it does not exist.")],
@@ -502,7 +503,6 @@ def push(
     ] = False,
 ) -> None:
     """Publish a model folder on the Hub in one commit, with the token of `hf auth login` or HF_TOKEN."""
-    start()
     from ..hub.publish import push_model
 
     report = push_model(folder, repo, private=private, revision=revision, dry_run=dry_run)
@@ -515,6 +515,7 @@ def push(
 
 
 @app.command()
+@starts()
 def verify(
     folder: Annotated[str, typer.Argument(help="A model folder, a run that contains one, or a name on the Hub.")],
     text: Annotated[
@@ -539,7 +540,6 @@ def verify(
     Parameters and FLOPs are counted again, and the files' hashes and the architectures are compared. No code from the
     folder is run. The record is part of the folder and is not signed: whoever can write there can also change it.
     """
-    start()
     from ..hub.verify import verify_export
     from ..runs.folders import bars_off
 

@@ -312,6 +312,32 @@ def takes(*kinds: type[Settings], recipe: bool = True) -> Callable[[Callable[...
     return decorate
 
 
+def starts(threads: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds `--quiet` and `--verbose` to a command that takes no recipe, and calls `start` before it.
+
+    Args:
+        threads: whether to add `--num-threads` as well.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapped(**values: Any) -> None:
+            start(values.pop("num_threads") if threads else None, values.pop("quiet"), values.pop("verbose"))
+            command(**values)
+
+        parameters = [
+            own.replace(kind=inspect.Parameter.KEYWORD_ONLY) for own in inspect.signature(command).parameters.values()
+        ]
+        if threads:
+            parameters.append(_parameter("num_threads", Threads))
+        parameters += [_parameter("quiet", Quiet, False), _parameter("verbose", Verbose, False)]
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapped
+
+    return decorate
+
+
 def _own_parameters(command: Callable[..., None]) -> list[inspect.Parameter]:
     parameters = inspect.signature(command).parameters
     return [own.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, own in parameters.items() if name != "given"]
@@ -344,8 +370,17 @@ def start(num_threads: int | None = None, quiet: bool = False, verbose: bool = F
     if quiet or not can_draw():
         os.environ |= dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1")
     if num_threads is not None:
-        if num_threads < 1:
-            raise ValueError(f"--num-threads is {num_threads}; it must be at least 1")
-        import torch
+        set_threads(num_threads)
 
-        torch.set_num_threads(num_threads)
+
+def set_threads(number: int) -> None:
+    """Sets the number of torch's CPU threads.
+
+    Raises:
+        ValueError: the number is below 1.
+    """
+    if number < 1:
+        raise ValueError(f"--num-threads is {number}; it must be at least 1")
+    import torch
+
+    torch.set_num_threads(number)

@@ -13,6 +13,7 @@ import torch
 from modeling_magic.modeling_magic import MagicPreTrainedModel
 
 from ..data.documents import DOCSTRINGS
+from ..distillation.teacher import weights_hash
 from ..drawing import write_figure
 from ..files import read_json, short_hash, write_json, write_text
 from ..internals import forget_accelerator
@@ -119,7 +120,8 @@ def compress(
         if labelled is not None:
             _say(f"labels: {settings.labels}, {counted(len(labelled), 'row')} to train on")
         _say(*sentences.notes, *(f"warning: {warning}" for warning in sentences.warnings))
-        with open_run(folder, settings, state.is_main_process) as run:
+        inputs = {"the text": sentences.fingerprint, "the checkpoint": weights_hash(source.model)}
+        with open_run(folder, settings, state.is_main_process, inputs) as run:
             if run.result is not None:
                 return CompressionResult(run.result)
             accelerator = new_accelerator(run_precision(folder, settings))

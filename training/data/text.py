@@ -244,6 +244,11 @@ class PreparedData:
         """The length of each block, in tokens."""
         return self.fingerprint["block_size"]
 
+    @property
+    def hashes(self) -> dict[str, Any]:
+        """Hashes of text and tokenizer, for `open_run`."""
+        return {"the text": self.fingerprint["sha256"], "the tokenizer": tokenizer_sha256(self.tokenizer)}
+
     def __repr__(self) -> str:
         return f"PreparedData({', '.join(f'{name}={value!r}' for name, value in self._short_facts().items())})"
 

@@ -27,7 +27,7 @@ from transformers import (
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..data.fitting import fit_tokenizer, knows_token_types, max_sequence_length, num_rows
-from ..data.tokenizing import load_tokenizer
+from ..data.tokenizing import load_tokenizer, tokenizer_sha256
 from ..distillation.teacher import check_length, load_teacher
 from ..distillation.trainers import DistillationTrainer
 from ..files import written_at_once
@@ -179,7 +179,10 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
         teacher = load_teacher(teacher_folder, tokenizer, AutoModelForQuestionAnswering)
         name = f"the teacher {settings.teacher!r}"
         check_length(teacher.config, name, "max_seq_length", lengths.max_seq_length)
-    with open_run(output_dir, settings, args.should_save) as run:
+    sides = {"the training questions": train, "the validation questions": validation}
+    inputs = {name: side.data.fingerprint["sha256"] for name, side in sides.items() if side is not None}
+    inputs["the tokenizer"] = tokenizer_sha256(tokenizer)
+    with open_run(output_dir, settings, args.should_save, inputs) as run:
         if run.result is not None:
             return run.result
         trainer = _make_trainer(model, teacher, tokenizer, args, train, validation, settings)

@@ -55,12 +55,13 @@ def retrain_distilled(
     if not settings.teacher:
         raise ValueError("no teacher is given; pass a masked LM with --teacher, a folder or a name on the Hub")
     source, settings = follow_teacher(settings)
-    plan = plan_child(settings, output_dir)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
+    plan = plan_child(settings, output_dir)
     teacher = load_fitting_teacher(load_teacher, source, settings)
     start = start_child(plan, settings, teacher.config)
-    with open_run(output_dir, settings, plan.args.should_save) as run:
+    inputs = {**start.data.hashes, "the teacher": weights_hash(teacher)}
+    with open_run(output_dir, settings, plan.args.should_save, inputs) as run:
         return run.result or _train(run, start, teacher, settings, search)
 
 

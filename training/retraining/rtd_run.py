@@ -35,12 +35,12 @@ def retrain_rtd(settings: RtdSettings, output_dir: str | Path, search: dict[str,
     Raises:
         ValueError: the settings contradict each other, or the folder contains another run.
     """
-    plan = plan_child(settings, output_dir)
-    _generator_of(plan.config, settings)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
+    plan = plan_child(settings, output_dir)
+    _generator_of(plan.config, settings)
     start = start_child(plan, settings)
-    with open_run(output_dir, settings, plan.args.should_save) as run:
+    with open_run(output_dir, settings, plan.args.should_save, start.data.hashes) as run:
         return run.result or _train(run, start, settings, search)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -26,6 +26,8 @@ RESULT_NAME = "result.json"
 RECORDS_NAME = "runs.json"
 # Facts about the machine that a run determined at its start and keeps when it resumes elsewhere.
 FACTS_NAME = "facts.json"
+# Hashes of what a run reads, which a resumed run must read again.
+INPUTS_NAME = "inputs.json"
 LOCK_NAME = ".lock"
 MODEL_FOLDER = "model"
 
@@ -67,7 +69,9 @@ class Run:
 
 
 @contextmanager
-def open_run(output_dir: str | Path, settings: Settings, writes: bool = True) -> Iterator[Run]:
+def open_run(
+    output_dir: str | Path, settings: Settings, writes: bool = True, inputs: Mapping[str, Any] | None = None
+) -> Iterator[Run]:
     """Makes `output_dir` the folder of a run, reserved for this process and its ranks until the context ends.
 
     Whether the folder holds this run, and whether the run has finished, is checked again under the lock: another
@@ -77,9 +81,11 @@ def open_run(output_dir: str | Path, settings: Settings, writes: bool = True) ->
         output_dir: the folder.
         settings: settings of the run; their class names the command.
         writes: whether this rank is the one that writes the run's files.
+        inputs: hashes of what the run reads, such as "the text", as JSON; a run that resumes must read the same.
 
     Raises:
-        ValueError: another process is using the folder, or it contains another run or something else.
+        ValueError: another process is using the folder, it contains another run or something else, or an input has
+            changed since the run began.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,8 +96,25 @@ def open_run(output_dir: str | Path, settings: Settings, writes: bool = True) ->
             _tidy(folder)
             result = read_result(folder)
             if result is None:
+                _check_inputs(folder, inputs or {})
                 write_json(folder / RUN_NAME, _describe(settings))
         yield Run(folder, writes, _same_for_all_ranks(result))
+
+
+def _check_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Compares inputs with those of the run's start: their names may refer to something else by now."""
+    path = folder / INPUTS_NAME
+    if not (path.is_file() and _has_begun(folder)):
+        if inputs:
+            write_json(path, dict(inputs))
+        return
+    known = read_json(path)
+    if changed := [name for name, value in inputs.items() if known.get(name, value) != value]:
+        verb = "has" if len(changed) == 1 else "have"
+        raise ValueError(
+            f"{' and '.join(changed)} {verb} changed since the run in {folder} began; restore what it read then, or "
+            f"use another --output-dir"
+        )
 
 
 @contextmanager

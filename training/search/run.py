@@ -63,13 +63,13 @@ def search_supernet(settings: SearchSettings, output_dir: str | Path) -> dict[st
         ValueError: the settings contradict one another, or the folder holds another run.
     """
     output_dir = Path(output_dir)
+    if (result := finished_result(output_dir, settings)) is not None:
+        return result
     accelerator = Accelerator(mixed_precision=settings.precision)
     model = load_supernet(settings.supernet)
     space = searched_space(settings, model.config)
     costs, budget = costs_of(model.config, settings.budget), budget_of(model.config, settings.budget)
     BudgetedSpace(space, budget).check()
-    if (result := finished_result(output_dir, settings)) is not None:
-        return result
     with accelerator.main_process_first():
         data = load_data(settings.data, model.config.max_sequence_length)
     check_vocabulary(settings.supernet, data)

@@ -56,11 +56,13 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     output_dir = Path(output_dir)
     config = load_preset(settings.preset)
     args = _arguments(settings, output_dir, config.hidden_size)
-    initial = None if settings.init_from is None else model_in(settings.init_from)
-    _check(settings, config, args, initial)
+    _check(settings, config, args)
     source, settings = follow_teacher(settings)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
+    initial = None if settings.init_from is None else model_in(settings.init_from)
+    if initial is not None:
+        check_initialization(config, initial, vocabulary=False)
     teacher = load_fitting_teacher(load_teacher_encoder, source, settings)
     check_blockwise(config, args, settings.num_blocks, teacher.config)
     with args.main_process_first():
@@ -74,7 +76,10 @@ def run_blockwise(settings: BlockwiseSettings, output_dir: str | Path) -> dict[s
     # Also when the run resumes, since checkpoints hold only the layers.
     if initial is not None:
         logger.info("%s", initialize_from(model, initial))
-    with open_run(output_dir, settings, args.should_save) as run:
+    inputs = {**data.hashes, "the teacher": weights_hash(teacher)}
+    if initial is not None:
+        inputs["the initial weights"] = weights_hash(model)
+    with open_run(output_dir, settings, args.should_save, inputs) as run:
         return run.result or _train(run, model, teacher, data, args, settings)
 
 
@@ -84,17 +89,13 @@ def _arguments(settings: BlockwiseSettings, output_dir: Path, hidden_size: int) 
     return pretraining_arguments(MagicTrainingArguments, output_dir, given, hidden_size)
 
 
-def _check(
-    settings: BlockwiseSettings, config: MagicConfig, args: MagicTrainingArguments, initial: str | None
-) -> None:
+def _check(settings: BlockwiseSettings, config: MagicConfig, args: MagicTrainingArguments) -> None:
     """Raises a ValueError for every problem that can be found before anything is loaded."""
     if not settings.teacher:
         raise ValueError("no teacher is given; set --blockwise to an encoder, as a folder or a name on the Hub")
     # Costs are not checked yet: the preset's vocabulary may be larger than the tokenizer's.
     check_search(config, args, vocabulary=False)
     check_blockwise(config, args, settings.num_blocks)
-    if initial is not None:
-        check_initialization(config, initial, vocabulary=False)
 
 
 def _train(

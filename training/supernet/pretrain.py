@@ -53,11 +53,13 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     args = pretraining_arguments(MagicTrainingArguments, output_dir, settings.training_arguments, config.hidden_size)
     # Costs are not checked yet: the preset's vocabulary may be larger than the tokenizer's.
     check_search(config, args, vocabulary=False)
-    initial = None if settings.init_from is None else model_in(settings.init_from)
-    if initial is not None:
-        check_initialization(config, initial, vocabulary=False)
     if (result := finished_result(output_dir, settings)) is not None:
         return result
+    initial = None
+    # A resumed run has all weights in its checkpoint, and its initial weights may no longer exist.
+    if settings.init_from is not None and last_complete_checkpoint(output_dir) is None:
+        initial = model_in(settings.init_from)
+        check_initialization(config, initial, vocabulary=False)
     with args.main_process_first():
         data = load_data(settings.data, config.max_sequence_length)
     config = fit_to_text(config, data)
@@ -66,10 +68,9 @@ def pretrain(settings: PretrainSettings, output_dir: str | Path) -> dict[str, An
     tell_training(args, data)
     set_seed(args.seed)
     model = MagicForMaskedLM(config)
-    # A resumed run has all weights in its checkpoint, and its initial weights may no longer exist.
-    if initial is not None and last_complete_checkpoint(output_dir) is None:
+    if initial is not None:
         logger.info("%s", initialize_from(model, initial))
-    with open_run(output_dir, settings, args.should_save) as run:
+    with open_run(output_dir, settings, args.should_save, data.hashes) as run:
         return run.result or _train_supernet(run, model, data, args, settings)
 
 

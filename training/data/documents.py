@@ -108,6 +108,8 @@ def load_documents(
     """
     if max_documents is not None and max_documents < 1:
         raise ValueError(f"max_documents is {max_documents}; it must be at least 1, or None for all")
+    if source is not None and not str(source).strip():
+        raise ValueError("the name of the text is empty; give a file, a folder or the name of a data set")
     path = Path(source or DOCSTRINGS).expanduser()
     documents: Documents
     if source is None or source == DOCSTRINGS:

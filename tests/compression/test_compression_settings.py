@@ -5,6 +5,7 @@ import pytest
 from training.compression.members import check_budgets
 from training.compression.settings import LIMITS, CompressSettings
 from training.options import build, default_of, options_of
+from training.runs.recipes import load_recipe, settings_from
 
 
 OPTIONS = {item.name: (item, facts) for item, facts in options_of(CompressSettings)}
@@ -56,3 +57,18 @@ def test_budgets_may_be_numbers_as_recipes_have_them():
     assert settings == CompressSettings(max_params="5000000", max_latency=("2.5", "0.4x"), max_flops="5000000000")
     with pytest.raises(ValueError, match=r"max_params\[0\] is True; it must be text or a number"):
         CompressSettings(max_params=True)
+
+
+def test_options_without_an_effect_are_named():
+    given = CompressSettings(alignment_weight=0.1, labels_weight=2.0, searcher="additive", supernet_steps=5)
+    assert given.warnings() == [
+        "alignment_weight has no effect with alignment=none",
+        "supernet_steps has no effect with searcher=additive, which trains no super-net",
+        "labels_weight has no effect without labels",
+    ]
+    assert not CompressSettings(alignment="teacher", alignment_weight=0.1, labels="x", labels_weight=2.0).warnings()
+
+
+@pytest.mark.parametrize("name", ["compress-minilm", "compress-quick", "demo-compress", "demo-compress-short"])
+def test_recipes_set_no_option_without_an_effect(name):
+    assert not settings_from(CompressSettings, load_recipe(name)).warnings()

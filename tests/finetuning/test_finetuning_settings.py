@@ -22,6 +22,18 @@ def test_arguments_that_a_sweep_sets_itself_are_refused(name):
         FinetuneSettings(training_arguments={name: values.get(name, 3)})
 
 
+def test_options_without_an_effect_are_named():
+    own = FinetuneSettings(train_file="a.csv", temperature=2.0, mnli_model="m", text_columns=("t",), submission=False)
+    assert own.warnings() == [
+        "temperature has no effect without a teacher",
+        "mnli_model has no effect on your own files, only on GLUE",
+        "submission has no effect on your own files, only on GLUE",
+    ]
+    of_glue = FinetuneSettings(tasks=("rte",), teacher="t", temperature=2.0, label_column="x", glue_folder="g")
+    assert of_glue.warnings() == ["label_column has no effect on tasks of GLUE, only on your own files"]
+    assert not FinetuneSettings().warnings()
+
+
 def test_the_arguments_of_the_best_epoch_are_those_that_it_sets():
     assert set(BEST_EPOCH_ARGUMENTS) == set(best_epoch_arguments(GLUE["cola"]))
 

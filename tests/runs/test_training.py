@@ -38,6 +38,7 @@ def test_what_is_given_wins_over_the_defaults_of_runs(tmp_path):
         ),
         (TrainingArguments, {"push_to_hub": True}, "has push_to_hub, but a run sends nothing .* `magic-nas push"),
         (TrainingArguments, {"hub_token": "secret"}, "has hub_token, but (?!.*secret)"),
+        (TrainingArguments, {"resume_from_checkpoint": "x"}, "a run resumes on its own when its command is repeated"),
         (TrainingArguments, {"dataloader_drop_last": True}, "would drop rows of the validation data"),
         (TrainingArguments, {"optim": "galore_adamw"}, "optim is .*galore_adamw.*install `galore_torch`.* Or remove"),
         (TrainingArguments, {"use_liger_kernel": True}, "needs the package liger-kernel; install it, or remove"),

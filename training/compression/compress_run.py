@@ -110,7 +110,7 @@ def compress(
     progress = progress and state.is_main_process
     with _threads(settings.num_threads):
         source = load_source(settings.checkpoint, settings.kind)
-        _say(*source.notes)
+        _say(*(f"warning: {warning}" for warning in settings.warnings()), *source.notes)
         tasks = read_tasks(settings.eval, source)
         labelled = read_labelled(settings, source)
         check_space(settings, source)

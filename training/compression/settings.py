@@ -191,6 +191,18 @@ class CompressSettings(Settings):
         for name in LIMITS:
             object.__setattr__(self, name, tuple(map(_as_text, getattr(self, name))))
 
+    def without_effect(self) -> dict[str, str]:
+        """Returns the reason for each option that the other options leave without an effect, by its name."""
+        found: dict[str, str] = {}
+        if self.alignment == "none":
+            found |= dict.fromkeys(("alignment_weight", "alignment_every_n_layers"), "with alignment=none")
+        if self.searcher == "additive":
+            of_supernet = ("supernet_steps", "supernet_learning_rate", "sampler", "alignment")
+            found |= dict.fromkeys(of_supernet, "with searcher=additive, which trains no super-net")
+        if self.labels is None:
+            found["labels_weight"] = "without labels"
+        return found
+
 
 def _as_text(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.15g}"

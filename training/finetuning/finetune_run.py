@@ -252,6 +252,8 @@ def run_finetuning(settings: FinetuneSettings, output_dir: str | Path) -> dict[s
     """
     output_dir = Path(output_dir)
     tasks = check_finetuning(settings)
+    for warning in settings.warnings():
+        logger.warning(warning)
     settings = replace(settings, model=model_in(settings.model))
     check_run_folder(output_dir, settings)
     return _Sweep(settings, output_dir, tasks).run()

@@ -241,6 +241,18 @@ class FinetuneSettings(Settings):
                     f"a batch of {size} rows cannot be accumulated in {accumulation} equal steps; choose a divisor"
                 )
 
+    def without_effect(self) -> dict[str, str]:
+        """Returns the reason for each option that the other options leave without an effect, by its name."""
+        found: dict[str, str] = {}
+        if self.teacher is None:
+            found |= dict.fromkeys(("distillation_weight", "temperature", "teacher_cache"), "without a teacher")
+        if self.tasks:
+            of_files = ("text_columns", "label_column", "class_names", "problem_type", "validation_fraction")
+            found |= dict.fromkeys(of_files, "on tasks of GLUE, only on your own files")
+        else:
+            found |= dict.fromkeys(("glue_folder", "mnli_model", "submission"), "on your own files, only on GLUE")
+        return found
+
     def _check_class_weights(self) -> None:
         weights = self.class_weights
         if weights is None:

@@ -69,6 +69,11 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
                 f"training_arguments has {name}, but a run sends nothing to the Hub; remove it, and send the finished "
                 f"model with `magic-nas push FOLDER NAME`"
             )
+    if given.get("resume_from_checkpoint"):
+        raise ValueError(
+            "training_arguments has resume_from_checkpoint, but a run resumes on its own when its command is "
+            "repeated; remove it"
+        )
     if given.get("dataloader_drop_last"):
         raise ValueError(
             "training_arguments: dataloader_drop_last would drop rows of the validation data as well; remove it"

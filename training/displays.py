@@ -5,7 +5,8 @@ from html import escape
 from typing import Any
 
 
-KIND_COLORS = {"MHA": "#f4a582", "FFN": "#92c5de", "CONV": "#a6d96a"}
+# Told apart in every form of colour blindness.
+KIND_COLORS = {"MHA": "#f2c14e", "FFN": "#a8d0ee", "CONV": "#c06f9f"}
 KIND_NAMES = {"MHA": "attention", "FFN": "feed-forward", "CONV": "convolution"}
 OTHER_COLOR = "#dddddd"
 # A box has its own background and text colour; everything else uses the page's.

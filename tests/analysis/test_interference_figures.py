@@ -43,19 +43,19 @@ def test_cells_hold_means_and_half_lengths_of_their_intervals():
 
 def test_both_matrices_have_the_same_colours():
     by_operator, by_kind, *_ = matrix().axes
-    # From the lowest value, which is below 0, to 1.
-    assert by_operator.images[0].get_clim() == by_kind.images[0].get_clim() == (-0.25, 1)
+    # From the lowest value, rounded down, to 1.
+    assert by_operator.images[0].get_clim() == by_kind.images[0].get_clim() == (-0.3, 1)
     assert by_operator.images[0].get_array()[2].tolist() == [-0.25, 0.5, 1.0]
     assert np.ma.getmaskarray(np.ma.masked_invalid(by_kind.images[0].get_array())).tolist() == [[1, 0], [0, 0]]
-    positive = [[between(0.5, 0.1)] * 3] * 3
-    plain = matrix(positive, [[between(0.5, 0.1)] * 2] * 2)
-    assert plain.axes[0].images[0].get_clim() == (0, 1)
+    for value, lowest in ((0.5, 0.5), (0.96, 0.9), (1.0, 0.9)):
+        high = matrix([[between(value, 0.0)] * 3] * 3, [[between(value, 0.0)] * 2] * 2)
+        assert high.axes[0].images[0].get_clim() == (lowest, 1)
 
 
 def test_text_is_white_on_dark_cells_alone():
     by_operator, *_ = matrix().axes
     colors = {text.get_text()[:4]: text.get_color() for text in by_operator.texts}
-    # viridis is dark at its lower end; the limits are -0.25 and 1.
+    # viridis is dark at its lower end; the limits are -0.3 and 1.
     assert colors == {"1.00": "black", "0.50": "black", "-0.2": "white"}
 
 

@@ -1,5 +1,7 @@
 """Figures of rankings show what they are given."""
 
+from dataclasses import replace
+
 import numpy as np
 from toy_scores import measured, normal, scores_of
 
@@ -27,6 +29,15 @@ def test_figures_show_what_they_are_given():
     noise = truth_noise(repeats, num_simulations=20)
     (axes,) = draw_methods({"SPOS": tau, "MAGIC-T": method_tau(truth, [scores])}, noise).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["SPOS", "MAGIC-T"]
+    near, far = (replace(noise, ceiling=tau.mean + step) for step in (0.01, 2.0))
+    for ceiling, is_drawn in ((near, True), (far, False)):
+        figure = draw_methods({"num_substitutions = 2": tau}, ceiling)
+        (axes,) = figure.axes
+        assert axes.get_yticklabels()[0].get_text() == "k = 2"
+        assert any(list(line.get_xdata()) == [ceiling.ceiling] * 2 for line in axes.lines) == is_drawn
+        assert axes.get_xlim()[1] < tau.mean + 1
+        (label,) = [text.get_text() for text in figure.legends[0].texts if "ceiling" in text.get_text()]
+        assert label.endswith("outside the axis") != is_drawn
     swept = draw_sweep("num_substitutions", [SweepPoint(1, tau), SweepPoint(4, tau)], {"SPOS": tau}, noise)
     assert [tick.get_text() for tick in swept.axes[0].get_xticklabels()] == ["1", "4"]
     means = next(line for line in swept.axes[0].lines if len(line.get_xdata()) == 2 and line.get_color() == "#0072b2")

@@ -37,8 +37,8 @@ def draw_matrices(
     widths = [size, 2.2 + 0.9 * len(kinds)]
     by_operator, by_kind = figure.subplots(1, 2, width_ratios=widths)
     values = [cell.mean for row in (*cells, *kind_cells) for cell in row if cell is not None]
-    # Both share one colour scale. It begins at 0, or lower if there are negative cosines, which are rare.
-    limits = (min(0.0, *values), 1.0)
+    # Both share one colour scale, from the lowest cosine, rounded down, so that cosines that are all high differ.
+    limits = (min(0.9, math.floor(10 * min(values)) / 10), 1.0)
     _draw_cells(by_operator, operators, cells, limits)
     by_operator.set(
         title="pairs of children", xlabel="operator of one child in that layer", ylabel="operator of the other child"

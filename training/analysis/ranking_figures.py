@@ -65,10 +65,17 @@ def draw_methods(methods: Mapping[str, MethodTau], noise: TruthNoise | None = No
         axes.plot(method.taus, [row] * len(method.taus), "o", color=BLUE, alpha=0.5, ms=5, lw=0, label=points)
         axes.errorbar([method.mean], [row], xerr=lengths, fmt="D", color=INK, label=mean)
     if noise is not None:
-        axes.axvline(noise.ceiling, color=RED, linestyle="--", label="ceiling of a truth with seed noise")
+        left, right = axes.get_xlim()
+        label = f"ceiling of a truth with seed noise: {noise.ceiling:.2f}"
+        if left < noise.ceiling < right + 0.5 * (right - left):
+            axes.axvline(noise.ceiling, color=RED, linestyle="--", label=label)
+        else:
+            # A line so far away would press the methods together.
+            axes.plot([], [], color=RED, linestyle="--", label=f"{label}, outside the axis")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     axes.set(xlabel="Kendall's tau", yticks=range(len(methods)), ylim=(len(methods) - 0.4, -0.6))
-    axes.set_yticklabels(methods, fontsize=8)
+    # As in the paper's Fig. 4 (a).
+    axes.set_yticklabels([name.replace("num_substitutions = ", "k = ") for name in methods], fontsize=8)
     return figure
 
 

@@ -39,6 +39,17 @@ def test_what_is_given_wins_over_the_defaults_of_runs(tmp_path):
         (TrainingArguments, {"push_to_hub": True}, "has push_to_hub, but a run sends nothing .* `magic-nas push"),
         (TrainingArguments, {"hub_token": "secret"}, "has hub_token, but (?!.*secret)"),
         (TrainingArguments, {"resume_from_checkpoint": "x"}, "a run resumes on its own when its command is repeated"),
+        (
+            TrainingArguments,
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            "'warmup_stable_decay' cannot be used: .*decay",
+        ),
+        (
+            TrainingArguments,
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"x": 1}},
+            "'cosine' cannot be used",
+        ),
+        (TrainingArguments, {"log_level": "zz"}, "cannot be used: KeyError: 'zz'"),
         (TrainingArguments, {"dataloader_drop_last": True}, "would drop rows of the validation data"),
         (TrainingArguments, {"optim": "galore_adamw"}, "optim is .*galore_adamw.*install `galore_torch`.* Or remove"),
         (TrainingArguments, {"use_liger_kernel": True}, "needs the package liger-kernel; install it, or remove"),
@@ -66,6 +77,12 @@ def test_a_tracker_that_cannot_be_used_is_refused_with_the_remedy(tmp_path, monk
     monkeypatch.setattr(training_module, "find_spec", lambda name: None if name in missing else known(name))
     with pytest.raises(ValueError, match=message):
         training_arguments(TrainingArguments, tmp_path, {"report_to": report_to})
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup", "polynomial", "reduce_lr_on_plateau"])
+def test_schedulers_of_transformers_are_taken(tmp_path, name):
+    given = {"lr_scheduler_type": name, "eval_strategy": "steps"}
+    assert training_arguments(TrainingArguments, tmp_path, given).lr_scheduler_type == name
 
 
 def test_trackers_that_are_there_are_taken_as_transformers_takes_them(tmp_path, monkeypatch):

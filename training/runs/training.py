@@ -7,11 +7,11 @@ import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
@@ -80,11 +80,28 @@ def training_arguments(kind: type, output_dir: str | Path, given: dict[str, Any]
         )
     try:
         args = kind(output_dir=str(output_dir), **{**defaults, **given})
+        args.get_process_log_level()
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"training_arguments cannot be used: {type(error).__name__}: {error}") from None
     except (TypeError, ImportError, RuntimeError) as error:
         raise ValueError(f"training_arguments: {error}") from None
     _check_trackers(args)
     _check_packages(args)
+    _check_scheduler(args)
     return args
+
+
+def _check_scheduler(args: TrainingArguments) -> None:
+    """Raises a ValueError if the learning-rate scheduler lacks an argument or has one that it does not take."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    kind, given = args.lr_scheduler_type, cast(dict, args.lr_scheduler_kwargs)
+    try:
+        get_scheduler(kind, optimizer, num_warmup_steps=1, num_training_steps=10, scheduler_specific_kwargs=given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"training_arguments: lr_scheduler_type {getattr(kind, 'value', kind)!r} cannot be used: {error}; correct "
+            f"lr_scheduler_kwargs, or choose another"
+        ) from None
 
 
 def _check_packages(args: TrainingArguments) -> None:

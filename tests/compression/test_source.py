@@ -382,7 +382,7 @@ def test_tokenizers_that_are_not_the_models_are_refused(tmp_path):
     edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer")
     assert f"the pad token of the tokenizer of {folder} has the id 0 but the model's is 1; {remedy}" in refusal(folder)
     (folder / "tokenizer.json").write_text("{")
-    assert f"the tokenizer of {folder} does not load (" in refusal(folder)
+    assert f"the tokenizer of '{folder}' cannot be loaded: " in refusal(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     assert f"{folder} has no tokenizer; {remedy}" in refusal(folder)
@@ -454,3 +454,26 @@ def test_other_settings_of_modules_are_refused(tmp_path):
     assert "is for 'fill-mask'; only 'feature-extraction' is supported" in refusal(folder)
     (folder / "modules.json").write_text('["Transformer"]')
     assert "modules.json is damaged: it is not a list of modules; fetch it again" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode": 5}),
+        ("1_Pooling/config.json", {"pooling_mode": [5]}),
+        ("sentence_bert_config.json", {"max_seq_length": "x"}),
+        ("tokenizer_config.json", {"model_max_length": "x"}),
+        ("config_sentence_transformers.json", {"prompts": 5}),
+        ("config_sentence_transformers.json", {"prompts": ["query"]}),
+        ("config.json", {"model_type": ["bert"]}),
+        ("config.json", {"id2label": [1]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else json.dumps(value),
+)
+def test_values_of_other_types_are_one_line(tmp_path, file, values):
+    folder = save_sentence_checkpoint(tmp_path / "source")
+    path = folder / file
+    if not path.is_file():
+        path.write_text("{}")
+    edit_json(path, **values)
+    assert refusal(folder)

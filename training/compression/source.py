@@ -177,7 +177,15 @@ def load_source(name_or_path: str, kind: str | None = None) -> Source:
     name = str(name_or_path)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
-    folder = _find_folder(name)
+    try:
+        return _load_source(_find_folder(name), name, kind)
+    # A value of another type than any library writes.
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"a configuration file of {name} is damaged ({reason}); fetch the folder again") from error
+
+
+def _load_source(folder: Path, name: str, kind: str | None) -> Source:
     modules = read_modules(folder, name)
     inside = folder / modules.transformer if modules is not None else folder
     config, class_name = _read_config(inside, name)

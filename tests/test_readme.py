@@ -99,7 +99,9 @@ def test_python_of_the_hub_page_runs(supernet, tmp_path, monkeypatch):
 # PEFT asks for a name of transformers that has become another.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_python_of_the_recipe_for_lora_runs(supernet, tmp_path, monkeypatch):
-    peft = pytest.importorskip("peft")
+    # Its import takes a second.
+    import peft
+
     tokenizer = train_tokenizer(["it is good", "it is bad", "a sentence", "another one"] * 20, vocab_size=60)
     child = supernet.extract_child(("MHA4", "CONV3", "FFN", "CONV5"))
     child.resize_token_embeddings(len(tokenizer))

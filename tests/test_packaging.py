@@ -177,6 +177,20 @@ def test_lowest_versions_are_those_of_setup_cfg():
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9.]*", line) for line in lines)
 
 
+@pytest.mark.slow
+def test_the_trial_of_an_installed_package_runs(tmp_path):
+    """What CI and a release run in clean environments; here in the environment of the tests."""
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [ROOT / ".ci" / "try", "search"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": paths, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "an export: nothing differs" in done.stdout
+
+
 def test_ci_tries_every_declared_python():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     declared = set(re.findall(r"Python :: (3\.\d+)", setup_cfg()["metadata"]["classifiers"]))

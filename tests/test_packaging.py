@@ -198,3 +198,10 @@ def test_ci_tries_every_declared_python():
     tried |= {step["with"]["python-version"] for step in workflow["jobs"]["checks"]["steps"] if "with" in step}
     assert tried == declared
     assert workflow["jobs"]["transformers-main"]["continue-on-error"] is True
+
+
+def test_every_workflow_is_yaml_with_jobs():
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    assert len(workflows) == 2
+    for path in workflows:
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"], path.name

@@ -390,34 +390,22 @@ class SearchTrainer(AccumulatedLossTrainer, ABC):
     def validation_batches(self) -> list[dict[str, Tensor]]:
         """The fixed slice of `eval_dataset` on which children are validated, collated once."""
         if self._validation is None:
-            # A collator that masks with torch's global generator thus gives a resumed run the same masks, without
-            # affecting later draws from that generator.
-            before = torch.get_rng_state()
-            # Not torch.manual_seed, which seeds the generators of all devices.
-            torch.default_generator.manual_seed(self.args.seed)
-            try:
-                self._validation = validation_batches(
-                    self.eval_dataset,
-                    model_collator(self),
-                    self.args.per_device_eval_batch_size,
-                    self.args.num_validation_sequences,
-                )
-            finally:
-                torch.set_rng_state(before)
+            size, number = self.args.per_device_eval_batch_size, self.args.num_validation_sequences
+            # A collator that masks with torch's global generator gives a resumed run the same masks.
+            with torch.random.fork_rng(devices=[]):
+                # Not torch.manual_seed, which seeds the generators of all devices.
+                torch.default_generator.manual_seed(self.args.seed)
+                self._validation = validation_batches(self.eval_dataset, model_collator(self), size, number)
         return self._validation
 
     def _validate(self, architecture: Architecture) -> RankedChild:
-        return RankedChild(
-            architecture,
-            *evaluate_child(
-                self.model, self.validation_batches, architecture, self.accelerator, runner=self.child_runner()
-            ),
-        )
+        batches, runner = self.validation_batches, self.child_runner()
+        scores = evaluate_child(self.model, batches, architecture, self.accelerator, runner=runner)
+        return RankedChild(architecture, *scores)
 
     def _rank(self, architectures: list[Architecture]) -> list[RankedChild]:
-        return rank_children(
-            self.model, self.validation_batches, architectures, self.accelerator, runner=self.child_runner()
-        )
+        batches, runner = self.validation_batches, self.child_runner()
+        return rank_children(self.model, batches, architectures, self.accelerator, runner=runner)
 
     def _challenge_anchor(self, step: int) -> None:
         """Compares Val(alpha_t) with Val(anchor), both with the weights of this step (section 4)."""

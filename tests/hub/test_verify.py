@@ -155,6 +155,8 @@ def test_a_flipped_byte_in_the_weights(folder):
     flip_byte(folder / "model.safetensors")
     found = verify_export(folder)
     assert found.differing == ("weights: model.safetensors",)
+    assert repr(found) == found.summary
+    assert found._repr_html_().startswith(f"<p>{found.summary}</p><table>")
     assert found.summary.endswith("not as recorded in 1 of 24 checks: weights: model.safetensors.")
 
 

@@ -292,6 +292,12 @@ def test_bad_arguments_are_named():
         ParetoSearcher(space, 0, [])
 
 
+@each_searcher
+def test_reprs_name_the_children(make):
+    space = BudgetedSpace(planted_space(2), Budget(()))
+    assert repr(make(space, 0)).endswith("Searcher(BudgetedSpace(16 of 16 children, no limit))")
+
+
 def test_pareto_search_ends_where_fewer_children_are_left_than_estimated(monkeypatch):
     """In wide spaces the number of children is an estimate, which may be too high."""
     space = planted_space(num_layers=4)

@@ -534,3 +534,12 @@ def test_operators_without_a_cost_are_named():
 def test_budgets_are_values():
     again = AdditiveCost("num_parameters", 10, {"FFN": 4, "CONV3": 1})
     assert {Budget((Limit(COST, maximum=5),)): 1}[Budget((Limit(again, maximum=5),))] == 1
+
+
+def test_reprs_are_one_line_that_says_what_matters():
+    space = SearchSpace([["MHA4", "FFN"]] * 3)
+    cost = AdditiveCost("num_parameters", 10, {"MHA4": 1, "FFN": 2}, 1)
+    budget = Budget((Limit(cost, maximum=14),))
+    assert repr(space) == "SearchSpace(3 layers, 8 children)"
+    assert repr(budget) == "Budget(num_parameters <= 14)"
+    assert repr(BudgetedSpace(space, budget)) == "BudgetedSpace(4 of 8 children, num_parameters <= 14)"

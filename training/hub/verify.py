@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from modeling_magic import MagicConfig
 from modeling_magic.configuration_magic import without_skips
 
+from ..displays import html_paragraphs, html_table
 from ..space.search_space import SearchSpace, compact_architecture
 from ..tables import counted, counted_children, markdown_table
 from .card import HEADS, corpus_of, own_result
@@ -87,6 +88,14 @@ class Verification:
         if self.unmeasured:
             rest += f"; not measured: {', '.join(self.unmeasured)}"
         return f"{what}: nothing differs, {len(self._having(OK))} of {counted(len(self.checks), 'check')} ok{rest}."
+
+    def __repr__(self) -> str:
+        return self.summary
+
+    def _repr_html_(self) -> str:
+        """The summary and the checks for a notebook."""
+        rows = [(one.what, one.recorded, one.found, one.verdict, one.note) for one in self.checks]
+        return html_paragraphs([self.summary]) + html_table(("what", "recorded", "found", "verdict", "note"), rows)
 
     def _having(self, verdict: str) -> tuple[str, ...]:
         return tuple(one.what for one in self.checks if one.verdict == verdict)

@@ -65,8 +65,12 @@ class RandomSearcher:
     def __init__(self, space: BudgetedSpace, seed: int, batch_size: int = 50) -> None:
         _check_at_least_one(batch_size=batch_size)
         space.check()
+        self.space = space
         self.batch_size = batch_size
         self._new = _NewChildren(space, random.Random(seed))
+
+    def __repr__(self) -> str:
+        return f"RandomSearcher({self.space!r})"
 
     def ask(self) -> list[Architecture]:
         """Returns the next children; an empty list when all within the budget have been asked for."""
@@ -126,6 +130,9 @@ class EvolutionSearcher:
         self._rng = random.Random(seed)
         self._new = _NewChildren(space, self._rng)
         self._population: deque[RankedChild] = deque(maxlen=population_size if regularized else None)
+
+    def __repr__(self) -> str:
+        return f"EvolutionSearcher({self.space!r})"
 
     def ask(self) -> list[Architecture]:
         """Returns the next generation; an empty list when all children within the budget have been asked for."""
@@ -193,6 +200,9 @@ class ParetoSearcher:
         self._algorithm = NSGA2(population_size, sampling=sampling, mating=mating, eliminate_duplicates=False)
         problem = Problem(n_var=space.space.num_layers, n_obj=1 + len(objectives), n_ieq_constr=1)
         self._algorithm.setup(problem, seed=rng.getrandbits(32), termination=NoTermination())
+
+    def __repr__(self) -> str:
+        return f"ParetoSearcher({self.space!r})"
 
     def ask(self) -> list[Architecture]:
         """Returns the next generation; an empty list when all children within the budget have been asked for."""

@@ -178,6 +178,9 @@ class Budget:
     def __str__(self) -> str:
         return " and ".join(map(str, self.limits)) or "no limit"
 
+    def __repr__(self) -> str:
+        return f"Budget({self})"
+
 
 class InfeasibleBudgetError(ValueError):
     """No child of the space is within the budget; the message gives the nearest reachable values."""
@@ -285,6 +288,9 @@ class BudgetedSpace:
 
     def __contains__(self, architecture: object) -> bool:
         return architecture in self.space and self.budget.allows(architecture)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"BudgetedSpace({self.size_text} of {short_text(self.space.size)} children, {self.budget})"
 
     @property
     def size_text(self) -> str:

@@ -153,6 +153,9 @@ class SearchSpace:
         """Every child once, the last layer changing fastest; check `size` before iterating over all of them."""
         return product(*self.candidates)
 
+    def __repr__(self) -> str:
+        return f"SearchSpace({self.num_layers} layers, {self.size:,} children)"
+
     def _repr_html_(self) -> str:
         """A notebook's view: the candidates, equal neighbouring layers in one row; for a single child, its layers."""
         if self.size == 1:

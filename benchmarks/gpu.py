@@ -209,7 +209,7 @@ def against_bert(sizes: Sizes) -> Iterator[str]:
     """Yields rows of ours against BertForMaskedLM, with the same weights and the same attention function."""
     for attention in ("sdpa", FLASH):
         if attention == FLASH and not is_flash_attn_2_available():
-            yield f"| {attention}: not available (it needs a GPU and the package flash_attn) | | | | | | | |"
+            yield f"| {attention}: not run (it needs a GPU and the package flash_attn) | | | | | | | |"
             continue
         for batch in sizes.batches:
             inputs = sizes.inputs(batch)

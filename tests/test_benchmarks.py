@@ -346,7 +346,7 @@ def test_the_table_of_a_gpu_on_a_cpu(gpu, tmp_path, monkeypatch, capsys):
     measured = [row for row in rows if row[1]]
     assert [row[0].partition(":")[0] for row in measured] == ["inference"] + ["training step"] * 4
     assert all(float(row[2]) > 0 and float(row[3]) > 0 and float(row[4]) > 0 for row in measured)
-    assert ["not available" in row[0] for row in rows if not row[1]] == [True]
+    assert ["not run" in row[0] for row in rows if not row[1]] == [True]
 
 
 def test_the_ratio_is_of_pairs_in_turn(gpu, monkeypatch):

@@ -287,8 +287,9 @@ def test_analyses_are_compared_on_the_same_children(folder, finished):
         compare_interference({"a": folder / "finished", "b": folder / "text"}, folder / "compared")
     with pytest.raises(ValueError, match="at least two"):
         compare_interference({"a": folder / "finished"}, folder / "compared")
+    named = [f"a={folder / 'finished'}", f"a={folder / 'second'}", "b=b"]
     with pytest.raises(ValueError, match="two analyses are named 'a'"):
-        compare([f"a={folder / 'finished'}", f"a={folder / 'second'}", "b=b"], folder / "compared")
+        compare(analyses=named, output_dir=folder / "compared", quiet=False, verbose=False)
 
 
 # ---- Figures ----

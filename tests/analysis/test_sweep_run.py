@@ -140,7 +140,7 @@ def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
         ({"values": [9]}, "9"),
         ({"values": ["many"]}, "num_substitutions is 'many'"),
         ({"parameter": "num_substitution"}, "num_substitution"),
-        ({"seeds": [-1]}, "seeds is -1; it must be at least 0"),
+        ({"seeds": [-1]}, "seeds is -1; it must be from 0 to"),
         ({"seeds": [0, 0]}, "each once"),
         ({"values": [[1], [1]]}, "each once"),
         ({"values": [[1]]}, "num_substitutions"),

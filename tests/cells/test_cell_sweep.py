@@ -241,6 +241,7 @@ def test_seeds_have_one_place(tmp_path, settings):
 
 
 def test_another_table_is_not_taken_for_the_one_before(tmp_path, settings, monkeypatch):
+    settings = changed(settings, methods={"SPOS": METHODS["SPOS"]}, seeds=(0,))
     monkeypatch.setattr("training.cells.cell_sweep._judge", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_cells(settings, tmp_path / "sweep")

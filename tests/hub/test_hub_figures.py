@@ -2,6 +2,7 @@
 
 from PIL import Image
 
+from training.displays import KIND_COLORS
 from training.hub.figures import draw_architecture
 
 
@@ -13,8 +14,10 @@ def test_figure_of_an_architecture(tmp_path):
     assert bare.height < short.height < long.height < 2 * long.width
     images = {"short": short, "long": long}
     colors = {name: set(image.convert("RGB").get_flattened_data()) for name, image in images.items()}
-    orange, blue, green = (0xF4, 0xA5, 0x82), (0x92, 0xC5, 0xDE), (0xA6, 0xD9, 0x6A)
-    assert {orange, blue} <= colors["short"]
-    assert green not in colors["short"]
-    assert {orange, green} <= colors["long"]
-    assert blue not in colors["long"]
+    attention, feed_forward, convolution = (
+        tuple(bytes.fromhex(KIND_COLORS[kind][1:])) for kind in ("MHA", "FFN", "CONV")
+    )
+    assert {attention, feed_forward} <= colors["short"]
+    assert convolution not in colors["short"]
+    assert {attention, convolution} <= colors["long"]
+    assert feed_forward not in colors["long"]

@@ -164,11 +164,12 @@ def test_a_folder_stays_unless_it_is_to_be_replaced(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
-def test_the_current_folder_can_be_replaced(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
+@pytest.mark.parametrize("name", [".", ".."])
+def test_the_current_folder_and_the_one_above_can_be_replaced(tmp_path, monkeypatch, name):
+    (tmp_path / "here" / "inside").mkdir(parents=True)
     (tmp_path / "here" / "before").touch()
-    monkeypatch.chdir(tmp_path / "here")
-    with written_at_once(Path("."), replaces=True) as temporary:
+    monkeypatch.chdir(tmp_path / "here" if name == "." else tmp_path / "here" / "inside")
+    with written_at_once(Path(name), replaces=True) as temporary:
         temporary.mkdir()
         (temporary / "after").touch()
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["here", "here/after"]

@@ -1,6 +1,7 @@
 """Nothing in a folder runs, and whatever is wrong with it is one line."""
 
 import ast
+import errno
 import json
 import os
 import subprocess
@@ -121,6 +122,19 @@ def test_damaged_weights_are_one_line(classifier, tmp_path):
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"cannot be loaded: \S+Error: "):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), RuntimeError("out of memory")]
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_folder(classifier, monkeypatch, error):
+    def lacking(*_, **__):
+        raise error
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", lacking)
+    with pytest.raises(type(error)) as caught:
+        load(classifier)
+    assert caught.value is error
 
 
 def test_missing_weights_are_for_the_caller(classifier, tmp_path):

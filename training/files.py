@@ -84,8 +84,8 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
     Raises:
         ValueError: the folder to replace is a mount point.
     """
-    # "." has neither a name nor a parent to write next to.
-    path = path.absolute() if path.name else path.resolve()
+    # "." and ".." have neither a name nor a parent to write next to.
+    path = path.resolve() if path.name in ("", "..") else path.absolute()
     if replaces and path.is_mount():
         raise ValueError(f"{path} is a mount point, which cannot be replaced; name a folder inside it")
     path.parent.mkdir(parents=True, exist_ok=True)

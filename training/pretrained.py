@@ -4,6 +4,7 @@ Code from a folder never runs, and whatever is wrong with it is an error of one 
 `from_pretrained` of an Auto class.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,7 +108,9 @@ def _one_line(name: str | Path, what: str) -> Iterator[None]:
         raise
     # transformers, tokenizers and safetensors raise exceptions without a common base class for a damaged file.
     except Exception as error:
-        if isinstance(error, RuntimeError) and "memory" in str(error):
+        # The command line explains what the machine lacks.
+        lacks_memory = isinstance(error, RuntimeError) and "memory" in str(error)
+        if lacks_memory or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             raise
         raise ValueError(f"{what} {str(name)!r} cannot be loaded: {_reason(error)}") from error
 

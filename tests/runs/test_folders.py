@@ -68,7 +68,7 @@ def test_a_run_removes_what_a_killed_one_left_and_no_other_runs(tmp_path):
     write_json(tmp_path / "other" / "run.json", {"command": "toy"})
     with open_run(tmp_path, Toy()):
         found = sorted(path.name for path in tmp_path.iterdir())
-    assert found == [".lock", "inner", "inputs.json", "other", "run.json"]
+    assert found == [".lock", "inner", "other", "run.json"]
     assert list((tmp_path / "inner").iterdir()) == []
     assert (tmp_path / "other" / ".model-abcdefgh").is_dir()
 

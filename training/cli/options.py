@@ -325,9 +325,7 @@ def starts(threads: bool = False) -> Callable[[Callable[..., None]], Callable[..
             start(values.pop("num_threads") if threads else None, values.pop("quiet"), values.pop("verbose"))
             command(**values)
 
-        parameters = [
-            own.replace(kind=inspect.Parameter.KEYWORD_ONLY) for own in inspect.signature(command).parameters.values()
-        ]
+        parameters = _own_parameters(command)
         if threads:
             parameters.append(_parameter("num_threads", Threads))
         parameters += [_parameter("quiet", Quiet, False), _parameter("verbose", Verbose, False)]

@@ -98,7 +98,8 @@ def open_run(
             if result is None:
                 _check_inputs(folder, inputs or {})
                 write_json(folder / RUN_NAME, _describe(settings))
-                write_json(folder / INPUTS_NAME, dict(inputs or {}))
+                if inputs:
+                    write_json(folder / INPUTS_NAME, dict(inputs))
         yield Run(folder, writes, _same_for_all_ranks(result))
 
 

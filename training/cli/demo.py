@@ -21,7 +21,7 @@ TEXT_NAME = "docstrings.txt"
 SMALLER_FOLDER = "smaller"
 QUESTIONS = ("read a file line by line", "the largest value of an array", "raise an error if an argument is wrong")
 # Number of lines of the text that are searched for answers.
-NUM_SEARCHED = 2000
+NUM_SEARCHED = 1000
 
 
 def demo(output_dir: str | Path, short: bool = False) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def test_figures_are_legible_with_one_budget_and_with_four(members, tasks):
     assert score_axes.get_title() == f"{expected} (higher is better)"
     assert loss_axes.yaxis_inverted()
     assert not score_axes.yaxis_inverted()
-    assert {axes.get_xlabel() for axes in figure.axes} == {"latency relative to the teacher, padded"}
+    assert {axes.get_xlabel() for axes in figure.axes} == {"latency relative to the teacher, padded (log scale)"}
 
 
 def points(figure: Figure, panel: int) -> dict[str, list[tuple[float, float]]]:
@@ -225,7 +225,7 @@ def test_without_latency_models_stand_at_their_flops():
     figure = draw_compression(rows, "1 - cosine", "similarity correlation")
     assert points(figure, 0)["found"] == [(0.36, 0.108)]
     assert points(figure, 0)["random child"] == [(0.2, 0.108)]
-    assert figure.axes[0].get_xlabel() == "FLOPs relative to the teacher"
+    assert figure.axes[0].get_xlabel() == "FLOPs relative to the teacher (log scale)"
 
 
 def test_a_model_whose_latency_alone_is_missing_is_left_out():

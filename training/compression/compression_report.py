@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from modeling_magic.configuration_magic import without_skips
 
@@ -235,9 +235,13 @@ def _draw_panel(axes: Axes, rows: Sequence[ModelRow], by_latency: bool, height: 
         line = "-" if role in _LINES else "none"
         zorder = 4 if role == FOUND else 3
         axes.plot(xs, ys, linestyle=line, linewidth=1.2, label=ROLES.get(role, role), zorder=zorder, **style)
+    # On a linear scale, the teacher at 100% would squeeze the small models together.
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlim(left=0)
-    axes.set_xlabel("latency relative to the teacher, padded" if by_latency else "FLOPs relative to the teacher")
+    axes.xaxis.set_minor_locator(NullLocator())
+    cost = "latency relative to the teacher, padded" if by_latency else "FLOPs relative to the teacher"
+    axes.set_xlabel(f"{cost} (log scale)")
 
 
 def _place(row: ModelRow, teacher: ModelRow, by_latency: bool) -> float | None:

@@ -238,6 +238,8 @@ def test_tau_among_equals_is_that_of_the_groups():
     truth = dict(zip(children, (1.0, 2.0, 3.0, 9.0, 8.0, 5.0, 7.0), strict=True))
     scores = dict(zip(children, (1.0, 3.0, 2.0, 5.0, 6.0, 4.0, 4.0), strict=True))
     size = {child: float(child[0] in "de") + 2 * float(child[0] in "fg") for child in children}
-    # Three pairs of a, b and c with one swapped; d and e are swapped; f and g have the same score and are skipped.
-    assert tau_among_equals(truth, scores, size.__getitem__) == pytest.approx((3 * (1 / 3) - 1) / 4)
+    # Three pairs of a, b and c with one swapped; d and e are swapped; f and g have the same score, which counts as 0.
+    assert tau_among_equals(truth, scores, size.__getitem__) == pytest.approx((3 * (1 / 3) - 1 + 0) / 5)
+    # Groups whose truth is the same cannot be ranked.
+    assert tau_among_equals({**truth, ("g",): 5.0}, scores, size.__getitem__) == pytest.approx((3 * (1 / 3) - 1) / 4)
     assert math.isnan(tau_among_equals(truth, scores, hash))

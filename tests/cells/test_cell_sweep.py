@@ -19,7 +19,15 @@ from toy_cli import run_main
 
 from training.analysis.ranking import method_tau, tau_among_equals
 from training.cells.cell_run import RankingCurve, training_cost
-from training.cells.cell_space import CONV1, CONV3, SKIP, cell_space, format_cell, parse_cell
+from training.cells.cell_space import (
+    CONV1,
+    CONV3,
+    SKIP,
+    cell_space,
+    format_cell,
+    parse_cell,
+    used_operators,
+)
 from training.cells.cell_sweep import method_steps, run_cells, supernet_settings
 from training.cells.published import load_published
 from training.cells.settings import CellSettings, CellSweepSettings
@@ -29,6 +37,8 @@ METHODS = {
     "SPOS": {"sampler": "uniform", "alignment": "none"},
     "MAGIC-AT": {"sampler": "gradual", "alignment": "anchor"},
 }
+
+SIZES = ["parameters", "parameters in use", "FLOPs"]
 
 
 @pytest.fixture
@@ -90,25 +100,37 @@ def test_methods_are_held_against_the_table(tmp_path, settings):
             tau_among_equals(worth, one, lambda child: 10 * child.count(CONV3) + child.count(CONV1)) for one in own
         ]
         assert row["tau_equal_parameters"] == pytest.approx(mean(equals))
-    assert [row["method"] for row in result["methods"]] == ["SPOS", "MAGIC-AT", "parameters", "FLOPs"]
+    assert [row["method"] for row in result["methods"]] == ["SPOS", "MAGIC-AT", *SIZES]
     # Convolutions are worth something in the made-up table.
     assert result["methods"][2]["tau"] > 0.4
     assert (tmp_path / "sweep" / "curve.png").is_file()
     assert [row["method"] for row in rows_of(tmp_path / "sweep" / "methods.csv")] == [
         "SPOS",
         "MAGIC-AT",
-        "parameters",
-        "FLOPs",
+        *SIZES,
     ]
     assert len(rows_of(tmp_path / "sweep" / "supernets.csv")) == 4
     assert len(rows_of(tmp_path / "sweep" / "curve.csv")) == 8
     assert {parse_cell(row["winner"]) for row in rows_of(tmp_path / "sweep" / "supernets.csv")} <= worth.keys()
-    assert result["interference"].keys() == METHODS.keys()
-    cosines = {(row["method"], row["m"]): float(row["cosine"]) for row in rows_of(tmp_path / "sweep/interference.csv")}
-    assert cosines == {(name, m): value for name, own in result["interference"].items() for m, value in own.items()}
-    # An operator on an edge that leads nowhere has parameters but costs nothing.
-    assert result["methods"][2]["tau_equal_parameters"] is None
-    assert result["methods"][3]["tau_equal_parameters"] is not None
+    rows = result["interference"]
+    assert [(row["method"], row["seed"]) for row in rows if row["m"] == 1] == [
+        (method, seed) for seed in (0, 1) for method in METHODS
+    ]
+    assert [float(row["cosine"]) for row in rows_of(tmp_path / "sweep/interference.csv")] == [
+        row["cosine"] for row in rows
+    ]
+    both = [row["cosine"] for row in rows if row["method"] == "SPOS" and row["m"] == 2]
+    (line,) = [line for line in result["table"].splitlines()[-2:] if line.startswith("| SPOS | ")]
+    assert f"| {mean(both):.3f} (" in line
+    # An operator on an edge that leads nowhere has parameters, but they are not in use.
+    sizes = {row["method"]: row["tau_equal_parameters"] for row in result["methods"]}
+    assert sizes["parameters"] is None
+    assert math.isfinite(sizes["parameters in use"])
+    assert math.isfinite(sizes["FLOPs"])
+    in_use = {child: sum({CONV3: 9, CONV1: 1}.get(one, 0) for one in used_operators(child)) for child in worth}
+    assert result["methods"][3]["tau"] == pytest.approx(
+        kendalltau([in_use[child] for child in worth], list(worth.values())).statistic
+    )
     for line in ("| SPOS | 2 |", "MAGIC-AT minus SPOS: ", "| method | m = 1 | m = 2 |"):
         assert line in result["table"]
     assert run_cells(settings, tmp_path / "sweep") == result
@@ -208,7 +230,7 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
     assert "| far too fast | 0 of 1, the others diverged |" in result["table"]
     assert [row["first"] for row in result["comparisons"]] == ["MAGIC-AT"]
     assert "all children have the same loss; it has diverged and is not ranked" in caplog.text
-    assert result["interference"].keys() == METHODS.keys()
+    assert {row["method"] for row in result["interference"]} == METHODS.keys()
 
 
 @pytest.mark.parametrize(
@@ -221,6 +243,10 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
         (
             {"methods": {"a": {"sampler": "gradual", "num_substitutions_from": 7}}},
             "num_substitutions_from is 7; choose 1 to 6",
+        ),
+        (
+            {"methods": {"a": {"sampler": "uniform", "num_substitutions": 2}}},
+            "num_substitutions has no effect on the sampler 'uniform'; set sampler to gradual",
         ),
         ({"methods": {"a": {"shrink": True}}}, "a shrinks its super-nets"),
         ({"methods": {"a": {"max_steps": 3}}}, "equal_compute sets the steps of a"),
@@ -249,6 +275,25 @@ def test_another_table_is_not_taken_for_the_one_before(tmp_path, settings, monke
     table = Path(settings.table)
     table.write_text(re.sub(r",8\d", ",70", table.read_text()))
     with pytest.raises(ValueError, match="was compared with another table"):
+        run_cells(settings, tmp_path / "sweep")
+
+
+def test_a_super_net_that_was_stopped_goes_on_with_its_table_only(tmp_path, settings, monkeypatch):
+    settings = changed(settings, methods={"SPOS": METHODS["SPOS"]}, seeds=(0,))
+    measure = RankingCurve.on_step_end
+
+    def stopped(self, args, state, control, **kwargs):
+        measure(self, args, state, control, **kwargs)
+        if state.global_step == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RankingCurve, "on_step_end", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(settings, tmp_path / "sweep")
+    monkeypatch.undo()
+    table = Path(settings.table)
+    table.write_text(re.sub(r",8\d", ",70", table.read_text()))
+    with pytest.raises(ValueError, match="the table"):
         run_cells(settings, tmp_path / "sweep")
 
 

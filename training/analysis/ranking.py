@@ -269,7 +269,8 @@ def method_tau(
 def tau_among_equals(truth: Scores, scores: Scores, size: Callable[[Architecture], float]) -> float:
     """Returns Kendall's tau among children of equal size, which size itself cannot rank: the mean weighted by pairs.
 
-    Groups of equal size in which all children have the same truth or the same score are skipped; NaN if all are.
+    Groups of equal size in which all children have the same truth are skipped; NaN if all are. Where all have the same
+    score, tau counts as 0, so that all scores are judged on the same groups.
 
     Args:
         truth: the true value of each child, higher is better.
@@ -282,9 +283,11 @@ def tau_among_equals(truth: Scores, scores: Scores, size: Callable[[Architecture
     total = pairs = 0.0
     for own in groups.values():
         true, score = [truth[child] for child in own], [scores[child] for child in own]
-        if len(set(true)) > 1 and len(set(score)) > 1:
+        if len(set(true)) == 1:
+            continue
+        pairs += len(own) * (len(own) - 1)
+        if len(set(score)) > 1:
             total += len(own) * (len(own) - 1) * float(kendalltau(true, score).statistic)
-            pairs += len(own) * (len(own) - 1)
     return total / pairs if pairs else math.nan
 
 

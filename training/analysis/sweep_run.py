@@ -23,8 +23,7 @@ from ..supernet.compute import steps_of_equal_compute, supernet_flops
 from ..supernet.evaluation import Batch, judging_batches
 from ..supernet.pretrain import pretrain
 from ..supernet.settings import PretrainSettings
-from ..supernet.setup import check_search
-from ..supernet.supernet_options import ALIGNMENTS
+from ..supernet.setup import check_effects, check_search
 from ..tables import markdown_table
 from .ranking import MethodTau, Scores, TruthNoise
 from .ranking_figures import SweepPoint, draw_sweep
@@ -47,16 +46,6 @@ logger = logging.getLogger(__name__)
 
 
 SUPERNETS_FOLDER = "supernets"
-# Alignments that the arguments of a single kind belong to.
-_ALIGNMENTS = {
-    "anchor_eval_steps": ("anchor",),
-    "anchor_challenger": ("anchor",),
-    "anchor_top_percent": ("top_percent",),
-    "anchor_hysteresis_percent": ("top_percent",),
-    "anchor_pool_size": ("top_percent",),
-    "anchor_rank_steps": ("top_percent",),
-    "num_average_children": ("average",),
-}
 
 
 def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
@@ -87,25 +76,13 @@ def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
                 f"remove shrink"
             )
         check_search(config, args, vocabulary=False)
-        if settings.parameter in change:
-            _check_effect(settings.parameter, args)
+        check_effects(change, args)
         if settings.equal_compute and ("max_steps" in change or args.max_steps < 1):
             raise ValueError(
                 f"equal_compute derives the steps of {name} from max_steps of the first value, so {name} cannot set "
                 f"its own; give max_steps once, in training_arguments"
             )
     return plan
-
-
-def _check_effect(parameter: str, args: MagicTrainingArguments) -> None:
-    """Raises a ValueError if the swept argument belongs to a method that is not used."""
-    if parameter.startswith("num_substitutions") and args.sampler != "gradual":
-        raise ValueError(f"{parameter} has no effect on the sampler {args.sampler!r}; set sampler to gradual")
-    targets = _ALIGNMENTS.get(parameter, ALIGNMENTS[1:] if parameter.startswith("alignment_") else None)
-    if targets is not None and args.alignment not in targets:
-        raise ValueError(
-            f"{parameter} has no effect with alignment {args.alignment!r}; set alignment to {' or '.join(targets)}"
-        )
 
 
 def _value_name(settings: SweepSettings, value: Any) -> str:

@@ -10,7 +10,7 @@ from ..analysis.interference import ChildFamily, Estimate, cosine_matrix, layers
 from ..space.search_space import Architecture, SearchSpace
 from ..supernet.runners import Batch
 from .cell_model import CellSupernet
-from .cell_space import CONV3
+from .cell_space import CONV3, used_operators
 
 
 # The edge from the input of the cell to its output, which is used and has a gradient in every child.
@@ -53,6 +53,9 @@ def interference_curve(
 ) -> dict[int, Estimate]:
     """Returns the mean cosine between children that differ on m edges, for each m, as in Fig. 2 (c).
 
+    Draws in which two of the children are the same function, because they differ only on edges that are on no path
+    from the input of the cell to its output, are repeated: their cosine is 1 whatever the weights are.
+
     Args:
         model: a super-net.
         batches: the batches to draw from.
@@ -64,8 +67,16 @@ def interference_curve(
     means: dict[int, list[float]] = {number: [] for number in range(1, len(layers) + 1)}
     for repeat in range(num_repeats):
         rng = random.Random(f"{seed}-{repeat}")
-        family, batch = ChildFamily(space, SHARED_EDGE, layers, rng, CONV3), rng.choice(batches)
+        family = ChildFamily(space, SHARED_EDGE, layers, rng, CONV3)
+        while not all(_is_distinct(family.children(number)) for number in means):
+            family = ChildFamily(space, SHARED_EDGE, layers, rng, CONV3)
+        batch = rng.choice(batches)
         for number, found in means.items():
             gradients = shared_gradients(model, batch, family.children(number))
             found.append(mean_off_diagonal(cosine_matrix(gradients)))
     return {number: Estimate.of(found) for number, found in means.items()}
+
+
+def _is_distinct(children: Sequence[Architecture]) -> bool:
+    """Returns whether the children differ in the operators on paths from the input to the output."""
+    return len(set(map(used_operators, children))) == len(children)

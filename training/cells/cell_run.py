@@ -100,7 +100,9 @@ def train_cells(settings: CellSettings, data: ImageData, truth: Truth, output_di
         return result
     set_seed(args.seed)
     model: Any = CellSupernet(config)
-    with open_run(output_dir, settings, args.should_save, {"the images": data.fingerprint.get("sha256")}) as run:
+    # The curve of a run that is resumed continues against the same table.
+    inputs = {"the images": data.fingerprint.get("sha256"), "the table": truth_hash(truth)}
+    with open_run(output_dir, settings, args.should_save, inputs) as run:
         model = model.to(memory_format=torch.channels_last)
         return run.result or _train(run, model, data, truth, args, settings)
 

@@ -46,6 +46,12 @@ def running_edges(child: Architecture) -> list[bool]:
     ]
 
 
+def used_operators(child: Architecture) -> Architecture:
+    """Returns the same function, with `none` on all edges that are on no path from the input to the output."""
+    edges = zip(child, running_edges(child), strict=True)
+    return tuple(operator if is_running else NONE for operator, is_running in edges)
+
+
 def parse_cell(text: str) -> Architecture:
     """Returns the child from its notation in the benchmark, |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.
 

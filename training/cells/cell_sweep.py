@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..analysis.interference import Estimate
 from ..analysis.ranking import (
     MethodTau,
     Scores,
@@ -33,6 +34,7 @@ from ..space.search_space import Architecture
 from ..supernet.compute import steps_of_equal_compute
 from ..supernet.journal import RankedChild
 from ..supernet.loading import SUPERNET_FOLDER
+from ..supernet.setup import check_effects
 from ..tables import markdown_table
 from .cell_interference import interference_curve
 from .cell_model import CellConfig, CellSupernet, count_cell_flops, count_cell_parameters
@@ -45,7 +47,7 @@ from .cell_run import (
     training_cost,
     truth_hash,
 )
-from .cell_space import cell_space, format_cell
+from .cell_space import cell_space, format_cell, used_operators
 from .cell_trainer import check_cells
 from .images import ImageData, load_images
 from .published import load_published
@@ -133,6 +135,7 @@ def check_sweep(settings: CellSweepSettings) -> None:
         own = supernet_settings(settings, change, settings.seeds[0])
         args = cell_arguments(own, "cells")
         check_cells(cell_config(own), args)
+        check_effects(change, args)
         if args.shrink:
             raise ValueError(f"{name} shrinks its super-nets, so children are not ranked alike; omit shrink")
         if settings.equal_compute and {"max_steps", "num_train_epochs"} & change.keys():
@@ -240,12 +243,7 @@ def _judge(
     write_rows(run.folder / "supernets.csv", [_supernet_row(one, means) for one in trained])
     write_rows(run.folder / "comparisons.csv", [flat_intervals(row) for row in comparisons])
     if interference:
-        rows_of_m = [
-            {"method": name, "m": int(number), "cosine": cosine}
-            for name, own in interference.items()
-            for number, cosine in own.items()
-        ]
-        write_rows(run.folder / "interference.csv", rows_of_m)
+        write_rows(run.folder / "interference.csv", interference)
     if curve:
         write_rows(run.folder / "curve.csv", curve)
         write_figure(run.folder / "curve.png", draw_curves(curve))
@@ -294,8 +292,12 @@ def _method_row(
 def _costs(settings: CellSweepSettings, children: Sequence[Architecture]) -> dict[str, dict[Architecture, float]]:
     """The size of each child by the name of the cost."""
     config = CellConfig(candidate_operators=cell_space(settings.supernet.operators).to_json())
-    counts = (("parameters", count_cell_parameters), ("FLOPs", count_cell_flops))
-    return {name: {child: float(count(config, child)) for child in children} for name, count in counts}
+    counts = {
+        "parameters": count_cell_parameters,
+        "parameters in use": lambda config, child: count_cell_parameters(config, used_operators(child)),
+        "FLOPs": count_cell_flops,
+    }
+    return {name: {child: float(count(config, child)) for child in children} for name, count in counts.items()}
 
 
 def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamples: int) -> dict[str, Any]:
@@ -352,20 +354,18 @@ def _supernet_row(one: _Trained, means: Scores) -> dict[str, Any]:
     }
 
 
-def _interference(
-    settings: CellSweepSettings, data: ImageData, trained: Sequence[_Trained]
-) -> dict[str, dict[str, float]]:
-    """The mean cosine by the number of edges that differ, averaged over the super-nets of each method."""
+def _interference(settings: CellSweepSettings, data: ImageData, trained: Sequence[_Trained]) -> list[dict[str, Any]]:
+    """The mean cosine of each super-net by the number m of edges that differ."""
     if not settings.num_repeats:
-        return {}
-    found: dict[str, list[dict[str, float]]] = {}
+        return []
+    rows: list[dict[str, Any]] = []
     for one in trained:
         path = one.folder / INTERFERENCE_NAME
         if not path.is_file():
             write_json(path, _cosines(settings, data, one))
-        if cosines := read_json(path):
-            found.setdefault(one.method, []).append(cosines)
-    return {name: {number: mean(one[number] for one in own) for number in own[0]} for name, own in found.items()}
+        found = {"method": one.method, "seed": one.result["seed"]}
+        rows += [{**found, "m": int(number), "cosine": cosine} for number, cosine in read_json(path).items()]
+    return rows
 
 
 def _cosines(settings: CellSweepSettings, data: ImageData, one: _Trained) -> dict[str, float]:
@@ -415,7 +415,7 @@ def _table(
     settings: CellSweepSettings,
     rows: Sequence[Mapping[str, Any]],
     comparisons: Sequence[Mapping[str, Any]],
-    interference: Mapping[str, Mapping[str, float]],
+    interference: Sequence[Mapping[str, Any]],
     best: float,
 ) -> str:
     columns = [
@@ -452,12 +452,15 @@ def _table(
             for row in comparisons
         ]
     if interference:
-        numbers = list(next(iter(interference.values())))
-        lines += ["", "Mean cosine between gradients of children that differ on m edges:", ""]
-        lines.append(
-            markdown_table(
-                ["method", *(f"m = {number}" for number in numbers)],
-                [[name, *(f"{own[number]:.3f}" for number in numbers)] for name, own in interference.items()],
-            )
-        )
+        lines += ["", "Mean cosine between gradients of children that differ on m edges (95% over super-nets):", ""]
+        lines.append(_cosine_table(interference))
     return "\n".join(lines)
+
+
+def _cosine_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    numbers = sorted({row["m"] for row in rows})
+    own: dict[str, dict[int, list[float]]] = {row["method"]: {number: [] for number in numbers} for row in rows}
+    for row in rows:
+        own[row["method"]][row["m"]].append(row["cosine"])
+    body = [[name, *(str(Estimate.of(found[number])) for number in numbers)] for name, found in own.items()]
+    return markdown_table(["method", *(f"m = {number}" for number in numbers)], body)

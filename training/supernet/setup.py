@@ -1,5 +1,7 @@
 """Setup of a super-net from its training arguments: the sampler, the budget, and checks that both fit."""
 
+from collections.abc import Iterable
+
 from modeling_magic import MagicConfig
 
 from ..data.fitting import num_rows
@@ -11,6 +13,19 @@ from ..space.limits import budget_of
 from ..space.samplers import GradualSampler, UniformSampler, make_sampler
 from ..space.search_space import SearchSpace
 from .arguments import MagicTrainingArguments
+from .supernet_options import ALIGNMENTS
+
+
+# Alignments that the arguments of a single kind belong to.
+_ALIGNMENTS = {
+    "anchor_eval_steps": ("anchor",),
+    "anchor_challenger": ("anchor",),
+    "anchor_top_percent": ("top_percent",),
+    "anchor_hysteresis_percent": ("top_percent",),
+    "anchor_pool_size": ("top_percent",),
+    "anchor_rank_steps": ("top_percent",),
+    "num_average_children": ("average",),
+}
 
 
 def search_sampler(space: SearchSpace, config: MagicConfig, args: MagicTrainingArguments) -> UniformSampler:
@@ -84,3 +99,15 @@ def fit_to_text(config: MagicConfig, data: PreparedData) -> MagicConfig:
     config.vocab_size = num_rows(data.tokenizer)
     config.pad_token_id = data.tokenizer.pad_token_id
     return config
+
+
+def check_effects(names: Iterable[str], args: MagicTrainingArguments) -> None:
+    """Raises a ValueError if one of these arguments belongs to a sampler or an alignment that `args` do not use."""
+    for name in names:
+        if name.startswith("num_substitutions") and args.sampler != "gradual":
+            raise ValueError(f"{name} has no effect on the sampler {args.sampler!r}; set sampler to gradual")
+        targets = _ALIGNMENTS.get(name, ALIGNMENTS[1:] if name.startswith("alignment_") else None)
+        if targets is not None and args.alignment not in targets:
+            raise ValueError(
+                f"{name} has no effect with alignment {args.alignment!r}; set alignment to {' or '.join(targets)}"
+            )

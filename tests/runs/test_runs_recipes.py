@@ -52,6 +52,7 @@ RECIPES = {
     "paper-glue": FinetuneSettings,
     "paper-squad": SquadSettings,
     "cells-methods": CellSweepSettings,
+    "cells-regimes": CellSweepSettings,
 }
 
 

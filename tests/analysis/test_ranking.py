@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import kendalltau, spearmanr, ttest_ind
+from scipy.stats import t as student_t
 from toy_scores import CHILDREN, measured, normal, scores_of
 
 from training.analysis.ranking import (
@@ -139,16 +140,27 @@ def test_seeds_of_super_nets_widen_the_interval_of_a_method():
 
 
 @pytest.mark.parametrize(("num_right", "num_wrong"), [(1, 1), (2, 1), (2, 3)])
-def test_few_super_nets_spread_as_much_as_their_mean_does(num_right, num_wrong):
+@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.9])
+def test_few_super_nets_have_the_interval_of_student(num_right, num_wrong, confidence):
     """Scores that are all right or all wrong have the tau 1 or -1 in every resample: what is left are the seeds."""
     truth = scores_of(range(6))
     scores = [truth] * num_right + [scores_of(range(0, -6, -1))] * num_wrong
     taus = [1.0] * num_right + [-1.0] * num_wrong
-    # Quantiles at equal steps from 0 to 1, from intervals of rising confidence.
-    steps = [(2 * number - 1) / 80 for number in range(1, 41)]
-    ends = [method_tau(truth, scores, num_resamples=4000, confidence=step).interval for step in steps]
-    assert np.mean(ends) == pytest.approx(np.mean(taus), abs=0.05)
-    assert np.var(ends) == pytest.approx(np.var(taus, ddof=1) / len(taus), rel=0.05)
+    found = method_tau(truth, scores, num_resamples=20_000, confidence=confidence).interval
+    half = student_t.ppf((1 + confidence) / 2, len(taus) - 1) * np.std(taus, ddof=1) / math.sqrt(len(taus))
+    assert found == pytest.approx((np.mean(taus) - half, np.mean(taus) + half), abs=0.06 * half)
+
+
+def test_two_methods_have_the_interval_of_welch():
+    truth, wrong = scores_of(range(6)), scores_of(range(0, -6, -1))
+    first, second = [truth, truth, wrong], [truth, wrong, wrong, wrong, wrong]
+    taus = [[1, 1, -1], [1, -1, -1, -1, -1]]
+    found = compare_rankings(truth, first, second, num_resamples=20_000)
+    expected = ttest_ind(*taus, equal_var=False).confidence_interval(0.95)
+    assert found.interval == pytest.approx((expected.low, expected.high), rel=0.05)
+    alone = compare_rankings(truth, [wrong], second, num_resamples=20_000)
+    half = student_t.ppf(0.975, 4) * np.std(taus[1], ddof=1) / math.sqrt(5)
+    assert alone.interval == pytest.approx((-1 + 0.6 - half, -1 + 0.6 + half), rel=0.05)
 
 
 # ---- Noise of the truth ----

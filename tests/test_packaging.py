@@ -25,6 +25,21 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 PIP = (sys.executable, "-m", "pip")
 
 
+def test_links_of_the_page_on_pypi_are_absolute_and_lead_to_files(tmp_path):
+    page = shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    environment = {**os.environ, "README": page}
+    subprocess.run([ROOT / ".ci" / "absolute-links", "owner/name", "v1.2.3"], env=environment, check=True)
+    before, after = (re.findall(r"\]\(([^)]+)\)", path.read_text()) for path in (ROOT / "README.md", Path(page)))
+    assert len(before) == len(after) > 10
+    blob, raw = "https://github.com/owner/name/blob/v1.2.3/", "https://raw.githubusercontent.com/owner/name/v1.2.3/"
+    for old, new in zip(before, after, strict=True):
+        if old.startswith(("https://", "#")):
+            assert new == old
+        else:
+            assert new == (raw if old.endswith(".png") else blob) + old
+            assert (ROOT / old.split("#")[0]).exists()
+
+
 def run(*command: str | Path, cwd: Path) -> str:
     """Output of a command that sees no PYTHONPATH and the like."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -38,7 +38,7 @@ class PostfixProgressCallback(ProgressCallback):
 def show_progress(trainer: Trainer, shown: Sequence[str]) -> None:
     """Replaces the bar and the log lines of a trainer by the bar above, with some logged values.
 
-    A trainer without a bar, due to `disable_tqdm`, gets none.
+    A trainer whose bar is off (`disable_tqdm`) stays without one.
     """
     trainer.pop_callback(PrinterCallback)
     had = [trainer.pop_callback(kind) for kind in (PostfixProgressCallback, ProgressCallback)]

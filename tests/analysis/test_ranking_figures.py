@@ -38,6 +38,11 @@ def test_figures_show_what_they_are_given():
         assert axes.get_xlim()[1] < tau.mean + 1
         (label,) = [text.get_text() for text in figure.legends[0].texts if "ceiling" in text.get_text()]
         assert label.endswith("outside the axis") != is_drawn
+        swept = draw_sweep("anchor_top_percent", [SweepPoint(0, tau), SweepPoint(100, tau)], None, ceiling)
+        (axes,) = swept.axes
+        assert any(set(line.get_ydata()) == {ceiling.ceiling} for line in axes.lines) == is_drawn
+        assert axes.get_ylim()[1] < tau.mean + 1
+        assert axes.get_xlabel() == "rank of the anchor, top p%"
     swept = draw_sweep("num_substitutions", [SweepPoint(1, tau), SweepPoint(4, tau)], {"SPOS": tau}, noise)
     assert [tick.get_text() for tick in swept.axes[0].get_xticklabels()] == ["1", "4"]
     means = next(line for line in swept.axes[0].lines if len(line.get_xdata()) == 2 and line.get_color() == "#0072b2")

@@ -136,7 +136,7 @@ def test_a_compression_ends_with_its_table_its_verdicts_and_its_models(tmp_path,
         code, shown, err = run_main(monkeypatch, capsys, "verify", f"smaller/model/{name}", "--eval", "stsb=dev.tsv")
         assert code == 0, shown
         assert re.search(r"\| score: stsb \(dev.tsv\) \| (-?[\d.]+) \| \1 \| ok: within 0.1 \|", shown), shown
-        assert "| card: Beside its source | as in search.json | the same numbers | ok |" in shown
+        assert "| card: Compared with its source | as in search.json | the same numbers | ok |" in shown
         assert MagicModel.from_pretrained(f"smaller/model/{name}").num_parameters() > 0
     # A run that has ended shows its result again, and learns of no other budget.
     monkeypatch.setattr("training.compression.compress_run.load_source", lambda *_: pytest.fail("loaded"))

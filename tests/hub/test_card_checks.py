@@ -70,7 +70,7 @@ def test_an_untouched_card_is_as_recorded(exported):
         "card: FLOPs",
         "card: architecture",
         "card: sizes",
-        "card: Where it is from",
+        "card: Origin",
         "card: Training",
         "card: Results",
         "card: results of its metadata",
@@ -85,8 +85,8 @@ def test_an_untouched_card_is_as_recorded(exported):
         ("| 3.36e+06 |", "| 3.36e+05 |", "card: FLOPs"),
         ("MHA4,CONV3,FFN,CONV5", "MHA4,CONV3,FFN,CONV3", "card: architecture"),
         ("hidden size 32", "hidden size 64", "card: sizes"),
-        ("4 layers, 256 children", "9 layers, 256 children", "card: Where it is from"),
-        ("## Where it is from", "## Origin", "card: Where it is from"),
+        ("4 layers, 256 children", "9 layers, 256 children", "card: Origin"),
+        ("## Origin", "## Source", "card: Origin"),
         ("| steps | 800 |", "| steps | 80 |", "card: Training"),
         ("| 5.125 +- 0.125 |", "| 4.125 +- 0.125 |", "card: Results"),
         ("| 23.0 +- 2.0% |", "| 93.0 +- 2.0% |", "card: Results"),
@@ -161,6 +161,6 @@ def test_a_damaged_record_is_a_finding(folder, change):
 
 
 def test_a_section_that_is_not_of_its_making_hides_no_table(folder):
-    edit(folder / "README.md", "## Results", "## Beside its source\n\n## Results")
+    edit(folder / "README.md", "## Results", "## Compared with its source\n\n## Results")
     edit(folder / "README.md", "| steps | 800 |", "| steps | 80 |")
     assert wrong(folder) == ["card: Training"]

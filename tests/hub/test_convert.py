@@ -25,7 +25,7 @@ def test_convert_there_and_back(bert_folder, tmp_path, monkeypatch, capsys):
     magic, back = tmp_path / "magic", tmp_path / "back"
     code, out, err = run_main(monkeypatch, capsys, "convert", bert_folder, magic)
     assert code == 0, err
-    assert "left out: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq_relationship." in out
+    assert "omitted: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq_relationship." in out
     assert "a new classification head starts without the pooler here; to keep it, convert only the encoder" in out
     manifest = json.loads((magic / "search.json").read_text())
     assert manifest["architecture"] == ["MHA4", "FFN"] * 3
@@ -41,7 +41,7 @@ def test_convert_there_and_back(bert_folder, tmp_path, monkeypatch, capsys):
     assert_same_tensors(AutoModelForMaskedLM.from_pretrained(magic), convert_to_magic(bert_folder).model)
     code, out, err = run_main(monkeypatch, capsys, "convert", magic, back, "--to", "bert")
     assert code == 0, err
-    assert "left out: nothing" in out
+    assert "omitted: nothing" in out
     assert "pooler" not in out
     assert_same_tensors(AutoModelForMaskedLM.from_pretrained(back), BertForMaskedLM.from_pretrained(bert_folder))
     assert not list(back.glob("*.py"))

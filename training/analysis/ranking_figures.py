@@ -1,15 +1,21 @@
 """Figures of a ranking: shared-weight scores against the truth (Table 1), and tau over a swept argument (Fig. 4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from ..drawing import BLUE, GREEN, GREY, INK, RED, clean
 from .ranking import Interval, MethodTau, RankingQuality, Scores, TruthNoise
+
+
+# Labels for the swept arguments of the paper's Fig. 4.
+_IN_WORDS = {"num_substitutions": "k, operators changed per step", "anchor_top_percent": "rank of the anchor, top p%"}
 
 
 def draw_ranking(
@@ -65,13 +71,7 @@ def draw_methods(methods: Mapping[str, MethodTau], noise: TruthNoise | None = No
         axes.plot(method.taus, [row] * len(method.taus), "o", color=BLUE, alpha=0.5, ms=5, lw=0, label=points)
         axes.errorbar([method.mean], [row], xerr=lengths, fmt="D", color=INK, label=mean)
     if noise is not None:
-        left, right = axes.get_xlim()
-        label = f"ceiling of a truth with seed noise: {noise.ceiling:.2f}"
-        if left < noise.ceiling < right + 0.5 * (right - left):
-            axes.axvline(noise.ceiling, color=RED, linestyle="--", label=label)
-        else:
-            # A line so far away would press the methods together.
-            axes.plot([], [], color=RED, linestyle="--", label=f"{label}, outside the axis")
+        _draw_ceiling(axes, noise, axes.get_xlim(), axes.axvline)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     axes.set(xlabel="Kendall's tau", yticks=range(len(methods)), ylim=(len(methods) - 0.4, -0.6))
     # As in the paper's Fig. 4 (a).
@@ -126,11 +126,22 @@ def draw_sweep(
         ends = _lengths([method.mean], [method.interval])
         axes.errorbar([max(x) + number * step], [method.mean], yerr=ends, fmt="s", ms=4, color=color, capsize=3)
     if noise is not None:
-        axes.axhline(noise.ceiling, color=RED, linestyle="--", label="ceiling of a truth with seed noise")
-    axes.set(xlabel=parameter, ylabel="Kendall's tau")
+        _draw_ceiling(axes, noise, axes.get_ylim(), axes.axhline)
+    axes.set(xlabel=_IN_WORDS.get(parameter, parameter), ylabel="Kendall's tau")
     axes.set_xticks(x, [str(point.value) for point in points])
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
+
+
+def _draw_ceiling(axes: Axes, noise: TruthNoise, limits: Interval, line: Callable[..., Any]) -> None:
+    low, high = limits
+    label = f"ceiling of a truth with seed noise: {noise.ceiling:.2f}"
+    style: dict[str, Any] = {"color": RED, "linestyle": "--"}
+    if low < noise.ceiling < high + 0.5 * (high - low):
+        line(noise.ceiling, label=label, **style)
+    else:
+        # A line so far away would press the points together.
+        axes.plot([], [], label=f"{label}, outside the axis", **style)
 
 
 def _lengths(means: Sequence[float], intervals: Sequence[Interval]) -> np.ndarray:

@@ -481,7 +481,7 @@ def convert(
     from ..hub.convert import convert_checkpoint
 
     folder, dropped = convert_checkpoint(source, output_dir, to, tokenizer)
-    print(f"left out: {', '.join(dropped) or 'nothing'}\nmodel:    {folder}")
+    print(f"omitted: {', '.join(dropped) or 'nothing'}\nmodel:   {folder}")
     if to == "magic" and any("pooler" in name for name in dropped):
         print(
             f"note:     a new classification head starts without the pooler here; to keep it, convert only the "

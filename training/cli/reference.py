@@ -63,7 +63,7 @@ Every command that takes a recipe also takes `--num-threads N` for torch, `--qui
 every 30 seconds.
 """
 _SHARED = {
-    DataSettings: ("data", "The text that a run reads"),
+    DataSettings: ("data", "Training text"),
     BudgetSettings: ("budget", "What an encoder may cost"),
     SupernetOptions: ("training_arguments", "The training of a super-net"),
 }

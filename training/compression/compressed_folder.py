@@ -150,7 +150,7 @@ $origin
 
 `search.json` beside the weights holds the same facts in machine-readable form, and those of the search.
 
-## Beside its source
+## Compared with its source
 
 $table
 

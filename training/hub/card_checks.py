@@ -23,9 +23,9 @@ _SIZES = re.compile(r"an encoder of (\d+) layers, hidden size\s(\d+)")
 _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 _NUMBER = re.compile(r"\d(?:[\d.,]|e[+-]?\d)*")
 _RULE = re.compile(r"[-:]+")
-_SECTIONS = ("Where it is from", "Training", "Results")
+_SECTIONS = ("Origin", "Training", "Results")
 # The card of a compression has this section instead.
-_BESIDE_ITS_SOURCE = "Beside its source"
+_COMPARED_WITH_SOURCE = "Compared with its source"
 
 
 # ---- Reading ----
@@ -132,8 +132,8 @@ def _expected(folder: VerifiedFolder, config: MagicConfig, text: str) -> _Expect
     """Returns what a card of the folder must contain, `None` if search.json is damaged."""
     record = folder.record
     # The card of a compression is made from more than search.json holds.
-    if section(text, _BESIDE_ITS_SOURCE) is not None and ("table" in record or not folder.is_recorded):
-        return _Expected({_BESIDE_ITS_SOURCE: record.get("table")}, [])
+    if section(text, _COMPARED_WITH_SOURCE) is not None and ("table" in record or not folder.is_recorded):
+        return _Expected({_COMPARED_WITH_SOURCE: record.get("table")}, [])
     try:
         card = render_model_card(config, record, "model", None, folder.class_name)
         # Cards of earlier releases had other sections.

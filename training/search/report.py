@@ -76,7 +76,7 @@ class Report:
     comparisons: Mapping[str, str] = field(default_factory=dict)
     latency: WinnerLatency | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
-    title: str = "Search of an encoder"
+    title: str = "Encoder search"
 
     def __post_init__(self) -> None:
         if not any(child.architecture == self.winner for child in self.children):

@@ -24,10 +24,11 @@ test-slow: $(STAMP)
 # The benchmark uses the first card, and runs even if a test fails.
 gpu: $(STAMP)
 	@$(BIN)/python benchmarks/gpu.py --check
-	@status=0; $(BIN)/pytest -m gpu -rs $(ARGS) || status=$$?; \
+	@status=0; tests=$$(mktemp); $(BIN)/pytest -m gpu -rs --junitxml=$$tests $(ARGS) || status=$$?; \
 	cards=$${CUDA_VISIBLE_DEVICES:-0}; \
-	CUDA_VISIBLE_DEVICES=$${cards%%,*} $(BIN)/python benchmarks/gpu.py --output benchmarks/results || status=$$?; \
-	exit $$status
+	CUDA_VISIBLE_DEVICES=$${cards%%,*} $(BIN)/python benchmarks/gpu.py --tests $$tests --output benchmarks/results \
+		|| status=$$?; \
+	rm -f $$tests; exit $$status
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -16,12 +16,14 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 import transformers
@@ -333,6 +335,19 @@ def conditions(sizes: Sizes) -> list[str]:
     ]
 
 
+def results_of_tests(path: Path) -> list[str]:
+    """Returns lines on the tests marked `gpu`, from pytest's JUnit report: how many passed, and why others did not."""
+    cases = list(ElementTree.parse(path).iter("testcase"))
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = [skip.get("message", "") for case in cases if (skip := case.find("skipped")) is not None]
+    passed = len(cases) - len(failed) - len(skipped)
+    reasons = [f"{number} skipped: {reason}" for reason, number in sorted(Counter(skipped).items())]
+    names = [f"failed: {case.get('name')}" for case in failed]
+    return ["", f"Tests marked `gpu`: {passed} passed, {len(failed)} failed, {len(skipped)} skipped.", ""] + [
+        f"- {line}" for line in (*names, *reasons)
+    ]
+
+
 def device_or_exit(name: str) -> torch.device:
     """Returns the device, or exits with one line of advice if it is not available."""
     device = torch.device(name)
@@ -371,6 +386,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=batch_size_and_length, nargs="+", default=[(32, 512), (64, 128)])
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--check", action="store_true", help="Report whether there is such a device, and exit.")
+    parser.add_argument("--tests", type=Path, help="JUnit report of the tests marked gpu, for the page.")
     options = parser.parse_args()
     device = device_or_exit(options.device)
     if options.check:
@@ -385,6 +401,8 @@ def main() -> None:
         for row in comparison(sizes):
             print(row, flush=True)
             lines.append(row)
+    if options.tests:
+        lines += results_of_tests(options.tests)
     if options.output:
         page_of(options.output, device).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

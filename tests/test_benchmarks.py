@@ -352,6 +352,23 @@ def test_the_table_of_a_gpu_on_a_cpu(gpu, tmp_path, monkeypatch, capsys):
     assert ["not run" in row[0] for row in rows if not row[1]] == [True]
 
 
+def test_the_page_says_how_the_tests_ended(gpu, tmp_path):
+    cases = [
+        '<testcase name="a"/>',
+        '<testcase name="b"><failure message="no">x</failure></testcase>',
+        *['<testcase name="c"><skipped message="needs two GPUs">x</skipped></testcase>'] * 2,
+    ]
+    report = tmp_path / "tests.xml"
+    report.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    assert gpu.results_of_tests(report) == [
+        "",
+        "Tests marked `gpu`: 1 passed, 1 failed, 2 skipped.",
+        "",
+        "- failed: b",
+        "- 2 skipped: needs two GPUs",
+    ]
+
+
 def test_the_ratio_is_of_pairs_in_turn(gpu, monkeypatch):
     calls = []
     times = {"reference": [6.0, 4.0, 9.0], "ours": [2.0, 2.0, 3.0]}

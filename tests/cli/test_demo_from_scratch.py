@@ -1,5 +1,11 @@
 """The demo's comparison: children of like size, and equal compute."""
 
+import json
+
+import pytest
+from toy_cli import run_main
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
 from training.cli import demo_from_scratch as demo
 from training.hub.presets import load_preset
 from training.space.costs import count_parameters, training_flops
@@ -41,3 +47,26 @@ def test_the_found_child_stands_among_random_ones():
         "The found child has a validation loss of 4.600; the mean over 3 random children of the same space is 4.667, "
         "standard deviation 0.153. It is better than 2 of them."
     )
+
+
+@pytest.mark.slow
+def test_the_whole_demo_in_its_shortest_setting(tmp_path, monkeypatch, capsys):
+    code, out, err = run_main(monkeypatch, capsys, "demo", "--from-scratch", "--short", "-o", tmp_path / "run")
+    assert code == 0, err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == [demo.FOUND, demo.BERT, "random child 1"]
+    assert report["standing"] in out
+    assert report["table"] in out
+    for name in ("report.png", "report.md"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model", trust_remote_code=True)
+    found = json.loads((tmp_path / "run" / "search" / "result.json").read_text())["architecture"]
+    assert list(model.config.chain) == found
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    logits = model(**tokenizer(f"returns the {tokenizer.mask_token} of the array", return_tensors="pt")).logits
+    assert logits.isfinite().all()
+    # A second call trains nothing again.
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("result.json"))
+    assert len(before) == 4
+    assert run_main(monkeypatch, capsys, "demo", "--from-scratch", "--short", "-o", tmp_path / "run")[0] == 0
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("result.json")) == before

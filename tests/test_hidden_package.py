@@ -17,6 +17,7 @@ def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> subp
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_a_script_beside_a_training_file_is_told_what_hides_the_package(tmp_path):
     (tmp_path / "training.py").write_text("epochs = 3\n")
     (tmp_path / "script.py").write_text(FROM_TRAINING)

@@ -77,6 +77,7 @@ def test_feature_extraction(folder, tokenizer):
 # ---- Other runtimes ----
 
 
+@pytest.mark.slow
 def test_onnx_runtime_agrees_on_other_shapes(folder, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from training.hub.onnx_export import export_onnx

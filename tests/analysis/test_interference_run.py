@@ -251,6 +251,7 @@ def test_a_run_and_its_checkpoints_are_analysed_on_its_own_text(folder, run):
 # ---- Several super-nets ----
 
 
+@pytest.mark.slow
 def test_analyses_are_compared_on_the_same_children(folder, finished):
     torch.manual_seed(1)
     other = MagicForMaskedLM.from_pretrained(folder / "supernet")

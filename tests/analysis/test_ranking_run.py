@@ -103,6 +103,7 @@ def test_children_are_trained_where_no_truth_is_given(alone, truth, supernets, t
     assert len((tmp_path / "standalone" / "standalone-0.jsonl").read_text().splitlines()) == 6
 
 
+@pytest.mark.slow
 def test_children_of_a_stopped_ranking_are_not_in_that_of_fewer(alone, supernets, tmp_path, monkeypatch):
     recipe = {"num_children": 7, "seeds": (0, 1), "training_arguments": alone.training_arguments}
     judge = ranking_run.judge

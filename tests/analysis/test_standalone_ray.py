@@ -108,6 +108,7 @@ class Task:
         self.function, self.given = function, given
 
 
+@pytest.mark.slow
 def test_tasks_are_waited_for_one_by_one(settings, tmp_path, monkeypatch):
     ray = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", ray)

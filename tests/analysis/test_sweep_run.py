@@ -101,6 +101,7 @@ def test_the_result_of_another_sweep_is_not_returned(alone, truth, tmp_path, mon
         run_sweep(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(alone, truth, tmp_path, monkeypatch):
     """The second is at the first super-net while this one asks for it, and ends it before it is asked for again."""
     settings = settings_from(SweepSettings, sweep_recipe(alone, truth))

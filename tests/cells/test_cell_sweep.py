@@ -218,6 +218,7 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path, settings):
     assert parts["interference"] == whole["interference"]
 
 
+@pytest.mark.slow
 def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplog):
     diverged = {**METHODS, "far too fast": {"sampler": "uniform", "alignment": "none", "learning_rate": 1e30}}
     settings = changed(settings, methods=diverged, num_repeats=1, seeds=(0,))

@@ -111,6 +111,7 @@ def test_verify_names_what_differs_and_ends_with_status_1(tmp_path, monkeypatch,
     assert "has no config.json; give one of the folders in it" in err
 
 
+@pytest.mark.slow
 def test_a_compression_ends_with_its_table_its_verdicts_and_its_models(tmp_path, monkeypatch, capsys):
     write_compression(tmp_path)
     without_int8(monkeypatch)

@@ -308,6 +308,7 @@ def test_a_cross_encoder_stays_one(tmp_path, saved_again):
 # ---- Other commands ----
 
 
+@pytest.mark.slow
 def test_onnx_takes_the_folder(sentence_source, sentence_export, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

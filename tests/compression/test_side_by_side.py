@@ -190,6 +190,7 @@ def test_twice_the_layers_take_about_twice_the_time():
         assert ratio.low <= ratio.median <= ratio.high
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_measured_beside_the_torch_model(tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)

@@ -62,6 +62,7 @@ def test_the_class_that_was_saved_is_exported(tmp_path):
     numpy.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_texts_to_choose_among_have_a_dimension_of_their_own(tmp_path):
     pytest.importorskip("onnxruntime")
     folder = saved(MagicForMultipleChoice, tmp_path / "model")
@@ -74,6 +75,7 @@ def test_texts_to_choose_among_have_a_dimension_of_their_own(tmp_path):
         torch.testing.assert_close(session(input_ids=ids)["logits"], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_converted_roberta_runs_from_its_folder_alone(tmp_path):
     """One token type, positions that leave out padding; in a clean process without this package."""
     pytest.importorskip("onnxruntime")

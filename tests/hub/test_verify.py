@@ -293,6 +293,7 @@ def test_an_export_of_weights_that_were_trained_on_claims_no_score_of_the_older_
     assert not verify_export(again).differing
 
 
+@pytest.mark.slow
 def test_a_model_on_the_hub_is_verified_by_its_name(exported, tmp_path):
     code = """
 from training import verify_export

@@ -93,6 +93,7 @@ def test_children_within_a_budget():
     assert f"within it: {len(within)} of 24 children ({100 * len(within) / 24:.4g}%)" in text
 
 
+@pytest.mark.slow
 def test_what_is_estimated_of_a_wide_space_says_so():
     operators = ["MHA4", "MHA2", "FFN", "FFNx7", "CONV3", "CONV5x9", "CONV7x11", "SKIP"]
     config = copy.deepcopy(CONFIG)

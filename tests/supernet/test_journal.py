@@ -94,6 +94,7 @@ def test_reading_needs_no_key_no_model_and_no_torch(tmp_path):
     assert done.stdout == "('CONV3', 'CONV3', 'CONV3')\n"
 
 
+@pytest.mark.slow
 def test_a_large_journal_opens_in_little_time_and_memory(tmp_path):
     """What is kept of a line is its place: a fiftieth of what it was in memory."""
     num_children = 20_000

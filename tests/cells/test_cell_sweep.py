@@ -267,34 +267,24 @@ def test_seeds_have_one_place(tmp_path, settings):
         run_cells(changed(settings, supernet=seeded), tmp_path / "sweep")
 
 
-def test_another_table_is_not_taken_for_the_one_before(tmp_path, settings, monkeypatch):
+def stopped(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("stopping", "message"),
+    [("cell_sweep._judge", "was compared with another table"), ("cell_run.RankingCurve.on_epoch_end", "the table")],
+)
+def test_another_table_is_not_taken_for_the_one_before(tmp_path, settings, monkeypatch, stopping, message):
+    """Neither by a finished super-net nor by one that was stopped in its training."""
     settings = changed(settings, methods={"SPOS": METHODS["SPOS"]}, seeds=(0,))
-    monkeypatch.setattr("training.cells.cell_sweep._judge", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run_cells(settings, tmp_path / "sweep")
-    monkeypatch.undo()
-    table = Path(settings.table)
-    table.write_text(re.sub(r",8\d", ",70", table.read_text()))
-    with pytest.raises(ValueError, match="was compared with another table"):
-        run_cells(settings, tmp_path / "sweep")
-
-
-def test_a_super_net_that_was_stopped_goes_on_with_its_table_only(tmp_path, settings, monkeypatch):
-    settings = changed(settings, methods={"SPOS": METHODS["SPOS"]}, seeds=(0,))
-    measure = RankingCurve.on_step_end
-
-    def stopped(self, args, state, control, **kwargs):
-        measure(self, args, state, control, **kwargs)
-        if state.global_step == 9:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(RankingCurve, "on_step_end", stopped)
+    monkeypatch.setattr(f"training.cells.{stopping}", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_cells(settings, tmp_path / "sweep")
     monkeypatch.undo()
     table = Path(settings.table)
     table.write_text(re.sub(r",8\d", ",70", table.read_text()))
-    with pytest.raises(ValueError, match="the table"):
+    with pytest.raises(ValueError, match=message):
         run_cells(settings, tmp_path / "sweep")
 
 

@@ -484,7 +484,7 @@ def convert(
     print(f"omitted: {', '.join(dropped) or 'nothing'}\nmodel:   {folder}")
     if to == "magic" and any("pooler" in name for name in dropped):
         print(
-            f"note:     a new classification head starts without the pooler here; to keep it, convert only the "
+            f"note:    a new classification head starts without the pooler here; to keep it, convert only the "
             f"encoder, which AutoModel.from_pretrained({source!r}).save_pretrained(FOLDER) writes"
         )
 

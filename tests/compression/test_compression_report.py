@@ -202,6 +202,7 @@ def test_figures_are_legible_with_one_budget_and_with_four(members, tasks):
     assert loss_axes.yaxis_inverted()
     assert not score_axes.yaxis_inverted()
     assert {axes.get_xlabel() for axes in figure.axes} == {"latency relative to the teacher, padded (log scale)"}
+    assert {axes.get_xscale() for axes in figure.axes} == {"log"}
 
 
 def points(figure: Figure, panel: int) -> dict[str, list[tuple[float, float]]]:

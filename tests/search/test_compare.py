@@ -340,6 +340,7 @@ def test_a_bert_pattern_that_is_the_best_wins():
     assert result.winner.architecture == pattern
     assert result.found_by == "bert_pattern"
     assert not result.better_than_bert.better
+    assert result.verdict.endswith("and the best child is no better than the nearest BERT pattern.")
     assert "outside the budget" not in result.better_than_bert.text
 
 
@@ -369,6 +370,7 @@ def test_a_space_without_a_bert_pattern_says_so():
     )
     assert result.bert_pattern is None
     assert result.better_than_bert is None
+    assert result.verdict == "The search is no better than random search."
     assert "no child with alternating attention and feed-forward layers" in result.summary
 
 

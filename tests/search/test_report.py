@@ -32,6 +32,7 @@ REPORT = Report(
     comparisons={"best random child": "better by 0.1 +- 0.02", "BERT pattern": "no better than the BERT pattern"},
     latency=WinnerLatency(4.0, 5.0, (4.9, 5.2), "1 thread", ("the machine was loaded",)),
     facts={"super-net": "runs/supernet", "seed": "3"},
+    verdict="The search is no better than random search.",
 )
 
 
@@ -139,6 +140,7 @@ def test_page_tells_everything(written):
     # The answer comes first, before any table.
     assert page.text.index(REPORT.answer) < page.text.index("architecture")
     assert REPORT.answer.startswith(f"The best encoder within the budget {REPORT.budget} has a validation loss of")
+    assert REPORT.answer.endswith(f". {REPORT.verdict}")
     for text in ("4.000 ms", "5.000 ms (4.900 to 5.200); the prediction is off by -20.0%", "the machine was loaded"):
         assert text in page.text
     assert page.named("html") == [{"lang": "en"}]

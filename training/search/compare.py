@@ -117,6 +117,17 @@ class SearchResult:
             )
         )
 
+    @property
+    def verdict(self) -> str:
+        """Whether the search is better than its controls, in one sentence without figures."""
+        random = "better" if self.better_than_random.better else "no better"
+        if self.better_than_bert is None:
+            return f"The search is {random} than random search."
+        bert = "better" if self.better_than_bert.better else "no better"
+        return (
+            f"The search is {random} than random search, and the best child is {bert} than the nearest BERT pattern."
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Returns everything except the losses of single batches as JSON types; non-finite numbers become None."""
         return {

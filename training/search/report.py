@@ -67,6 +67,7 @@ class Report:
         latency: latency of the winner.
         facts: conditions of the search, such as super-net, seeds and versions, by name.
         title: heading of the page.
+        verdict: whether the search is better than its controls, in one sentence.
     """
 
     children: Sequence[ReportChild]
@@ -77,6 +78,7 @@ class Report:
     latency: WinnerLatency | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     title: str = "Encoder search"
+    verdict: str = ""
 
     def __post_init__(self) -> None:
         if not any(child.architecture == self.winner for child in self.children):
@@ -92,15 +94,16 @@ class Report:
 
     @property
     def answer(self) -> str:
-        """The found encoder in one sentence."""
+        """The found encoder in one sentence, and the verdict."""
         child = self.winning_child
         costs = [f"{COST_LABELS.get(name, name)} {_exact_cost(name, known_cost(child, name))}" for name in self.names]
         found = " and ".join(SOURCE_NAMES[source] for source in self.finders[self.winner])
         within = "without a budget" if self.budget == "none" else f"within the budget {self.budget}"
-        return (
+        best = (
             f"The best encoder {within} has a validation loss of {_loss(child.val_loss)} with shared weights "
             f"({', '.join(costs)}); it was found by: {found}."
         )
+        return f"{best} {self.verdict}".strip()
 
     @cached_property
     def finders(self) -> dict[Architecture, list[Source]]:

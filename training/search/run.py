@@ -259,6 +259,7 @@ def _report(
         comparisons,
         latency,
         shown,
+        verdict=found.verdict,
     )
 
 

@@ -11,7 +11,6 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..analysis.interference import Estimate
 from ..analysis.ranking import (
@@ -25,7 +24,7 @@ from ..analysis.ranking import (
 )
 from ..analysis.ranking_run import file_name, flat_intervals, write_rows
 from ..analysis.truth import Truth
-from ..drawing import SERIES, clean, write_figure
+from ..drawing import write_figure
 from ..files import read_json, write_json
 from ..runs.folders import Run, bars_off, check_one_process, finished_result
 from ..runs.recipes import settings_from
@@ -36,6 +35,7 @@ from ..supernet.journal import RankedChild
 from ..supernet.loading import SUPERNET_FOLDER
 from ..supernet.setup import check_effects
 from ..tables import markdown_table
+from .cell_figures import draw_curves
 from .cell_interference import interference_curve
 from .cell_model import CellConfig, CellSupernet, count_cell_flops, count_cell_parameters
 from .cell_run import (
@@ -381,29 +381,6 @@ def _cosines(settings: CellSweepSettings, data: ImageData, one: _Trained) -> dic
 
 
 # ---- Figures and tables ----
-
-
-def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Returns a figure of Kendall's tau over training, one line per method: the mean over seeds, and seeds as dots."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for index, method in enumerate(dict.fromkeys(point["method"] for point in points)):
-        own = [point for point in points if point["method"] == method]
-        steps = sorted({point["step"] for point in own})
-        means = [mean(point["tau_loss"] for point in own if point["step"] == step) for step in steps]
-        axes.plot(steps, means, color=SERIES[index % len(SERIES)], label=method)
-        axes.plot(
-            [point["step"] for point in own],
-            [point["tau_loss"] for point in own],
-            ".",
-            color=SERIES[index % len(SERIES)],
-            alpha=0.5,
-        )
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("Kendall's tau with the published accuracy")
-    axes.legend(frameon=False, fontsize="small")
-    clean(axes)
-    return figure
 
 
 def _number(row: Mapping[str, Any]) -> str:

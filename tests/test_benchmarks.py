@@ -429,3 +429,27 @@ def test_a_page_is_named_by_card_and_date(gpu, tmp_path, monkeypatch):
     assert path.parent == tmp_path
     assert path.name.startswith("gpu_h100-80gb-hbm3_20")
     assert gpu.page_of(tmp_path / "own.md", torch.device("cuda")) == tmp_path / "own.md"
+
+
+def test_sizes_of_an_installation_count_each_needed_package_once(scripts, tmp_path, monkeypatch):
+    sizes = importlib.import_module("install_sizes")
+    needs = {
+        "a-package": ["b", 'c; extra == "more"', 'd[plus]; extra == "more"', 'nowhere; python_version < "3"'],
+        "b": ["c"],
+        "c": [],
+        "d": ['b; extra == "plus"', 'e; extra == "plus"', 'nowhere; extra == "other"'],
+        "e": ["a.package"],
+    }
+    for name, lines in needs.items():
+        info = tmp_path / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        extras = "Provides-Extra: more\nProvides-Extra: plus\n"
+        required = "".join(f"Requires-Dist: {line}\n" for line in lines)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{extras}{required}")
+        (info / "RECORD").write_text(f"{name}.py,,\nlost.py,,\n")
+        (tmp_path / f"{name}.py").write_bytes(bytes(10_000))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sizes, "PACKAGE", "a-package")
+    assert sizes.dependencies([]) == {"a-package", "b", "c"}
+    assert sizes.dependencies(["more"]) == {"a-package", "b", "c", "d", "e"}
+    assert 10_000 <= sizes.size_on_disk("a-package") < 20_000

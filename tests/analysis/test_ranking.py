@@ -217,6 +217,12 @@ def test_pure_noise_has_no_ceiling_and_no_noise_has_one():
     assert (found.ceiling, found.ceiling_of_agreement, found.within_sd) == (1, 1, 0)
     with pytest.raises(ValueError, match="4 children have two values"):
         truth_noise({child: values[: 1 + (i < 4)] for i, (child, values) in enumerate(exact.items())})
+    same = {child: [1.0] * (2 - (i > 4)) if i < 5 else [float(i)] for i, child in enumerate(CHILDREN[:20])}
+    with pytest.raises(ValueError, match="the 5 children with several values all have the same value"):
+        truth_noise(same)
+    # The first values are all the same, so tau between seeds is unknown.
+    uneven = {child: [1.0, float(i)] for i, child in enumerate(CHILDREN[:20])}
+    assert math.isnan(truth_noise(uneven).ceiling_of_agreement)
 
 
 # ---- Bad input ----

@@ -1,3 +1,4 @@
+import math
 from statistics import mean
 
 import pytest
@@ -31,6 +32,16 @@ def test_a_panel_shows_its_method_among_the_others(num_methods):
         assert list(line.get_xdata()) == [100, 200]
         means = [mean(point["tau_loss"] for point in own if point["step"] == step) for step in (100, 200)]
         assert list(line.get_ydata()) == pytest.approx(means)
+
+
+def test_a_super_net_that_does_not_rank_leaves_the_mean_of_the_others():
+    points = points_of(2)
+    for point in points:
+        if point["method"] == "method 1" and (point["seed"] == 0 or point["step"] == 100):
+            point["tau_loss"] = math.nan
+    first, second = draw_curves(points).axes
+    assert [list(axes.lines[-1].get_xdata()) for axes in (first, second)] == [[100, 200], [200]]
+    assert list(second.lines[-1].get_ydata()) == pytest.approx([0.1 + 0.01 + 0.2])
 
 
 def test_the_panels_have_one_scale():

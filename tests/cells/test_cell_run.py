@@ -1,17 +1,19 @@
 """One super-net of cells: its curve, its scores, what it costs, and going on after a stop."""
 
 import json
+from statistics import mean
 
 import pytest
 from scipy.stats import kendalltau
 from toy_cells import toy_images, write_table
 
-from training.cells.cell_model import CellSupernet
+from training.cells.cell_model import CellSupernet, count_cell_flops
 from training.cells.cell_run import (
     CURVE_NAME,
     RankingCurve,
     cell_arguments,
     cell_batches,
+    cell_config,
     scored_children,
     train_cells,
     training_cost,
@@ -91,7 +93,7 @@ def test_a_run_that_was_stopped_has_the_same_curve(tmp_path, truth, monkeypatch)
     assert parts["visits"] == whole["visits"]
 
 
-def test_defaults_are_those_of_the_benchmark_where_nothing_is_said(tmp_path):
+def test_defaults_hold_where_nothing_is_said(tmp_path):
     args = cell_arguments(CellSettings(num_validation_images=77), tmp_path)
     assert (args.learning_rate, args.weight_decay, args.per_device_train_batch_size) == (0.1, 5e-4, 128)
     assert args.num_validation_sequences == 77
@@ -117,8 +119,21 @@ def test_the_cost_of_a_training_counts_forward_passes(change, expected):
     assert training_cost(settings(training_arguments=change), num_train=32, num_steps=100) == expected
 
 
-def test_a_space_without_none_is_one_of_4096():
-    assert cell_space(CellSettings(operators=("skip_connect", "nor_conv_3x3")).operators).size == 64
+def test_steps_of_the_sandwich_rule_cost_more():
+    own, uniform = (
+        training_cost(settings(training_arguments={"sampler": sampler}), num_train=32, num_steps=100)
+        for sampler in ("sandwich", "uniform")
+    )
+    config, space = cell_config(settings()), cell_space(settings().operators)
+    flops = {child: count_cell_flops(config, child) for child in space.children()}
+    expected = (max(flops.values()) + min(flops.values()) + 2 * mean(flops.values())) / (4 * mean(flops.values()))
+    assert expected > 1.1
+    assert own / uniform == pytest.approx(expected, rel=0.02)
+
+
+def test_a_space_without_none_has_4096_cells():
+    four = ("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+    assert cell_space(CellSettings(operators=four).operators).size == 4096
 
 
 def test_a_curve_has_no_points_of_a_run_that_was_given_up(tmp_path, truth, monkeypatch):

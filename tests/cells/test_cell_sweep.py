@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from datasets import Dataset
 from scipy.stats import kendalltau
 from test_cell_run import ARGUMENTS
-from toy_cells import write_images, write_table
+from toy_cells import png, toy_pixels, write_images, write_table
 from toy_cli import run_main
 
 from training.analysis.ranking import method_tau, tau_among_equals
@@ -252,6 +253,8 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
         ({"methods": {"a": {"shrink": True}}}, "a shrinks its super-nets"),
         ({"methods": {"a": {"max_steps": 3}}}, "equal_compute sets the steps of a"),
         ({"methods": {"a b": {}, "a  b": {}}}, "have the same folder"),
+        ({"methods": {"a": {"shrink_num_children": 9}}}, "shrink_num_children has no effect without shrink"),
+        ({"methods": {"a": {"num_best_candidates": 9}}}, "num_best_candidates is given, but a super-net of cells is"),
         ({"methods": {"a": {"max_params": 3}}}, "max_params is 3, but budgets are not supported for cells"),
     ],
 )
@@ -284,6 +287,23 @@ def test_another_table_is_not_taken_for_the_one_before(tmp_path, settings, monke
     monkeypatch.undo()
     table = Path(settings.table)
     table.write_text(re.sub(r",8\d", ",70", table.read_text()))
+    with pytest.raises(ValueError, match=message):
+        run_cells(settings, tmp_path / "sweep")
+
+
+@pytest.mark.parametrize(
+    ("stopping", "message"),
+    [("cell_sweep._judge", "was trained on other images"), ("cell_run.RankingCurve.on_epoch_end", "the images")],
+)
+def test_other_images_are_not_taken_for_those_before(tmp_path, settings, monkeypatch, stopping, message):
+    settings = changed(settings, methods={"SPOS": METHODS["SPOS"]}, seeds=(0,))
+    monkeypatch.setattr(f"training.cells.{stopping}", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(settings, tmp_path / "sweep")
+    monkeypatch.undo()
+    pixels, labels = toy_pixels(64)
+    rows = {"image": list(map(png, pixels)), "label": (1 - labels).tolist()}
+    Dataset.from_dict(rows).to_parquet(Path(settings.supernet.images) / "train.parquet")
     with pytest.raises(ValueError, match=message):
         run_cells(settings, tmp_path / "sweep")
 

@@ -100,6 +100,33 @@ def test_what_cannot_be_read_is_named(tmp_path):
         load_images(str(folder), 1)
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([7, 8, 9, 10], "the column 'image' of .* has no images"),
+        ([None, *map(png, toy_pixels(3)[0])], "row 0 of .* has no image; remove it"),
+        ([*map(png, toy_pixels(3)[0]), None], "row 3 of .* has no image; remove it"),
+        ([png(image[:4]) for image in toy_pixels(4)[0]], "image 0 of .* has 8 x 4 pixels; all must be squares"),
+        (["nowhere.png"] * 4, "the images of .* cannot be read"),
+    ],
+)
+def test_what_is_no_image_is_named_in_one_line(tmp_path, images, message):
+    Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=message) as error:
+        load_images(str(tmp_path), 1)
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_two_data_sets_are_told_apart_from_damaged_ones(tmp_path):
+    for name in ("label", "fine_label"):
+        (tmp_path / name).mkdir()
+        rows = {"image": [png(image) for image in toy_pixels(4)[0]], name: [0, 1, 0, 1]}
+        Dataset.from_dict(rows).to_parquet(tmp_path / name / "train.parquet")
+    with pytest.raises(ValueError, match="have different columns; give the folder of one data set") as error:
+        load_images(str(tmp_path), 1)
+    assert "\n" not in str(error.value)
+
+
 def test_numbers_that_do_not_fit_are_refused(tmp_path):
     folder = str(write_images(tmp_path, 4))
     with pytest.raises(ValueError, match="image_size is 3, which does not divide the 8 pixels"):
@@ -113,6 +140,9 @@ def test_sizes_that_do_not_halve_twice_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the images have 10 pixels per side, which cannot be halved twice"):
         load_images(folder, 1, image_size=10)
     assert load_images(folder, 1).train.images.shape[-1] == 20
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="halved twice; give images of another size"):
+        load_images(str(write_images(tmp_path / "other", 4, size=10)), 1)
 
 
 @pytest.mark.parametrize(

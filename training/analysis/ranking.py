@@ -462,6 +462,11 @@ def truth_noise(
             f"train some of them with another seed"
         )
     within, between = _variances(repeated)
+    if not within + between:
+        raise ValueError(
+            f"the {len(repeated)} children with several values all have the same value, so seed noise cannot be "
+            f"estimated; train other children with another seed"
+        )
     sizes = np.array([len(values) for values in repeats.values()], dtype=float)
     means = np.array([np.mean(values) for values in repeats.values()])
     simulated = _simulated_taus(means, within / sizes, num_simulations, np.random.default_rng(seed))
@@ -516,6 +521,8 @@ def _tau_between_seeds(repeated: Sequence[np.ndarray]) -> float:
 
 
 def _ceiling_of_agreement(tau: float, num_seeds: float) -> float:
+    if math.isnan(tau):
+        return math.nan
     correlation = max(0.0, math.sin(math.pi * tau / 2))
     of_means = num_seeds * correlation / (1 + (num_seeds - 1) * correlation)
     return 2 / math.pi * math.asin(math.sqrt(of_means))

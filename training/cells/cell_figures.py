@@ -40,9 +40,12 @@ def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _means_by_method(points: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
-    """Returns for each method the steps and the mean of tau over seeds at each."""
+    """Returns for each method the steps and, at each, the mean of tau over the super-nets that rank children."""
     taus: dict[str, dict[int, list[float]]] = {}
     for point in points:
+        if math.isnan(point["tau_loss"]):
+            taus.setdefault(point["method"], {})
+            continue
         taus.setdefault(point["method"], {}).setdefault(point["step"], []).append(point["tau_loss"])
     return {
         method: (sorted(by_step), [mean(by_step[step]) for step in sorted(by_step)])

@@ -8,6 +8,7 @@ train them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -272,9 +273,17 @@ class CellSupernet(PreTrainedModel):
 
 def count_cell_parameters(config: CellConfig, child: Sequence[str]) -> int:
     """Returns the number of parameters of a child of these sizes, a baseline for rankings."""
-    own = CellConfig(config.channels, config.cells_per_stage, config.num_classes, [[operator] for operator in child])
+    sizes = (config.channels, config.cells_per_stage, config.num_classes)
+    rest = _parameters_of_copies(*sizes, NONE)
+    return rest + sum(_parameters_of_copies(*sizes, operator) - rest for operator in child) // len(EDGES)
+
+
+@cache
+def _parameters_of_copies(channels: int, cells_per_stage: int, num_classes: int, operator: str) -> int:
+    """Returns the number of parameters of the child with the same operator on all edges."""
+    config = CellConfig(channels, cells_per_stage, num_classes, [[operator]] * len(EDGES))
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in CellSupernet(own).parameters())
+        return sum(parameter.numel() for parameter in CellSupernet(config).parameters())
 
 
 def count_cell_flops(config: CellConfig, child: Sequence[str], image_size: int = 32) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -18,17 +19,17 @@ from ..files import read_json, short_hash, write_json, written_at_once
 from ..resuming import last_complete_checkpoint
 from ..runs.folders import Run, bars_off, finished_result, open_run
 from ..runs.training import training_arguments
-from ..space.search_space import Architecture, format_architecture
+from ..space.search_space import Architecture, SearchSpace, format_architecture
 from ..supernet.alignment_plan import AlignmentPlan
 from ..supernet.arguments import MagicTrainingArguments
 from ..supernet.evaluation import Evaluator, rank_children, validation_batches
 from ..supernet.journal import RankedChild
 from ..supernet.loading import SUPERNET_FOLDER
 from ..supernet.runners import Batch
-from .cell_model import CellConfig, CellSupernet
+from .cell_model import CellConfig, CellSupernet, count_cell_flops
 from .cell_runner import CellRunner
 from .cell_space import cell_space
-from .cell_trainer import CellTrainer, check_cells
+from .cell_trainer import CellTrainer, cell_sampler, check_cells
 from .images import ImageCollator, ImageData
 from .settings import CellSettings
 
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 SCORES_NAME = "scores.jsonl"
 CURVE_NAME = "curve.json"
-# The benchmark's recipe as far as it applies to a super-net: SGD with Nesterov momentum and a cosine from 0.1 down.
+# From the benchmark's recipe: SGD with Nesterov momentum, a cosine from 0.1 down, and weight decay.
 _DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 128,
     "per_device_eval_batch_size": 250,
@@ -52,7 +53,6 @@ _DEFAULTS: dict[str, Any] = {
     "logging_steps": 100,
     "save_strategy": "epoch",
     "save_total_limit": 1,
-    "num_best_candidates": 1,
     "num_probe_children": 0,
 }
 _MOMENTUM = {"momentum": 0.9, "nesterov": True}
@@ -73,6 +73,8 @@ def cell_arguments(settings: CellSettings, output_dir: str | Path) -> MagicTrain
     for name in settings.training_arguments:
         if name.startswith(("optim", "adam_")) or name == "label_smoothing_factor":
             raise ValueError(f"{name} is given, but cells are trained with SGD on plain labels; omit it")
+        if name == "num_best_candidates":
+            raise ValueError(f"{name} is given, but a super-net of cells is not searched; omit it")
     defaults = _DEFAULTS | {"num_validation_sequences": settings.num_validation_images}
     given = {**defaults, **settings.training_arguments}
     return training_arguments(MagicTrainingArguments, output_dir, given)
@@ -205,8 +207,8 @@ def training_cost(settings: CellSettings, num_train: int, num_steps: int) -> flo
 
     A step takes three passes for each of its images, and one more for each child that it is aligned to. A check of the
     anchor takes one pass over the held-out images for its challenger and, after the first check, one for the anchor.
-    All children are assumed to cost the same, although an anchor with many convolutions costs more. Validations that
-    all methods share are not counted.
+    Children are assumed to cost the same, although an anchor with many convolutions costs more; those of the sandwich
+    rule count as their mean. Validations that all methods share are not counted.
 
     Args:
         settings: the settings of the super-net.
@@ -224,4 +226,15 @@ def training_cost(settings: CellSettings, num_train: int, num_steps: int) -> flo
     elif args.alignment == "top_percent":
         validated = looks * min(args.anchor_pool_size, cell_space(settings.operators).size)
     held_out = min(args.num_validation_sequences, settings.num_validation_images)
-    return 3.0 * images * num_steps + aligned + validated * held_out
+    return 3.0 * images * num_steps * _cost_of_draws(config, args) + aligned + validated * held_out
+
+
+def _cost_of_draws(config: CellConfig, args: MagicTrainingArguments) -> float:
+    """Returns the mean cost of the children that the sampler draws, relative to that of uniform children."""
+    if args.sampler != "sandwich":
+        return 1.0
+    space, rng = SearchSpace.from_config(config.candidate_operators), random.Random(0)
+    uniform = mean(count_cell_flops(config, space.sample(rng)) for _ in range(1000))
+    sampler = cell_sampler(space, args)
+    largest, smallest = (count_cell_flops(config, sampler.next()) for _ in range(2))
+    return (largest + smallest + 2 * uniform) / (4 * uniform)

@@ -183,6 +183,8 @@ def _train(method: str, settings: CellSettings, data: ImageData, truth: Truth, f
     result = train_cells(settings, data, truth, folder)
     if result["truth"] != truth_hash(truth):
         raise ValueError(f"{folder} was compared with another table; use another output folder, or that table")
+    if result["images"]["sha256"] != data.fingerprint["sha256"]:
+        raise ValueError(f"{folder} was trained on other images; use another output folder, or those images")
     batches = cell_batches(data, cell_arguments(settings, "cells"))
     trained = _Trained(method, folder, result, scored_children(folder, batches, list(truth.values)))
     if _ranks(trained.by_loss):

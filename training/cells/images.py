@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Image, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError
+from datasets.table import CastError
 from pyarrow import ArrowException  # type: ignore[import-untyped]
 from torch import Tensor
 
 from ..bars import progress_bar
+from ..tables import first_line
 
 
 # Per channel, for the images of CIFAR-10; the difference from other images does not matter.
@@ -120,9 +122,9 @@ def load_images(source: str, num_validation: int, image_size: int | None = None,
     if image_size not in (None, images.shape[-1]):
         images = _smaller(images, int(image_size or 0), source)
     if images.shape[-1] % 4:
+        remedy = "a multiple of 4 that divides their size as image_size" if image_size else "images of another size"
         raise ValueError(
-            f"the images have {images.shape[-1]} pixels per side, which cannot be halved twice; set image_size to a "
-            f"multiple of 4 that divides their size"
+            f"the images have {images.shape[-1]} pixels per side, which cannot be halved twice; give {remedy}"
         )
     if not 0 < num_validation < len(labels):
         raise ValueError(f"num_validation_images is {num_validation}; {source} has {len(labels):,} images")
@@ -153,12 +155,18 @@ def _read(source: str) -> Dataset:
                 raise ValueError(f"{source} has no file train*.parquet; give the folder of a data set of images")
             data = load_dataset("parquet", data_files=files, split="train")
     except (DatasetGenerationError, ArrowException) as error:
+        if isinstance(error, DatasetGenerationCastError) or isinstance(error.__cause__, CastError):
+            raise ValueError(
+                f"the files train*.parquet in {source} have different columns; give the folder of one data set"
+            ) from None
         raise ValueError(
-            f"the images of {source} cannot be read ({error.__cause__ or error}); a file is truncated or damaged; "
-            f"copy it again"
+            f"the images of {source} cannot be read ({first_line(error.__cause__ or error)}); a file is truncated or "
+            f"damaged; copy it again"
         ) from None
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{source} is neither a folder nor a data set that can be loaded: {error}") from None
+        raise ValueError(
+            f"{source} is neither a folder nor a data set that can be loaded: {first_line(error)}"
+        ) from None
     assert isinstance(data, Dataset)
     return data
 
@@ -177,18 +185,28 @@ def _columns(rows: Dataset, source: str) -> tuple[str, str]:
 def _decoded(rows: Dataset, image_column: str, label_column: str, source: str) -> tuple[Tensor, Tensor]:
     try:
         rows = rows.cast_column(image_column, Image(mode="RGB"))
-        arrays = []
+    except (ArrowException, TypeError) as error:
+        raise ValueError(f"the column {image_column!r} of {source} has no images ({first_line(error)})") from None
+    arrays: list[np.ndarray] = []
+    try:
         for number, image in enumerate(progress_bar(rows[image_column], desc="images", leave=False)):
+            if image is None:
+                raise ValueError(f"row {number} of {source} has no image; remove it")
             arrays.append(np.asarray(image))
-            if arrays[-1].shape != arrays[0].shape or arrays[-1].shape[0] != arrays[-1].shape[1]:
-                size, first = ("{1} x {0}".format(*array.shape) for array in (arrays[-1], arrays[0]))
-                raise ValueError(
-                    f"image {number} of {source} has {size} pixels but the first has {first}; all must be squares of "
-                    f"the same size"
-                )
+            _check_shape(arrays[-1].shape, arrays[0].shape, f"image {number} of {source}")
     except (ArrowException, OSError) as error:
-        raise ValueError(f"the images of {source} cannot be read ({error}); copy the damaged file again") from None
+        raise ValueError(
+            f"the images of {source} cannot be read ({first_line(error)}); copy the damaged file again"
+        ) from None
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), _labels(rows, label_column, source)
+
+
+def _check_shape(shape: Sequence[int], first: Sequence[int], name: str) -> None:
+    (height, width), remedy = shape[:2], "all must be squares of the same size"
+    if height != width:
+        raise ValueError(f"{name} has {width} x {height} pixels; {remedy}")
+    if shape != first:
+        raise ValueError(f"{name} has {width} x {height} pixels but the first has {first[1]} x {first[0]}; {remedy}")
 
 
 def _labels(rows: Dataset, column: str, source: str) -> Tensor:

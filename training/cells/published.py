@@ -22,13 +22,17 @@ def load_published(path: str | Path, metric: str) -> Truth:
 
     Raises:
         ValueError: the file or a column does not exist, a cell is invalid or occurs twice, or an accuracy is not a
-            number.
+            number, or a quotation mark is not closed.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the table of published accuracies as CSV")
     try:
         return Truth(metric, is_loss=False, values=_read(path, metric))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} is not a CSV table ({error}); look for a quotation mark that is not closed"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
 
@@ -36,7 +40,7 @@ def load_published(path: str | Path, metric: str) -> Truth:
 def _read(path: Path, metric: str) -> dict[Architecture, tuple[float, ...]]:
     # Spreadsheets write a byte order mark at the beginning.
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, strict=True)
         columns = reader.fieldnames or []
         named = next((name for name in ARCHITECTURE_COLUMNS if name in columns), None)
         for name, wanted in ((named, ARCHITECTURE_COLUMNS[0]), (metric, metric)):

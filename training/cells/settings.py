@@ -58,7 +58,7 @@ class CellSettings(Settings):
     )
     training_arguments: dict[str, Any] = training_arguments_option(
         help="Training arguments of super-nets and of transformers. Defaults for cells: 50 epochs with batches of "
-        "128, SGD with a cosine schedule from 0.1, weight decay 0.0005, clipping at 5."
+        "128, SGD with a cosine schedule from 0.1 after a warm-up over 5%, weight decay 0.0005, clipping at 5."
     )
 
     @classmethod
@@ -91,8 +91,9 @@ class CellSweepSettings(Settings):
     sample_seed: int = option(0, help="Seed for drawing these children.")
     methods: dict[str, dict[str, Any]] = option(
         default_factory=lambda: dict(METHODS),
-        help="Methods of training the super-net, by name, each with the training arguments that it changes; all are "
-        "compared with the first. Default: SPOS, FairNAS, MAGIC-T with k from 1 to all, MAGIC-A and MAGIC-AT.",
+        help="Methods of training the super-net, by name, each with the training arguments that it changes; "
+        "all are compared with the first. Default: SPOS, FairNAS, MAGIC-T with k = 1, 2, 3 and 6 (all edges), "
+        "MAGIC-A and MAGIC-AT.",
     )
     seeds: tuple[int, ...] = option(
         (0, 1, 2, 3, 4),

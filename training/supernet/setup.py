@@ -102,8 +102,10 @@ def fit_to_text(config: MagicConfig, data: PreparedData) -> MagicConfig:
 
 
 def check_effects(names: Iterable[str], args: MagicTrainingArguments) -> None:
-    """Raises a ValueError if one of these arguments belongs to a sampler or an alignment that `args` do not use."""
+    """Raises a ValueError if one of these arguments belongs to a part of the method that `args` do not use."""
     for name in names:
+        if name.startswith("shrink_") and not args.shrink:
+            raise ValueError(f"{name} has no effect without shrink; omit it")
         if name.startswith("num_substitutions") and args.sampler != "gradual":
             raise ValueError(f"{name} has no effect on the sampler {args.sampler!r}; set sampler to gradual")
         targets = _ALIGNMENTS.get(name, ALIGNMENTS[1:] if name.startswith("alignment_") else None)

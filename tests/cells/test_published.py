@@ -28,7 +28,10 @@ def test_a_table_is_read(tmp_path):
         (f"arch,accuracy\n{FIRST},\n", "line 2: accuracy is ''; it must be a number"),
         (f"arch,accuracy\n{FIRST},best\n", "line 2: could not convert string to float"),
         (f"arch,accuracy\n{FIRST},1\n{FIRST},2\n", "line 3: the cell .* occurs twice"),
-        (f'arch,accuracy\n"{FIRST},1\n', "table.csv is not a CSV table .*; look for a quotation mark that is not closed"),
+        (
+            f'arch,accuracy\n"{FIRST},1\n',
+            "table.csv is not a CSV table .*; look for a quotation mark that is not closed",
+        ),
         (f"arch,accuracy\n{FIRST}\n", "line 2: accuracy is None; it must be a number"),
     ],
 )

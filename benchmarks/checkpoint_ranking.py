@@ -43,7 +43,7 @@ from training.compression.workbench import (
     train_supernet,
     training_arguments,
 )
-from training.files import write_json, write_text
+from training.files import read_json, write_json, write_text
 from training.runs.sharing import share_work
 from training.space.search_space import Architecture, format_architecture, parse_architecture
 from training.supernet.blocks import split_by_borders
@@ -59,6 +59,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 START, BLOCKWISE, ADDITIVE = "the start, not trained", "block-wise, three blocks", "sum of local errors"
 NUM_BLOCKS = 3
+# Options that a folder keeps; more children, repeats and seeds can be added to it.
+FIXED = ("steps", "supernet_steps", "sentences", "max_flops")
 # Sentences on which the sub-paths of blocks are ranked.
 NUM_BLOCK_SENTENCES = 256
 
@@ -146,6 +148,15 @@ def padded(pad_token_id: int, rows: list[dict[str, Any]]) -> Batch:
     batch = collate(rows, pad_token_id)
     batch.pop(LABEL, None)
     return batch
+
+
+def claim(arguments: Any) -> None:
+    """Records the options of a folder, or raises an error if it was begun with others."""
+    path, own = arguments.work / "options.json", {name: getattr(arguments, name) for name in FIXED}
+    if not path.is_file():
+        write_json(path, own)
+    elif (before := read_json(path)) != own:
+        raise ValueError(f"{arguments.work} was begun with {before}, not {own}; use another folder or those options")
 
 
 def scores_of(losses: Mapping[str, float]) -> Scores:
@@ -283,6 +294,7 @@ def main() -> None:
     if "MAGIC_DATA" not in os.environ:
         parser.error("MAGIC_DATA is not set; set it to the folder of real text")
     arguments.work.mkdir(parents=True, exist_ok=True)
+    claim(arguments)
     text = arguments.work / TEXT_NAME
     if not text.is_file():
         write_sentences(Path(os.environ["MAGIC_DATA"]), text)

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from itertools import combinations, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -429,6 +430,16 @@ def test_a_page_is_named_by_card_and_date(gpu, tmp_path, monkeypatch):
     assert path.parent == tmp_path
     assert path.name.startswith("gpu_h100-80gb-hbm3_20")
     assert gpu.page_of(tmp_path / "own.md", torch.device("cuda")) == tmp_path / "own.md"
+
+
+def test_a_folder_of_the_checkpoints_ranking_keeps_its_options(scripts, tmp_path):
+    script = importlib.import_module("checkpoint_ranking")
+    own = {"work": tmp_path, "steps": 200, "supernet_steps": 400, "sentences": 10, "max_flops": "0.36x"}
+    script.claim(SimpleNamespace(**own, seeds=[0]))
+    script.claim(SimpleNamespace(**own, seeds=[0, 1]))
+    for name, value in (("steps", 10), ("supernet_steps", 10), ("sentences", 11), ("max_flops", "0.25x")):
+        with pytest.raises(ValueError, match="use another folder or those options"):
+            script.claim(SimpleNamespace(**{**own, name: value}))
 
 
 def test_sizes_of_an_installation_count_each_needed_package_once(scripts, tmp_path, monkeypatch):

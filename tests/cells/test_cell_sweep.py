@@ -19,6 +19,7 @@ from toy_cells import png, toy_pixels, write_images, write_table
 from toy_cli import run_main
 
 from training.analysis.ranking import method_tau, tau_among_equals
+from training.analysis.sweep_plan import supernet_settings
 from training.cells.cell_run import RankingCurve, training_cost
 from training.cells.cell_space import (
     CONV1,
@@ -29,7 +30,7 @@ from training.cells.cell_space import (
     parse_cell,
     used_operators,
 )
-from training.cells.cell_sweep import method_steps, run_cells, supernet_settings
+from training.cells.cell_sweep import method_steps, run_cells
 from training.cells.published import load_published
 from training.cells.settings import CellSettings, CellSweepSettings
 
@@ -181,9 +182,9 @@ def test_alignment_is_paid_for_with_steps(settings):
     steps = method_steps(settings, num_train=48)
     assert steps["SPOS"] == 12
     assert steps["MAGIC-AT"] < 12
-    own = supernet_settings(settings, METHODS["MAGIC-AT"], 0)
+    own = supernet_settings(settings.supernet, METHODS["MAGIC-AT"], 0)
     costs = [training_cost(own, 48, number) for number in (steps["MAGIC-AT"], steps["MAGIC-AT"] + 1)]
-    wanted = training_cost(supernet_settings(settings, METHODS["SPOS"], 0), 48, 12)
+    wanted = training_cost(supernet_settings(settings.supernet, METHODS["SPOS"], 0), 48, 12)
     assert min(costs, key=lambda cost: abs(cost - wanted)) == costs[0]
     own = {**METHODS, "longer": {"sampler": "uniform", "alignment": "none", "max_steps": 99}}
     unequal = changed(settings, equal_compute=False, methods=own)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from ..data.text import PreparedData, load_data
 from ..drawing import write_figure
 from ..hub.presets import load_preset
 from ..runs.folders import bars_off, check_one_process, finished_result
-from ..runs.recipes import settings_from
 from ..runs.sharing import open_in_turn, share_work
 from ..runs.training import pretraining_arguments
 from ..space.search_space import SearchSpace
@@ -22,8 +20,7 @@ from ..supernet.arguments import MagicTrainingArguments
 from ..supernet.compute import steps_of_equal_compute, supernet_flops
 from ..supernet.evaluation import Batch, judging_batches
 from ..supernet.pretrain import pretrain
-from ..supernet.settings import PretrainSettings
-from ..supernet.setup import check_effects, check_search
+from ..supernet.setup import check_search
 from ..tables import markdown_table
 from .ranking import MethodTau, Scores, TruthNoise
 from .ranking_figures import SweepPoint, draw_sweep
@@ -39,13 +36,11 @@ from .ranking_run import (
     write_rows,
 )
 from .settings import MICRO_BENCHMARK, SweepSettings
+from .sweep_plan import SUPERNETS_FOLDER, check_plan, check_way, supernet_settings
 from .truth import Truth
 
 
 logger = logging.getLogger(__name__)
-
-
-SUPERNETS_FOLDER = "supernets"
 
 
 def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
@@ -60,39 +55,22 @@ def _sweep_plan(settings: SweepSettings) -> dict[str, dict[str, Any]]:
         raise ValueError(f"no truth is given; name a folder, a file or {MICRO_BENCHMARK!r}")
     plan = {_value_name(settings, value): {settings.parameter: value} for value in settings.values}
     plan |= settings.references
-    if len({file_name(name) for name in plan}) < len(settings.values) + len(settings.references):
-        raise ValueError(f"two values or references would use the same folder: {', '.join(plan)}; rename one")
+    if len(plan) < len(settings.values) + len(settings.references):
+        raise ValueError(f"two values or references have the same name: {', '.join(plan)}; rename one")
+    check_plan(plan, settings.pretrain.training_arguments)
     config = load_preset(settings.pretrain.preset)
     for name, change in plan.items():
-        if "seed" in change:
-            raise ValueError(
-                f"{name} sets the seed, but all methods have super-nets with the same seeds; give them in seeds"
-            )
-        arguments = _supernet_settings(settings, change, 0).training_arguments
+        arguments = supernet_settings(settings.pretrain, change, 0).training_arguments
         args = pretraining_arguments(MagicTrainingArguments, Path("sweep"), arguments, config.hidden_size)
-        if args.shrink:
-            raise ValueError(
-                f"{name} shrinks its super-nets, so their children are not trained equally and cannot be ranked; "
-                f"remove shrink"
-            )
         check_search(config, args, vocabulary=False)
-        check_effects(change, args)
-        if settings.equal_compute and ("max_steps" in change or args.max_steps < 1):
-            raise ValueError(
-                f"equal_compute derives the steps of {name} from max_steps of the first value, so {name} cannot set "
-                f"its own; give max_steps once, in training_arguments"
-            )
+        check_way(name, change, args, settings.equal_compute)
+        if settings.equal_compute and args.max_steps < 1:
+            raise ValueError("equal_compute derives all steps from max_steps; give it in training_arguments")
     return plan
 
 
 def _value_name(settings: SweepSettings, value: Any) -> str:
     return f"{settings.parameter} = {value}"
-
-
-def _supernet_settings(settings: SweepSettings, change: Mapping[str, Any], seed: int) -> PretrainSettings:
-    shared = asdict(settings.pretrain)
-    arguments = {**shared["training_arguments"], **change, "seed": seed}
-    return settings_from(PretrainSettings, {**shared, "training_arguments": arguments})
 
 
 @bars_off()
@@ -162,7 +140,7 @@ def _trained_and_scored(
     """Trains and scores every super-net that no other process works on, and waits for the others."""
 
     def train(name: str, change: Mapping[str, Any], seed: int, folder: Path) -> tuple[Supernet, Scores]:
-        result = pretrain(_supernet_settings(settings, change, seed), folder)
+        result = pretrain(supernet_settings(settings.pretrain, change, seed), folder)
         supernet = Supernet(folder, folder.name, name, seed, result["steps"])
         return supernet, shared_scores(supernet, truth, batches, output_dir)
 
@@ -192,7 +170,7 @@ def _write_curve(settings: SweepSettings, result: dict[str, Any], output_dir: Pa
 def _flops_of_steps(
     settings: SweepSettings, change: Mapping[str, Any], config: MagicConfig, data: PreparedData
 ) -> Callable[[int], float]:
-    arguments = _supernet_settings(settings, change, settings.seeds[0]).training_arguments
+    arguments = supernet_settings(settings.pretrain, change, settings.seeds[0]).training_arguments
     args = pretraining_arguments(MagicTrainingArguments, Path("sweep"), arguments, config.hidden_size)
     own = settings.pretrain
     try:

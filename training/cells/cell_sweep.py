@@ -23,17 +23,16 @@ from ..analysis.ranking import (
     tau_among_equals,
 )
 from ..analysis.ranking_run import file_name, flat_intervals, write_rows
+from ..analysis.sweep_plan import SUPERNETS_FOLDER, check_plan, check_way, supernet_settings
 from ..analysis.truth import Truth
 from ..drawing import write_figure
 from ..files import read_json, write_json
 from ..runs.folders import Run, bars_off, check_one_process, finished_result
-from ..runs.recipes import settings_from
 from ..runs.sharing import open_in_turn, share_work
 from ..space.search_space import Architecture
 from ..supernet.compute import steps_of_equal_compute
 from ..supernet.journal import RankedChild
 from ..supernet.loading import SUPERNET_FOLDER
-from ..supernet.setup import check_effects
 from ..tables import markdown_table
 from .cell_figures import draw_curves
 from .cell_interference import interference_curve
@@ -56,7 +55,6 @@ from .settings import CellSettings, CellSweepSettings
 
 logger = logging.getLogger(__name__)
 
-SUPERNETS_FOLDER = "supernets"
 INTERFERENCE_NAME = "interference.json"
 
 
@@ -125,21 +123,12 @@ def check_sweep(settings: CellSweepSettings) -> None:
             raise ValueError(f"{name} is empty; give it with --{name}")
     if not settings.methods:
         raise ValueError("methods is empty; give at least one method of training a super-net")
-    if len(set(map(file_name, settings.methods))) < len(settings.methods):
-        raise ValueError(f"two of the methods {', '.join(settings.methods)} have the same folder; rename one")
-    if "seed" in settings.supernet.training_arguments:
-        raise ValueError("training_arguments sets the seed, but seeds gives those of the super-nets; set it there")
+    check_plan(settings.methods, settings.supernet.training_arguments)
     for name, change in settings.methods.items():
-        if "seed" in change:
-            raise ValueError(f"{name} sets the seed, but all methods use the same seeds; set them in seeds")
-        own = supernet_settings(settings, change, settings.seeds[0])
+        own = supernet_settings(settings.supernet, change, settings.seeds[0])
         args = cell_arguments(own, "cells")
         check_cells(cell_config(own), args)
-        check_effects(change, args)
-        if args.shrink:
-            raise ValueError(f"{name} shrinks its super-nets, so children are not ranked alike; omit shrink")
-        if settings.equal_compute and {"max_steps", "num_train_epochs"} & change.keys():
-            raise ValueError(f"equal_compute sets the steps of {name}; give max_steps once, in training_arguments")
+        check_way(name, change, args, settings.equal_compute)
 
 
 def _truth(settings: CellSweepSettings) -> Truth:
@@ -152,13 +141,6 @@ def _truth(settings: CellSweepSettings) -> Truth:
     return truth
 
 
-def supernet_settings(settings: CellSweepSettings, change: Mapping[str, Any], seed: int) -> CellSettings:
-    """Returns the settings of one super-net of a sweep."""
-    shared = asdict(settings.supernet)
-    arguments = {**shared["training_arguments"], **change, "seed": seed}
-    return settings_from(CellSettings, {**shared, "training_arguments": arguments})
-
-
 # ---- Training ----
 
 
@@ -168,7 +150,7 @@ def _train_all(settings: CellSweepSettings, data: ImageData, truth: Truth, outpu
         (folder := output_dir / SUPERNETS_FOLDER / f"{file_name(method)}-{seed}"): partial(
             _train,
             method,
-            supernet_settings(settings, {**change, "max_steps": steps[method]}, seed),
+            supernet_settings(settings.supernet, {**change, "max_steps": steps[method]}, seed),
             data,
             truth,
             folder,
@@ -200,7 +182,8 @@ def _ranks(scores: Scores) -> bool:
 
 def method_steps(settings: CellSweepSettings, num_train: int) -> dict[str, int]:
     """Returns the optimizer steps of each method: its own, or as many as have the same cost as the first method."""
-    plans = {name: supernet_settings(settings, change, settings.seeds[0]) for name, change in settings.methods.items()}
+    shared, seed = settings.supernet, settings.seeds[0]
+    plans = {name: supernet_settings(shared, change, seed) for name, change in settings.methods.items()}
     first, *_ = plans.values()
     wanted = training_cost(first, num_train, _num_steps(first, num_train))
     if not settings.equal_compute:
@@ -372,7 +355,8 @@ def _interference(settings: CellSweepSettings, data: ImageData, trained: Sequenc
 
 def _cosines(settings: CellSweepSettings, data: ImageData, one: _Trained) -> dict[str, float]:
     """The mean cosine of a super-net by the number of edges that differ; empty if a gradient has no direction."""
-    args = cell_arguments(supernet_settings(settings, settings.methods[one.method], one.result["seed"]), "cells")
+    own = supernet_settings(settings.supernet, settings.methods[one.method], one.result["seed"])
+    args = cell_arguments(own, "cells")
     model = CellSupernet.from_pretrained(one.folder / SUPERNET_FOLDER)
     try:
         curve = interference_curve(model, cell_batches(data, args), model.space, settings.num_repeats)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from training import files
 from training.files import (
     cache_folder,
+    check_output,
     csv_text,
     file_sha256,
     from_json,
@@ -416,3 +417,38 @@ def test_what_asdict_and_json_made_becomes_what_it_was(tmp_path):
 def test_other_types_are_named_with_their_place(value, message):
     with pytest.raises(ValueError, match=message):
         from_json(Point, value, "the point")
+
+
+# ---- Where a command may write ----
+
+
+def test_an_output_that_can_be_written_is_accepted_and_its_folder_made(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("new/deep/scores.json", "run/scores.json"):
+        check_output(tmp_path / name, [".json"], [tmp_path / "rows.csv", tmp_path / "run", "a/name-on-the-hub"])
+        assert list((tmp_path / name).parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rows.csv", "rows.csv is also the input; give another output"),
+        ("run/../rows.csv", "is also the input"),
+        ("run/config.json", "config.json is part of .*run, which is the input; give another output"),
+        ("run", "run is a folder; give a file"),
+        ("scores.txt", r"scores.txt cannot be written; give a file that ends in .json or .csv"),
+        ("rows.csv/scores.json", r"scores.json cannot be written \(File exists\); give another output"),
+    ],
+)
+def test_an_output_that_would_be_lost_or_lose_something_is_refused(tmp_path, name, message):
+    (tmp_path / "run").mkdir()
+    for file in ("rows.csv", "run/config.json"):
+        (tmp_path / file).write_text("kept")
+    with pytest.raises(ValueError, match=message):
+        check_output(tmp_path / name, [".json", ".csv"], [tmp_path / "rows.csv", tmp_path / "run"])
+    assert {(tmp_path / file).read_text() for file in ("rows.csv", "run/config.json")} == {"kept"}
+
+
+def test_an_output_on_a_file_system_without_writing_is_refused():
+    with pytest.raises(ValueError, match=r"/proc/scores.json cannot be written \(.*\); give another output"):
+        check_output(Path("/proc/scores.json"), [".json"])

@@ -50,6 +50,35 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     _flush(path.parent)
 
 
+def check_output(path: Path, suffixes: Sequence[str], inputs: Iterable[str | Path] = ()) -> None:
+    """Checks that a command can write its result to a file, and creates the file's folder.
+
+    Args:
+        path: the file.
+        suffixes: the suffixes that it may have.
+        inputs: files and folders that the command reads, none of whose files may be replaced.
+
+    Raises:
+        ValueError: the file cannot be written, has another suffix, or is part of the input.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file")
+    if path.suffix not in suffixes:
+        raise ValueError(f"{path} cannot be written; give a file that ends in {' or '.join(suffixes)}")
+    for source in map(Path, inputs):
+        if path.resolve() == source.expanduser().resolve():
+            raise ValueError(f"{path} is also the input; give another output")
+        if path.exists() and path.resolve().is_relative_to(source.expanduser().resolve()):
+            raise ValueError(f"{path} is part of {source}, which is the input; give another output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"{path} cannot be written ({reason}); give another output") from None
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file atomically, as UTF-8."""
     write_bytes(path, text.encode("utf-8"))

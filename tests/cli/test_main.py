@@ -304,6 +304,45 @@ def test_a_classifier_is_scored_and_predicts_a_file(tmp_path, monkeypatch, capsy
         code, _, err = run_main(monkeypatch, capsys, command, *given, "-o", tmp_path / "out")
         assert code == 2
         assert "directory" in err
+    before = (tmp_path / "bert" / "config.json").read_bytes()
+    code, _, err = run_main(monkeypatch, capsys, "evaluate", *given, "-o", tmp_path / "bert" / "config.json")
+    assert code == 2
+    assert "which is the input; give another output" in err
+    assert (tmp_path / "bert" / "config.json").read_bytes() == before
+
+
+def test_a_space_is_not_replaced_by_its_latencies(tmp_path, monkeypatch, capsys):
+    space = tmp_path / "space.json"
+    toy_config().to_json_file(space)
+    before = space.read_bytes()
+    code, _, err = run_main(monkeypatch, capsys, "benchmark", space, "--sequence-length", "4", "-o", space)
+    assert code == 2
+    assert "space.json is also the input; give another output" in err
+    assert space.read_bytes() == before
+
+
+def test_a_model_is_only_replaced_when_asked(tmp_path, monkeypatch, capsys):
+    tokenizer = export_tokenizer()
+    config = toy_config(vocab_size=len(tokenizer))
+    for number, name in enumerate(("one", "other")):
+        torch.manual_seed(number)
+        export_model(MagicForMaskedLM(config).extract_child(MIXED), tokenizer, tmp_path / name, {})
+    weights = (tmp_path / "one" / "model.safetensors").read_bytes()
+    for command in ("export", "convert"):
+        code, _, err = run_main(monkeypatch, capsys, command, tmp_path / "other", tmp_path / "one")
+        assert code == 2
+        assert "one holds a model already; pass --overwrite to replace it, or use another folder" in err
+    code, _, err = run_main(monkeypatch, capsys, "export", tmp_path / "other", tmp_path / "one", "--onnx")
+    assert code == 2
+    assert "one holds a model, whose files ONNX would replace; use another folder" in err
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == weights
+    check_export(tmp_path / "one")
+    # A folder may be completed in place.
+    for arguments in ([tmp_path / "one"], [tmp_path / "other", "--overwrite"]):
+        source, *flags = arguments
+        code, _, err = run_main(monkeypatch, capsys, "export", source, tmp_path / "one", *flags)
+        assert code == 0, err
+        assert ((tmp_path / "one" / "model.safetensors").read_bytes() == weights) == (not flags)
 
 
 def test_a_finished_command_leaves_the_other_processes(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from ..supernet.settings import BlockwiseSettings, PretrainSettings
 from ..tables import counted
 from .analyze import app as analyze_app
 from .failures import failure, goes_on
-from .options import Child, Given, OutputDir, set_threads, starts, takes
+from .options import Child, Given, OutputDir, Overwrite, set_threads, starts, takes
 
 
 app = typer.Typer(
@@ -186,6 +186,7 @@ def benchmark(
     changes = given.changes(LatencySettings)
     settings = LatencySettings(**changes)
     set_threads(settings.num_threads)
+    from ..files import check_output
     from ..hub.presets import load_preset
     from ..space.latency import measure_latency
     from ..space.search_space import SearchSpace, parse_architecture
@@ -196,11 +197,11 @@ def benchmark(
     if child is not None:
         SearchSpace.from_config(config.candidate_operators).check(child)
     settings = replace(settings, seq_len=min(settings.seq_len, config.max_sequence_length))
-    # Before the measurement, so that it is not lost if the folder cannot be created.
-    output.parent.mkdir(parents=True, exist_ok=True)
+    # Before the measurement, so that it is not lost.
+    check_output(output, [".json"], [space])
     table = measure_latency(config, settings)
-    table.save(output)
     print(f"\n{table.to_markdown()}")
+    table.save(output)
     if child is not None:
         print(f"\n{architecture}: {table.beside(table.measure_child(config, child))}")
     print(f"\ntable: {output}")
@@ -361,12 +362,11 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a fine-tuned classifier on a file with labels."""
-    from ..files import write_json
+    from ..files import check_output, write_json
     from ..finetuning.file_predictions import evaluate_file, scores_table
 
     if output is not None:
-        # Before the evaluation, so that it is not lost if the folder cannot be created.
-        output.parent.mkdir(parents=True, exist_ok=True)
+        check_output(output, [".json"], [file, model])
     result = evaluate_file(model, file, EvaluateSettings(**given.changes(EvaluateSettings)))
     print(f"\n{scores_table(result)}")
     if output is not None:
@@ -437,10 +437,12 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="With --onnx: also write model_int8.onnx, with 8-bit weights.")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a child of a super-net as a model folder, or a model folder as a complete export or as ONNX."""
     if int8 and not onnx:
         raise ValueError("--int8 quantizes the ONNX file; add --onnx")
+    from ..hub.export import check_unused
     from ..hub.model_folders import export_folder, model_in
     from ..hub.onnx_export import check_packages, export_onnx, quantize_onnx
     from ..supernet.loading import SUPERNET_FOLDER, export_child
@@ -455,6 +457,7 @@ def export(
     if is_model and architecture is not None:
         raise ValueError(f"{source} holds a single model, not a super-net run; remove --architecture")
     if not (onnx and is_model):
+        check_unused(output_dir, source, overwrite)
         model = export_folder(source, output_dir) if is_model else export_child(source, output_dir, architecture)
         onnx_folder = model / "onnx"
         print(f"model: {model}")
@@ -476,10 +479,13 @@ def convert(
     tokenizer: Annotated[
         str | None, typer.Option(help="Name or folder of a tokenizer. Default: that of the source.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a BERT, RoBERTa or ELECTRA checkpoint as a MAGIC model, or a MAGIC model as one of these."""
     from ..hub.convert import convert_checkpoint
+    from ..hub.export import check_unused
 
+    check_unused(output_dir, source, overwrite)
     folder, dropped = convert_checkpoint(source, output_dir, to, tokenizer)
     print(f"omitted: {', '.join(dropped) or 'nothing'}\nmodel:   {folder}")
     if to == "magic" and any("pooler" in name for name in dropped):

@@ -38,6 +38,7 @@ Recipe = Annotated[
     str | None, typer.Option("--config", "-c", help="A recipe: a name or a YAML file. Flags override it.")
 ]
 Child = Annotated[str | None, typer.Option(help="A child, one operator per layer: MHA4,FFN,... or (MHA4,FFN)*3.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model that OUTPUT_DIR holds.")]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(

@@ -29,7 +29,7 @@ from modeling_magic import MagicConfig
 
 from ..bars import progress_bar
 from ..data.fitting import fit_tokenizer, max_sequence_length
-from ..files import from_json, read_json, written_at_once
+from ..files import check_output, from_json, read_json, written_at_once
 from ..hub.export import FINETUNING_NAME, MANIFEST_NAME
 from ..hub.model_folders import file_of_model, model_in
 from ..pretrained import pretrained_config, pretrained_model
@@ -342,7 +342,7 @@ def predict_file(
     """
     settings = settings or PredictSettings()
     output = Path(output).expanduser()
-    _check_output(output, Path(file).expanduser())
+    check_output(output, OUTPUT_SUFFIXES, [file, model])
     table = read_table(file)
     taken = [name for name in (PREDICTION, PROBABILITY) if name in table.columns]
     if taken:
@@ -367,15 +367,6 @@ def predict_file(
                     cells += values
                     lines.write(json.dumps(dict(zip(columns, cells, strict=True)), ensure_ascii=False) + "\n")
     return output
-
-
-def _check_output(output: Path, file: Path) -> None:
-    if output.suffix not in OUTPUT_SUFFIXES:
-        raise ValueError(f"{output} cannot be written; give a file that ends in {' or '.join(OUTPUT_SUFFIXES)}")
-    if output.resolve() == file.resolve():
-        raise ValueError(f"{output} is also the input; give another output")
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; give a file")
 
 
 def _values_of(task: Task, predictions: Predictions) -> Iterator[list[Any]]:

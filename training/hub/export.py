@@ -119,6 +119,13 @@ def check_export_folder(output_dir: Path) -> None:
                 raise ValueError(f"{output_dir} holds {name} in addition to an exported model; use another folder")
 
 
+def check_unused(output_dir: Path, source: str | Path, overwrite: bool) -> None:
+    """Raises a ValueError if a folder holds a model other than the source and may not be overwritten."""
+    is_source = output_dir.resolve() == Path(source).expanduser().resolve()
+    if (output_dir / MANIFEST_NAME).is_file() and not is_source and not overwrite:
+        raise ValueError(f"{output_dir} holds a model already; pass --overwrite to replace it, or use another folder")
+
+
 def export_model(
     model: MagicPreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -19,7 +19,7 @@ from modeling_magic.modeling_magic import AUTO_MAP
 from ..data.fitting import fit_tokenizer, knows_token_types
 from ..files import write_bytes, write_json, written_at_once
 from ..pretrained import pretrained_config
-from .export import CONFIG_CODE
+from .export import CONFIG_CODE, MANIFEST_NAME
 from .model_folders import tokenizer_of
 
 
@@ -47,7 +47,7 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
         output_dir: the folder to write, created if it does not exist.
 
     Raises:
-        ValueError: the packages of the extra are missing, or the model is a super-net.
+        ValueError: the packages of the extra are missing, the model is a super-net, or `output_dir` holds a model.
     """
     check_packages()
     config = pretrained_config(folder)
@@ -57,6 +57,8 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
     model = kind.from_pretrained(folder, attn_implementation="sdpa").eval()
     model.config.unpad_inputs = False
     output_dir = Path(output_dir)
+    if (output_dir / MANIFEST_NAME).is_file() or any(output_dir.glob("*.safetensors")):
+        raise ValueError(f"{output_dir} holds a model, whose files ONNX would replace; use another folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "model.onnx"
     with written_at_once(path) as temporary, _quiet():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -245,6 +246,14 @@ def test_a_squad_file_for_a_model_that_cannot_have_windows_is_refused(tmp_path, 
     settings = toy_settings(tmp_path, "BertForQuestionAnswering", eval=(f"squad={tmp_path / 's.json'}",))
     edit_json(tmp_path / "source" / "tokenizer_config.json", padding_side="left")
     refused(monkeypatch, settings, tmp_path / "out", "pads or truncates on the left")
+
+
+def test_a_damaged_card_of_the_checkpoint_is_named_before_the_search(run, tmp_path, monkeypatch):
+    folder, _, _ = run
+    source = shutil.copytree(folder / "source", tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: [mit\n---\n")
+    settings = toy_settings(folder, checkpoint=str(source))
+    refused(monkeypatch, settings, tmp_path / "out", "cannot be read")
 
 
 def test_docstrings_are_a_task_without_a_file(run, monkeypatch):

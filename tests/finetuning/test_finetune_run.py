@@ -436,6 +436,14 @@ def test_what_is_wrong_is_named_before_anything_is_trained_or_written(name, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_card_of_the_model_is_named_before_training(tmp_path, settings, trained):
+    model = shutil.copytree(settings.model, tmp_path / "model")
+    (model / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(ValueError, match=r"the front matter of .* cannot be read"):
+        run_finetuning(replace(settings, model=str(model)), tmp_path / "run")
+    assert not trained
+
+
 def test_a_wrong_label_of_the_last_task_is_named_before_the_first_is_trained(tmp_path, settings, trained, folders):
     broken = tmp_path / "glue"
     shutil.copytree(folders[1], broken)

@@ -1,6 +1,7 @@
 """The run of SQuAD in its folder: trained, scored, stopped, continued, taught; of MAGIC's and of BERT's class."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -429,6 +430,14 @@ def test_questions_are_checked_before_the_folder_is_made(models, files, tmp_path
     settings = run_settings(models["bert"], files, validation_file=str(write(tmp_path / "wrong.json", wrong)))
     with pytest.raises(ValueError, match=r"wrong.json: article 'article 24', question 'q96': answer 'purple'"):
         run_squad(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_card_of_the_model_is_named_before_the_folder_is_made(models, files, tmp_path):
+    model = shutil.copytree(models["bert"], tmp_path / "model")
+    (model / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(ValueError, match=r"the front matter of .* cannot be read"):
+        run_squad(run_settings(str(model), files), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -88,6 +88,22 @@ def test_what_stays_true_of_a_model_that_is_trained_on(saved, tmp_path):
     assert provenance(str(folder)) == {"converted_from": "a/b", "license": "mit", "language": "de"}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("README.md", "---\nlicense: [mit\n---\n", r"the front matter of .*README.md cannot be read \(.*\); correct"),
+        ("README.md", "---\nname: a: b\n---\n", "the front matter of .*README.md cannot be read"),
+        ("search.json", "3", "search.json is damaged: it is not a JSON mapping"),
+        ("search.json", '{"license": ', "search.json is damaged"),
+    ],
+)
+def test_a_damaged_card_or_record_is_one_line(saved, name, text, message):
+    (saved / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        provenance(str(saved))
+    assert "\n" not in str(error.value)
+
+
 # ---- Folders of runs ----
 
 

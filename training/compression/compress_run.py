@@ -16,6 +16,7 @@ from ..data.documents import DOCSTRINGS
 from ..distillation.teacher import weights_hash
 from ..drawing import write_figure
 from ..files import read_json, short_hash, write_json, write_text
+from ..hub.model_folders import card_facts
 from ..internals import forget_accelerator
 from ..runs.folders import MODEL_FOLDER, Run, bars_off, finished_result, open_run
 from ..space.budgets import AdditiveCost
@@ -114,6 +115,8 @@ def compress(
         tasks = read_tasks(settings.eval, source)
         labelled = read_labelled(settings, source)
         check_space(settings, source)
+        # A damaged card is found before the search.
+        card_facts(str(source.folder))
         with state.main_process_first():
             sentences = _read_text(settings, source, progress)
         _say(*(f"eval {task.note}" for task in tasks))

@@ -265,6 +265,7 @@ class _Sweep:
     def __init__(self, settings: FinetuneSettings, output_dir: Path, tasks: Sequence[Task]):
         """Reads all data and loads all models once, so that no error appears after hours of training."""
         self._settings, self._output_dir = settings, output_dir
+        self._provenance = provenance(settings.model)
         loaded = _load_data(settings, tasks)
         tokenizer = load_task_tokenizer(settings.tokenizer or settings.model)
         if any(task.problem_type == TOKENS for task, _ in loaded):
@@ -513,7 +514,7 @@ class _Sweep:
         teacher = self._teachers.get(work.task.name)
         taught = {} if teacher is None else {"teacher": public_name(teacher)}
         return {
-            **provenance(self._settings.model),
+            **self._provenance,
             "finetuning": {
                 "data": work.title,
                 "start": public_name(work.source),

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_magic.conversion import load_magic
 
-from ..files import file_sha256, read_json
+from ..files import file_sha256
 from ..pretrained import pretrained_tokenizer
 from ..tables import first_line
 from .card import CARD_NAME
@@ -131,9 +131,17 @@ def card_facts(name_or_path: str) -> dict[str, Any]:
     """Returns the license and the language that a model's own card states.
 
     An unknown license is "unknown", the Hub's word for it. An unknown language is `None`.
+
+    Raises:
+        ValueError: the front matter of the card cannot be read.
     """
     path = file_of_model(name_or_path, CARD_NAME)
-    data = ModelCard.load(path, ignore_metadata_errors=True).data if path is not None else ModelCardData()
+    try:
+        data = ModelCard.load(path, ignore_metadata_errors=True).data if path is not None else ModelCardData()
+    # yaml and the client raise exceptions without a common base class for a damaged front matter.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the front matter of {path} cannot be read ({reason}); correct it there") from None
     return {"license": data.license or "unknown", "language": data.language}
 
 
@@ -142,9 +150,12 @@ def provenance(name_or_path: str) -> dict[str, Any]:
 
     Args:
         name_or_path: the model that training began with, a folder or a name on the Hub.
+
+    Raises:
+        ValueError: search.json or the front matter of the card is damaged.
     """
     path = file_of_model(name_or_path, MANIFEST_NAME)
-    source = {} if path is None else read_json(path)
+    source = {} if path is None else json_of(Path(path))
     return {**{key: source[key] for key in _INHERITED if key in source}, **card_facts(name_or_path)}
 
 

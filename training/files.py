@@ -362,6 +362,18 @@ def file_sha256(path: Path) -> str:
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """Returns the content of a text file.
+
+    Raises:
+        ValueError: the file is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Returns the content of a JSON file.
 

@@ -296,6 +296,9 @@ def test_docstrings_are_the_default(package, monkeypatch):
         ),
         ("rows.csv", "title,body\na,b\n", r"rows\.csv' has no column 'text'; choose one of: title, body"),
         ("empty.jsonl", "", r"cannot read data set '.*empty\.jsonl' \(it is empty\); check its name or the file"),
+        ("empty.csv", "", r"cannot read data set '.*empty\.csv' \(.*\); check its name or the file"),
+        ("quote.csv", 'text\n"a\n', r"cannot read data set '.*quote\.csv' \(.*\); check its name or the file"),
+        ("broken.jsonl", '{"text": "a"\n{', r"cannot read data set '.*broken\.jsonl' \(.*\); check its name or the"),
         ("broken.parquet", "text", r"cannot read data set '.*broken\.parquet' \(.*\); check its name or the file"),
     ],
 )

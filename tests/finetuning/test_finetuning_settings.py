@@ -32,6 +32,16 @@ def test_options_without_an_effect_are_named():
     of_glue = FinetuneSettings(tasks=("rte",), teacher="t", temperature=2.0, label_column="x", glue_folder="g")
     assert of_glue.warnings() == ["label_column has no effect on tasks of GLUE, only on your own files"]
     assert not FinetuneSettings().warnings()
+    files = FinetuneSettings(train_file="a.csv", validation_file="b.csv", validation_fraction=0.5)
+    assert files.warnings() == ["validation_fraction has no effect with a validation_file"]
+    given = {"temperature": 5.0, "training_arguments": {"learning_rate": 1.0, "max_steps": 7, "seed": 3}}
+    scored = SquadSettings(model="m", validation_file="dev.json", **given)
+    assert scored.warnings() == [
+        "temperature has no effect without a teacher",
+        "learning_rate has no effect without a train_file",
+        "max_steps has no effect without a train_file",
+    ]
+    assert not SquadSettings(model="m", train_file="t.json", teacher="t", **given).warnings()
 
 
 def test_the_arguments_of_the_best_epoch_are_those_that_it_sets():

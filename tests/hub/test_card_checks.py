@@ -7,7 +7,15 @@ from toy_hub import MIXED
 from toy_verify import edit, edit_record, untouched_export, verdicts, without_contents
 
 from modeling_magic import MagicForMaskedLM
-from training.hub.card_checks import card_numbers, check_card, metadata_results, missing_row, section, table_numbers
+from training.hub.card_checks import (
+    card_numbers,
+    check_card,
+    further_row,
+    metadata_results,
+    missing_row,
+    section,
+    table_rows,
+)
 from training.hub.publish import _card_for
 from training.hub.verified_folder import DIFFERS, NOT_RECORDED, OK, VerifiedFolder
 
@@ -39,12 +47,17 @@ def test_numbers_of_a_card_are_read_back(exported):
 
 def test_rows_are_told_by_their_numbers_in_order():
     table = "| what | value |\n| --- | ---: |\n| seed | 3 |\n| rows | 1,000 of 2e+08 |\n| name | none |\n"
-    assert table_numbers(table) == [("3",), ("1,000", "2e+08")]
+    assert table_rows(table, with_words=False) == [("3",), ("1,000", "2e+08")]
+    assert table_rows(table) == [("seed", "3"), ("rows", "1,000 of 2e+08")]
     assert missing_row(table, table) is None
-    assert missing_row(table, table.replace("| rows", "| own | 7 |\n| lines")) is None
-    assert missing_row(table, table.replace("1,000", "1,001")) == ("1,000", "2e+08")
+    other = table.replace("| rows", "| own | 7 |\n| lines")
+    assert missing_row(table, other, with_words=False) is None
+    assert missing_row(table, other) == ("rows", "1,000 of 2e+08")
+    assert further_row(table, other, with_words=False) == ("7",)
+    assert further_row(table, table) is None
+    assert missing_row(table, table.replace("1,000", "1,001"), with_words=False) == ("1,000", "2e+08")
     swapped = "| seed | 1,000 of 2e+08 |\n| rows | 3 |\n"
-    assert missing_row(table, swapped) == ("1,000", "2e+08")
+    assert missing_row(table, swapped, with_words=False) == ("1,000", "2e+08")
 
 
 def test_sections_end_where_the_next_begins():
@@ -54,7 +67,7 @@ def test_sections_end_where_the_next_begins():
 
 
 def test_a_front_matter_that_is_none_is_an_error():
-    assert metadata_results("# A card\n") == []
+    assert metadata_results("# A card\n") == {}
     with pytest.raises(ValueError, match="its front matter cannot be read"):
         metadata_results("---\na: [1\n---\n")
 
@@ -74,6 +87,8 @@ def test_an_untouched_card_is_as_recorded(exported):
         "card: Training",
         "card: Results",
         "card: results of its metadata",
+        "card: license of its metadata",
+        "card: language of its metadata",
     }
 
 
@@ -93,6 +108,8 @@ def test_an_untouched_card_is_as_recorded(exported):
         ("value: 5.25", "value: 4.25", "card: results of its metadata"),
         ("type: accuracy\n      value: 0.21", "type: accuracy\n      value: 0.91", "card: results of its metadata"),
         ("model-index:", "model-index: [", "card: results of its metadata"),
+        ("license: apache-2.0", "license: mit", "card: license of its metadata"),
+        ("language: en", "language: de", "card: language of its metadata"),
     ],
 )
 def test_an_edited_number_is_named_and_nothing_else(folder, old, new, what):
@@ -133,6 +150,38 @@ def test_a_card_of_the_owner_has_to_say_nothing_and_says_nothing_false(folder):
     assert set(found.values()) == {NOT_RECORDED}
     (folder / "README.md").write_text("# My model\n\n| parameters | 5 |\n")
     assert wrong(folder) == ["card: parameters"]
+
+
+def test_another_phrase_does_not_make_a_false_number_of_the_owners_true(folder):
+    """Of a card that no longer mentions search.json, too, whatever it has must be true."""
+    edit(folder / "README.md", "`search.json` beside the weights", "`search.json` next to the weights")
+    assert not wrong(folder)
+    edit(folder / "README.md", "| 5.125 +- 0.125 |", "| 4.125 +- 0.125 |")
+    edit(folder / "README.md", "value: 5.25", "value: 4.25")
+    assert wrong(folder) == ["card: Results", "card: results of its metadata"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("## Results\n", "## Results\n\n| a | b |\n| --- | --- |\n| test | 0.99 |\n", "card: Results"),
+        ("model-index:", "base_model: google-bert/bert-base\nmodel-index:", "card: base_model of its metadata"),
+        ("model-index:", "datasets: [glue]\nmodel-index:", "card: datasets of its metadata"),
+    ],
+)
+def test_what_the_owner_adds_is_named(folder, old, new, what):
+    edit(folder / "README.md", old, new)
+    found = verdicts(check_card(VerifiedFolder(folder)))
+    assert found[what] == NOT_RECORDED
+    assert not wrong(folder)
+
+
+def test_the_name_of_a_row_belongs_to_its_number(folder):
+    edit(folder / "README.md", "| steps | 800 |", "| epochs | 800 |")
+    assert wrong(folder) == ["card: Training"]
+    # Another version of this package may use other words.
+    edit_record(folder, lambda record: record["contents"].update(written_by="magic-nas 0.0.1"))
+    assert not wrong(folder)
 
 
 def test_results_that_the_record_has_not_are_told(folder):

@@ -97,6 +97,11 @@ def test_a_hash_that_was_made_to_fit_is_found_by_that_of_the_record(folder):
         ("vocab.txt", "tokenizer: vocab.txt"),
         ("modules.json", "modules.json"),
         ("sub/evil.py", "code: sub/evil.py"),
+        ("onnx/evil.py", "code: onnx/evil.py"),
+        (".x/evil.py", "code: .x/evil.py"),
+        (".x/pytorch_model.bin", "weights: .x/pytorch_model.bin"),
+        ("model.pkl", "weights: model.pkl"),
+        ("evil.so", "code: evil.so"),
     ],
 )
 def test_a_file_more_that_something_is_loaded_from_differs(folder, name, what):
@@ -106,13 +111,47 @@ def test_a_file_more_that_something_is_loaded_from_differs(folder, name, what):
 
 
 def test_files_that_nothing_is_loaded_from_are_listed(folder):
-    for name in ("LICENSE", "onnx/model.onnx", "onnx/configuration_magic.py", ".gitattributes"):
+    for name in ("LICENSE", "onnx/model.onnx", "onnx/config.json", ".gitattributes"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
     further = checks_of(folder)[-1]
     assert (further.what, further.verdict) == ("further files", NOT_RECORDED)
-    assert further.found == "LICENSE, onnx/configuration_magic.py, onnx/model.onnx"
+    assert further.found == "LICENSE, onnx/config.json, onnx/model.onnx"
     assert not wrong(folder)
+
+
+def test_the_code_beside_an_onnx_file_is_that_of_the_model(folder):
+    (folder / "onnx").mkdir()
+    code = folder / "onnx" / "configuration_magic.py"
+    shutil.copy(folder / "configuration_magic.py", code)
+    assert verdicts(checks_of(folder))["code: onnx/configuration_magic.py"] == OK
+    append(code)
+    assert wrong(folder) == {"code: onnx/configuration_magic.py": ""}
+
+
+def test_what_a_training_leaves_is_named_as_what_it_is(folder):
+    (folder / "training_args.bin").write_bytes(b"x")
+    found = {one.what: one for one in checks_of(folder)}["weights: training_args.bin"]
+    assert (found.verdict, found.found) == (NOT_RECORDED, "a file that can run code")
+
+
+def test_what_could_run_is_named_in_a_folder_without_a_record(folder):
+    (folder / "search.json").unlink()
+    edit(folder / "README.md", "`search.json` beside the weights", "Nothing")
+    for name in ("evil.py", "model.pkl", "pytorch_model.bin"):
+        (folder / name).write_text("x")
+    edit(folder / "config.json", '"auto_map": {', '"auto_map": {"AutoModelForX": "evil.Evil",')
+    found = verdicts(checks_of(folder))
+    named = {"code: evil.py", "weights: model.pkl", "weights: pytorch_model.bin", "auto_map: AutoModelForX"}
+    assert {found[what] for what in named} == {NOT_RECORDED}
+    assert "auto_map: AutoModel" not in found
+
+
+def test_a_record_from_which_a_part_was_removed_differs(folder):
+    edit_record(folder, lambda record: record["contents"]["json"].pop("config.json"))
+    assert list(wrong(folder)) == ["search.json", "config.json"]
+    edit_record(folder, lambda record: record["contents"].pop("record_sha256"))
+    assert list(wrong(folder)) == ["search.json", "config.json"]
 
 
 def test_names_on_record_that_lead_out_of_the_folder_are_missing(folder, tmp_path):

@@ -188,13 +188,18 @@ def test_presets_by_name_by_file_and_by_folder(child, tokenizer, tmp_path):
         ("[]", "not the configuration of a MAGIC model"),
         ('{"model_type": "magic", "hidden_size": "big"}', "hidden_size"),
         ('{"model_type": "magic", "candidate_operators": [["MHA5"]]}', "5 heads, which do not divide"),
+        ('{"model_type": "magic", "transformers_version": "5", "id2label": ["a"]}', "has an invalid value"),
+        ('{"model_type": "magic", "transformers_version": "5", "num_labels": "x"}', "has an invalid value"),
+        ('{"model_type": "magic", "transformers_version": "5", "dtype": "nope"}', "has an invalid value"),
+        (b"\xff\xfe", "is not UTF-8 text"),
     ],
 )
 def test_wrong_presets_are_refused(tmp_path, text, message):
     path = tmp_path / "preset.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as error:
         load_preset(str(path))
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_presets_are_listed():

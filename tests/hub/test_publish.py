@@ -116,6 +116,10 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
@@ -135,6 +139,15 @@ def edit(path: Path, old: str, new: str) -> None:
             lambda path: edit(path, "auto_map", "auto_mop"),
             r"config.json in .* names no code \(auto_map\)",
         ),
+        ("config.json", lambda path: edit_json(path, auto_map=None), "names no code"),
+        ("config.json", lambda path: edit_json(path, auto_map=["x"]), "names no code"),
+        ("config.json", lambda path: edit_json(path, architectures=3), "does not name a MAGIC class"),
+        ("config.json", lambda path: edit_json(path, architectures=[["x"]]), "does not name a MAGIC class"),
+        *(
+            ("model.safetensors.index.json", lambda path, text=text: path.write_text(text), "does not name the files")
+            for text in ("{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}')
+        ),
+        ("README.md", lambda path: path.write_bytes(b"\xff\xfe"), "README.md is not UTF-8 text"),
         ("config.json", lambda path: edit(path, '"CONV5"', '"CONV7"'), "do not fit its config.json: they lack magic"),
         (
             "config.json",
@@ -156,7 +169,16 @@ def edit(path: Path, old: str, new: str) -> None:
 )
 def test_a_damaged_folder_is_refused(folder, name, damage, message):
     damage(folder / name)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
+        push_model(folder, "ada/encoder", dry_run=True)
+    assert "\n" not in str(error.value)
+
+
+def test_the_code_of_a_tokenizer_is_named_as_transformers_does(folder):
+    """A pair of a slow and a fast class, one of which does not exist."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    edit_json(folder / "config.json", auto_map={**config["auto_map"], "AutoTokenizer": ["tokens.Own", None]})
+    with pytest.raises(ValueError, match=r"lacks the model's code, tokens.py"):
         push_model(folder, "ada/encoder", dry_run=True)
 
 

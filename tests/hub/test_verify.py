@@ -157,7 +157,7 @@ def test_a_flipped_byte_in_the_weights(folder):
     assert found.differing == ("weights: model.safetensors",)
     assert repr(found) == found.summary
     assert found._repr_html_().startswith(f"<p>{found.summary}</p><table>")
-    assert found.summary.endswith("not as recorded in 1 of 24 checks: weights: model.safetensors.")
+    assert found.summary.endswith("not as recorded in 1 of 26 checks: weights: model.safetensors.")
 
 
 def test_weights_that_are_cut_short(folder):

@@ -162,13 +162,21 @@ def describe(
 
     config = load_preset(space)
     limits = BudgetSettings(**given.changes(BudgetSettings))
-    limits.sequence_length = min(limits.sequence_length or 128, config.max_sequence_length)
+    limits.sequence_length = _fitting_length(limits.sequence_length or 128, config)
     further = [cost for cost in costs_of(config, limits) if cost.name not in ("num_parameters", "flops")]
     print(describe_space(config, limits.sequence_length, architecture, budget_of(config, limits), further))
     if limits.latency_table is not None:
         from ..space.latency import LatencyTable
 
         print(f"\nlatency table: {LatencyTable.load(limits.latency_table).summary()}")
+
+
+def _fitting_length(asked: int, config: Any) -> int:
+    """Returns the length to count or measure with, and tells the user if it is not the one asked for."""
+    if asked <= config.max_sequence_length:
+        return asked
+    print(f"the length is {config.max_sequence_length} tokens, not {asked}: the model has no more positions")
+    return int(config.max_sequence_length)
 
 
 @app.command()
@@ -196,7 +204,7 @@ def benchmark(
     child = None if architecture is None else parse_architecture(architecture)
     if child is not None:
         SearchSpace.from_config(config.candidate_operators).check(child)
-    settings = replace(settings, seq_len=min(settings.seq_len, config.max_sequence_length))
+    settings = replace(settings, seq_len=_fitting_length(settings.seq_len, config))
     # Before the measurement, so that it is not lost.
     check_output(output, [".json"], [space])
     table = measure_latency(config, settings)
@@ -510,7 +518,10 @@ def push(
 ) -> None:
     """Publish a model folder on the Hub in one commit, with the token of `hf auth login` or HF_TOKEN."""
     from ..hub.publish import push_model
+    from ..hub.verify import changed_since_export
 
+    if changed := changed_since_export(folder):
+        print(f"warning: changed since the export: {', '.join(changed)}", file=sys.stderr)
     report = push_model(folder, repo, private=private, revision=revision, dry_run=dry_run)
     for name, size in report.files.items():
         print(f"{size:>14,}  {name}")

@@ -395,11 +395,13 @@ def _load_data_set(source: str | Path, text_column: str, arguments: dict[str, An
     try:
         with _errors_raised_alone():
             documents = load_dataset(**arguments)
+            # A file that is read as it is needed shows its damage here.
+            columns = documents.column_names or list(next(iter(documents), {}))
     except (DatasetsError, OSError, ValueError, StopIteration) as error:
         # An empty file of JSON lines raises StopIteration.
         reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
         raise ValueError(f"cannot read data set {str(source)!r} ({reason}); check its name or the file") from error
-    return _text_alone(documents, source, text_column)
+    return _text_alone(documents, columns, source, text_column)
 
 
 @contextmanager
@@ -416,8 +418,7 @@ def _errors_raised_alone() -> Iterator[None]:
         datasets_logging.set_verbosity(level)
 
 
-def _text_alone(documents: Documents, source: str | Path, text_column: str) -> Documents:
-    columns = documents.column_names or list(next(iter(documents), {}))
+def _text_alone(documents: Documents, columns: list[str], source: str | Path, text_column: str) -> Documents:
     if not columns:
         raise ValueError(f"{str(source)!r} has no rows; remove it, or give another file or folder")
     if text_column not in columns:

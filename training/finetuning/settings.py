@@ -251,6 +251,8 @@ class FinetuneSettings(Settings):
             found |= dict.fromkeys(of_files, "on tasks of GLUE, only on your own files")
         else:
             found |= dict.fromkeys(("glue_folder", "mnli_model", "submission"), "on your own files, only on GLUE")
+        if self.validation_file is not None:
+            found["validation_fraction"] = "with a validation_file"
         return found
 
     def _check_class_weights(self) -> None:
@@ -392,3 +394,15 @@ class SquadSettings(Settings):
                 "a teacher is given without a train_file, so there is nothing to learn; give a train_file, or remove "
                 "the teacher"
             )
+
+    def without_effect(self) -> dict[str, str]:
+        """Returns the reason for each option that the other options leave without an effect, by its name."""
+        if self.teacher is None:
+            return dict.fromkeys(("distillation_weight", "temperature", "teacher_cache"), "without a teacher")
+        return {}
+
+    def warnings(self) -> list[str]:
+        """Returns a line for each option that was set although it has no effect."""
+        of_training = sorted((TRAINING_FLAGS.keys() - {"seed"}) & self.training_arguments.keys())
+        unused = of_training if self.train_file is None else []
+        return [*super().warnings(), *(f"{name} has no effect without a train_file" for name in unused)]

@@ -152,6 +152,8 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     """
     output_dir = Path(output_dir)
     _check_files(settings)
+    for warning in settings.warnings():
+        logger.warning(warning)
     settings = replace(settings, model=model_in(settings.model))
     best_epoch = {} if settings.early_stopping_patience is None else _BEST_EPOCH
     given = {**RECIPE, **best_epoch, **settings.training_arguments}

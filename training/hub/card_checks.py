@@ -10,7 +10,7 @@ from modeling_magic import MagicConfig
 
 from ..space.search_space import compact_architecture
 from .card import CARD_NAME, HEADS, render_model_card
-from .contents import MANIFEST_NAME
+from .contents import MANIFEST_NAME, is_written_here
 from .export import describe_model
 from .file_checks import MENTIONS_RECORD
 from .verified_folder import DIFFERS, NOT_RECORDED, OK, UNREADABLE, Check, VerifiedFolder, check, compare
@@ -26,6 +26,8 @@ _RULE = re.compile(r"[-:]+")
 _SECTIONS = ("Origin", "Training", "Results")
 # The card of a compression has this section instead.
 _COMPARED_WITH_SOURCE = "Compared with its source"
+# Values of the front matter that search.json determines.
+_FACTS, _ORIGINS = ("license", "language"), ("base_model", "datasets")
 
 
 # ---- Reading ----
@@ -47,6 +49,14 @@ class CardNumbers(NamedTuple):
     sizes: tuple[int, int] | None
 
 
+class _Measured(NamedTuple):
+    """What a result is of: data set, split and metric."""
+
+    dataset: str
+    split: str
+    metric: str
+
+
 def card_numbers(text: str) -> CardNumbers:
     """Returns the numbers that the text of a card gives for its model."""
     parameters, flops = _PARAMETERS.search(text), _FLOPS.search(text)
@@ -66,53 +76,85 @@ def section(text: str, title: str) -> str | None:
     return dict(zip(parts[1::2], parts[2::2], strict=True)).get(title)
 
 
-def table_numbers(text: str) -> list[tuple[str, ...]]:
-    """Returns the numbers in each row of the tables in a text, as they are written there.
+def table_rows(text: str, with_words: bool = True) -> list[tuple[str, ...]]:
+    """Returns the rows of the tables in a text that have a number after their first cell.
 
-    The first cell of a row is its name and is skipped. Rows without numbers are skipped too.
+    Args:
+        text: Markdown.
+        with_words: whether to return whole cells; otherwise only the numbers after the first cell, as written.
     """
     rows = []
     for line in text.splitlines():
-        cells = line.split("|")[2:-1] if line.startswith("|") else []
-        numbers = tuple(number for cell in cells for number in _NUMBER.findall(cell))
-        if numbers and not all(_RULE.fullmatch(cell.strip()) for cell in cells):
-            rows.append(numbers)
+        cells = [cell.strip() for cell in line.split("|")[1:-1]] if line.startswith("|") else []
+        numbers = tuple(number for cell in cells[1:] for number in _NUMBER.findall(cell))
+        if numbers and not all(map(_RULE.fullmatch, cells)):
+            rows.append(tuple(cells) if with_words else numbers)
     return rows
 
 
-def missing_row(expected: str, found: str) -> tuple[str, ...] | None:
-    """Returns the first row of numbers in the tables of `expected` that `found` lacks, in the same order.
+def missing_row(expected: str, found: str, with_words: bool = True) -> tuple[str, ...] | None:
+    """Returns the first row in the tables of `expected` that `found` lacks, in the same order.
 
-    `found` may have other rows in between.
+    `found` may have other rows in between. For the arguments see `table_rows`.
     """
-    rows = iter(table_numbers(found))
-    return next((row for row in table_numbers(expected) if not any(row == other for other in rows)), None)
+    rows = iter(table_rows(found, with_words))
+    return next((row for row in table_rows(expected, with_words) if not any(row == other for other in rows)), None)
 
 
-def metadata_results(text: str) -> list[tuple[str, str, float]]:
-    """Returns the results in the front matter of a card: name of the data set, metric and value.
+def further_row(expected: str, found: str, with_words: bool = True) -> tuple[str, ...] | None:
+    """Returns the first row in the tables of `found` that `expected` does not have; see `missing_row`."""
+    known = table_rows(expected, with_words)
+    return next((row for row in table_rows(found, with_words) if row not in known), None)
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """Returns the front matter of a card, with its results as `EvalResult` under "eval_results".
 
     Raises:
         ValueError: the front matter cannot be read.
     """
     try:
         data = ModelCard(text).data
-        results = data.eval_results if isinstance(data, ModelCardData) else None
-        return [(result.dataset_name, result.metric_type, float(result.metric_value)) for result in results or ()]
+        return dict(vars(data)) if isinstance(data, ModelCardData) else {}
     # yaml and the client raise exceptions without a common base class for a damaged front matter.
     except Exception as error:
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ValueError(f"its front matter cannot be read ({reason})") from None
 
 
+def metadata_results(text: str) -> dict[_Measured, float]:
+    """Returns the results in the front matter of a card, by data set, split and metric.
+
+    Raises:
+        ValueError: the front matter cannot be read.
+    """
+    results = front_matter(text).get("eval_results") or ()
+    try:
+        return {
+            _Measured(result.dataset_name, str(result.dataset_split or ""), result.metric_type): float(
+                result.metric_value
+            )
+            for result in results
+        }
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"its front matter cannot be read ({error})") from None
+
+
 # ---- Checks ----
 
 
 class _Expected(NamedTuple):
-    """The parts of a card that come from search.json: sections by their headings, and results of the metadata."""
+    """The parts of a card that come from search.json.
+
+    Attributes:
+        sections: sections by their headings.
+        results: results of the front matter.
+        facts: other values of the front matter, `None` for those that it must not have.
+    """
 
     sections: dict[str, Any]
-    results: list[tuple[str, str, float]]
+    results: dict[_Measured, float]
+    facts: dict[str, Any]
 
 
 def check_card(folder: VerifiedFolder) -> Iterator[Check]:
@@ -122,23 +164,25 @@ def check_card(folder: VerifiedFolder) -> Iterator[Check]:
         if fault := folder.faults.get(CARD_NAME, "missing" if folder.is_recorded else ""):
             yield check(f"card: {CARD_NAME}", "a card", fault, DIFFERS)
     elif config is not None and folder.record:
-        # A card written by the model's owner need not contain all that ours does.
+        # A card written by the model's owner need not contain all that ours does; what it contains must be true.
         absent = DIFFERS if MENTIONS_RECORD in text else NOT_RECORDED
         yield from _check_numbers(folder, config, card_numbers(text), absent)
-        yield from _check_tables(text, _expected(folder, config, text), absent)
+        yield from _check_tables(folder, text, _expected(folder, config, text), absent)
 
 
 def _expected(folder: VerifiedFolder, config: MagicConfig, text: str) -> _Expected | None:
     """Returns what a card of the folder must contain, `None` if search.json is damaged."""
     record = folder.record
+    facts = {name: record[name] for name in _FACTS if record.get(name) is not None}
     # The card of a compression is made from more than search.json holds.
     if section(text, _COMPARED_WITH_SOURCE) is not None and ("table" in record or not folder.is_recorded):
-        return _Expected({_COMPARED_WITH_SOURCE: record.get("table")}, [])
+        return _Expected({_COMPARED_WITH_SOURCE: record.get("table")}, {}, facts)
     try:
         card = render_model_card(config, record, "model", None, folder.class_name)
         # Cards of earlier releases had other sections.
         titles = [title for title in _SECTIONS if folder.is_recorded or section(text, title) is not None]
-        return _Expected({title: section(card, title) for title in titles}, metadata_results(card))
+        facts = {name: front_matter(card).get(name) for name in (*_FACTS, *_ORIGINS)}
+        return _Expected({title: section(card, title) for title in titles}, metadata_results(card), facts)
     except UNREADABLE:
         return None
 
@@ -163,40 +207,64 @@ def _on_card(what: str, recorded: Any, found: Any, absent: str) -> Check:
     return same
 
 
-def _check_tables(text: str, expected: _Expected | None, absent: str) -> Iterator[Check]:
+def _check_tables(folder: VerifiedFolder, text: str, expected: _Expected | None, absent: str) -> Iterator[Check]:
     if expected is None:
         yield check("card: tables", None, f"{MANIFEST_NAME} is damaged: no card can be made from it", DIFFERS)
         return
+    # Another version may use other words.
+    with_words = folder.is_recorded and is_written_here(folder.record)
     for title, recorded in expected.sections.items():
-        yield _check_section(title, recorded, section(text, title), absent)
-    yield _check_metadata(text, expected.results, absent)
+        yield _check_section(title, recorded, section(text, title), absent, with_words)
+    try:
+        found = front_matter(text)
+        yield _check_results(expected.results, metadata_results(text), absent)
+    except ValueError as error:
+        yield check("card: results of its metadata", None, error, DIFFERS)
+        return
+    for name, value in expected.facts.items():
+        yield from _check_fact(name, value, found.get(name), absent)
 
 
-def _check_section(title: str, recorded: Any, found: str | None, absent: str) -> Check:
+def _check_section(title: str, recorded: Any, found: str | None, absent: str, with_words: bool) -> Check:
     what = f"card: {title}"
     if not isinstance(recorded, str):
         return check(what, None, "a table", NOT_RECORDED, f"{MANIFEST_NAME} does not have its numbers")
     if found is None:
         return check(what, "a section", "missing", absent)
-    row = missing_row(recorded, found)
-    if row is None:
-        return check(what, f"as in {MANIFEST_NAME}", "the same numbers", OK)
-    return check(what, f"a row with {' '.join(row)}", "no such row", absent)
+    if row := missing_row(recorded, found, with_words):
+        return check(what, f"a row with {' '.join(row)}", "no such row", DIFFERS)
+    if row := further_row(recorded, found, with_words):
+        note = f"{MANIFEST_NAME} does not have this row"
+        return check(what, f"as in {MANIFEST_NAME}", f"also a row with {' '.join(row)}", NOT_RECORDED, note)
+    return check(what, f"as in {MANIFEST_NAME}", "the same numbers", OK)
 
 
-def _check_metadata(text: str, results: list[tuple[str, str, float]], absent: str) -> Check:
-    what = "card: results of its metadata"
-    try:
-        found = metadata_results(text)
-    except ValueError as error:
-        return check(what, None, error, DIFFERS)
-    shown = (_in_words(results), _in_words(found))
-    if any(result not in found for result in results):
+def _check_results(results: dict[_Measured, float], found: dict[_Measured, float], absent: str) -> Check:
+    what, shown = "card: results of its metadata", (_in_words(results), _in_words(found))
+    if any(found.get(measured, value) != value for measured, value in results.items()):
+        return check(what, *shown, DIFFERS)
+    if results.keys() - found.keys():
         return check(what, *shown, absent)
-    if len(found) > len(results):
+    if found.keys() - results.keys():
         return check(what, *shown, NOT_RECORDED, f"{MANIFEST_NAME} does not have all of them")
     return check(what, *shown, OK)
 
 
-def _in_words(results: list[tuple[str, str, float]]) -> str:
-    return ", ".join(f"{metric} {value:g}" for _, metric, value in results) or "none"
+def _check_fact(name: str, recorded: Any, found: Any, absent: str) -> Iterator[Check]:
+    """Yields the check of a value of the front matter, unless neither the record nor the card has it."""
+    what = f"card: {name} of its metadata"
+    if recorded in (None, "unknown"):
+        if found not in (None, recorded):
+            yield check(what, recorded, found, NOT_RECORDED, f"{MANIFEST_NAME} does not have it")
+    elif found is None:
+        yield check(what, recorded, "missing", absent)
+    else:
+        yield compare(what, _listed(recorded), _listed(found))
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _in_words(results: dict[_Measured, float]) -> str:
+    return ", ".join(f"{measured.metric} {value:g}" for measured, value in results.items()) or "none"

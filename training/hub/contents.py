@@ -40,7 +40,7 @@ def with_contents(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     files = files_in(folder)
     contents = {
-        "written_by": f"magic-nas {version('magic-nas')}",
+        "written_by": _writer(),
         "json": {name: read_json(files[name]) for name in _BY_VALUE if name in files},
         "sha256": {
             name: file_sha256(path)
@@ -50,6 +50,15 @@ def with_contents(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
     record = {**manifest, CONTENTS: contents}
     return {**record, CONTENTS: {**contents, _OWN_HASH: record_sha256(record)}}
+
+
+def is_written_here(record: Mapping[str, Any]) -> bool:
+    """Returns whether search.json names the installed version of this package as its writer."""
+    return mapping_at(record, CONTENTS).get("written_by") == _writer()
+
+
+def _writer() -> str:
+    return f"magic-nas {version('magic-nas')}"
 
 
 def files_in(folder: Path) -> dict[str, Path]:

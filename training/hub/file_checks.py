@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import modeling_magic
+from modeling_magic.modeling_magic import AUTO_MAP
 
 from ..files import file_sha256
 from .card import CARD_NAME
@@ -12,14 +13,28 @@ from .contents import (
     CONFIG_NAME,
     MANIFEST_NAME,
     differing_keys,
+    mapping_at,
     record_sha256,
     recorded_hashes,
     recorded_json,
     recorded_sha256,
 )
-from .export import CODE_FILES, SENTENCE_FILES, TOKENIZER_FILES
+from .export import CODE_FILES, CONFIG_CODE, SENTENCE_FILES, TOKENIZER_FILES
 from .sentence_folders import json_of
-from .verified_folder import DIFFERS, NO_JSON, NOT_RECORDED, OK, UNREADABLE, Check, VerifiedFolder, check, compare
+from .verified_folder import (
+    CODE_SUFFIXES,
+    DIFFERS,
+    EXECUTED_SUFFIXES,
+    NO_JSON,
+    NOT_RECORDED,
+    OK,
+    PICKLE_SUFFIXES,
+    UNREADABLE,
+    Check,
+    VerifiedFolder,
+    check,
+    compare,
+)
 
 
 # A phrase that identifies the card of an export.
@@ -28,7 +43,8 @@ MENTIONS_RECORD = f"`{MANIFEST_NAME}` beside the weights"
 _SHOWN_DIGITS = 12
 _SAME_CODE = "as in the installed magic-nas"
 _OTHER_CODE = "of a version other than the installed magic-nas"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".index.json")
+_WEIGHT_SUFFIXES = (".safetensors", ".h5", ".msgpack", ".index.json", *PICKLE_SUFFIXES)
+_ONNX_CODE = f"onnx/{CONFIG_CODE}"
 # Files that a training leaves next to the weights that it has changed.
 _TRACES = ("training_args.bin", "trainer_state.json", "eval_results.json", "optimizer.pt")
 
@@ -42,6 +58,8 @@ def check_record(folder: VerifiedFolder) -> Check:
     if fault := folder.faults.get(MANIFEST_NAME):
         return check(MANIFEST_NAME, None, fault, DIFFERS)
     recorded = recorded_sha256(folder.record)
+    if recorded is None and folder.is_recorded:
+        return check(MANIFEST_NAME, None, "no hash of itself", DIFFERS, "every export records it, so it was removed")
     return _compare_hashes(MANIFEST_NAME, recorded, record_sha256(folder.record), "it was edited after the export")
 
 
@@ -62,6 +80,8 @@ def check_files(folder: VerifiedFolder) -> Iterator[Check]:
         yield check(_called(name), None, _SAME_CODE if is_same else _OTHER_CODE, NOT_RECORDED)
     if hashes:
         yield from _check_strays(folder, {*hashes, *values, CARD_NAME, MANIFEST_NAME})
+    else:
+        yield from _name_executables(folder)
 
 
 def _check_json(folder: VerifiedFolder, name: str, recorded: Any) -> Check:
@@ -116,25 +136,53 @@ def _is_installed(name: str, found: str) -> bool:
 
 def _check_strays(folder: VerifiedFolder, known: set[str]) -> Iterator[Check]:
     """Yields checks for files that are not on record. Those that a model could be loaded from are a difference."""
-    strays = [name for name in folder.files if name not in known]
-    for name in filter(_is_loaded, strays):
-        yield check(_called(name), "no such file", "a file", DIFFERS)
-    if others := [name for name in strays if not _is_loaded(name)]:
+    others = []
+    for name in (name for name in folder.files if name not in known):
+        if name == _ONNX_CODE:
+            yield _check_onnx_code(folder)
+        elif _is_loaded(name):
+            yield check(_called(name), "no such file", "a file", DIFFERS)
+        elif name.endswith(EXECUTED_SUFFIXES):
+            yield check(_called(name), None, "a file that can run code", NOT_RECORDED, "nothing here loads it")
+        else:
+            others.append(name)
+    if others:
         yield check("further files", None, ", ".join(others), NOT_RECORDED)
 
 
+def _check_onnx_code(folder: VerifiedFolder) -> Check:
+    """Returns the check of the code with which config.json in onnx/ is read: that of the export or the package."""
+    found, own = file_sha256(folder.files[_ONNX_CODE]), recorded_hashes(folder.record).get(CONFIG_CODE)
+    is_known = found == own or _is_installed(CONFIG_CODE, found)
+    shown = "that of this model" if is_known else "other code"
+    return check(_called(_ONNX_CODE), "that of this model", shown, OK if is_known else DIFFERS)
+
+
+def _name_executables(folder: VerifiedFolder) -> Iterator[Check]:
+    """Yields checks for files of a folder without a record that could run code, and for code named in config.json."""
+    for name in folder.files:
+        if name.endswith(EXECUTED_SUFFIXES) and name not in CODE_FILES:
+            yield check(_called(name), None, "a file that can run code", NOT_RECORDED)
+    own = {**AUTO_MAP, "AutoTokenizer": None}
+    targets = mapping_at(folder.values, "auto_map")
+    for kind, target in targets.items():
+        if not folder.is_magic or kind not in own or own[kind] not in (None, target):
+            note = "code that transformers runs with trust_remote_code=True"
+            yield check(f"auto_map: {kind}", None, target, NOT_RECORDED, note)
+
+
 def _is_loaded(name: str) -> bool:
-    if name in _TRACES or name.startswith("onnx/"):
+    if name in _TRACES or (name.startswith("onnx/") and not name.endswith(CODE_SUFFIXES)):
         return False
-    is_tokenizer = name in (*TOKENIZER_FILES, *SENTENCE_FILES)
-    return is_tokenizer or name == "adapter_config.json" or name.endswith((*_WEIGHT_SUFFIXES, ".py"))
+    is_loaded = name in (*TOKENIZER_FILES, *SENTENCE_FILES, CONFIG_NAME, "adapter_config.json")
+    return is_loaded or name.endswith((*_WEIGHT_SUFFIXES, *CODE_SUFFIXES))
 
 
 def _called(name: str) -> str:
     """Returns the name of a file in the table: its purpose and path."""
     kinds: Mapping[str, bool] = {
         "weights": name.endswith(_WEIGHT_SUFFIXES),
-        "code": name.endswith(".py"),
+        "code": name.endswith(CODE_SUFFIXES),
         "tokenizer": name in TOKENIZER_FILES,
     }
     kind = next((kind for kind, is_it in kinds.items() if is_it), None)

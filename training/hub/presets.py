@@ -9,6 +9,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_magic import MagicConfig
 
+from ..files import read_text
+from ..tables import first_line
+
 
 def preset_names() -> list[str]:
     """Returns the names of the configurations that come with the package."""
@@ -36,7 +39,7 @@ def load_preset(name_or_path: str | Path) -> MagicConfig:
                 f"unknown preset {str(name_or_path)!r}; choose one of {', '.join(preset_names())}, or give a JSON "
                 f"file or a folder with a config.json"
             )
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -50,4 +53,9 @@ def load_preset(name_or_path: str | Path) -> MagicConfig:
     try:
         return MagicConfig(**values)
     except StrictDataclassError as error:
-        raise ValueError(f"{name_or_path}: {error}") from None
+        raise ValueError(f"{name_or_path}: {' '.join(str(error).split())}") from None
+    # A value of another type than transformers expects.
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{name_or_path} has an invalid value ({type(error).__name__}: {first_line(error)})"
+        ) from None

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -32,9 +32,10 @@ import modeling_magic
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..data.fitting import num_rows
+from ..files import read_text
 from ..pretrained import pretrained_tokenizer
 from .card import CARD_NAME, HEADS, card_template
-from .contents import CONFIG_NAME, MANIFEST_NAME
+from .contents import CONFIG_NAME, MANIFEST_NAME, mapping_at
 from .export import OTHER_FILES, WEIGHT_FILES
 from .model_folders import export_folder, has_other_weights, model_in
 from .presets import load_preset
@@ -176,6 +177,8 @@ def check_export(folder: str | Path) -> list[str]:
         ValueError: the folder is not an export, lacks a file, or holds one that does not belong to an export.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; give the folder of a model")
     if not (folder / MANIFEST_NAME).is_file():
         raise ValueError(
             f"{folder} is not an exported model: it has no {MANIFEST_NAME}; make one with `magic-nas export`"
@@ -211,7 +214,10 @@ def check_weights(folder: str | Path) -> dict[str, tuple[int, ...]]:
     paths = [folder / SAFE_WEIGHTS_NAME]
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         index = _read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
-        paths = [folder / name for name in sorted(set(index["weight_map"].values()))]
+        names = mapping_at(index, "weight_map").values()
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{folder / SAFE_WEIGHTS_INDEX_NAME} does not name the files of the weights; {_AGAIN}")
+        paths = [folder / name for name in sorted(set(names))]
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         if not path.is_file():
@@ -253,10 +259,11 @@ def _empty_model(folder: Path) -> MagicPreTrainedModel:
     config, values = load_preset(folder), _read_json(folder / "config.json")
     if config.is_supernet:
         raise ValueError(f"{folder} holds a super-net; export one of its children with `magic-nas export`")
-    (kind, *others) = values.get("architectures") or [None]
-    if kind not in HEADS or others:
+    kinds = values.get("architectures")
+    kind = kinds[0] if isinstance(kinds, list) and len(kinds) == 1 else None
+    if not isinstance(kind, str) or kind not in HEADS:
         raise ValueError(f"config.json in {folder} does not name a MAGIC class (architectures); {_AGAIN}")
-    code = {f"{item.rpartition('--')[2].partition('.')[0]}.py" for item in values.get("auto_map", {}).values()}
+    code = {f"{item.rpartition('--')[2].partition('.')[0]}.py" for item in _classes_of(values)}
     if not code:
         raise ValueError(
             f"config.json in {folder} names no code (auto_map), so the model would not load without this package; "
@@ -269,6 +276,12 @@ def _empty_model(folder: Path) -> MagicPreTrainedModel:
         raise ValueError(f"{folder} lacks the model's code, {', '.join(missing)}; {_AGAIN}")
     with torch.device("meta"):
         return getattr(modeling_magic, kind)(config)
+
+
+def _classes_of(values: Mapping[str, Any]) -> list[str]:
+    """Returns the classes that config.json names in `auto_map`; a tokenizer may have two, either of them `None`."""
+    named = mapping_at(values, "auto_map").values()
+    return [item for one in named for item in (one if isinstance(one, list) else [one]) if isinstance(item, str)]
 
 
 def _check_weights_of(model: MagicPreTrainedModel, folder: Path) -> None:
@@ -303,12 +316,13 @@ def _check_tokenizer(config: MagicConfig, folder: Path) -> None:
 def _check_card(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path.parent} has no model card, {CARD_NAME}; {_AGAIN}")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     left = [name for name in card_template().get_identifiers() if f"${name}" in text]
     try:
         data = ModelCard(text).data.to_dict()
     except Exception as error:
-        raise ValueError(f"the front matter of {path} is not a YAML mapping ({error}); {_AGAIN}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the front matter of {path} is not a YAML mapping ({reason}); {_AGAIN}") from None
     if left or not {"license", "library_name", "tags"} <= data.keys():
         what = f"${left[0]}" if left else "license, library_name or tags"
         raise ValueError(f"the card {path} is not filled in: see {what}; {_AGAIN}")

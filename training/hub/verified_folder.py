@@ -35,6 +35,11 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueErro
 SUPERNET_NAME, RESULT_NAME = "supernet", "result.json"
 NO_JSON = "damaged: it is not a JSON mapping"
 
+# Files that can run code: pickles, among them torch's, and code itself.
+PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".bin", ".pt", ".pth", ".ckpt")
+CODE_SUFFIXES = (".py", ".so", ".pyd", ".dll", ".dylib")
+EXECUTED_SUFFIXES = (*PICKLE_SUFFIXES, *CODE_SUFFIXES)
+
 _LONGEST_CELL = 100
 
 
@@ -240,5 +245,8 @@ class VerifiedFolder:
 
 def _is_litter(name: str) -> bool:
     parts = name.split("/")
+    if "__pycache__" in parts:
+        return True
+    # A hidden file is litter unless it could be weights or code.
     hidden = any(part.startswith(".") for part in parts) and parts[0] != ".eval_results"
-    return hidden or "__pycache__" in parts
+    return hidden and not name.endswith(EXECUTED_SUFFIXES)

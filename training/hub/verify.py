@@ -120,6 +120,14 @@ def verify_export(folder: str | Path, *, text: str | None = None) -> Verificatio
     return Verification(found.folder, _kind(found), (*checks, *_check_scores(found, text)))
 
 
+def changed_since_export(folder: str | Path) -> list[str]:
+    """Returns what differs in an export from its record, without measuring anything; empty for other folders."""
+    found = Path(model_in(folder))
+    if not (found / MANIFEST_NAME).is_file():
+        return []
+    return [one.what for one in verify_export(found).checks if one.verdict == DIFFERS]
+
+
 def _find(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():

@@ -40,9 +40,10 @@ def read_search(run: str | Path) -> dict[str, Any]:
     """
     record = read_result(Path(run))
     if record is None or "candidate_operators" not in record:
-        raise ValueError(
-            f"{run} does not contain a finished super-net run; run `magic-nas pretrain --output-dir {run}` first"
-        )
+        if not Path(run).is_dir():
+            raise ValueError(f"there is no folder {run}; give the folder of a super-net run or of a model")
+        remedy = "give the folder in which `magic-nas pretrain` or `magic-nas search` has finished"
+        raise ValueError(f"{run} does not contain a finished super-net run; {remedy}")
     return record
 
 

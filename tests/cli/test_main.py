@@ -233,8 +233,9 @@ def test_one_budget_has_its_model_in_the_folder_itself(tmp_path, monkeypatch, ca
         (["retrain", "-o", "{tmp}/run", "--architecture", "MHA4,CONV8"], "even kernel 8"),
         (["retrain", "-o", "{tmp}/run", "--architecture", ""], "architecture"),
         (["retrain", "-o", "{tmp}/run", "--inherit"], "add --search RUN"),
-        (["retrain", "-o", "{tmp}/run", "--search", "{tmp}/nowhere"], "does not contain a finished super-net run"),
-        (["export", "{tmp}/nowhere", "{tmp}/out"], "does not contain a finished super-net run"),
+        (["retrain", "-o", "{tmp}/run", "--search", "{tmp}/nowhere"], "there is no folder {tmp}/nowhere; give the folder of"),
+        (["retrain", "-o", "{tmp}/run", "--search", "{tmp}"], "does not contain a finished super-net run; give the folder"),
+        (["export", "{tmp}/nowhere", "{tmp}/out"], "there is no folder {tmp}/nowhere; give the folder of"),
         (["export", "{tmp}/nowhere", "{tmp}/out", "--int8"], "--int8 quantizes the ONNX file; add --onnx"),
     ],
 )

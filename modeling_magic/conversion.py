@@ -244,6 +244,8 @@ def _read_config(source: str | Path | PreTrainedModel) -> tuple[dict[str, Any], 
     try:
         values, _ = PreTrainedConfig.get_config_dict(source)
     except OSError as error:
+        if Path(source, "config.json").is_file():
+            raise ValueError(f"config.json in {source} is damaged ({_first_line(error)}); restore it") from None
         raise ValueError(
             f"no model {source}; give a model's folder or its name on the Hub ({_first_line(error)})"
         ) from None

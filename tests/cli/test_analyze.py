@@ -50,8 +50,15 @@ def standalone(monkeypatch):
             "--address and --num-workers configure a Ray cluster; add --ray",
         ),
         (["standalone", "-o", "{tmp}/run", "--address", "auto"], "add --ray"),
+        (
+            ["standalone", "-o", "{tmp}/run", "--ray", "--address", "auto", "--num-workers", "2"],
+            "but --address names a cluster; remove one",
+        ),
         (["standalone", "-o", "{tmp}/run", "--latency-table", "t"], "add --table FILE to write that table"),
-        (["compression-table", "{tmp}/run"], "holds no result of a fine-tuning; run `magic-nas finetune"),
+        (
+            ["compression-table", "{tmp}/run"],
+            "holds no result of a fine-tuning; give a folder of",
+        ),
         (["compression-table", "--form", "html"], "form is 'html'; choose one of: markdown, csv"),
     ],
 )

@@ -161,9 +161,12 @@ def test_a_cluster_is_asked_for_by_name(tmp_path, monkeypatch, capsys):
     code, _, err = run_main(monkeypatch, capsys, *begin, "--num-workers", "2")
     assert code == 2
     assert "add --ray" in err
-    for more in ([], ["--ray"], ["--ray", "--address", "auto", "--num-workers", "2"]):
+    code, _, err = run_main(monkeypatch, capsys, *begin, "--ray", "--address", "auto", "--num-workers", "2")
+    assert code == 2
+    assert "but --address names a cluster; remove one" in err
+    for more in ([], ["--ray"], ["--ray", "--address", "auto"], ["--ray", "--num-workers", "2"]):
         run_main(monkeypatch, capsys, *begin, *more)
-    assert asked == [None, (None, None, 1, 0), ("auto", 2, 1, 0)]
+    assert asked == [None, (None, None, 1, 0), ("auto", None, 1, 0), (None, 2, 1, 0)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -233,8 +236,14 @@ def test_one_budget_has_its_model_in_the_folder_itself(tmp_path, monkeypatch, ca
         (["retrain", "-o", "{tmp}/run", "--architecture", "MHA4,CONV8"], "even kernel 8"),
         (["retrain", "-o", "{tmp}/run", "--architecture", ""], "architecture"),
         (["retrain", "-o", "{tmp}/run", "--inherit"], "add --search RUN"),
-        (["retrain", "-o", "{tmp}/run", "--search", "{tmp}/nowhere"], "there is no folder {tmp}/nowhere; give the folder of"),
-        (["retrain", "-o", "{tmp}/run", "--search", "{tmp}"], "does not contain a finished super-net run; give the folder"),
+        (
+            ["retrain", "-o", "{tmp}/run", "--search", "{tmp}/nowhere"],
+            "there is no folder {tmp}/nowhere; give the folder of",
+        ),
+        (
+            ["retrain", "-o", "{tmp}/run", "--search", "{tmp}"],
+            "does not contain a finished super-net run; give the folder",
+        ),
         (["export", "{tmp}/nowhere", "{tmp}/out"], "there is no folder {tmp}/nowhere; give the folder of"),
         (["export", "{tmp}/nowhere", "{tmp}/out", "--int8"], "--int8 quantizes the ONNX file; add --onnx"),
     ],

@@ -89,6 +89,8 @@ def standalone(
     """Train given or uniformly drawn children from scratch, one by one; several such commands may share a folder."""
     if not ray and (address is not None or num_workers is not None):
         raise ValueError("--address and --num-workers configure a Ray cluster; add --ray")
+    if address is not None and num_workers is not None:
+        raise ValueError("--num-workers starts workers on this machine, but --address names a cluster; remove one")
     if table is None and latency_table is not None:
         raise ValueError("--latency-table fills a column of a table; add --table FILE to write that table")
     from ..analysis.standalone import train_standalone

@@ -129,6 +129,8 @@ def compress(
         )
     if not ray and (address is not None or num_workers is not None):
         raise ValueError("--address and --num-workers configure a Ray cluster; add --ray")
+    if address is not None and num_workers is not None:
+        raise ValueError("--num-workers starts workers on this machine, but --address names a cluster; remove one")
     result = run_compress(settings, output_dir, cluster=RayCluster(address, num_workers) if ray else None)
     if PartialState().is_main_process:
         _show_compression(result, output_dir)

@@ -123,7 +123,9 @@ def sweep_row(folder: str | Path, model: str | None = None) -> CompressionRow:
     """
     path = Path(folder) / "result.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no result of a fine-tuning; run `magic-nas finetune --output-dir {folder}`")
+        raise ValueError(
+            f"{folder} holds no result of a fine-tuning; give a folder that `magic-nas finetune` finished"
+        )
     result = read_json(path)
     if "tasks" not in result:
         raise ValueError(f"{folder} is a run of another command; give runs of `magic-nas finetune`")

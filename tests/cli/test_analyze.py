@@ -57,7 +57,7 @@ def standalone(monkeypatch):
         (["standalone", "-o", "{tmp}/run", "--latency-table", "t"], "add --table FILE to write that table"),
         (
             ["compression-table", "{tmp}/run"],
-            "holds no result of a fine-tuning; give a folder of",
+            "holds no result of a fine-tuning; give a folder that",
         ),
         (["compression-table", "--form", "html"], "form is 'html'; choose one of: markdown, csv"),
     ],

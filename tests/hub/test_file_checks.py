@@ -140,9 +140,14 @@ def test_what_could_run_is_named_in_a_folder_without_a_record(folder):
     edit(folder / "README.md", "`search.json` beside the weights", "Nothing")
     for name in ("evil.py", "model.pkl", "pytorch_model.bin"):
         (folder / name).write_text("x")
-    edit(folder / "config.json", '"auto_map": {', '"auto_map": {"AutoModelForX": "evil.Evil",')
+    edit(
+        folder / "config.json",
+        '"auto_map": {',
+        '"auto_map": {"AutoModelForX": "evil.Evil", "AutoTokenizer": "evil.Tokens",',
+    )
     found = verdicts(checks_of(folder))
-    named = {"code: evil.py", "weights: model.pkl", "weights: pytorch_model.bin", "auto_map: AutoModelForX"}
+    named = {"code: evil.py", "weights: model.pkl", "weights: pytorch_model.bin"}
+    named |= {"auto_map: AutoModelForX", "auto_map: AutoTokenizer"}
     assert {found[what] for what in named} == {NOT_RECORDED}
     assert "auto_map: AutoModel" not in found
 

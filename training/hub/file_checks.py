@@ -163,10 +163,8 @@ def _name_executables(folder: VerifiedFolder) -> Iterator[Check]:
     for name in folder.files:
         if name.endswith(EXECUTED_SUFFIXES) and name not in CODE_FILES:
             yield check(_called(name), None, "a file that can run code", NOT_RECORDED)
-    own = {**AUTO_MAP, "AutoTokenizer": None}
-    targets = mapping_at(folder.values, "auto_map")
-    for kind, target in targets.items():
-        if not folder.is_magic or kind not in own or own[kind] not in (None, target):
+    for kind, target in mapping_at(folder.values, "auto_map").items():
+        if not folder.is_magic or AUTO_MAP.get(kind) != target:
             note = "code that transformers runs with trust_remote_code=True"
             yield check(f"auto_map: {kind}", None, target, NOT_RECORDED, note)
 

@@ -47,4 +47,6 @@ def test_a_super_net_that_does_not_rank_leaves_the_mean_of_the_others():
 def test_the_panels_have_one_scale():
     panels = draw_curves(points_of(5)).axes
     assert len(panels) == 5
+    labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in panels]
+    assert labelled == [False, True, True, True, True]
     assert len({(axes.get_xlim(), axes.get_ylim()) for axes in panels}) == 1

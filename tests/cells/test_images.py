@@ -137,12 +137,14 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
 
 def test_sizes_that_do_not_halve_twice_are_refused(tmp_path):
     folder = str(write_images(tmp_path, 4, size=20))
-    with pytest.raises(ValueError, match="the images have 10 pixels per side, which cannot be halved twice"):
+    with pytest.raises(ValueError, match=r"10 pixels per side, .* set image_size to a multiple of 4 that divides 20"):
         load_images(folder, 1, image_size=10)
     assert load_images(folder, 1).train.images.shape[-1] == 20
     (tmp_path / "other").mkdir()
-    with pytest.raises(ValueError, match="halved twice; give images of another size"):
+    with pytest.raises(ValueError, match="halved twice; give images whose size is a multiple of 4"):
         load_images(str(write_images(tmp_path / "other", 4, size=10)), 1)
+    with pytest.raises(ValueError, match=r"5 pixels per side, .* give images whose size is a multiple of 4"):
+        load_images(str(tmp_path / "other"), 1, image_size=5)
 
 
 @pytest.mark.parametrize(

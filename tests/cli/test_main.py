@@ -321,6 +321,32 @@ def test_a_classifier_is_scored_and_predicts_a_file(tmp_path, monkeypatch, capsy
     assert (tmp_path / "bert" / "config.json").read_bytes() == before
 
 
+def test_a_length_that_the_model_does_not_have_is_told_if_it_was_given(monkeypatch, capsys):
+    code, out, err = run_main(monkeypatch, capsys, "describe", "magic-micro")
+    assert (code, err) == (0, "")
+    assert "the length is" not in out
+    code, out, err = run_main(monkeypatch, capsys, "describe", "magic-micro", "--sequence-length", "65")
+    assert code == 0, err
+    assert out.startswith("the length is 64 tokens, not 65: the model has no more positions\n")
+
+
+def test_what_changed_since_the_export_is_told_before_a_push(tmp_path, monkeypatch, capsys):
+    tokenizer = export_tokenizer()
+    child = MagicForMaskedLM(toy_config(vocab_size=len(tokenizer))).extract_child(MIXED)
+    folder = export_model(child, tokenizer, tmp_path / "encoder", {})
+    # What transformers showed while it wrote.
+    capsys.readouterr()
+    code, _, err = run_main(monkeypatch, capsys, "push", folder, "ada/encoder", "--dry-run")
+    assert (code, err) == (0, "")
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("| parameters | ", "| parameters | 9"))
+    code, _, err = run_main(monkeypatch, capsys, "push", folder, "ada/encoder", "--dry-run")
+    assert (code, err) == (0, "warning: changed since the export: card: parameters\n")
+    code, _, err = run_main(monkeypatch, capsys, "push", tmp_path / "nowhere", "ada/encoder", "--dry-run")
+    assert code == 2
+    assert f"there is no folder {tmp_path / 'nowhere'}; give the folder of a model" in err
+
+
 def test_a_space_is_not_replaced_by_its_latencies(tmp_path, monkeypatch, capsys):
     space = tmp_path / "space.json"
     toy_config().to_json_file(space)
@@ -347,6 +373,13 @@ def test_a_model_is_only_replaced_when_asked(tmp_path, monkeypatch, capsys):
     assert "one holds a model, whose files ONNX would replace; use another folder" in err
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == weights
     check_export(tmp_path / "one")
+    code, _, err = run_main(monkeypatch, capsys, "convert", tmp_path / "other", tmp_path / "one", "--to", "bert")
+    assert code == 2
+    assert "--overwrite" not in err
+    given = ["convert", tmp_path / "other", tmp_path / "one", "--to", "bert", "--overwrite"]
+    code, _, err = run_main(monkeypatch, capsys, *given)
+    assert code == 2
+    assert "--overwrite replaces MAGIC models only, not with --to bert; use another folder" in err
     # A folder may be completed in place.
     for arguments in ([tmp_path / "one"], [tmp_path / "other", "--overwrite"]):
         source, *flags = arguments

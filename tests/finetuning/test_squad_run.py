@@ -25,6 +25,7 @@ from transformers import (
 
 from modeling_magic import MagicForMaskedLM, MagicForQuestionAnswering
 from training.data.tokenizing import train_tokenizer
+from training.finetuning import squad_run
 from training.finetuning.settings import SquadSettings
 from training.finetuning.squad_data import load_squad, make_windows, split_by_article
 from training.finetuning.squad_metrics import squad_v1_metrics, squad_v2_metrics
@@ -434,11 +435,19 @@ def test_questions_are_checked_before_the_folder_is_made(models, files, tmp_path
 
 
 def test_a_damaged_card_of_the_model_is_named_before_the_folder_is_made(models, files, tmp_path):
-    model = shutil.copytree(models["bert"], tmp_path / "model")
+    model = shutil.copytree(models["child"], tmp_path / "model")
     (model / "README.md").write_text("---\nlicense: [mit\n---\n")
     with pytest.raises(ValueError, match=r"the front matter of .* cannot be read"):
         run_squad(run_settings(str(model), files), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_card_that_is_not_needed_stops_nothing(models, files, tmp_path, monkeypatch):
+    model = shutil.copytree(models["bert"], tmp_path / "model")
+    (model / "README.md").write_text("---\nlicense: [mit\n---\n")
+    monkeypatch.setattr(squad_run, "open_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_squad(run_settings(str(model), files), tmp_path / "run")
 
 
 def test_a_model_that_a_killed_run_left_is_replaced(tmp_path, models, files):

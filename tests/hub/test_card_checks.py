@@ -67,7 +67,7 @@ def test_sections_end_where_the_next_begins():
 
 
 def test_a_front_matter_that_is_none_is_an_error():
-    assert metadata_results("# A card\n") == {}
+    assert metadata_results("# A card\n") == []
     with pytest.raises(ValueError, match="its front matter cannot be read"):
         metadata_results("---\na: [1\n---\n")
 
@@ -174,6 +174,19 @@ def test_what_the_owner_adds_is_named(folder, old, new, what):
     found = verdicts(check_card(VerifiedFolder(folder)))
     assert found[what] == NOT_RECORDED
     assert not wrong(folder)
+
+
+def test_a_second_value_of_a_result_is_no_addition(folder):
+    """Whichever of the two comes first."""
+    text = (folder / "README.md").read_text()
+    start = text.index("    - type: accuracy")
+    end = text.index("\n", text.index("value:", start)) + 1
+    entry = text[start:end]
+    assert "value: 0.21" in entry
+    false = entry.replace("0.21", "0.99")
+    for both in (false + entry, entry + false):
+        (folder / "README.md").write_text(text.replace(entry, both))
+        assert wrong(folder) == ["card: results of its metadata"]
 
 
 def test_the_name_of_a_row_belongs_to_its_number(folder):

@@ -53,6 +53,15 @@ def test_convert_there_and_back(bert_folder, tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"bert", "magic", "back"}
 
 
+def test_a_folder_with_a_damaged_configuration_is_not_called_missing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text('{"model_type": ')
+    code, _, err = run_main(monkeypatch, capsys, "convert", tmp_path / "damaged", tmp_path / "new")
+    assert code == 2
+    assert f"config.json in {tmp_path / 'damaged'} is damaged" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_convert_overwrites_nothing(bert_folder, tmp_path, monkeypatch, capsys):
     magic = tmp_path / "magic"
     (tmp_path / "empty").mkdir()

@@ -32,6 +32,8 @@ def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot(*means[method], color=color, linewidth=2.2)
         axes.set_title(method, fontsize="medium")
         clean(axes)
+        # The lowest panel of each column, even if the last row is not full.
+        axes.tick_params(labelbottom=index + num_columns >= len(means))
     for axes in list(figure.axes)[len(means) :]:
         axes.remove()
     figure.supxlabel("optimizer steps", fontsize="medium")
@@ -43,10 +45,9 @@ def _means_by_method(points: Sequence[Mapping[str, Any]]) -> dict[str, tuple[lis
     """Returns for each method the steps and, at each, the mean of tau over the super-nets that rank children."""
     taus: dict[str, dict[int, list[float]]] = {}
     for point in points:
-        if math.isnan(point["tau_loss"]):
-            taus.setdefault(point["method"], {})
-            continue
-        taus.setdefault(point["method"], {}).setdefault(point["step"], []).append(point["tau_loss"])
+        by_step = taus.setdefault(point["method"], {})
+        if math.isfinite(point["tau_loss"]):
+            by_step.setdefault(point["step"], []).append(point["tau_loss"])
     return {
         method: (sorted(by_step), [mean(by_step[step]) for step in sorted(by_step)])
         for method, by_step in taus.items()

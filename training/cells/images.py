@@ -119,13 +119,14 @@ def load_images(source: str, num_validation: int, image_size: int | None = None,
     rows = _read(source)
     image_column, label_column = _columns(rows, source)
     images, labels = _decoded(rows, image_column, label_column, source)
+    whole = images.shape[-1]
     if image_size not in (None, images.shape[-1]):
         images = _smaller(images, int(image_size or 0), source)
     if images.shape[-1] % 4:
-        remedy = "a multiple of 4 that divides their size as image_size" if image_size else "images of another size"
-        raise ValueError(
-            f"the images have {images.shape[-1]} pixels per side, which cannot be halved twice; give {remedy}"
-        )
+        remedy = "give images whose size is a multiple of 4"
+        if whole % 4 == 0:
+            remedy = f"set image_size to a multiple of 4 that divides {whole}"
+        raise ValueError(f"the images have {images.shape[-1]} pixels per side, which cannot be halved twice; {remedy}")
     if not 0 < num_validation < len(labels):
         raise ValueError(f"num_validation_images is {num_validation}; {source} has {len(labels):,} images")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))

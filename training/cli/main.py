@@ -164,7 +164,7 @@ def describe(
 
     config = load_preset(space)
     limits = BudgetSettings(**given.changes(BudgetSettings))
-    limits.sequence_length = _fitting_length(limits.sequence_length or 128, config)
+    limits.sequence_length = _fitting_length(limits.sequence_length, 128, config)
     further = [cost for cost in costs_of(config, limits) if cost.name not in ("num_parameters", "flops")]
     print(describe_space(config, limits.sequence_length, architecture, budget_of(config, limits), further))
     if limits.latency_table is not None:
@@ -173,12 +173,12 @@ def describe(
         print(f"\nlatency table: {LatencyTable.load(limits.latency_table).summary()}")
 
 
-def _fitting_length(asked: int, config: Any) -> int:
+def _fitting_length(asked: int | None, default: int, config: Any) -> int:
     """Returns the length to count or measure with, and tells the user if it is not the one asked for."""
-    if asked <= config.max_sequence_length:
-        return asked
-    print(f"the length is {config.max_sequence_length} tokens, not {asked}: the model has no more positions")
-    return int(config.max_sequence_length)
+    most = int(config.max_sequence_length)
+    if asked is not None and asked > most:
+        print(f"the length is {most} tokens, not {asked}: the model has no more positions")
+    return min(asked or default, most)
 
 
 @app.command()
@@ -206,7 +206,7 @@ def benchmark(
     child = None if architecture is None else parse_architecture(architecture)
     if child is not None:
         SearchSpace.from_config(config.candidate_operators).check(child)
-    settings = replace(settings, seq_len=_fitting_length(settings.seq_len, config))
+    settings = replace(settings, seq_len=_fitting_length(changes.get("seq_len"), settings.seq_len, config))
     # Before the measurement, so that it is not lost.
     check_output(output, [".json"], [space])
     table = measure_latency(config, settings)
@@ -495,7 +495,10 @@ def convert(
     from ..hub.convert import convert_checkpoint
     from ..hub.export import check_unused
 
-    check_unused(output_dir, source, overwrite)
+    if to == "magic":
+        check_unused(output_dir, source, overwrite)
+    elif overwrite:
+        raise ValueError(f"--overwrite replaces MAGIC models only, not with --to {to}; use another folder")
     folder, dropped = convert_checkpoint(source, output_dir, to, tokenizer)
     print(f"omitted: {', '.join(dropped) or 'nothing'}\nmodel:   {folder}")
     if to == "magic" and any("pooler" in name for name in dropped):

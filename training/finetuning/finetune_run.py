@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from modeling_magic import MagicPreTrainedModel
+from modeling_magic import MagicConfig, MagicPreTrainedModel
 
 from ..bars import progress_bar
 from ..data.fitting import fit_tokenizer, max_sequence_length
@@ -265,12 +265,14 @@ class _Sweep:
     def __init__(self, settings: FinetuneSettings, output_dir: Path, tasks: Sequence[Task]):
         """Reads all data and loads all models once, so that no error appears after hours of training."""
         self._settings, self._output_dir = settings, output_dir
-        self._provenance = provenance(settings.model)
+        config = pretrained_config(settings.model)
+        # Other models are saved without a record of where they come from.
+        self._provenance = provenance(settings.model) if config.model_type == MagicConfig.model_type else {}
         loaded = _load_data(settings, tasks)
         tokenizer = load_task_tokenizer(settings.tokenizer or settings.model)
         if any(task.problem_type == TOKENS for task, _ in loaded):
             tokenizer = with_word_spaces(tokenizer)
-        self._tokenizer = fit_tokenizer(tokenizer, pretrained_config(settings.model))
+        self._tokenizer = fit_tokenizer(tokenizer, config)
         tasks = [task for task, _ in loaded]
         sources = {task.name: self._start_of(task, tasks) for task in tasks}
         # The teacher's folder by the name of the task.

@@ -165,8 +165,9 @@ def run_squad(settings: SquadSettings, output_dir: str | Path) -> dict[str, Any]
     teacher_folder = None if settings.teacher is None else model_in(settings.teacher)
     lengths = _lengths_of(settings, config, tokenizer, teacher_folder)
     _check_model(config, tokenizer, settings.model, lengths)
-    # A damaged record of the model is found before the training.
-    provenance(settings.model)
+    if config.model_type == MagicConfig.model_type:
+        # A damaged record of the model is found before the training.
+        provenance(settings.model)
     with args.main_process_first():
         train = (
             None

@@ -122,20 +122,18 @@ def front_matter(text: str) -> dict[str, Any]:
         raise ValueError(f"its front matter cannot be read ({reason})") from None
 
 
-def metadata_results(text: str) -> dict[_Measured, float]:
-    """Returns the results in the front matter of a card, by data set, split and metric.
+def metadata_results(text: str) -> list[tuple[_Measured, float]]:
+    """Returns the results in the front matter of a card, each with its data set, split and metric.
 
     Raises:
         ValueError: the front matter cannot be read.
     """
     results = front_matter(text).get("eval_results") or ()
     try:
-        return {
-            _Measured(result.dataset_name, str(result.dataset_split or ""), result.metric_type): float(
-                result.metric_value
-            )
-            for result in results
-        }
+        return [
+            (_Measured(one.dataset_name, str(one.dataset_split or ""), one.metric_type), float(one.metric_value))
+            for one in results
+        ]
     except (TypeError, ValueError) as error:
         raise ValueError(f"its front matter cannot be read ({error})") from None
 
@@ -153,7 +151,7 @@ class _Expected(NamedTuple):
     """
 
     sections: dict[str, Any]
-    results: dict[_Measured, float]
+    results: list[tuple[_Measured, float]]
     facts: dict[str, Any]
 
 
@@ -176,7 +174,7 @@ def _expected(folder: VerifiedFolder, config: MagicConfig, text: str) -> _Expect
     facts = {name: record[name] for name in _FACTS if record.get(name) is not None}
     # The card of a compression is made from more than search.json holds.
     if section(text, _COMPARED_WITH_SOURCE) is not None and ("table" in record or not folder.is_recorded):
-        return _Expected({_COMPARED_WITH_SOURCE: record.get("table")}, {}, facts)
+        return _Expected({_COMPARED_WITH_SOURCE: record.get("table")}, [], facts)
     try:
         card = render_model_card(config, record, "model", None, folder.class_name)
         # Cards of earlier releases had other sections.
@@ -239,13 +237,15 @@ def _check_section(title: str, recorded: Any, found: str | None, absent: str, wi
     return check(what, f"as in {MANIFEST_NAME}", "the same numbers", OK)
 
 
-def _check_results(results: dict[_Measured, float], found: dict[_Measured, float], absent: str) -> Check:
+def _check_results(results: list[tuple[_Measured, float]], found: list[tuple[_Measured, float]], absent: str) -> Check:
     what, shown = "card: results of its metadata", (_in_words(results), _in_words(found))
-    if any(found.get(measured, value) != value for measured, value in results.items()):
+    known = {measured for measured, _ in results}
+    further = [result for result in found if result not in results]
+    if any(measured in known for measured, _ in further):
         return check(what, *shown, DIFFERS)
-    if results.keys() - found.keys():
+    if any(result not in found for result in results):
         return check(what, *shown, absent)
-    if found.keys() - results.keys():
+    if further:
         return check(what, *shown, NOT_RECORDED, f"{MANIFEST_NAME} does not have all of them")
     return check(what, *shown, OK)
 
@@ -266,5 +266,5 @@ def _listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _in_words(results: dict[_Measured, float]) -> str:
-    return ", ".join(f"{measured.metric} {value:g}" for measured, value in results.items()) or "none"
+def _in_words(results: list[tuple[_Measured, float]]) -> str:
+    return ", ".join(f"{measured.metric} {value:g}" for measured, value in results) or "none"

@@ -50,15 +50,15 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
         ValueError: the packages of the extra are missing, the model is a super-net, or `output_dir` holds a model.
     """
     check_packages()
+    output_dir = Path(output_dir)
+    if (output_dir / MANIFEST_NAME).is_file() or any(output_dir.glob("*.safetensors")):
+        raise ValueError(f"{output_dir} holds a model, whose files ONNX would replace; use another folder")
     config = pretrained_config(folder)
     if config.is_supernet:
         raise ValueError(f"{folder} holds a super-net; export one of its children first: magic-nas export")
     kind = getattr(modeling_magic, (config.architectures or ["MagicModel"])[0])
     model = kind.from_pretrained(folder, attn_implementation="sdpa").eval()
     model.config.unpad_inputs = False
-    output_dir = Path(output_dir)
-    if (output_dir / MANIFEST_NAME).is_file() or any(output_dir.glob("*.safetensors")):
-        raise ValueError(f"{output_dir} holds a model, whose files ONNX would replace; use another folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "model.onnx"
     with written_at_once(path) as temporary, _quiet():

@@ -57,5 +57,5 @@ def load_preset(name_or_path: str | Path) -> MagicConfig:
     # A value of another type than transformers expects.
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{name_or_path} has an invalid value ({type(error).__name__}: {first_line(error)})"
+            f"{name_or_path} has an invalid value ({type(error).__name__}: {first_line(error)}); correct it"
         ) from None

@@ -188,6 +188,8 @@ _COPIED_FIELDS = (
     "label2id",
     "problem_type",
 )
+# The model types that convert to MAGIC and back.
+FAMILIES = tuple(_HEADS)
 _MAGIC_CLASSES = {head.target.__name__: head.target for heads in _HEADS.values() for head in heads.values()}
 
 

@@ -24,6 +24,7 @@ from training.files import (
     file_sha256,
     from_json,
     listing_fault,
+    make_output_folder,
     read_json,
     remove_leftovers,
     short_hash,
@@ -452,3 +453,28 @@ def test_an_output_that_would_be_lost_or_lose_something_is_refused(tmp_path, nam
 def test_an_output_on_a_file_system_without_writing_is_refused():
     with pytest.raises(ValueError, match=r"/proc/scores.json cannot be written \(.*\); give another output"):
         check_output(Path("/proc/scores.json"), [".json"])
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_named_instead_of_a_temporary_file(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/run cannot be written \(Not a directory\); give another output"):
+        make_output_folder(tmp_path / "file" / "run")
+    with pytest.raises(ValueError, match=r"^/proc/model cannot be written \(.*\); give another output"):
+        with written_at_once(Path("/proc/model"), replaces=True):
+            raise AssertionError("nothing can be written")
+
+    def read_only(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "tmp123"))
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(ValueError, match=r"new cannot be written \(Read-only file system\)"):
+        make_output_folder(tmp_path / "new")
+
+
+def test_a_full_disk_is_not_called_an_output_that_cannot_be_written(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_output_folder(tmp_path / "new")

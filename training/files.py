@@ -70,13 +70,29 @@ def check_output(path: Path, suffixes: Sequence[str], inputs: Iterable[str | Pat
             raise ValueError(f"{path} is also the input; give another output")
         if path.exists() and path.resolve().is_relative_to(source.expanduser().resolve()):
             raise ValueError(f"{path} is part of {source}, which is the input; give another output")
+    make_output_folder(path.parent, path)
+
+
+def make_output_folder(folder: Path, output: Path | None = None) -> None:
+    """Creates the folder of an output if it is missing, and checks that this process can write there.
+
+    Args:
+        folder: the folder.
+        output: the file or folder that an error names. Default: `folder`.
+
+    Raises:
+        ValueError: the folder cannot be created or written.
+        OSError: the disk is full.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if is_full_disk(error):
+            raise
         reason = error.strerror or type(error).__name__
-        raise ValueError(f"{path} cannot be written ({reason}); give another output") from None
+        raise ValueError(f"{output or folder} cannot be written ({reason}); give another output") from None
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -111,13 +127,13 @@ def written_at_once(path: Path, replaces: bool = False) -> Iterator[Path]:
             faster with the same content.
 
     Raises:
-        ValueError: the folder to replace is a mount point.
+        ValueError: the folder to replace is a mount point, or the file or folder cannot be written.
     """
     # "." and ".." have neither a name nor a parent to write next to.
     path = path.resolve() if path.name in ("", "..") else path.absolute()
     if replaces and path.is_mount():
         raise ValueError(f"{path} is a mount point, which cannot be replaced; name a folder inside it")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(path.parent, path)
     remove_leftovers(path.parent, path.name)
     with full_disk_named(path), _own_folder(path) as folder:
         temporary = folder / path.name

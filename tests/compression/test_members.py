@@ -60,6 +60,12 @@ def test_a_budget_is_a_share_of_the_checkpoint_or_a_number(text):
     assert member.share == pytest.approx(0.4)
 
 
+def test_a_share_of_the_parameters_is_printed_as_a_whole_number():
+    (member,) = members(max_params=["0.777x"])
+    assert member.limit.maximum == int(0.777 * OWN_PARAMS) != 0.777 * OWN_PARAMS
+    assert str(member.limit).endswith(f" <= num_parameters <= {int(0.777 * OWN_PARAMS):,}")
+
+
 def test_names_of_members_are_names_of_folders():
     found = members(max_latency=[" 0.5 X", "4.5"], max_params=["0.9x"], max_flops=["1e6"])
     assert {member.name for member in found} == {"latency-0.5x", "latency-4.5", "params-0.9x", "flops-1e6"}

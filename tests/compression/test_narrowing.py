@@ -91,6 +91,22 @@ def test_a_wide_state_is_multiplied_strip_by_strip():
     assert_moments_are(found, states_of(model, 0))
 
 
+@pytest.mark.parametrize("mean", [300.0, 3e4])
+def test_a_variance_far_below_the_square_of_the_mean_is_exact(mean):
+    """As after a training so short that all tokens look alike: the difference of the two would be only rounding."""
+    model = toy_teacher(("MHA4",))
+    operator = operator_of(model, 0)
+    with torch.no_grad():
+        operator.value.bias.fill_(mean)
+    (found,) = inner_moments(model, BATCHES)
+    # The states are rounded as well, to a step of 2e-3 at 3e4.
+    with torch.no_grad():
+        operator.value.bias.zero_()
+    expected = np.cov(states_of(model, 0).T, bias=True)
+    np.testing.assert_allclose(found.covariance, expected, rtol=0.02, atol=0.02 * expected.max())
+    assert sorted(rank_parts(operator, found)) == [0, 1, 2, 3]
+
+
 def test_moments_of_packed_batches_are_the_same(teacher, moments):
     teacher.config.unpad_inputs = True
     try:

@@ -230,7 +230,7 @@ def test_labels_are_numbered_and_read(tmp_path, problem_type, labels, names, par
 @pytest.mark.parametrize(
     ("problem_type", "label", "message"),
     [
-        (SINGLE_LABEL, "c", "unknown label 'c'; known labels: a, b"),
+        (SINGLE_LABEL, "c", "unknown label 'c'; known labels: a, b; correct the row or remove it"),
         (SINGLE_LABEL, "", "'label' is empty"),
         (SINGLE_LABEL, None, "'label' is empty"),
         (SINGLE_LABEL, ["a"], "one name or number"),

@@ -73,6 +73,7 @@ def test_convert_overwrites_nothing(bert_folder, tmp_path, monkeypatch, capsys):
         ([magic, magic, "--to", "bert"], "magic holds a MAGIC model; use another folder"),
         ([magic, tmp_path / "new"], "is already a MAGIC model"),
         ([magic, tmp_path / "new", "--to", "gpt2"], "cannot convert to 'gpt2'"),
+        ([bert_folder, tmp_path / "new", "--to", "xyz"], "'xyz'; choose one of magic, bert, roberta, electra"),
         ([magic, tmp_path / "new", "--to", "roberta"], "convert to bert"),
         ([bert_folder, tmp_path / "new", "--to", "bert"], "a MAGIC model is one of"),
         ([bert_folder, tmp_path / "new", "--tokenizer", tmp_path / "empty"], "empty holds no tokenizer"),

@@ -16,7 +16,7 @@ from modeling_magic.configuration_magic import parse_operator
 from ..bars import progress_bar
 from ..data.text import MaskingCollator, PreparedData, load_data
 from ..drawing import write_figure
-from ..files import read_json, write_csv, write_json
+from ..files import make_output_folder, read_json, write_csv, write_json
 from ..runs.checkpoints import NAS_STATE_NAME, read_nas_state
 from ..runs.folders import (
     RUN_NAME,
@@ -503,7 +503,7 @@ def compare_interference(runs: Mapping[str, str | Path], output_dir: str | Path)
     note = f"the same children and batches for all; mean of {len(repeats[first])} repeats, band: 95% t-interval"
     figure = draw_curves({name: _points(result) for name, result in results.items()}, title, note)
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_folder(folder)
     record = json.loads(json.dumps(record))
     write_json(folder / "comparison.json", record)
     write_figure(folder / "comparison.png", figure)

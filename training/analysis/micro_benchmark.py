@@ -19,7 +19,7 @@ from typing import Any
 
 from modeling_magic import MagicConfig
 
-from ..files import read_json, write_csv, write_json
+from ..files import make_output_folder, read_json, write_csv, write_json
 from ..space.costs import additive_cost
 from ..space.latency import LatencyTable
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
@@ -241,7 +241,7 @@ def write_micro_benchmark(
             "warnings": list(latency_table.warnings),
         },
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output.parent, output)
     write_csv(output, _COLUMNS, [_values_of(row) for row in rows])
     write_json(output.with_suffix(".json"), metadata)
     return load_micro_benchmark(output)

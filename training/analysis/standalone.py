@@ -18,7 +18,7 @@ from modeling_magic import MagicConfig, MagicForMaskedLM
 
 from ..bars import progress_bar
 from ..data.text import MaskingCollator, PreparedData, load_data
-from ..files import write_json
+from ..files import make_output_folder, write_json
 from ..hub.presets import load_preset
 from ..runs.folders import bars_off, versions
 from ..runs.training import pretraining_arguments, settle_length, tell_training
@@ -189,7 +189,7 @@ class StandaloneWorker:
         self._batches = judging_batches(
             self._data, settings.mlm_probability, args.per_device_eval_batch_size, settings.num_validation_sequences
         )
-        self._output_dir.mkdir(parents=True, exist_ok=True)
+        make_output_folder(self._output_dir)
         with FileLock(self._output_dir / f"{STANDALONE_NAME}.lock"):
             # Before journals are made, so that a refused call leaves none of another recipe in the folder of a truth.
             self._check_kind()

@@ -11,6 +11,7 @@ from modeling_magic import MagicConfig
 from ..data.fitting import num_rows
 from ..data.text import PreparedData, load_data
 from ..drawing import write_figure
+from ..files import make_output_folder
 from ..hub.presets import load_preset
 from ..runs.folders import bars_off, check_one_process, finished_result
 from ..runs.sharing import open_in_turn, share_work
@@ -99,7 +100,7 @@ def run_sweep(settings: SweepSettings, output_dir: str | Path) -> dict[str, Any]
     note = check_truth(truth, _with_vocabulary(config, data), data, settings.accept_other_text)
     if note:
         logger.warning(note)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output_dir)
     with open_in_turn(settings, output_dir) as run:
         if run.result is not None:
             return run.result

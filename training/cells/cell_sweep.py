@@ -26,7 +26,7 @@ from ..analysis.ranking_run import file_name, flat_intervals, write_rows
 from ..analysis.sweep_plan import SUPERNETS_FOLDER, check_plan, check_way, supernet_settings
 from ..analysis.truth import Truth
 from ..drawing import write_figure
-from ..files import read_json, write_json
+from ..files import make_output_folder, read_json, write_json
 from ..runs.folders import Run, bars_off, check_one_process, finished_result
 from ..runs.sharing import open_in_turn, share_work
 from ..space.search_space import Architecture
@@ -102,7 +102,7 @@ def run_cells(settings: CellSweepSettings, output_dir: str | Path) -> dict[str, 
         return result
     own = settings.supernet
     data = load_images(own.images, own.num_validation_images, own.image_size)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output_dir)
     with open_in_turn(settings, output_dir) as run:
         if run.result is not None:
             return run.result

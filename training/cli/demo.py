@@ -8,7 +8,7 @@ from typing import Any
 from ..compression.compress_run import compress
 from ..compression.settings import CompressSettings
 from ..data.docstrings import docstring_documents
-from ..files import write_text
+from ..files import make_output_folder, write_text
 from ..runs.folders import MODEL_FOLDER
 from ..runs.recipes import load_recipe, settings_from
 
@@ -40,7 +40,7 @@ def demo(output_dir: str | Path, short: bool = False) -> dict[str, Any]:
     checkpoint = checkpoint_folder()
     text = output_dir / TEXT_NAME
     if not text.is_file():
-        output_dir.mkdir(parents=True, exist_ok=True)
+        make_output_folder(output_dir)
         write_text(text, "".join(f"{document['text']}\n\n" for document in docstring_documents()))
     logger.info(f"compressing {checkpoint} on the docstrings of the installed packages, {text}")
     recipe = load_recipe(f"demo-compress{'-short' if short else ''}")

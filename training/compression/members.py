@@ -126,7 +126,8 @@ def _member(option: str, text: str, cost: AdditiveCost, source: MagicConfig, spa
             f"{_with_unit(smallest, cost)}, {_rounded_up(smallest / own)}x of the checkpoint; give that or more"
         )
     name = f"{LIMITS[option][1]}-{_compact(text)}"
-    return Member(name, Limit(cost, smallest, largest), largest / own)
+    # A share is rarely a whole number of parameters.
+    return Member(name, Limit(cost, smallest, cost.value(cost.largest_count(largest))), largest / own)
 
 
 def _with_unit(value: float, cost: AdditiveCost) -> str:

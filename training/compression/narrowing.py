@@ -61,16 +61,23 @@ class InnerMoments(NamedTuple):
 
 
 class _Sums:
-    """Sums over tokens of z and of z z^T, the latter without strips below the diagonal."""
+    """Sums over tokens of z - c and of (z - c) (z - c)^T, the latter without strips below the diagonal.
+
+    c is the mean of the first tokens. It is near the mean of all, so that the covariance is not a small difference of
+    large numbers.
+    """
 
     def __init__(self, width: int, device: torch.device):
         self._num_tokens = 0
+        self._center: Tensor | None = None
         self._states = torch.zeros(width, dtype=torch.double, device=device)
         self._products = torch.zeros(width, width, device=device)
 
     def add(self, states: Tensor) -> None:
         """Adds the inner states of some tokens, (tokens, width)."""
-        states = states.float()
+        if self._center is None:
+            self._center = states.double().mean(dim=0).float()
+        states = states.float() - self._center
         self._num_tokens += len(states)
         self._states += states.sum(dim=0)
         for start in range(0, states.shape[1], _STRIP):
@@ -78,9 +85,10 @@ class _Sums:
             self._products[strip, start:].addmm_(states[:, strip].T, states[:, start:])
 
     def moments(self) -> InnerMoments:
-        mean = (self._states / self._num_tokens).float()
+        deviation = (self._states / self._num_tokens).float()
         upper = self._products.triu().div_(self._num_tokens)
-        covariance = (upper + upper.triu(1).T).addr_(mean, mean, alpha=-1)
+        covariance = (upper + upper.triu(1).T).addr_(deviation, deviation, alpha=-1)
+        mean = deviation if self._center is None else deviation + self._center
         return InnerMoments(mean.cpu(), covariance.cpu())
 
 

@@ -21,7 +21,7 @@ from modeling_magic import MagicConfig
 from ..bars import progress_bar
 from ..data.fitting import knows_token_types, max_sequence_length, num_rows
 from ..data.tokenizing import load_tokenizer
-from ..files import short_hash, write_json, written_at_once
+from ..files import make_output_folder, short_hash, write_json, written_at_once
 from ..hub.model_folders import model_in
 from ..pretrained import pretrained_model
 
@@ -327,7 +327,7 @@ class TeacherCache:
         """
         described = {"version": _CACHE_VERSION, **settings}
         self.folder = Path(folder).expanduser() / f"teacher-{short_hash(described)}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(self.folder)
         write_json(self.folder / "settings.json", described)
         self._shards: list[_Shard] = []
         self._places: dict[bytes, tuple[int, int]] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..files import write_json
+from ..files import make_output_folder, write_json
 from .squad_data import NO_ANSWER, SquadData, SquadWindows
 from .squad_metrics import apply_threshold
 
@@ -48,7 +48,7 @@ class SquadAnswers:
     def write(self, folder: str | Path, threshold: float = 0.0) -> None:
         """Writes predictions.json, nbest_predictions.json and, with SQuAD 2.0, null_odds.json, like BERT's script."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(folder)
         write_json(folder / "nbest_predictions.json", self.nbest)
         if self.null_odds:
             write_json(folder / "null_odds.json", self.null_odds)

@@ -23,7 +23,7 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenizing import tokenizer_sha256
-from ..files import cache_folder, short_hash, write_json, written_at_once
+from ..files import cache_folder, make_output_folder, short_hash, write_json, written_at_once
 from ..tables import first_line
 from .task_files import lone_surrogate
 
@@ -278,7 +278,7 @@ def split_by_article(
     for path in paths:
         if path.exists():
             raise ValueError(f"{path} exists; use another folder")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output_dir)
     for path, part in zip(paths, ("train", "test"), strict=True):
         chosen = [number for number, title in enumerate(title_of) if (title in held_out) == (part == "test")]
         # Both files keep the titles of the original.

@@ -374,7 +374,9 @@ def label_of(row: Row, label_column: str, problem_type: str, ids: Mapping[str, i
     unknown = [name for name in names if name not in ids]
     if unknown:
         shown = ", ".join(list(ids)[:_SHOWN_LABELS]) + (", ..." if len(ids) > _SHOWN_LABELS else "")
-        raise ValueError(f"{row.where}: unknown label {unknown[0]!r}; known labels: {shown}")
+        raise ValueError(
+            f"{row.where}: unknown label {unknown[0]!r}; known labels: {shown}; correct the row or remove it"
+        )
     if problem_type == MULTI_LABEL:
         return [int(name in names) for name in ids]
     return [ids[name] for name in names] if problem_type == TOKENS else ids[names[0]]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modeling_magic import MagicConfig
-from modeling_magic.conversion import chain_config, convert_from_magic, convert_to_magic, load_magic
+from modeling_magic.conversion import FAMILIES, chain_config, convert_from_magic, convert_to_magic, load_magic
 
 from ..data.fitting import fit_tokenizer
 from ..files import written_at_once
@@ -22,6 +22,10 @@ from .sentence_folders import (
 )
 
 
+# The model types that a checkpoint can be converted to.
+TARGETS = (MagicConfig.model_type, *FAMILIES)
+
+
 def convert_checkpoint(
     source: str, output_dir: str | Path, to: str = "magic", tokenizer: str | None = None
 ) -> tuple[Path, tuple[str, ...]]:
@@ -37,9 +41,11 @@ def convert_checkpoint(
         tokenizer: a name or a folder. Default: the source's tokenizer is kept.
 
     Raises:
-        ValueError: the source cannot be converted, a named or needed tokenizer does not exist, or `output_dir` holds
-            something else.
+        ValueError: `to` is unknown, the source cannot be converted, a named or needed tokenizer does not exist, or
+            `output_dir` holds something else.
     """
+    if to not in TARGETS:
+        raise ValueError(f"cannot convert to {to!r}; choose one of {', '.join(TARGETS)}")
     source, output_dir = model_in(source), Path(output_dir)
     check_export_folder(output_dir)
     sentences = _read_sentences(source)

@@ -17,7 +17,7 @@ from modeling_magic import MagicConfig
 from modeling_magic.modeling_magic import AUTO_MAP
 
 from ..data.fitting import fit_tokenizer, knows_token_types
-from ..files import write_bytes, write_json, written_at_once
+from ..files import make_output_folder, write_bytes, write_json, written_at_once
 from ..pretrained import pretrained_config
 from .export import CONFIG_CODE, MANIFEST_NAME
 from .model_folders import tokenizer_of
@@ -59,7 +59,7 @@ def export_onnx(folder: str | Path, output_dir: str | Path) -> Path:
     kind = getattr(modeling_magic, (config.architectures or ["MagicModel"])[0])
     model = kind.from_pretrained(folder, attn_implementation="sdpa").eval()
     model.config.unpad_inputs = False
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output_dir)
     path = output_dir / "model.onnx"
     with written_at_once(path) as temporary, _quiet():
         _trace(model, temporary)

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from transformers.utils import logging as hf_logging
 
-from ..files import read_json, remove_leftovers, write_json
+from ..files import make_output_folder, read_json, remove_leftovers, write_json
 from ..options import Settings
 from ..resuming import has_checkpoints
 
@@ -88,7 +88,7 @@ def open_run(
             changed since the run began.
     """
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_folder(folder)
     with _locked(folder) if writes else nullcontext():
         result = None
         if writes:

@@ -13,7 +13,7 @@ from string import Template
 from matplotlib.figure import Figure
 
 from ..drawing import render, write_figure
-from ..files import write_csv, write_json, write_text
+from ..files import make_output_folder, write_csv, write_json, write_text
 from ..space.search_space import Architecture, compact_architecture, format_architecture
 from ..tables import counted, counted_children, markdown_table
 from .figures import SOURCE_NAMES, Window, draw_history, draw_loss_against_cost, draw_operators_by_layer
@@ -151,7 +151,7 @@ def write_report(report: Report, output_dir: str | Path) -> dict[str, Path]:
         output_dir: the folder, created if missing.
     """
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_folder(folder)
     figures = _figures(report)
     paths = {
         "page": folder / PAGE_NAME,

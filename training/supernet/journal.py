@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 from filelock import FileLock
 
 from ..displays import html_paragraphs, operator_boxes
-from ..files import from_json
+from ..files import from_json, make_output_folder
 from ..space.search_space import Architecture, format_architecture, parse_architecture
 
 
@@ -139,7 +139,7 @@ class Journal(Generic[Child]):
         return self._found_key
 
     def _open_for_appending(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_output_folder(self.path.parent, self.path)
         with self._lock:
             self.path.touch()
             self._read_lines()

@@ -1,6 +1,7 @@
 """Search spaces: text, membership, distance and deletions, over arbitrary spaces."""
 
 import json
+import pickle
 import random
 
 import pytest
@@ -202,3 +203,17 @@ def test_a_notebook_shows_layers_that_are_alike_in_one_row():
     assert "<table>" not in one
     assert "<script" not in one
     assert one.index(">MHA4<") < one.index(">&lt;script&gt;<")
+
+
+def test_an_architecture_is_a_tuple_that_a_notebook_shows():
+    space = SearchSpace((("MHA4", "<script>"), ("FFN", "CONV3")))
+    drawn, parsed = space.sample(random.Random(0)), parse_architecture("MHA4,FFN")
+    for architecture in (drawn, parsed):
+        assert {architecture: 1}[tuple(architecture)] == 1
+        assert repr(architecture) == repr(tuple(architecture))
+        assert pickle.loads(pickle.dumps(architecture)) == architecture
+        assert json.dumps(architecture) == json.dumps(list(architecture))
+    assert parsed._repr_html_().index(">MHA4<") < parsed._repr_html_().index(">FFN<")
+    shown = SearchSpace((("<script>",),)).sample(random.Random(0))._repr_html_()
+    assert "&lt;script&gt;" in shown
+    assert "<script" not in shown

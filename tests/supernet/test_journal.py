@@ -13,7 +13,7 @@ import sys
 import time
 import tracemalloc
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -420,7 +420,10 @@ def test_without_locks_of_the_system_every_claim_is_granted(tmp_path, monkeypatc
 
 
 def test_a_child_is_shown_by_its_operators_and_what_it_is_ranked_by():
-    shown = RankedChild(("MHA4", "<script>"), 4.25, 0.125)._repr_html_()
+    child = RankedChild(("MHA4", "<script>"), 4.25, 0.125)
+    shown = child._repr_html_()
+    assert shown.startswith(child.architecture._repr_html_())
+    assert replace(child, val_loss=1.0).architecture == asdict(child)["architecture"] == ("MHA4", "<script>")
     assert shown.endswith("<p>val_loss 4.2500, val_accuracy 12.5%</p>")
     assert shown.index(">MHA4<") < shown.index(">&lt;script&gt;<")
     assert "<script" not in shown

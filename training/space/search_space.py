@@ -18,6 +18,16 @@ from ..tables import counted, counted_children
 
 Architecture = tuple[str, ...]
 
+
+class ShownArchitecture(Architecture):
+    """An architecture that a notebook shows as coloured operators, from the bottom up; equal to the plain tuple."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return operator_boxes(self)
+
+
 _SEPARATOR = re.compile(r"\s*([,()*])\s*")
 _GROUP = re.compile(r"(?<![^,])\(([^()]+)\)\*([1-9]\d{0,2})(?![^,])")
 _OPERATOR = re.compile(r"[A-Za-z]\w*")
@@ -40,7 +50,7 @@ def parse_architecture(text: str | Sequence[str]) -> Architecture:
                 f"{name!r} in the architecture {text!r} is not an operator name; "
                 "separate names with commas, such as 'MHA12,FFN,CONV3' or '(MHA12,FFN)*12' (up to 999 times)"
             )
-    return tuple(names)
+    return ShownArchitecture(names)
 
 
 def format_architecture(architecture: Sequence[str]) -> str:
@@ -133,7 +143,7 @@ class SearchSpace:
 
     def sample(self, rng: random.Random) -> Architecture:
         """A uniformly drawn child: each layer's operator is uniform and independent of the other layers."""
-        return tuple(rng.choice(layer) for layer in self.candidates)
+        return ShownArchitecture(rng.choice(layer) for layer in self.candidates)
 
     def sample_distinct(self, number: int, rng: random.Random) -> list[Architecture]:
         """Distinct uniform children in the order drawn; all children, in the order of `children`, if no more exist."""
@@ -159,7 +169,7 @@ class SearchSpace:
     def _repr_html_(self) -> str:
         """A notebook's view: the candidates, equal neighbouring layers in one row; for a single child, its layers."""
         if self.size == 1:
-            return operator_boxes(next(self.children()))
+            return ShownArchitecture(next(self.children()))._repr_html_()
         numbers = iter(range(self.num_layers))
         rows = []
         for candidates, layers in groupby(self.candidates):

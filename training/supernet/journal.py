@@ -21,9 +21,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 from filelock import FileLock
 
-from ..displays import html_paragraphs, operator_boxes
+from ..displays import html_paragraphs
 from ..files import from_json, make_output_folder
-from ..space.search_space import Architecture, format_architecture, parse_architecture
+from ..space.search_space import Architecture, ShownArchitecture, format_architecture, parse_architecture
 
 
 try:
@@ -68,10 +68,13 @@ class RankedChild:
     val_accuracy: float
     batch_losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "architecture", ShownArchitecture(self.architecture))
+
     def _repr_html_(self) -> str:
         """Returns the operators from the bottom up and the scores, for a notebook."""
         numbers = f"val_loss {self.val_loss:.4f}, val_accuracy {100 * self.val_accuracy:.1f}%"
-        return operator_boxes(self.architecture) + html_paragraphs([numbers])
+        return ShownArchitecture(self.architecture)._repr_html_() + html_paragraphs([numbers])
 
 
 Child = TypeVar("Child", bound=RankedChild)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b, file_digest
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import UnionType
 from typing import IO, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -115,6 +116,27 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue()
+
+
+def read_csv(path: Path | Traversable) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
+    """Returns the columns of a CSV table, and its rows with the numbers of their last lines.
+
+    Args:
+        path: the table, whose first line names the columns. A byte order mark, which spreadsheets write, is accepted.
+
+    Raises:
+        ValueError: the file is not UTF-8 text, a quotation mark is not closed, or a cell is too long.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+        return list(reader.fieldnames or ()), rows
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} is not a CSV table ({error}); look for a quotation mark that is not closed"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
 
 
 @contextmanager

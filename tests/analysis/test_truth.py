@@ -251,6 +251,12 @@ def test_truths_of_a_users_own(tmp_path):
         ("a.csv", "architecture,loss\nFFN,0.5\n", "no column 'mnli'"),
         ("a.csv", "architecture,mnli\nFFN,0.5\nFFN,good\n", "a.csv, line 3: .*good"),
         ("a.csv", "architecture,mnli\nFFN,0.5\nMHA4\n", "a.csv, line 3"),
+        (
+            "a.csv",
+            'architecture,mnli,note\nFFN,0.5,"as\nMHA4,0.6,\n',
+            "is not a CSV table .*; look for a quotation mark",
+        ),
+        ("a.csv", f"architecture,mnli,note\nFFN,0.5,{'x' * 140_000}\n", "is not a CSV table .*field larger"),
         ("a.csv", "architecture,mnli\nFFN,nan\n", "line 2: mnli is 'nan'"),
         ("a.csv", 'architecture,mnli\nFFN,0.5\n"FFN,FFN",0.5\n', "different numbers of layers"),
         ("a.json", "{", "is not JSON"),

@@ -241,7 +241,10 @@ def test_a_super_net_that_has_diverged_costs_no_others(tmp_path, settings, caplo
     [
         ({"table": ""}, "table is empty; give it with --table"),
         ({"methods": {}}, "methods is empty"),
-        ({"num_children": 61}, "num_children is 61, but .* has 60 such cells"),
+        (
+            {"num_children": 61},
+            "num_children is 61, but only 60 cells of .* have the operators .*; give a smaller",
+        ),
         ({"methods": {"a": {"seed": 1}}}, "a sets the seed"),
         (
             {"methods": {"a": {"sampler": "gradual", "num_substitutions_from": 7}}},

@@ -75,6 +75,13 @@ def test_crops_depend_on_the_seed_and_the_numbers_alone():
     assert not torch.equal(ImageCollator(1)(items)["images"], first)
 
 
+def broken_png() -> bytes:
+    """An image whose second chunk has another length; Pillow raises a SyntaxError for the next one."""
+    whole = bytearray(png(toy_pixels(1)[0][0]))
+    whole[36] ^= 0xFF
+    return bytes(whole)
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -93,10 +100,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
     ):
         load_images(str(folder), 1)
     Dataset.from_dict({"image": pixels, "kind": [0] * 4}).to_parquet(folder / "train.parquet")
-    with pytest.raises(ValueError, match="has no column 'label'; its columns are image, kind"):
+    with pytest.raises(ValueError, match="has no column 'label'; its columns are image, kind; rename one of them"):
         load_images(str(folder), 1)
     Dataset.from_dict({"image": [b"no image"] * 4, "label": [0] * 4}).to_parquet(folder / "train.parquet")
-    with pytest.raises(ValueError, match=r"the images of .* cannot be read"):
+    with pytest.raises(ValueError, match=r"image 0 of .* cannot be read .*; copy the damaged file again"):
         load_images(str(folder), 1)
 
 
@@ -107,12 +114,30 @@ def test_what_cannot_be_read_is_named(tmp_path):
         ([None, *map(png, toy_pixels(3)[0])], "row 0 of .* has no image; remove it"),
         ([*map(png, toy_pixels(3)[0]), None], "row 3 of .* has no image; remove it"),
         ([png(image[:4]) for image in toy_pixels(4)[0]], "image 0 of .* has 8 x 4 pixels; all must be squares"),
-        (["nowhere.png"] * 4, "the images of .* cannot be read"),
+        ([*map(png, toy_pixels(3)[0]), broken_png()], "image 3 of .* cannot be read .*broken PNG"),
+        ([png(image) for image in toy_pixels(4, 4)[0]], "have 4 pixels per side; give images with at least 8"),
+        (["nowhere.png"] * 4, "image 0 of .* cannot be read"),
     ],
 )
 def test_what_is_no_image_is_named_in_one_line(tmp_path, images, message):
     Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=message) as error:
+        load_images(str(tmp_path), 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("start", [0.3, 0.7, 0.95])
+def test_a_file_with_damaged_bytes_is_called_damaged_wherever_they_are(tmp_path, start):
+    write_images(tmp_path, 40)
+    path = tmp_path / "train.parquet"
+    whole = bytearray(path.read_bytes())
+    damaged = range(int(start * len(whole)), len(whole) - 8)
+    for position in damaged[:300]:
+        whole[position] ^= 0xFF
+    path.write_bytes(whole)
+    with pytest.raises(
+        ValueError, match=r"cannot be read .*(damaged; copy it again|copy the damaged file again)"
+    ) as error:
         load_images(str(tmp_path), 1)
     assert "\n" not in str(error.value)
 
@@ -131,7 +156,9 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
     folder = str(write_images(tmp_path, 4))
     with pytest.raises(ValueError, match="image_size is 3, which does not divide the 8 pixels"):
         load_images(folder, 1, image_size=3)
-    with pytest.raises(ValueError, match=r"num_validation_images is 4; .* has 4 images"):
+    with pytest.raises(
+        ValueError, match=r"num_validation_images is 4, but .* has 4 images; give at least 1 and fewer"
+    ):
         load_images(folder, 4)
 
 

@@ -17,6 +17,14 @@ def test_a_table_is_read(tmp_path):
     assert (truth.metric, truth.is_loss) == ("accuracy", False)
 
 
+def test_a_loss_is_better_if_lower(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(f"arch,val_loss\n{FIRST},2.5\n{SECOND},0.5\n")
+    truth = load_published(path, "val_loss")
+    assert truth.means == {("none",) * 6: -2.5, (*["none"] * 5, "nor_conv_3x3"): -0.5}
+    assert truth.is_loss
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -26,11 +34,15 @@ def test_a_table_is_read(tmp_path):
         ("arch,accuracy\n", "has no row"),
         (f"arch,accuracy\n{FIRST},10\n{SECOND.replace('nor_', '')},1\n", "line 3: .* has the operator 'conv_3x3'"),
         (f"arch,accuracy\n{FIRST},\n", "line 2: accuracy is ''; it must be a number"),
-        (f"arch,accuracy\n{FIRST},best\n", "line 2: could not convert string to float"),
+        (f"arch,accuracy\n{FIRST},best\n", "line 2: accuracy is 'best'; it must be a number"),
         (f"arch,accuracy\n{FIRST},1\n{FIRST},2\n", "line 3: the cell .* occurs twice"),
         (
             f'arch,accuracy\n"{FIRST},1\n',
             "table.csv is not a CSV table .*; look for a quotation mark that is not closed",
+        ),
+        (
+            f"arch,accuracy\n{FIRST},0\n{SECOND},1\n",
+            "the column 'accuracy' of .* only numbers the rows; give a column",
         ),
         (f"arch,accuracy\n{FIRST}\n", "line 2: accuracy is None; it must be a number"),
     ],

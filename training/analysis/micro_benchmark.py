@@ -4,8 +4,6 @@ With such a table, samplers, searchers and rankings can be evaluated in seconds:
 `Evaluator` would return for a perfect super-net. docs/micro_benchmark.md describes how the table was made.
 """
 
-import csv
-import io
 import json
 import math
 from collections import Counter
@@ -19,7 +17,7 @@ from typing import Any
 
 from modeling_magic import MagicConfig
 
-from ..files import make_output_folder, read_json, write_csv, write_json
+from ..files import make_output_folder, read_csv, read_json, write_csv, write_json
 from ..space.costs import additive_cost
 from ..space.latency import LatencyTable
 from ..space.search_space import Architecture, SearchSpace, format_architecture, parse_architecture
@@ -167,16 +165,16 @@ def load_micro_benchmark(path: str | Path | None = None) -> MicroBenchmark:
         raise ValueError(f"{metadata_file} is not the metadata of a table of children: {error!r}") from None
     if found != _VERSION:
         raise ValueError(f"{metadata_file} has format {found}; this version reads format {_VERSION}")
-    reader = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"), newline=""))
-    if reader.fieldnames != _COLUMNS:
-        raise ValueError(f"{table} has the columns {reader.fieldnames}, not {_COLUMNS}")
+    columns, lines = read_csv(table)
+    if columns != _COLUMNS:
+        raise ValueError(f"{table} has the columns {columns}, not {_COLUMNS}")
     rows = []
-    for values in reader:
+    for line, values in lines:
         try:
             rows.append(_row_of(values))
             space.check(rows[-1].architecture)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{table}, line {reader.line_num}: {error}") from None
+            raise ValueError(f"{table}, line {line}: {error}") from None
     if len(rows) != num_rows:
         raise ValueError(f"{table} has {len(rows)} rows but its metadata says {num_rows}; copy both files again")
     return MicroBenchmark(tuple(rows), metadata)

@@ -263,7 +263,8 @@ def method_tau(
     """
     taus, resampled = _taus(truth, scores, num_resamples, seed)
     means = resampled.mean(axis=0) + _errors_of_means([taus], num_resamples, seed)
-    return MethodTau(tuple(taus.tolist()), _interval(means, confidence))
+    # Two super-nets have so wide a t-distribution that it leaves the range of tau.
+    return MethodTau(tuple(taus.tolist()), _interval(means.clip(-1, 1), confidence))
 
 
 def tau_among_equals(truth: Scores, scores: Scores, size: Callable[[Architecture], float]) -> float:
@@ -347,7 +348,7 @@ def compare_rankings(
     sides = (slice(None, len(first)), slice(len(first), None))
     differences = np.subtract(*(resampled[side].mean(axis=0) for side in sides))
     differences += _errors_of_means([taus[side] for side in sides], num_resamples, seed)
-    differences = differences[np.isfinite(differences)]
+    differences = differences[np.isfinite(differences)].clip(-2, 2)
     return PairedComparison(
         difference=float(taus[sides[0]].mean() - taus[sides[1]].mean()),
         interval=_interval(differences, confidence),

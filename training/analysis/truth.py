@@ -1,6 +1,5 @@
 """The truth about children: journals of stand-alone training, or a user's own numbers (5.2)."""
 
-import csv
 import json
 import math
 import re
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import read_json
+from ..files import read_csv, read_json
 from ..space.search_space import Architecture, format_architecture, parse_architecture
 from ..supernet.journal import Journal, RankedChild
 
@@ -197,6 +196,11 @@ def _comparable(of_child: np.ndarray, of_seed: np.ndarray) -> np.ndarray:
         is_fitted = left
 
 
+def is_lower_better(metric: str) -> bool:
+    """Returns whether lower values of a metric are better, by the end of its name: "loss", "perplexity" or "error"."""
+    return metric.endswith(_LOSSES)
+
+
 def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bool | None = None) -> Truth:
     """Returns the truth from a folder of stand-alone children, or from a user's CSV or JSON file.
 
@@ -207,14 +211,13 @@ def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bo
     Args:
         source: the folder or the file.
         metric: the column, or "val_loss" or "val_accuracy" for a folder.
-        lower_is_better: whether lower values are better. Default: true if the name of the metric ends in "loss",
-            "perplexity" or "error".
+        lower_is_better: whether lower values are better. Default: decided by the name, see `is_lower_better`.
 
     Raises:
         ValueError: the source is neither, or is damaged. The message names the line or entry.
     """
     path = Path(source)
-    is_loss = metric.endswith(_LOSSES) if lower_is_better is None else lower_is_better
+    is_loss = is_lower_better(metric) if lower_is_better is None else lower_is_better
     if path.is_dir():
         if holds_named(path):
             raise ValueError(
@@ -229,12 +232,7 @@ def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bo
         )
     if path.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"{path} is neither a .csv nor a .json file; give the values as one of these")
-    try:
-        # Accepts the byte order mark that spreadsheets write.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
-    entries = _csv_entries(path, text, metric) if path.suffix.lower() == ".csv" else _json_entries(path, text, metric)
+    entries = (_csv_entries if path.suffix.lower() == ".csv" else _json_entries)(path, metric)
     values: dict[Architecture, tuple[float, ...]] = {}
     for where, name, value in entries:
         try:
@@ -252,19 +250,19 @@ def load_truth(source: str | Path, metric: str = "val_loss", lower_is_better: bo
 _Entry = tuple[str, Any, Any]
 
 
-def _csv_entries(path: Path, text: str, metric: str) -> list[_Entry]:
-    reader = csv.DictReader(text.splitlines())
+def _csv_entries(path: Path, metric: str) -> list[_Entry]:
+    columns, rows = read_csv(path)
     for column in ("architecture", metric):
-        if column not in (reader.fieldnames or ()):
-            raise ValueError(
-                f"{path} has no column {column!r}; its first line names {', '.join(reader.fieldnames or ['none'])}"
-            )
-    return [(f"{path}, line {reader.line_num}", row["architecture"], row[metric]) for row in reader]
+        if column not in columns:
+            raise ValueError(f"{path} has no column {column!r}; its first line names {', '.join(columns) or 'none'}")
+    return [(f"{path}, line {line}", row["architecture"], row[metric]) for line, row in rows]
 
 
-def _json_entries(path: Path, text: str, metric: str) -> list[_Entry]:
+def _json_entries(path: Path, metric: str) -> list[_Entry]:
     try:
-        found = json.loads(text)
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if isinstance(found, dict):

@@ -53,8 +53,9 @@ def interference_curve(
 ) -> dict[int, Estimate]:
     """Returns the mean cosine between children that differ on m edges, for each m, as in Fig. 2 (c).
 
-    Draws in which two of the children are the same function, because they differ only on edges that are on no path
-    from the input of the cell to its output, are repeated: their cosine is 1 whatever the weights are.
+    Draws in which two of the children differ only on edges that are on no path from the input of the cell to its
+    output are repeated: they are the same function, and their cosine is 1 whatever the weights are. Other ways to be
+    the same function, such as identities on different nodes, are rare and not recognised.
 
     Args:
         model: a super-net.

@@ -22,6 +22,7 @@ from ..runs.training import training_arguments
 from ..space.search_space import Architecture, SearchSpace, format_architecture
 from ..supernet.alignment_plan import AlignmentPlan
 from ..supernet.arguments import MagicTrainingArguments
+from ..supernet.compute import steps_per_epoch
 from ..supernet.evaluation import Evaluator, rank_children, validation_batches
 from ..supernet.journal import RankedChild
 from ..supernet.loading import SUPERNET_FOLDER
@@ -205,10 +206,10 @@ class RankingCurve(TrainerCallback):
 def training_cost(settings: CellSettings, num_train: int, num_steps: int) -> float:
     """Returns the expected cost of a training, in forward passes of an image through a child.
 
-    A step takes three passes for each of its images, and one more for each child that it is aligned to. A check of the
-    anchor takes one pass over the held-out images for its challenger and, after the first check, one for the anchor.
-    Children are assumed to cost the same, although an anchor with many convolutions costs more; those of the sandwich
-    rule count as their mean. Validations that all methods share are not counted.
+    A step takes three passes for each of its images, and one more, up to the last aligned cell, for each child that it
+    is aligned to. A check of the anchor takes one pass over the held-out images for its challenger and, after the
+    first check, one for the anchor. Children are assumed to cost the same, although an anchor with many convolutions
+    costs more; those of the sandwich rule count as their mean. Validations that all methods share are not counted.
 
     Args:
         settings: the settings of the super-net.
@@ -217,9 +218,11 @@ def training_cost(settings: CellSettings, num_train: int, num_steps: int) -> flo
     """
     args, config = cell_arguments(settings, ""), cell_config(settings)
     images = args.train_batch_size * args.gradient_accumulation_steps
-    plan = AlignmentPlan.of(args, config.num_cells, math.ceil(num_train / images))
+    plan = AlignmentPlan.of(args, config.num_cells, steps_per_epoch(args, num_train))
     targets = args.num_average_children if args.alignment == "average" else 1
-    aligned = plan.num_aligned_steps(num_steps) * images * targets
+    # Cells of all stages cost the same: half the pixels per side, but twice the channels.
+    share = max(plan.aligned_layers, default=0) / config.num_cells
+    aligned = plan.num_aligned_steps(num_steps) * images * targets * share
     looks, validated = plan.num_anchor_looks(num_steps), 0
     if args.alignment == "anchor":
         validated = max(0, 2 * looks - 1)

@@ -33,7 +33,7 @@ def cell_space(operators: Sequence[str] = OPERATORS) -> SearchSpace:
 
 def running_edges(child: Architecture) -> list[bool]:
     """Returns for each edge whether it is on a path from the input of the cell to its output."""
-    from_input, to_output = {0}, {len(EDGES) // 2}
+    from_input, to_output = {0}, {EDGES[-1][1]}
     for (source, target), operator in zip(EDGES, child, strict=True):
         if operator != NONE and source in from_input:
             from_input.add(target)

@@ -30,7 +30,7 @@ from ..files import make_output_folder, read_json, write_json
 from ..runs.folders import Run, bars_off, check_one_process, finished_result
 from ..runs.sharing import open_in_turn, share_work
 from ..space.search_space import Architecture
-from ..supernet.compute import steps_of_equal_compute
+from ..supernet.compute import steps_of_equal_compute, steps_per_epoch
 from ..supernet.journal import RankedChild
 from ..supernet.loading import SUPERNET_FOLDER
 from ..tables import markdown_table
@@ -135,7 +135,10 @@ def _truth(settings: CellSweepSettings) -> Truth:
     truth, space = load_published(settings.table, settings.metric), cell_space(settings.supernet.operators)
     within = sorted(child for child in truth.values if child in space)
     if len(within) < settings.num_children:
-        raise ValueError(f"num_children is {settings.num_children}, but {settings.table} has {len(within)} such cells")
+        raise ValueError(
+            f"num_children is {settings.num_children}, but only {len(within):,} cells of {settings.table} have the "
+            f"operators {', '.join(settings.supernet.operators)}; give a smaller num_children"
+        )
     truth = truth.subset(random.Random(settings.sample_seed).sample(within, settings.num_children))
     check_scores(truth=truth.means)
     return truth
@@ -195,8 +198,9 @@ def method_steps(settings: CellSweepSettings, num_train: int) -> dict[str, int]:
 
 def _num_steps(settings: CellSettings, num_train: int) -> int:
     args = cell_arguments(settings, "cells")
-    epoch = math.ceil(math.ceil(num_train / args.train_batch_size) / args.gradient_accumulation_steps)
-    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * steps_per_epoch(args, num_train))
 
 
 # ---- Judging ----
@@ -389,7 +393,7 @@ def _table(
         "sd",
         "by accuracy",
         "equal parameters",
-        "better half",
+        "better half (95%)",
         "accuracy of the first",
     ]
     body = [
@@ -397,11 +401,11 @@ def _table(
             row["method"],
             _number(row),
             f"{row['steps']:,}" if row["steps"] else "",
-            f"{row['tau']:.3f} ({row['tau_low']:.3f} to {row['tau_high']:.3f})",
+            _with_interval(row, "tau"),
             "" if row["spread"] is None else f"{row['spread']:.3f}",
             "" if row["tau_by_accuracy"] is None else f"{row['tau_by_accuracy']:.3f}",
             "" if row["tau_equal_parameters"] is None else f"{row['tau_equal_parameters']:.3f}",
-            f"{row['tau_better_half']:.3f}",
+            _with_interval(row, "tau_better_half"),
             f"{row['winner']:.2f}",
         ]
         for row in rows
@@ -418,6 +422,10 @@ def _table(
         lines += ["", "Mean cosine between gradients of children that differ on m edges (95% over super-nets):", ""]
         lines.append(_cosine_table(interference))
     return "\n".join(lines)
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
 
 
 def _cosine_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """Images of a classification task, in memory: read with `datasets`, cropped and mirrored according to the seed."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
@@ -21,6 +22,8 @@ from ..tables import first_line
 
 # Per channel, for the images of CIFAR-10; the difference from other images does not matter.
 _MEAN, _DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+# Side length in pixels; the last stage sees a quarter of it.
+SMALLEST = 8
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 # The largest offset of a crop as a share of the image's size, as in the benchmark's recipe: 4 of 32 pixels.
 _PADDING = 1 / 8
@@ -122,13 +125,18 @@ def load_images(source: str, num_validation: int, image_size: int | None = None,
     whole = images.shape[-1]
     if image_size not in (None, images.shape[-1]):
         images = _smaller(images, int(image_size or 0), source)
+    if whole < SMALLEST:
+        raise ValueError(f"the images of {source} have {whole} pixels per side; give images with at least {SMALLEST}")
     if images.shape[-1] % 4:
         remedy = "give images whose size is a multiple of 4"
         if whole % 4 == 0:
             remedy = f"set image_size to a multiple of 4 that divides {whole}"
         raise ValueError(f"the images have {images.shape[-1]} pixels per side, which cannot be halved twice; {remedy}")
     if not 0 < num_validation < len(labels):
-        raise ValueError(f"num_validation_images is {num_validation}; {source} has {len(labels):,} images")
+        raise ValueError(
+            f"num_validation_images is {num_validation}, but {source} has {len(labels):,} images; give at least 1 and "
+            f"fewer than that"
+        )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
     held_out, rest = order[:num_validation].sort().values, order[num_validation:].sort().values
     fingerprint = {
@@ -160,16 +168,24 @@ def _read(source: str) -> Dataset:
             raise ValueError(
                 f"the files train*.parquet in {source} have different columns; give the folder of one data set"
             ) from None
-        raise ValueError(
-            f"the images of {source} cannot be read ({first_line(error.__cause__ or error)}); a file is truncated or "
-            f"damaged; copy it again"
-        ) from None
+        raise _damaged(source, error.__cause__ or error) from None
     except (OSError, RuntimeError) as error:
+        if folder.is_dir():
+            raise _damaged(source, error) from None
         raise ValueError(
             f"{source} is neither a folder nor a data set that can be loaded: {first_line(error)}"
         ) from None
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        # From metadata that has become another text.
+        raise _damaged(source, error) from None
     assert isinstance(data, Dataset)
     return data
+
+
+def _damaged(source: str, error: BaseException) -> ValueError:
+    return ValueError(
+        f"the images of {source} cannot be read ({first_line(error)}); a file is truncated or damaged; copy it again"
+    )
 
 
 def _columns(rows: Dataset, source: str) -> tuple[str, str]:
@@ -179,25 +195,31 @@ def _columns(rows: Dataset, source: str) -> tuple[str, str]:
     labels = [name for name in _LABEL_COLUMNS if name in names]
     for found, what in ((images, "image"), (labels, "label")):
         if not found:
-            raise ValueError(f"{source} has no column {what!r}; its columns are {', '.join(names)}")
+            raise ValueError(
+                f"{source} has no column {what!r}; its columns are {', '.join(names)}; rename one of them"
+            )
     return images[0], labels[0]
 
 
 def _decoded(rows: Dataset, image_column: str, label_column: str, source: str) -> tuple[Tensor, Tensor]:
+    from PIL import UnidentifiedImageError
+
     try:
         rows = rows.cast_column(image_column, Image(mode="RGB"))
     except (ArrowException, TypeError) as error:
         raise ValueError(f"the column {image_column!r} of {source} has no images ({first_line(error)})") from None
     arrays: list[np.ndarray] = []
     try:
-        for number, image in enumerate(progress_bar(rows[image_column], desc="images", leave=False)):
+        for image in progress_bar(rows[image_column], desc="images", leave=False):
             if image is None:
-                raise ValueError(f"row {number} of {source} has no image; remove it")
+                raise ValueError(f"row {len(arrays)} of {source} has no image; remove it")
             arrays.append(np.asarray(image))
-            _check_shape(arrays[-1].shape, arrays[0].shape, f"image {number} of {source}")
-    except (ArrowException, OSError) as error:
+            _check_shape(arrays[-1].shape, arrays[0].shape, f"image {len(arrays) - 1} of {source}")
+    except (ArrowException, OSError, SyntaxError) as error:
+        # Pillow raises a SyntaxError for some damages, and names no file for others.
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise ValueError(
-            f"the images of {source} cannot be read ({first_line(error)}); copy the damaged file again"
+            f"image {len(arrays)} of {source} cannot be read ({reason}); copy the damaged file again"
         ) from None
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), _labels(rows, label_column, source)
 

@@ -1,10 +1,10 @@
 """The table of published accuracies of all cells, each trained alone (D)."""
 
-import csv
 import math
 from pathlib import Path
 
-from ..analysis.truth import Truth
+from ..analysis.truth import Truth, is_lower_better
+from ..files import read_csv
 from ..space.search_space import Architecture
 from .cell_space import parse_cell
 
@@ -14,49 +14,48 @@ ARCHITECTURE_COLUMNS = ("arch", "architecture", "arch_str")
 
 
 def load_published(path: str | Path, metric: str) -> Truth:
-    """Returns the accuracy of each cell in a CSV table.
+    """Returns the accuracy of each cell in a CSV table, or its negative loss.
 
     Args:
-        path: a table with a column `arch` of cells in the notation of the benchmark, and columns of accuracies.
-        metric: the column of accuracies to read.
+        path: a table with a column `arch` of cells in the notation of the benchmark, and columns of numbers.
+        metric: the column to read. Lower values are better if its name ends like that of a loss
+            (`truth.is_lower_better`).
 
     Raises:
-        ValueError: the file or a column does not exist, a cell is invalid or occurs twice, or an accuracy is not a
-            number, or a quotation mark is not closed.
+        ValueError: the file or a column does not exist, a cell is invalid or occurs twice, a value is not a number,
+            the column numbers the rows, or the file is damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the table of published accuracies as CSV")
-    try:
-        return Truth(metric, is_loss=False, values=_read(path, metric))
-    except csv.Error as error:
-        raise ValueError(
-            f"{path} is not a CSV table ({error}); look for a quotation mark that is not closed"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
-
-
-def _read(path: Path, metric: str) -> dict[Architecture, tuple[float, ...]]:
-    # Spreadsheets write a byte order mark at the beginning.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        columns = reader.fieldnames or []
-        named = next((name for name in ARCHITECTURE_COLUMNS if name in columns), None)
-        for name, wanted in ((named, ARCHITECTURE_COLUMNS[0]), (metric, metric)):
-            if name not in columns:
-                raise ValueError(f"{path} has no column {wanted!r}; its columns are {', '.join(columns) or 'none'}")
-        found: dict[Architecture, tuple[float, ...]] = {}
-        for row in reader:
-            try:
-                child, accuracy = parse_cell(row[named] or ""), float(row[metric] or "nan")
-            except ValueError as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-            if not math.isfinite(accuracy):
-                raise ValueError(f"{path}, line {reader.line_num}: {metric} is {row[metric]!r}; it must be a number")
-            if child in found:
-                raise ValueError(f"{path}, line {reader.line_num}: the cell {row[named]} occurs twice; remove one")
-            found[child] = (accuracy,)
+    columns, rows = read_csv(path)
+    named = next((name for name in ARCHITECTURE_COLUMNS if name in columns), None)
+    if named is None or metric not in columns:
+        wanted = metric if named else ARCHITECTURE_COLUMNS[0]
+        raise ValueError(f"{path} has no column {wanted!r}; its columns are {', '.join(columns) or 'none'}")
+    is_loss = is_lower_better(metric)
+    found: dict[Architecture, tuple[float, ...]] = {}
+    for line, row in rows:
+        child, value = _read_row(row[named], row[metric], f"{path}, line {line}", metric)
+        if child in found:
+            raise ValueError(f"{path}, line {line}: the cell {row[named]} occurs twice; remove one")
+        found[child] = (-value if is_loss else value,)
     if not found:
         raise ValueError(f"{path} has no rows; give the table of published accuracies")
-    return found
+    if [abs(value) for (value,) in found.values()] == list(range(len(found))):
+        raise ValueError(f"the column {metric!r} of {path} only numbers the rows; give a column of accuracies")
+    return Truth(metric, is_loss, found)
+
+
+def _read_row(cell: str | None, value: str | None, where: str, metric: str) -> tuple[Architecture, float]:
+    try:
+        child = parse_cell(cell or "")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    try:
+        number = float(value or "nan")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: {metric} is {value!r}; it must be a number")
+    return child, number

@@ -75,7 +75,7 @@ def supernet_passes(
         return SupernetPasses(trained, targets, validated)
     epoch = None
     if num_train_sequences is not None:
-        epoch = math.ceil(math.ceil(num_train_sequences / args.train_batch_size) / args.gradient_accumulation_steps)
+        epoch = steps_per_epoch(args, num_train_sequences)
     plan = AlignmentPlan.of(args, len(choices), epoch)
     num_looks = plan.num_anchor_looks(num_steps)
     num_sequences = min(args.num_validation_sequences, num_validation_sequences or args.num_validation_sequences)
@@ -96,6 +96,11 @@ def supernet_passes(
     for depth in range(max(plan.aligned_layers, default=0) + 1):
         targets[depth] = aligned * (1 - 1 / bottoms[max(depth, 1)] if shares else 1)
     return SupernetPasses(trained, targets, validated)
+
+
+def steps_per_epoch(args: MagicTrainingArguments, num_train: int) -> int:
+    """Returns the number of optimizer steps in which one process sees `num_train` sequences or images once."""
+    return math.ceil(math.ceil(num_train / args.train_batch_size) / args.gradient_accumulation_steps)
 
 
 def supernet_flops(

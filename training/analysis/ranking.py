@@ -158,6 +158,11 @@ def _tied_pairs(values: np.ndarray) -> int:
     return int((counts * (counts - 1) // 2).sum())
 
 
+def first_ranked(truth: Scores, scores: Scores) -> Architecture:
+    """Returns the child with the highest score; among several, the worst, as in `evaluate_ranking`."""
+    return max(scores, key=lambda child: (scores[child], -truth[child]))
+
+
 def _top(true: np.ndarray, score: np.ndarray, k: int) -> TopK:
     # Among children with the same score, the worst comes first.
     chosen = np.lexsort((true, -score))[:k]

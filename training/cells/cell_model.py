@@ -9,6 +9,7 @@ train them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..space.search_space import Architecture, SearchSpace
-from .cell_space import CONV1, CONV3, EDGES, NONE, POOL, SKIP, cell_space
+from .cell_space import CONV1, CONV3, EDGES, NONE, POOL, SKIP, cell_space, reached_edges
 
 
 NUM_STAGES = 3
@@ -294,16 +295,6 @@ def count_cell_flops(config: CellConfig, child: Sequence[str], image_size: int =
             size, channels = size // 2, 2 * channels
             # Two convolutions of 3 x 3, from half the channels and from all, and the shortcut of 1 x 1.
             total += 2 * size**2 * channels * (9 * channels // 2 + 9 * channels + channels // 2)
-        weights = sum({CONV1: 1, CONV3: 9}.get(operator, 0) for operator in _running(child))
+        weights = sum(compress(({CONV1: 1, CONV3: 9}.get(operator, 0) for operator in child), reached_edges(child)))
         total += 2 * config.cells_per_stage * weights * channels**2 * size**2
     return total + 2 * channels * config.num_classes
-
-
-def _running(child: Sequence[str]) -> list[str]:
-    """The operators that are run: those on edges from nodes that the input reaches."""
-    reached, running = {0}, []
-    for (source, target), operator in zip(EDGES, child, strict=True):
-        if operator != NONE and source in reached:
-            reached.add(target)
-            running.append(operator)
-    return running

@@ -31,19 +31,24 @@ def cell_space(operators: Sequence[str] = OPERATORS) -> SearchSpace:
     return SearchSpace((tuple(operators),) * len(EDGES))
 
 
+def reached_edges(child: Sequence[str]) -> list[bool]:
+    """Returns for each edge whether the input of the cell reaches it and its operator is not `none`."""
+    nodes, reached = {0}, []
+    for (source, target), operator in zip(EDGES, child, strict=True):
+        reached.append(operator != NONE and source in nodes)
+        if reached[-1]:
+            nodes.add(target)
+    return reached
+
+
 def running_edges(child: Architecture) -> list[bool]:
     """Returns for each edge whether it is on a path from the input of the cell to its output."""
-    from_input, to_output = {0}, {EDGES[-1][1]}
-    for (source, target), operator in zip(EDGES, child, strict=True):
-        if operator != NONE and source in from_input:
-            from_input.add(target)
-    for (source, target), operator in zip(reversed(EDGES), reversed(child), strict=True):
-        if operator != NONE and target in to_output:
+    to_output, running = {EDGES[-1][1]}, []
+    for (source, target), is_reached in zip(reversed(EDGES), reversed(reached_edges(child)), strict=True):
+        running.append(is_reached and target in to_output)
+        if running[-1]:
             to_output.add(source)
-    return [
-        operator != NONE and source in from_input and target in to_output
-        for (source, target), operator in zip(EDGES, child, strict=True)
-    ]
+    return running[::-1]
 
 
 def used_operators(child: Architecture) -> Architecture:

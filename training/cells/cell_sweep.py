@@ -19,6 +19,7 @@ from ..analysis.ranking import (
     check_scores,
     compare_rankings,
     evaluate_ranking,
+    first_ranked,
     method_tau,
     tau_among_equals,
 )
@@ -293,7 +294,7 @@ def _quality(scores: Sequence[Scores], means: Scores, better: Scores, num_resamp
     """How well super-nets rank all children and the better half, and the accuracy of the first-ranked child."""
     whole = _tau(means, scores, num_resamples)
     half = _tau(better, [{child: one[child] for child in better} for one in scores], num_resamples)
-    winners = [means[_winner(one, means)] for one in scores if _ranks(one)]
+    winners = [means[first_ranked(means, one)] for one in scores if _ranks(one)]
     return {
         "tau": whole.mean,
         "tau_low": whole.interval[0],
@@ -322,14 +323,9 @@ def _baselines(costs: Mapping[str, Scores], means: Scores, better: Scores, num_r
     ]
 
 
-def _winner(scores: Scores, means: Scores) -> Architecture:
-    """The child with the highest score; ties go to the worst child, as in `evaluate_ranking`."""
-    return max(scores, key=lambda child: (scores[child], -means[child]))
-
-
 def _supernet_row(one: _Trained, means: Scores) -> dict[str, Any]:
     quality = evaluate_ranking(means, one.by_loss, num_resamples=1) if _ranks(one.by_loss) else None
-    winner = _winner(one.by_loss, means) if quality else None
+    winner = first_ranked(means, one.by_loss) if quality else None
     return {
         "method": one.method,
         "seed": one.result["seed"],

@@ -30,8 +30,12 @@ def folder(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "model")
 
 
+LINES = "card: lines with numbers"
+
+
 def wrong(folder) -> list[str]:
-    return [one.what for one in check_card(VerifiedFolder(folder)) if one.verdict == DIFFERS]
+    """What differs, but for the check of all lines, which notes every change that another check names."""
+    return [one.what for one in check_card(VerifiedFolder(folder)) if one.verdict == DIFFERS and one.what != LINES]
 
 
 # ---- Reading ----
@@ -89,6 +93,7 @@ def test_an_untouched_card_is_as_recorded(exported):
         "card: results of its metadata",
         "card: license of its metadata",
         "card: language of its metadata",
+        LINES,
     }
 
 
@@ -119,6 +124,32 @@ def test_an_edited_number_is_named_and_nothing_else(folder, old, new, what):
     # Of an export of an earlier release, too; its card may be divided otherwise.
     without_contents(folder)
     assert wrong(folder) == ([] if old.startswith("##") else [what])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("the longest input has 64", "the longest input has 512"),
+        ("one multiply-add is 2", "one multiply-add is 1"),
+        ("| steps | 800 |", "| steps | 80 |"),
+        ("4 layers, 256 children", "many children"),
+    ],
+)
+def test_a_number_that_no_other_check_knows_is_named_too(folder, old, new):
+    edit(folder / "README.md", old, new)
+    (found,) = (one for one in check_card(VerifiedFolder(folder)) if one.what == LINES)
+    assert found.verdict == DIFFERS
+    assert found.found.startswith("1 missing or changed")
+    assert ("; also: " in found.found) == any(map(str.isdigit, new))
+    # An export of an earlier release has no record of them.
+    without_contents(folder)
+    assert LINES not in verdicts(check_card(VerifiedFolder(folder)))
+
+
+def test_a_sentence_with_a_number_that_the_export_has_not_written_is_told(folder):
+    edit(folder / "README.md", "## Limits", "It scores 84.2 on GLUE.\n\n## Limits")
+    (found,) = (one for one in check_card(VerifiedFolder(folder)) if one.what == LINES)
+    assert (found.verdict, found.found) == (NOT_RECORDED, "1 more line: It scores 84.2 on GLUE.")
 
 
 def test_a_card_that_is_missing_or_no_text_is_named(folder):

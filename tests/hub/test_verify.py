@@ -89,7 +89,7 @@ def test_a_fine_tuned_models_scores_need_the_task(exported, tokenizer, tmp_path)
     assert checked.pop("scores: scores") == NOT_CHECKED
     assert set(checked.values()) == {OK}
     edit(folder / "README.md", "| 0.9000 |", "| 0.9900 |")
-    assert differing(folder) == {"card: Results"}
+    assert differing(folder) == {"card: Results", "card: lines with numbers"}
 
 
 def test_conversions_are_as_recorded_and_plain_models_have_no_record(tmp_path):
@@ -157,7 +157,7 @@ def test_a_flipped_byte_in_the_weights(folder):
     assert found.differing == ("weights: model.safetensors",)
     assert repr(found) == found.summary
     assert found._repr_html_().startswith(f"<p>{found.summary}</p><table>")
-    assert found.summary.endswith("not as recorded in 1 of 26 checks: weights: model.safetensors.")
+    assert found.summary.endswith("not as recorded in 1 of 27 checks: weights: model.safetensors.")
 
 
 def test_weights_that_are_cut_short(folder):

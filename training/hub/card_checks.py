@@ -1,6 +1,7 @@
 """Comparison of the numbers in a model card with those of the folder and of search.json."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from modeling_magic import MagicConfig
 
 from ..space.search_space import compact_architecture
+from ..tables import counted
 from .card import CARD_NAME, HEADS, render_model_card
-from .contents import MANIFEST_NAME, is_written_here
+from .contents import MANIFEST_NAME, is_written_here, line_sha256, numbered_lines, recorded_lines
 from .export import describe_model
 from .file_checks import MENTIONS_RECORD
 from .verified_folder import DIFFERS, NOT_RECORDED, OK, UNREADABLE, Check, VerifiedFolder, check, compare
@@ -166,6 +168,7 @@ def check_card(folder: VerifiedFolder) -> Iterator[Check]:
         absent = DIFFERS if MENTIONS_RECORD in text else NOT_RECORDED
         yield from _check_numbers(folder, config, card_numbers(text), absent)
         yield from _check_tables(folder, text, _expected(folder, config, text), absent)
+        yield from _check_lines(folder, text, absent)
 
 
 def _expected(folder: VerifiedFolder, config: MagicConfig, text: str) -> _Expected | None:
@@ -194,6 +197,25 @@ def _check_numbers(folder: VerifiedFolder, config: MagicConfig, card: CardNumber
         yield _on_card("FLOPs", card.flops, f"{flops:.3g}", absent)
     yield _on_card("architecture", card.architecture, config.chain, absent)
     yield _on_card("sizes", card.sizes and "{} layers x {}".format(*card.sizes), sizes, absent)
+
+
+def _check_lines(folder: VerifiedFolder, text: str, absent: str) -> Iterator[Check]:
+    """Yields the check that the card still has all lines with numbers that the export wrote, and no others."""
+    recorded = recorded_lines(folder.record)
+    if recorded is None:
+        return
+    what, written = "card: lines with numbers", f"the {counted(len(recorded), 'line')} of the export"
+    found = numbered_lines(text)
+    missing = Counter(recorded) - Counter(map(line_sha256, found))
+    further = [line for line in found if line_sha256(line) not in recorded]
+    also = f"; also: {further[0]}" if further else ""
+    if missing:
+        yield check(what, written, f"{missing.total()} missing or changed{also}", absent)
+    elif further:
+        note = f"{MANIFEST_NAME} does not have {'it' if len(further) == 1 else 'them'}"
+        yield check(what, written, f"{counted(len(further), 'more line')}: {further[0]}", NOT_RECORDED, note)
+    else:
+        yield check(what, written, "the same", OK)
 
 
 def _on_card(what: str, recorded: Any, found: Any, absent: str) -> Check:

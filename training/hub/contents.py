@@ -5,6 +5,7 @@ it is not signed.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import version
@@ -25,21 +26,24 @@ _BY_VALUE = {
     "tokenizer_config.json": ("is_local", "local_files_only"),
 }
 _OWN_HASH = "record_sha256"
+_FRONT_MATTER = re.compile(r"\A---\n.*?^---$", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+_DIGIT = re.compile(r"\d")
 
 
 def with_contents(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a manifest with the key "contents", which describes the other files of the folder.
 
     In it, "json" has the contents of config.json and tokenizer_config.json, "sha256" a hash of each other file except
-    the card (a push writes the repository's name into it), "written_by" this package's version, and "record_sha256" a
-    hash of everything else in search.json.
+    the card (a push writes the repository's name into it), "card_lines" a hash of each `numbered_lines` of the card,
+    "written_by" this package's version, and "record_sha256" a hash of everything else in search.json.
 
     Args:
         manifest: the manifest for search.json. "contents" from an older export is replaced.
         folder: the folder, in which all other files have been written.
     """
     files = files_in(folder)
-    contents = {
+    contents: dict[str, Any] = {
         "written_by": _writer(),
         "json": {name: read_json(files[name]) for name in _BY_VALUE if name in files},
         "sha256": {
@@ -48,8 +52,22 @@ def with_contents(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             if name not in (CARD_NAME, MANIFEST_NAME, *_BY_VALUE)
         },
     }
+    if CARD_NAME in files:
+        contents["card_lines"] = list(map(line_sha256, numbered_lines(files[CARD_NAME].read_text(encoding="utf-8"))))
     record = {**manifest, CONTENTS: contents}
     return {**record, CONTENTS: {**contents, _OWN_HASH: record_sha256(record)}}
+
+
+def numbered_lines(card: str) -> list[str]:
+    """Returns the lines of a card that have a digit, without its front matter, headings and code."""
+    body = _FRONT_MATTER.sub("", card)
+    lines = _CODE.sub("", body).splitlines()
+    return [line.strip() for line in lines if _DIGIT.search(line) and not line.startswith("#")]
+
+
+def line_sha256(line: str) -> str:
+    """Returns the hash that `with_contents` records of a line of the card."""
+    return sha256(line.encode()).hexdigest()
 
 
 def is_written_here(record: Mapping[str, Any]) -> bool:
@@ -84,6 +102,12 @@ def recorded_sha256(record: Mapping[str, Any]) -> str | None:
 def recorded_hashes(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the recorded hashes by path, empty for an export of an earlier release."""
     return mapping_at(mapping_at(record, CONTENTS), "sha256")
+
+
+def recorded_lines(record: Mapping[str, Any]) -> list[str] | None:
+    """Returns the recorded hashes of the card's lines, `None` for an export of an earlier release."""
+    lines = mapping_at(record, CONTENTS).get("card_lines")
+    return list(map(str, lines)) if isinstance(lines, list) else None
 
 
 def recorded_json(record: Mapping[str, Any]) -> dict[str, Any]:

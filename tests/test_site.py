@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,35 @@ def test_nothing_is_loaded_from_another_server():
     assert SITE["strict"] is True
 
 
-def test_options_are_documented_by_their_help_and_shown_with_their_default():
+@pytest.fixture(scope="module")
+def documented() -> Any:
+    """The package as the reference documents it."""
     griffe = pytest.importorskip("griffe", reason="pip install 'magic-nas[docs]'")
     extensions = griffe.load_extensions(ROOT / "docs" / "hooks" / "option_fields.py")
-    settings = griffe.load("training.search.settings", search_paths=[ROOT], extensions=extensions)["SearchSettings"]
+    return griffe.load("training", search_paths=[ROOT], extensions=extensions)
+
+
+def test_options_are_documented_by_their_help_and_shown_with_their_default(documented):
+    settings = documented["search.settings.SearchSettings"]
     assert settings["searcher"].docstring.value.startswith("How children are proposed: evolution, ")
     assert settings["searcher"].value == "'evolution'"
-    assert settings["mlm_probability"].value is None
+    assert settings["mlm_probability"].value == "0.15"
+
+
+def test_every_option_of_the_public_settings_is_in_the_reference(documented):
+    """Also those whose help is put together, or made by a function that several settings share."""
+    checked = 0
+    for name in (name for name in training.__all__ if name.endswith("Settings")):
+        settings = getattr(training, name)
+        own = documented[f"{settings.__module__.removeprefix('training.')}.{name}"]
+        for field in fields(settings):
+            if "help" in field.metadata:
+                # An inherited field is documented in the class that it comes from.
+                attribute = own.members.get(field.name) or own.all_members[field.name]
+                assert attribute.docstring is not None, f"{name}.{field.name}"
+                assert attribute.docstring.value == field.metadata["help"]
+                checked += 1
+    assert checked > 200
 
 
 # ---- Links ----

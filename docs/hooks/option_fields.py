@@ -1,26 +1,31 @@
 """An extension of griffe that documents option fields by their help and shows their defaults."""
 
 import ast
+from dataclasses import MISSING, Field, fields, is_dataclass
+from importlib import import_module
 from typing import Any
 
 from griffe import Attribute, Docstring, Extension, ObjectNode
 
 
 class OptionFields(Extension):
-    """Reads calls of `option` in settings classes."""
+    """Reads the fields that `option`, or a function that several settings share, has made."""
 
     def on_attribute_instance(self, *, node: ast.AST | ObjectNode, attr: Attribute, **_: Any) -> None:
-        """Takes the help and the default from `name: type = option(default, help="...")`."""
-        value = getattr(node, "value", None)
-        if not isinstance(value, ast.Call):
+        """Takes the help and the default from the field itself; the source has only an expression for them."""
+        field = _field_of(attr) if isinstance(getattr(node, "value", None), ast.Call) else None
+        if field is None or "help" not in field.metadata:
             return
-        if ast.unparse(value.func).endswith("_option"):
-            # The call of a function that several settings share is not a default to show.
-            attr.value = None
-        if ast.unparse(value.func) != "option":
-            return
-        given = {word.arg: word.value for word in value.keywords}
-        attr.value = ast.unparse(value.args[0]) if value.args else None
-        text = given.get("help")
-        if isinstance(text, ast.Constant) and attr.docstring is None:
-            attr.docstring = Docstring(str(text.value), parent=attr)
+        attr.value = None if field.default is MISSING else repr(field.default)
+        if attr.docstring is None:
+            attr.docstring = Docstring(field.metadata["help"], parent=attr)
+
+
+def _field_of(attr: Attribute) -> Field | None:
+    """Returns the dataclass field that an attribute is, `None` if it is something else."""
+    if attr.parent is None or not attr.parent.is_class:
+        return None
+    owner = getattr(import_module(attr.parent.module.path), attr.parent.name, None)
+    if not is_dataclass(owner):
+        return None
+    return next((field for field in fields(owner) if field.name == attr.name), None)

@@ -24,7 +24,7 @@ def manifest_of(architecture: tuple[str, ...], search: dict[str, Any] | None = N
         "val_loss": [5.0, 5.25],
         "val_accuracy": [0.25, 0.21],
     }
-    return {"search": search, "training": TRAINING, "results": [row]}
+    return {"search": search, "training": TRAINING, "results": [row], "license": "mit"}
 
 
 def flip_byte(path: Path, place: int = -1) -> None:

@@ -30,6 +30,9 @@ def pretrained_config(name: str | Path, what: str = "the model", **kwargs: Any) 
     Raises:
         ValueError: it does not load, or only with code of its own.
     """
+    folder = Path(name)
+    if (folder / "supernet" / "config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(f"{name} is the run of a super-net; export a child first: magic-nas export {name} FOLDER")
     with _one_line(name, what):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
         names = config.architectures

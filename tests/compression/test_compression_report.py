@@ -128,26 +128,30 @@ def test_a_lower_loss_than_the_best_drop_is_better():
         drop("block_drop", 0.01, member="latency-0.2x"),
     ]
     assert verdict(rows, "latency-0.4x") == (
-        "latency-0.4x: better than dropping blocks: its loss is 0.1081, that of the best drop of layers at equal "
-        f"compute 0.1240; {TASK} 81.02 against 79.65. But at equal compute the child of one width has 0.0500 and a "
-        "random child has 0.0600."
+        "latency-0.4x: better than dropping blocks or layers: its loss is 0.1081, that of the best drop "
+        f"of layers at equal compute 0.1240; {TASK} 81.02 against 79.65. But at equal compute the child of one width "
+        "has 0.0500 and a random child has 0.0600."
     )
-    assert verdict(rows, "latency-0.2x").startswith("latency-0.2x: no better than dropping blocks: its loss is 0.9000")
+    assert verdict(rows, "latency-0.2x").startswith(
+        "latency-0.2x: no better than dropping blocks or layers: its loss is 0.9000"
+    )
 
 
 @pytest.mark.parametrize("loss", [0.124, 0.125, math.nan, math.inf])
 def test_an_equal_or_higher_loss_is_no_better(loss):
     rows = [row(FOUND, loss=loss, tasks={}), drop("block_drop", 0.124), drop("evenly_spaced_blocks", 0.3)]
     assert verdict(rows, "latency-0.4x") == (
-        f"latency-0.4x: no better than dropping blocks: its loss is {loss:.4f}, that of the best drop of blocks at "
-        "equal compute 0.1240."
+        f"latency-0.4x: no better than dropping blocks or layers: its loss is {loss:.4f}, that of the best drop "
+        "of blocks at equal compute 0.1240."
     )
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_drop_that_has_diverged_is_not_the_best_one(order):
     drops = [drop("block_drop", math.nan), drop("sublayer_drop", 0.2)][::order]
-    assert verdict([row(FOUND), *drops], "latency-0.4x").startswith("latency-0.4x: better than dropping blocks")
+    assert verdict([row(FOUND), *drops], "latency-0.4x").startswith(
+        "latency-0.4x: better than dropping blocks or layers"
+    )
     assert "no better" in verdict([row(FOUND, loss=0.3), *drops], "latency-0.4x")
     assert "0.2000" in verdict([row(FOUND), *drops], "latency-0.4x")
     assert ": better" in verdict([row(FOUND), drop("block_drop", math.nan)], "latency-0.4x")
@@ -159,7 +163,7 @@ def test_a_drop_that_was_found_is_no_better_than_dropping(loss):
     other = drop("sublayer_drop", 0.15, architecture=("MHA12", "MHA12", "FFN"))
     rows = [row(FOUND, loss=loss, architecture=DROP), drop("block_drop", 0.2), other]
     assert verdict(rows, "latency-0.4x") == (
-        f"latency-0.4x: no better than dropping blocks, since the found child is such a drop: its loss is {loss:.4f}, "
+        f"latency-0.4x: no better than dropping layers, since the found child is such a drop: its loss is {loss:.4f}, "
         f"that of the best drop of layers at equal compute 0.1500; {TASK} 81.02 against 79.65."
     )
 

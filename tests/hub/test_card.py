@@ -55,7 +55,7 @@ def test_card_tells_what_was_measured(child, tokenizer, tmp_path):
     assert card.data.to_dict() == {
         "language": "en",
         "library_name": "transformers",
-        "license": "apache-2.0",
+        "license": "unknown",
         "metrics": ["accuracy"],
         "pipeline_tag": "fill-mask",
         "tags": ["magic", "neural-architecture-search", "encoder"],

@@ -114,7 +114,7 @@ def test_an_untouched_card_is_as_recorded(exported):
         ("type: accuracy\n      value: 0.21", "type: accuracy\n      value: 0.91", "card: results of its metadata"),
         ("model-index:", "model-index: [", "card: results of its metadata"),
         ("type: text\n", "type: text\n      split: test\n", "card: results of its metadata"),
-        ("license: apache-2.0", "license: mit", "card: license of its metadata"),
+        ("license: mit", "license: apache-2.0", "card: license of its metadata"),
         ("language: en", "language: de", "card: language of its metadata"),
     ],
 )

@@ -203,7 +203,7 @@ def test_an_infeasible_budget_names_the_nearest_value_before_anything_is_evaluat
 
     space = planted_space(26)
     budget = Budget((Limit(COST, maximum=50_000),))
-    with pytest.raises(InfeasibleBudgetError, match=f"{1000 + 26 * 3347:,} above the window"):
+    with pytest.raises(InfeasibleBudgetError, match=f"{1000 + 26 * 3347:,}, above the limit"):
         search_children(evaluate, space, budget, Script(), 10)
 
 

@@ -164,7 +164,7 @@ def test_error_if_and_only_if_no_child_is_within(case):
         above = min((value for value in values if limit.maximum is not None and value > limit.maximum), default=None)
         assert (nearest[index].below, nearest[index].above) == (below, above)
         for value, side in ((below, "below"), (above, "above")):
-            assert value is None or f"{format_value(value)} {side} the window" in message
+            assert value is None or f"{format_value(value)}, {side} the limit" in message
 
 
 @given(budgeted())
@@ -399,7 +399,9 @@ def test_feasibility_of_a_space_with_too_many_sums():
     assert at_most.size == 1
     below = Budget((Limit(cost, maximum=summary.smallest - 1), Limit(other, minimum=1)))
     assert not is_feasible(WIDE, below)
-    with pytest.raises(InfeasibleBudgetError, match=f"nearest reachable num_parameters is {summary.smallest:,} above"):
+    with pytest.raises(
+        InfeasibleBudgetError, match=f"nearest value of num_parameters that a child has is {summary.smallest:,}, above"
+    ):
         BudgetedSpace(WIDE, below).check()
     # The child of the fewest parameters has few FLOPs: together the windows are out of reach, each alone is not.
     apart = Budget(
@@ -461,24 +463,29 @@ def test_budget_as_text(limits, text):
     [
         (
             (Limit(COST, 13, 14),),
-            "no child of the space is within the budget 13 <= num_parameters <= 14: the nearest reachable "
-            "num_parameters is 12 below the window and 15 above the window; move a limit to a reachable value",
+            "no child of the space is within the budget 13 <= num_parameters <= 14: the nearest value of "
+            "num_parameters that a child has is 12, below the limit, and 15, above the limit; move a limit to a "
+            "reachable value",
         ),
-        ((Limit(LATENCY, maximum=1),), "the nearest reachable latency_ms is 1.000002 above the window; move"),
+        (
+            (Limit(LATENCY, maximum=1),),
+            "the nearest value of latency_ms that a child has is 1.000002, above the limit; move",
+        ),
         (
             (Limit(COST, maximum=12), Limit(LATENCY, minimum=3)),
-            "num_parameters <= 12 and latency_ms >= 3: the nearest reachable num_parameters is 18 above the window; "
-            "the nearest reachable latency_ms is 1.000002 below the window; move",
+            "num_parameters <= 12 and latency_ms >= 3: the nearest value of num_parameters that a child has is 18, "
+            "above the limit; the nearest value of latency_ms that a child has is 1.000002, below the limit; move",
         ),
         (
             (Limit(COST, maximum=1), Limit(LATENCY, maximum=1)),
-            ": the limits other than num_parameters cannot be met; without them, the nearest reachable "
-            "num_parameters is 12 above the window; the limits other than latency_ms cannot be met; without them, "
-            "the nearest reachable latency_ms is 1.000002 above the window; move",
+            ": the limits other than num_parameters cannot be met; without them, the nearest value of "
+            "num_parameters that a child has is 12, above the limit; the limits other than latency_ms cannot be "
+            "met; without them, the nearest value of latency_ms that a child has is 1.000002, above the limit; move",
         ),
         (
             (Limit(COST, maximum=18), Limit(LATENCY, maximum=1)),
-            ": the limits other than num_parameters cannot be met; the nearest reachable latency_ms is 1.000002 above",
+            ": the limits other than num_parameters cannot be met; the nearest value of latency_ms that a child has "
+            "is 1.000002, above",
         ),
     ],
 )

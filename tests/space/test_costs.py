@@ -379,7 +379,9 @@ def test_a_budget_over_a_space_with_skips():
     assert 0 < restricted.size == len(within) < space.size
     assert {restricted.sample(random.Random(seed)) for seed in range(200)} == within
     too_small = BudgetedSpace(space, Budget((Limit(parameters, maximum=nothing - 1),)))
-    with pytest.raises(InfeasibleBudgetError, match=f"nearest reachable num_parameters is {nothing:,} above"):
+    with pytest.raises(
+        InfeasibleBudgetError, match=f"nearest value of num_parameters that a child has is {nothing:,}, above"
+    ):
         too_small.check()
 
 

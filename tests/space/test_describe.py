@@ -109,7 +109,7 @@ def test_a_budget_that_cannot_be_met():
     smallest = min(map(PARAMETERS, SPACE.children()))
     text = describe_space(CONFIG, 12, budget=Budget((Limit(PARAMETERS, maximum=5000),)))
     assert "budget: num_parameters <= 5,000\nno child meets it\n" in text
-    assert f"the nearest reachable num_parameters is {smallest:,} above the window" in text
+    assert f"the nearest value of num_parameters that a child has is {smallest:,}, above the limit" in text
 
 
 @pytest.mark.parametrize("config", [CONFIG, CONFIG.child_config(("MHA4", "FFN", "CONV5"))])

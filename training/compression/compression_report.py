@@ -151,10 +151,10 @@ def verdict(rows: Sequence[ModelRow], member: str) -> str:
     compared = f"{found.loss:.4f}, that of the {best.label} at equal compute {best.loss:.4f}{_on_tasks(found, best)}"
     if found.architecture in [row.architecture for row in drops]:
         return (
-            f"{member}: no better than dropping blocks, since the found child is such a drop: its loss is {compared}."
+            f"{member}: no better than dropping layers, since the found child is such a drop: its loss is {compared}."
         )
     better = "better" if _by_loss(found) < _by_loss(best) else "no better"
-    return f"{member}: {better} than dropping blocks: its loss is {compared}.{_nearer(found, of_roles)}"
+    return f"{member}: {better} than dropping blocks or layers: its loss is {compared}.{_nearer(found, of_roles)}"
 
 
 def _nearer(found: ModelRow, of_roles: Mapping[str, ModelRow]) -> str:

@@ -186,9 +186,8 @@ def _known_name(name: str, kind: str) -> str:
     if key not in TASKS[kind]:
         near = get_close_matches(key, TASKS[kind], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"--eval {name}: a {kind} model has no such task; {hint}choose among {', '.join(TASKS[kind])}"
-        )
+        known = [*TASKS[kind], *(["docstrings (without a file)"] if kind == "sentence" else [])]
+        raise ValueError(f"--eval {name}: a {kind} model has no such task; {hint}choose among {', '.join(known)}")
     return key
 
 

@@ -115,7 +115,8 @@ def render_model_card(
         made=_made(manifest),
         origin=_origin(manifest),
         training=_training(manifest),
-        results=_results(manifest),
+        results=_results(manifest, kind),
+        learned=_learned(manifest),
     )
 
 
@@ -171,7 +172,7 @@ def card_metadata(
     tags = ["magic", *([] if _converted_from(manifest) else ["neural-architecture-search"]), "encoder"]
     return ModelCardData(
         language=manifest.get("language") or ("en" if corpus.get("source_kind") == "docstrings" else None),
-        license=manifest.get("license", "apache-2.0"),
+        license=manifest.get("license", "unknown"),
         library_name="sentence-transformers" if sentences else "transformers",
         pipeline_tag="sentence-similarity" if sentences else head.task,
         tags=[*tags, *(_SENTENCE_TAGS if sentences else [])],
@@ -294,6 +295,7 @@ def _origin(manifest: dict[str, Any]) -> str:
         return "The architecture was given, not found by a search."
     layers = search["candidate_operators"]
     facts = [
+        ("text", (search.get("corpus") or {}).get("source")),
         ("sampler", search.get("sampler")),
         ("alignment", search.get("alignment")),
         ("optimizer steps of the super-net", f"{search['steps']:,}" if "steps" in search else None),
@@ -339,8 +341,21 @@ def _training(manifest: dict[str, Any]) -> str:
     )
 
 
-def _results(manifest: dict[str, Any]) -> str:
+def _learned(manifest: dict[str, Any]) -> str:
+    """Returns where the language, topics and biases of the weights come from, as far as it is known."""
+    if corpus_of(manifest) and not manifest.get("finetuning"):
+        return (
+            "It has learned only from the text named above, and has taken on that text's kind of language,\n"
+            "  topics and biases."
+        )
+    return "It has the kind of language, topics and biases of the text that its weights were trained on."
+
+
+def _results(manifest: dict[str, Any], kind: str) -> str:
     results, scores = manifest.get("results", []), manifest.get("scores", [])
+    if not results and not scores and (own := own_result(manifest, kind)):
+        shown = [f"{name} {value:.4f}" for name, value in own.items()]
+        return f"As a masked LM, on text held out from training: {', '.join(shown)}."
     columns = ("data", "split", "rows", "metric", "value")
     rows = [(*(score[name] for name in columns[:4]), f"{score['value']:.4f}") for score in scores]
     tables = [results_table(results)] if results or not rows else []

@@ -95,6 +95,8 @@ def push_model(
         ConnectionError: the Hub cannot be reached, or the connection broke.
     """
     folder = Path(model_in(folder))
+    if repo_id.count("/") > 1:
+        raise ValueError(f"{repo_id!r} is not the name of a repository; give OWNER/NAME")
     validate_repo_id(repo_id)
     send = partial(
         _push, repo_id=repo_id, private=private, revision=revision, dry_run=dry_run, token=token, title=commit_message

@@ -97,6 +97,8 @@ def plan_child(settings: RetrainSettings, output_dir: str | Path) -> ChildPlan:
     Raises:
         ValueError: the settings contradict each other.
     """
+    if not settings.architecture:
+        raise ValueError("no architecture is given; give a run with --search, or a child with --architecture")
     architecture = parse_architecture(settings.architecture)
     config = load_preset(settings.preset).child_config(architecture)
     args = pretraining_arguments(TrainingArguments, output_dir, settings.training_arguments, config.hidden_size)

@@ -21,6 +21,7 @@ from ..space.budgets import AdditiveCost, Budget, BudgetedSpace
 from ..space.search_space import Architecture, SearchSpace, format_architecture
 from ..supernet.journal import RankedChild
 from ..tables import counted, counted_children
+from .pareto import COST_LABELS
 from .searchers import RandomSearcher, Searcher, rank_key
 
 
@@ -104,13 +105,15 @@ class SearchResult:
             "both": "both the search and the random control",
             "bert_pattern": "neither the search nor the random control (it is the BERT pattern)",
         }
-        costs = ", ".join(f"{name} {cost(self.winner.architecture):,}" for name, cost in self.costs.items())
+        child = self.winner.architecture
+        costs = [f"{COST_LABELS.get(name, name)} {cost(child):,}" for name, cost in self.costs.items()]
+        within = f"within the budget: {self.budget}" if self.budget.limits else "without a budget"
         bert = "The space has no child with alternating attention and feed-forward layers to compare with."
         return "\n".join(
             (
                 f"Winner: {format_architecture(self.winner.architecture)}",
-                f"Its val_loss is {self.winner.val_loss:.4f} at {costs}.",
-                f"It was found by {finders[self.found_by]}, within the budget: {self.budget}.",
+                f"Its validation loss is {self.winner.val_loss:.4f} ({', '.join(costs)}).",
+                f"It was found by {finders[self.found_by]}, {within}.",
                 self.better_than_random.text,
                 self.better_than_bert.text if self.better_than_bert else bert,
                 *([self.stopped] if self.stopped else []),

@@ -61,7 +61,7 @@ class Report:
     Attributes:
         children: all evaluations of the search and of its controls (`pareto.report_children`).
         winner: the architecture that the search returned, one of the children.
-        budget: the budget as text.
+        budget: the budget as text, empty if there is none.
         windows: (name of the cost, smallest, largest value allowed), for the figures.
         comparisons: for each control that the winner was compared with, the result as text.
         latency: latency of the winner.
@@ -72,7 +72,7 @@ class Report:
 
     children: Sequence[ReportChild]
     winner: Architecture
-    budget: str = "none"
+    budget: str = ""
     windows: Sequence[tuple[str, float | None, float | None]] = ()
     comparisons: Mapping[str, str] = field(default_factory=dict)
     latency: WinnerLatency | None = None
@@ -97,11 +97,11 @@ class Report:
         """The found encoder in one sentence, and the verdict."""
         child = self.winning_child
         costs = [f"{COST_LABELS.get(name, name)} {_exact_cost(name, known_cost(child, name))}" for name in self.names]
-        found = " and ".join(SOURCE_NAMES[source] for source in self.finders[self.winner])
-        within = "without a budget" if self.budget == "none" else f"within the budget {self.budget}"
+        found = " and the ".join(SOURCE_NAMES[source] for source in self.finders[self.winner])
+        within = f"within the budget {self.budget}" if self.budget else "without a budget"
         best = (
             f"The best encoder {within} has a validation loss of {_loss(child.val_loss)} with shared weights "
-            f"({', '.join(costs)}); it was found by: {found}."
+            f"({', '.join(costs)}); it was found by the {found}."
         )
         return f"{best} {self.verdict}".strip()
 

@@ -254,7 +254,7 @@ def _report(
             found.searched, found.random, found.bert_pattern, {cost.name: cost for cost in costs}, found.budget.allows
         ),
         found.winner.architecture,
-        str(found.budget),
+        str(found.budget) if found.budget.limits else "",
         [(limit.cost.name, limit.minimum, limit.maximum) for limit in found.budget.limits],
         comparisons,
         latency,

@@ -208,10 +208,10 @@ class NearestValues:
     def __str__(self) -> str:
         name = self.limit.cost.name
         if not self.is_known:
-            return f"the nearest reachable {name} is unknown, because the space has too many distinct sums of it"
-        values = [f"{format_value(self.below)} below the window"] if self.below is not None else []
-        values += [f"{format_value(self.above)} above the window"] if self.above is not None else []
-        reachable = f"the nearest reachable {name} is {' and '.join(values)}"
+            return f"the nearest value of {name} that a child has is unknown: there are too many distinct sums of it"
+        values = [f"{format_value(self.below)}, below the limit"] if self.below is not None else []
+        values += [f"{format_value(self.above)}, above the limit"] if self.above is not None else []
+        reachable = f"the nearest value of {name} that a child has is {', and '.join(values)}"
         if self.others_met:
             return reachable
         return f"the limits other than {name} cannot be met" + (f"; without them, {reachable}" if values else "")

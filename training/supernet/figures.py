@@ -46,9 +46,13 @@ def _draw_supernet(axes: Axes, log_history: Sequence[dict[str, Any]]) -> None:
         axes.plot(steps, losses, color=BLUE, label="prediction loss")
         axes.set(title="super-net", xlabel="optimizer step", ylabel="masked-LM loss")
         cut_steep_start(axes)
-    else:
+    elif any(log_history := [entry for entry in log_history if "loss" in entry]):
         axes.plot(*_series(log_history, "loss"), color=BLUE, label="sum of block losses")
         axes.set(title="super-net, block-wise", xlabel="optimizer step", ylabel="squared error")
+    else:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no loss was logged in so short a run", ha="center", va="center")
+        return
     steps, losses = _series(log_history, "loss_align")
     lines = list(axes.lines)
     if any(losses):

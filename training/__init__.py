@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .analysis.truth import load_truth
     from .compression.compress_run import compress
     from .compression.compression_report import CompressionResult
+    from .compression.distill_ray import RayCluster
     from .compression.settings import CompressSettings
     from .data.settings import DataSettings
     from .data.text import MaskingCollator, PreparedData, prepare_data
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .finetuning.squad_run import run_squad
     from .hub.convert import convert_checkpoint
     from .hub.export import export_model
+    from .hub.onnx_export import OnnxModel
     from .hub.presets import load_preset
     from .hub.publish import push_model
     from .hub.verify import verify_export
@@ -44,12 +46,19 @@ if TYPE_CHECKING:
     from .search.run import search_supernet
     from .search.searchers import EvolutionSearcher, ParetoSearcher, RandomSearcher
     from .search.settings import SearchSettings
-    from .space.budgets import AdditiveCost, Budget, BudgetedSpace, Limit
+    from .space.budgets import (
+        AdditiveCost,
+        Budget,
+        BudgetedSpace,
+        InfeasibleBudgetError,
+        Limit,
+        WideBudgetError,
+    )
     from .space.latency import LatencyTable, measure_latency
     from .space.limits import budget_of
     from .space.samplers import UniformSampler
     from .space.search_space import SearchSpace
-    from .space.settings import BudgetSettings
+    from .space.settings import BudgetSettings, LatencySettings
     from .supernet.arguments import MagicTrainingArguments
     from .supernet.blockwise import BlockwiseTrainer
     from .supernet.blockwise_run import run_blockwise
@@ -73,6 +82,7 @@ _HOMES = {
     "analysis.truth": ("load_truth",),
     "compression.compress_run": ("compress",),
     "compression.compression_report": ("CompressionResult",),
+    "compression.distill_ray": ("RayCluster",),
     "compression.settings": ("CompressSettings",),
     "data.settings": ("DataSettings",),
     "data.text": ("MaskingCollator", "PreparedData", "prepare_data"),
@@ -84,6 +94,7 @@ _HOMES = {
     "finetuning.squad_run": ("run_squad",),
     "hub.convert": ("convert_checkpoint",),
     "hub.export": ("export_model",),
+    "hub.onnx_export": ("OnnxModel",),
     "hub.presets": ("load_preset",),
     "hub.publish": ("push_model",),
     "hub.verify": ("verify_export",),
@@ -98,12 +109,12 @@ _HOMES = {
     "search.run": ("search_supernet",),
     "search.searchers": ("EvolutionSearcher", "ParetoSearcher", "RandomSearcher"),
     "search.settings": ("SearchSettings",),
-    "space.budgets": ("AdditiveCost", "Budget", "BudgetedSpace", "Limit"),
+    "space.budgets": ("AdditiveCost", "Budget", "BudgetedSpace", "InfeasibleBudgetError", "Limit", "WideBudgetError"),
     "space.latency": ("LatencyTable", "measure_latency"),
     "space.limits": ("budget_of",),
     "space.samplers": ("UniformSampler",),
     "space.search_space": ("SearchSpace",),
-    "space.settings": ("BudgetSettings",),
+    "space.settings": ("BudgetSettings", "LatencySettings"),
     "supernet.arguments": ("MagicTrainingArguments",),
     "supernet.blockwise": ("BlockwiseTrainer",),
     "supernet.blockwise_run": ("run_blockwise",),

@@ -6,6 +6,7 @@ import pytest
 from toy_sources import save_sentence_checkpoint
 
 from training.cli import demo
+from training.cli.demo_from_scratch import demo_from_scratch
 
 
 @pytest.fixture
@@ -33,6 +34,18 @@ def test_the_demo_compresses_the_checkpoint_on_docstrings(tmp_path, monkeypatch,
     assert settings.max_latency == ("0.4x",)
     assert short.text == settings.text
     assert short.steps < settings.steps
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path, monkeypatch, checkpoint):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    for start in (demo.demo, demo_from_scratch):
+        with pytest.raises(ValueError, match="run is not empty and does not hold this demo; use another --output-dir"):
+            start(tmp_path / "run", short=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    # What a killed demo has left of its text is no obstacle.
+    (tmp_path / "run" / "notes.txt").rename(tmp_path / "run" / "docstrings.txt.123.tmp")
+    demo.check_demo_folder(tmp_path / "run", demo.TEXT_NAME)
 
 
 def test_both_encoders_are_asked(tmp_path, checkpoint):

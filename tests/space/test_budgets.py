@@ -409,7 +409,7 @@ def test_feasibility_of_a_space_with_too_many_sums():
     )
     assert all(is_feasible(WIDE, Budget((limit,))) for limit in apart.limits)
     assert not is_feasible(WIDE, apart)
-    with pytest.raises(InfeasibleBudgetError, match=r"flops is unknown, .*; widen or remove a limit"):
+    with pytest.raises(InfeasibleBudgetError, match=r"flops that a child has is unknown: .*; widen or remove a limit"):
         BudgetedSpace(WIDE, apart).check()
 
 

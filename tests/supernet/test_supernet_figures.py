@@ -221,3 +221,10 @@ def test_a_run_that_has_seen_nothing_is_drawn(drawn):
     figure = drawn(draw_health, search_of(health=health, shrink_history=[], anchor_history=[]))
     assert np.ma.getmaskarray(np.ma.masked_invalid(figure.axes[0].images[0].get_array())).all()
     assert "probe children" not in [axes.get_title() for axes in figure.axes]
+
+
+def test_a_run_too_short_to_log_a_loss_is_not_drawn_as_another_kind(drawn):
+    (supernet,) = drawn(draw_search, search_of(log_history=[], shrink_history=[]), {}).axes
+    assert [text.get_text() for text in supernet.texts] == ["no loss was logged in so short a run"]
+    assert not supernet.axison
+    assert not supernet.get_title()

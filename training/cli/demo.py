@@ -34,18 +34,26 @@ def demo(output_dir: str | Path, short: bool = False) -> dict[str, Any]:
         short: whether to use the shortest setting, which only shows that everything works.
 
     Raises:
-        ValueError: a package of the extra `demo` is not installed.
+        ValueError: a package of the extra `demo` is not installed, or the folder holds something else.
     """
     output_dir = Path(output_dir)
     checkpoint = checkpoint_folder()
     text = output_dir / TEXT_NAME
     if not text.is_file():
+        check_demo_folder(output_dir, TEXT_NAME)
         make_output_folder(output_dir)
         write_text(text, "".join(f"{document['text']}\n\n" for document in docstring_documents()))
     logger.info(f"compressing {checkpoint} on the docstrings of the installed packages, {text}")
     recipe = load_recipe(f"demo-compress{'-short' if short else ''}")
     settings = settings_from(CompressSettings, recipe, {"checkpoint": str(checkpoint), "text": str(text)})
     return compress(settings, output_dir / SMALLER_FOLDER)
+
+
+def check_demo_folder(output_dir: Path, first: str) -> None:
+    """Raises a ValueError if a folder holds something else than a demo, which begins by writing `first`."""
+    # A killed process may have left the beginning of it.
+    if output_dir.is_dir() and any(not path.name.startswith(first) for path in output_dir.iterdir()):
+        raise ValueError(f"{output_dir} is not empty and does not hold this demo; use another --output-dir")
 
 
 def checkpoint_folder() -> Path:

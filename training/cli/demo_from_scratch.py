@@ -33,6 +33,7 @@ from ..supernet.loading import load_supernet
 from ..supernet.pretrain import pretrain
 from ..supernet.settings import PretrainSettings
 from ..tables import counted
+from .demo import check_demo_folder
 
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,13 @@ def demo_from_scratch(output_dir: str | Path, short: bool = False) -> dict[str, 
     Args:
         output_dir: folder of the run; its `model/` is the found child, ready to load.
         short: whether to use the shortest setting, which only shows that everything works.
+
+    Raises:
+        ValueError: the folder holds something else.
     """
     output_dir = Path(output_dir)
+    if not (output_dir / "search").is_dir():
+        check_demo_folder(output_dir, "search")
     suffix, num_random = ("-short", 1) if short else ("", NUM_RANDOM)
     settings = settings_from(PretrainSettings, load_recipe(f"demo-pretrain{suffix}"))
     template = settings_from(RetrainSettings, load_recipe(f"demo-retrain{suffix}"))

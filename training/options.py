@@ -65,6 +65,11 @@ class Option:
         parts = [("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below)]
         return " and ".join(f"{words} {bound:g}" for words, bound in parts if bound is not None)
 
+    @property
+    def names_choices(self) -> bool:
+        """Whether the help text itself has all choices."""
+        return all(choice in self.help for choice in self.choices)
+
     def allows(self, value: float) -> bool:
         """Whether a number is finite and within the bounds."""
         return (

@@ -155,6 +155,7 @@ def test_help_tells_unit_bounds_and_default():
     assert texts["--one-rate"] == "Rates. (default: 0.1, 0.2)"
     assert texts["--loud/--soft"] == "Whether. (default: false)"
     assert texts["--file"] == "Where."
+    assert texts["--name"] == "Which. (one of a, b; default: a)"
 
 
 @pytest.mark.parametrize("kind", ALL_SETTINGS, ids=lambda kind: kind.command)

@@ -119,6 +119,7 @@ def test_sentence_embeddings_stay_ones_there_and_back(tmp_path):
         "library_name: sentence-transformers",
         "pipeline_tag: sentence-similarity",
         "- sentence-transformers",
+        'model = "path/to/magic"\nencoder = SentenceTransformer(model, trust_remote_code=True)',
     ):
         assert line in card
     assert "neural-architecture-search" not in card
@@ -129,6 +130,7 @@ def test_sentence_embeddings_stay_ones_there_and_back(tmp_path):
     plain = save_checkpoint(tmp_path / "plain", "BertModel")
     convert_checkpoint(str(plain), magic)
     assert texts_of(magic) == {}
+    assert "SentenceTransformer" not in (magic / "README.md").read_text()
 
 
 def test_an_encoder_in_a_folder_of_its_own_is_found(tmp_path):

@@ -165,6 +165,12 @@ def test_a_folder_with_other_things_is_refused(tmp_path, name):
         check_run_folder(tmp_path, Toy())
 
 
+def test_a_file_in_place_of_a_folder_is_named_as_one(tmp_path):
+    (tmp_path / "run").write_text("{}")
+    with pytest.raises(ValueError, match="run is a file; give a folder with --output-dir"):
+        check_run_folder(tmp_path / "run", Toy())
+
+
 @pytest.mark.parametrize("name", [".lock", "run.json.123.tmp", ".run.json-abc"])
 def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path, name):
     (tmp_path / name).write_text("")

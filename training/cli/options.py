@@ -154,6 +154,8 @@ def flags_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Flag]:
 
 def _help(facts: Option, default: Any) -> str:
     notes = [facts.unit, facts.bounds and f"must be {facts.bounds}"]
+    if not facts.names_choices:
+        notes.append(f"one of {', '.join(facts.choices)}")
     if shown := shown_value(default):
         notes.append(f"default: {shown}")
     known = "; ".join(filter(None, notes))

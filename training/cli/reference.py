@@ -88,7 +88,7 @@ class _Row:
         parts = [facts.help]
         if facts.bounds:
             parts.append(f"Must be {facts.bounds}.")
-        if not all(choice in facts.help for choice in facts.choices):
+        if not facts.names_choices:
             parts.append(f"One of {', '.join(facts.choices)}.")
         if facts.flag:
             parts.append(f"`{facts.flag}`")

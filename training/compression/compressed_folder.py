@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 
 from modeling_magic import MagicConfig, MagicPreTrainedModel
 
-from ..hub.card import HEADS, card_metadata, example_call, linked_name, shown_name
+from ..hub.card import EMBEDDING_USAGE, HEADS, card_metadata, example_call, linked_name, shown_name
 from ..hub.export import export_model
 from ..hub.model_folders import card_facts, public_name
 from ..hub.sentence_folders import (
@@ -183,16 +183,6 @@ omitted.
 - It inherits all biases and faults of its source.
 - Latencies hold for the machine, batch size and lengths with which they were measured.
 """)
-_EMBEDDING_USAGE = Template("""\
-```python
-from sentence_transformers import SentenceTransformer
-
-model = "path/to/$model_name"
-encoder = SentenceTransformer(model, trust_remote_code=True)
-embeddings = encoder.encode(["A man is playing a guitar.", "Someone plays an instrument."])
-print(encoder.similarity(embeddings, embeddings))
-```
-""")
 _HEAD_USAGE = Template("""\
 ```python
 from transformers import $imports
@@ -283,7 +273,7 @@ def _usage(source: Source, model: MagicPreTrainedModel, name: str) -> str:
         return _HEAD_USAGE.substitute(
             model_name=name, auto_class=HEADS[kind].auto_class, imports=", ".join(imports), call=call
         )
-    usage = _EMBEDDING_USAGE.substitute(model_name=name)
+    usage = EMBEDDING_USAGE.substitute(model_name=name)
     mode, normed = source.pooling.mode, source.pooling.normalize
     if mode in _POOLING_LINES:
         lines = _POOLING_LINES[mode]

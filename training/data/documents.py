@@ -199,7 +199,7 @@ def _refuse_paths(source: str | Path, path: Path) -> None:
     """Raises an error if the source can only be a path: names of data sets have the form "name" or "owner/name"."""
     looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_like_path or suffix_of(path):
-        raise ValueError(f"there is no file or folder {str(path)!r}; check the path")
+        raise ValueError(f"there is no file or folder {str(path)!r}; check the path, or give another text (--text)")
 
 
 # ---- Text files ----

@@ -80,6 +80,17 @@ def card_length(config: MagicConfig) -> int:
 
 # ---- The model card ----
 
+EMBEDDING_USAGE = Template("""\
+```python
+from sentence_transformers import SentenceTransformer
+
+model = "path/to/$model_name"
+encoder = SentenceTransformer(model, trust_remote_code=True)
+embeddings = encoder.encode(["A man is playing a guitar.", "Someone plays an instrument."])
+print(encoder.similarity(embeddings, embeddings))
+```
+""")
+
 
 def render_model_card(
     config: MagicConfig, manifest: dict[str, Any], name: str, mask_token: str | None, kind: str = "MagicForMaskedLM"
@@ -117,7 +128,16 @@ def render_model_card(
         training=_training(manifest),
         results=_results(manifest, kind),
         learned=_learned(manifest),
+        embeddings=_embeddings(manifest, name),
     )
+
+
+def _embeddings(manifest: dict[str, Any], name: str) -> str:
+    """Returns how to get sentence embeddings, if the model makes them, and the introduction of what follows."""
+    if manifest.get("sentence_embeddings") is None:
+        return ""
+    usage = EMBEDDING_USAGE.substitute(model_name=name)
+    return f"For sentence embeddings, with sentence-transformers:\n\n{usage}\nFor the states of the tokens:\n\n"
 
 
 def shown_name(name: str) -> str:

@@ -30,7 +30,7 @@ class RetrainSettings(Settings):
         "", flag="--architecture", help="Child to train, one operator per layer: MHA4,FFN,... or (MHA4,FFN)*3."
     )
     inherit: str | None = option(
-        None, help="Folder of a super-net to initialise the child from. Default: random weights."
+        None, help="Folder of a super-net to initialize the child from. Default: random weights."
     )
     mlm_probability: float = mlm_probability_option()
     num_validation_sequences: int = validation_option()

@@ -159,9 +159,11 @@ def check_run_folder(output_dir: str | Path, settings: Settings) -> None:
             raise ValueError(
                 f"{output_dir} holds another run ({_difference(found, wanted)}); use another --output-dir"
             )
+    elif output_dir.is_file():
+        raise ValueError(f"{output_dir} is a file; give a folder with --output-dir")
     elif output_dir.exists():
         own = (LOCK_NAME, INPUTS_NAME, f"{RUN_NAME}.", f".{RUN_NAME}-")
-        if not output_dir.is_dir() or any(not item.name.startswith(own) for item in output_dir.iterdir()):
+        if any(not item.name.startswith(own) for item in output_dir.iterdir()):
             raise ValueError(f"{output_dir} is not empty and does not hold a run; use another --output-dir")
 
 

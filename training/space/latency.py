@@ -21,12 +21,14 @@ How the figures are measured:
 """
 
 import copy
+import json
 import math
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ from modeling_magic import MagicConfig, MagicForMaskedLM, MagicForPreTraining, M
 from modeling_magic.configuration_magic import SKIP, without_skips
 from modeling_magic.modeling_magic import MagicLayer, MagicPreTrainedModel
 
-from ..files import from_json, read_json, write_json
+from ..files import from_json, write_json
 from ..internals import attention_implementation
 from ..tables import markdown_table
 from .budgets import AdditiveCost
@@ -302,7 +304,7 @@ class LatencyTable:
             ValueError: there is no such file, or it is not a latency table of this version.
         """
         try:
-            value = read_json(path)
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
             if not isinstance(value, dict) or value.pop("version", None) != VERSION:
                 raise ValueError(f"it is not version {VERSION}")
             return from_json(cls, value, "the table")

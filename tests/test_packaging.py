@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("modeling_magic", "training", "hub_configs")
 MODULES = ("magic_nas",)
 # The distribution that an import comes from, where the names differ.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 PIP = (sys.executable, "-m", "pip")
 
 

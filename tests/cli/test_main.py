@@ -341,7 +341,7 @@ def test_what_changed_since_the_export_is_told_before_a_push(tmp_path, monkeypat
     text = (folder / "README.md").read_text()
     (folder / "README.md").write_text(text.replace("| parameters | ", "| parameters | 9"))
     code, _, err = run_main(monkeypatch, capsys, "push", folder, "ada/encoder", "--dry-run")
-    assert (code, err) == (0, "warning: changed since the export: card: parameters\n")
+    assert (code, err) == (0, "warning: changed since the export: card: parameters, card: lines with numbers\n")
     code, _, err = run_main(monkeypatch, capsys, "push", tmp_path / "nowhere", "ada/encoder", "--dry-run")
     assert code == 2
     assert f"there is no folder {tmp_path / 'nowhere'}; give the folder of a model" in err

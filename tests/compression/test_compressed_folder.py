@@ -225,7 +225,7 @@ def test_an_untouched_folder_is_as_recorded_and_an_edited_table_is_not(exports, 
     found = verdicts(verify_export(folder).checks)
     assert set(found.values()) == {"ok"}
     edit(folder / "README.md", "| this model | 81.4 |", "| this model | 91.4 |")
-    assert differing(folder) == {"card: Compared with its source"}
+    assert differing(folder) == {"card: Compared with its source", "card: lines with numbers"}
     edit(folder / "README.md", "## Compared with its source", "## Scores")
     assert differing(folder) >= {"card: Results", "card: Training"}
     edit_json(folder / "1_Pooling" / "config.json", pooling_mode_cls_token=True)

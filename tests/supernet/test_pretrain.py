@@ -77,7 +77,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, preset, data):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and does not hold a run; use another --output-dir"):
         pretrain(search_settings(preset, data), tmp_path)
-    with pytest.raises(ValueError, match="notes.txt is a file; give a folder"):
+    with pytest.raises(ValueError, match=r"notes\.txt is a file; give a folder"):
         pretrain(search_settings(preset, data), tmp_path / "notes.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -581,7 +581,7 @@ def test_without_a_budget_children_are_drawn_as_ever(tmp_path, monkeypatch):
 
 def test_a_budget_that_no_child_meets_is_refused_before_anything_is_built(tmp_path, monkeypatch):
     args = MagicTrainingArguments(str(tmp_path), report_to="none", alignment_every_n_layers=2, max_params=FEWEST - 1)
-    with pytest.raises(InfeasibleBudgetError, match=f"num_parameters <= {FEWEST - 1:,}.*{FEWEST:,} above"):
+    with pytest.raises(InfeasibleBudgetError, match=f"num_parameters <= {FEWEST - 1:,}.*{FEWEST:,}, above"):
         check_search(toy_config(), args)
     # Before the text is read its vocabulary is not known, and so the embeddings' parameters are not.
     check_search(toy_config(), args, vocabulary=False)

@@ -59,6 +59,13 @@ def test_a_model_is_what_transformers_loads(classifier):
     assert pretrained_tokenizer(classifier)("word1 is good").input_ids
 
 
+def test_the_run_of_a_super_net_is_told_from_a_model(tmp_path):
+    (tmp_path / "run" / "supernet").mkdir(parents=True)
+    (tmp_path / "run" / "supernet" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is the run of a super-net; export a child first: magic-nas export .*run "):
+        pretrained_config(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

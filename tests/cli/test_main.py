@@ -234,7 +234,7 @@ def test_one_budget_has_its_model_in_the_folder_itself(tmp_path, monkeypatch, ca
         (["pretrain", "-o", "{tmp}/run", "--num-threads", "0"], "--num-threads is 0; it must be at least 1"),
         (["pretrain", "-o", "{tmp}"], "is not empty and does not hold a run"),
         (["retrain", "-o", "{tmp}/run", "--architecture", "MHA4,CONV8"], "even kernel 8"),
-        (["retrain", "-o", "{tmp}/run", "--architecture", ""], "architecture"),
+        (["retrain", "-o", "{tmp}/run", "--architecture", ""], "no architecture is given; give a run with --search"),
         (["retrain", "-o", "{tmp}/run", "--inherit"], "add --search RUN"),
         (
             ["retrain", "-o", "{tmp}/run", "--search", "{tmp}/nowhere"],

@@ -132,6 +132,7 @@ def test_a_searcher_that_stops_early_is_said_to_have_done_so():
         "searcher may find more."
     )
     assert early.summary.endswith(early.stopped)
+    assert ", without a budget.\n" in early.summary
     assert early.to_json()["stopped"] == early.stopped
     all_of_them = found([children], len(children) + 1)
     number = len(children)

@@ -133,6 +133,12 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
+def test_an_answer_without_a_budget_names_none():
+    answer = replace(REPORT, budget="", windows=()).answer
+    assert answer.startswith("The best encoder without a budget has a validation loss of ")
+    assert "; it was found by the " in answer
+
+
 def test_page_tells_everything(written):
     page = Page(written["page"])
     for text in (",".join(WINNER), REPORT.budget, *REPORT.comparisons.values(), *REPORT.facts.values()):

@@ -471,6 +471,13 @@ def test_a_folder_that_cannot_be_made_or_written_is_named_instead_of_a_temporary
         make_output_folder(tmp_path / "new")
 
 
+def test_a_cache_that_cannot_be_written_is_to_be_moved(tmp_path, monkeypatch):
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("MAGIC_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"cannot be written \(.*\); set MAGIC_CACHE to another folder"):
+        make_output_folder(tmp_path / "cache" / "teacher")
+
+
 def test_a_full_disk_is_not_called_an_output_that_cannot_be_written(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

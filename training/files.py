@@ -93,7 +93,9 @@ def make_output_folder(folder: Path, output: Path | None = None) -> None:
         if is_full_disk(error):
             raise
         reason = error.strerror or type(error).__name__
-        raise ValueError(f"{output or folder} cannot be written ({reason}); give another output") from None
+        is_cached = folder.absolute().is_relative_to(cache_folder(None).absolute())
+        remedy = "set MAGIC_CACHE to another folder" if is_cached else "give another output"
+        raise ValueError(f"{output or folder} cannot be written ({reason}); {remedy}") from None
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -111,6 +111,19 @@ def test_card_of_weights_taken_from_a_supernet(child, tokenizer, tmp_path):
     assert card.data.language == "en"
 
 
+def test_a_card_says_only_what_is_known_of_the_weights(child, tokenizer, tmp_path):
+    searched = {**SEARCH, "corpus": TRAINING["corpus"], "val_loss": 4.25, "val_accuracy": 0.125}
+    card = (export_model(child, tokenizer, tmp_path / "searched", {"search": searched}) / "README.md").read_text()
+    assert "As a masked LM, on text held out from training: loss 4.2500, accuracy 0.1250." in card
+    assert "It has learned only from the text named above" in card
+    assert f"| text | {TRAINING['corpus']['source']} |" in card
+    bare = (export_model(child, tokenizer, tmp_path / "bare", {}) / "README.md").read_text()
+    assert "Nothing was measured." in bare
+    assert "the text named above" not in bare
+    assert "It has the kind of language, topics and biases of the text that its weights were trained on." in bare
+    assert "license: unknown" in bare
+
+
 def test_card_names_a_data_set_of_the_hub(child, tokenizer, tmp_path):
     corpus = {**CORPUS, "source": "Salesforce/wikitext", "dataset_config": "wikitext-103-v1"}
     manifest = {"training": {**TRAINING, "corpus": corpus}, "results": [ROW], "language": "en"}

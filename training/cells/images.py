@@ -23,7 +23,7 @@ from ..tables import first_line
 # Per channel, for the images of CIFAR-10; the difference from other images does not matter.
 _MEAN, _DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 # Side length in pixels; the last stage sees a quarter of it.
-SMALLEST = 8
+_SMALLEST = 8
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 # The largest offset of a crop as a share of the image's size, as in the benchmark's recipe: 4 of 32 pixels.
 _PADDING = 1 / 8
@@ -125,8 +125,8 @@ def load_images(source: str, num_validation: int, image_size: int | None = None,
     whole = images.shape[-1]
     if image_size not in (None, images.shape[-1]):
         images = _smaller(images, int(image_size or 0), source)
-    if whole < SMALLEST:
-        raise ValueError(f"the images of {source} have {whole} pixels per side; give images with at least {SMALLEST}")
+    if whole < _SMALLEST:
+        raise ValueError(f"the images of {source} have {whole} pixels per side; give images with at least {_SMALLEST}")
     if images.shape[-1] % 4:
         remedy = "give images whose size is a multiple of 4"
         if whole % 4 == 0:

@@ -46,7 +46,7 @@ def _draw_supernet(axes: Axes, log_history: Sequence[dict[str, Any]]) -> None:
         axes.plot(steps, losses, color=BLUE, label="prediction loss")
         axes.set(title="super-net", xlabel="optimizer step", ylabel="masked-LM loss")
         cut_steep_start(axes)
-    elif any(log_history := [entry for entry in log_history if "loss" in entry]):
+    elif any("loss" in entry for entry in log_history):
         axes.plot(*_series(log_history, "loss"), color=BLUE, label="sum of block losses")
         axes.set(title="super-net, block-wise", xlabel="optimizer step", ylabel="squared error")
     else:

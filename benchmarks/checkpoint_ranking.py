@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "SPOS": {"sampler": "uniform"},
     "MAGIC-T, k = 1": {"sampler": "gradual"},
     "children of the budget's size": {"sampler": "budget"},
-    "SPOS, aligned to the checkpoint": {"sampler": "uniform", "alignment": "teacher"},
+    "SPOS, aligned to the checkpoint": {"sampler": "uniform", "alignment": "checkpoint"},
 }
 START, BLOCKWISE, ADDITIVE = "the start, not trained", "block-wise, three blocks", "sum of local errors"
 NUM_BLOCKS = 3

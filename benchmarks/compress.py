@@ -130,7 +130,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             _mean_ratio(rows, "padded"),
             _mean_ratio(rows, "unpadded"),
             f"{statistics.fmean(row['steps'] for row in rows):.0f}",
-            # The teacher's loss may be below zero because of rounding.
+            # The checkpoint's loss may be below zero because of rounding.
             f"{max(0.0, statistics.fmean(row['loss'] for row in rows)):.4f}",
             *(f"{statistics.fmean(of_task):.2f}" for of_task in values.values()),
             ", ".join(f"{value:.2f}" for value in values[tasks[0]]),

@@ -300,18 +300,18 @@ def test_the_table_of_compressions_has_means_and_leads_over_seeds(scripts):
                 "role": role,
                 "tasks": {"stsb (test.tsv)": test, "stsb (dev.tsv)": 50},
                 "steps": steps,
-                # By rounding the teacher's may be below zero.
+                # By rounding the checkpoint's may be below zero.
                 "loss": 0.1 * (seed + 1) if member else -1e-9,
                 "architecture": ["MHA4", "FFN"][: seed + 1],
                 **latency,
             }
 
         rows = [row("latency-0.4x", role, values[seed], 100) for role, values in worth.items()]
-        return {"members": [{"name": "latency-0.4x"}], "models": [row("", "teacher", 90, 0), *rows]}
+        return {"members": [{"name": "latency-0.4x"}], "models": [row("", "checkpoint", 90, 0), *rows]}
 
     results = [result(0), result(1)]
     lines = compress.table(results)
-    assert lines[2] == "| teacher | 0.35x |  | 0 | 0.0000 | 90.00 | 50.00 | 90.00, 90.00 |"
+    assert lines[2] == "| checkpoint | 0.35x |  | 0 | 0.0000 | 90.00 | 50.00 | 90.00, 90.00 |"
     assert lines[3] == "| latency-0.4x: found | 0.35x |  | 100 | 0.1500 | 81.00 | 50.00 | 80.00, 82.00 |"
     assert all(line.count("|") == lines[0].count("|") for line in lines)
     # At equal steps one drop was distilled.

@@ -92,7 +92,7 @@ def test_the_folder_holds_the_model_the_table_and_the_result(run):
     assert result["precision"] == "no"
     assert [member["name"] for member in result["members"]] == ["flops-0.6x"]
     roles = [row["role"] for row in result["models"]]
-    assert roles[:2] == ["teacher", "found"]
+    assert roles[:2] == ["checkpoint", "found"]
     assert {"block_drop", "sublayer_drop", "evenly_spaced_blocks", "one_width", "random"} <= set(roles)
     for row in result["models"][1:]:
         assert row["flops"] <= 0.6 * result["models"][0]["flops"]
@@ -199,7 +199,7 @@ def refused(monkeypatch, settings: CompressSettings, output: Path, message: str,
         ({"convolutions": ("MHA2",)}, "convolutions has MHA2, which is not a convolution"),
         ({"convolutions": ("CONV4",)}, "operator 'CONV4' has an even kernel 4"),
         (
-            {"alignment": "teacher", "alignment_every_n_layers": 9},
+            {"alignment": "checkpoint", "alignment_every_n_layers": 9},
             "is 9 but the checkpoint has 4 layers, so none",
         ),
         ({"eval": ("dev.tsv",)}, "--eval is 'dev.tsv'; write NAME=FILE, such as stsb=dev.tsv"),
@@ -465,7 +465,7 @@ def test_numbers_and_several_labels_are_compressed(tmp_path, changes):
     [
         {"max_flops": ("0.6x", "0.4x"), "equal_steps": True},
         {"searcher": "additive", "controls": ()},
-        {"sampler": "uniform", "alignment": "teacher", "alignment_every_n_layers": 2, "states_weight": 0.5},
+        {"sampler": "uniform", "alignment": "checkpoint", "alignment_every_n_layers": 2, "states_weight": 0.5},
         {"max_flops": (), "max_latency": ("0.7x",)},
         {"max_flops": (), "max_params": ("0.7x",), "convolutions": ("CONV3",), "score_weight": 0.1},
         {"precision": "bf16", "output_maps": "copy", "importance": "norm", "calibration_steps": 0},
@@ -491,7 +491,7 @@ def test_every_way_to_search_ends_with_a_model(tmp_path, changes, caplog):
         assert not (tmp_path / "out" / "supernet").exists()
     if not settings.controls:
         roles = [row["role"] for row in result["models"]]
-        assert roles == ["teacher", "found", "block_drop", "sublayer_drop"]
+        assert roles == ["checkpoint", "found", "block_drop", "sublayer_drop"]
     if settings.equal_steps:
         steps = {(row["member"], row["role"]): row["steps"] for row in result["models"]}
         assert steps["flops-0.6x", "block_drop_equal_steps"] == steps["flops-0.4x", "sublayer_drop_equal_steps"] == 5

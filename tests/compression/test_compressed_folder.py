@@ -1,4 +1,4 @@
-"""Compressed models as folders that are used like their sources: by every command, library and example on the card."""
+"""Compressed models as folders that are used like the checkpoint: by commands, libraries and the card's examples."""
 
 import json
 import re
@@ -35,8 +35,8 @@ from training.hub.publish import check_export, push_model
 from training.hub.verify import verify_export
 
 
-BUDGET = "at most 0.40 times the latency of the source"
-TABLE = "| model | score |\n| --- | ---: |\n| source | 82.0 |\n| this model | 81.4 |"
+BUDGET = "at most 0.40 times the latency of the checkpoint"
+TABLE = "| model | score |\n| --- | ---: |\n| checkpoint | 82.0 |\n| this model | 81.4 |"
 CLASSES = {
     "BertModel": "MagicModel",
     "RobertaModel": "MagicModel",
@@ -142,7 +142,13 @@ def test_the_card_says_what_it_is_and_its_examples_run(exports, class_name):
     assert card.data.license == "unknown"
     assert card.data.base_model is None
     assert "compressed from the model whose weights have the SHA-256" in card.text
-    for text in (BUDGET, TABLE, ",".join(CHILD), "3, the source 4", f"the source {source.model.num_parameters():,}"):
+    for text in (
+        BUDGET,
+        TABLE,
+        ",".join(CHILD),
+        "3, the checkpoint 4",
+        f"the checkpoint {source.model.num_parameters():,}",
+    ):
         assert text in card.text
     assert "$" not in card.text
     assert str(source.folder) not in card.text
@@ -225,8 +231,8 @@ def test_an_untouched_folder_is_as_recorded_and_an_edited_table_is_not(exports, 
     found = verdicts(verify_export(folder).checks)
     assert set(found.values()) == {"ok"}
     edit(folder / "README.md", "| this model | 81.4 |", "| this model | 91.4 |")
-    assert differing(folder) == {"card: Compared with its source", "card: lines with numbers"}
-    edit(folder / "README.md", "## Compared with its source", "## Scores")
+    assert differing(folder) == {"card: Compared with the checkpoint", "card: lines with numbers"}
+    edit(folder / "README.md", "## Compared with the checkpoint", "## Scores")
     assert differing(folder) >= {"card: Results", "card: Training"}
     edit_json(folder / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
     assert "1_Pooling/config.json" in differing(folder)
@@ -357,9 +363,12 @@ def test_models_that_are_no_child_of_the_source_are_refused(sentence_source, tmp
         (MagicModel(toy_config()), "the model is a super-net; export one of its children"),
         (
             MagicForMaskedLM(config.child_config(CHILD)),
-            "the model is a MagicForMaskedLM but the source is a MagicModel",
+            "the model is a MagicForMaskedLM but the checkpoint is a MagicModel",
         ),
-        (MagicModel(wider), f"vocab_size is {wider.vocab_size} in the model but {config.vocab_size} in the source"),
+        (
+            MagicModel(wider),
+            f"vocab_size is {wider.vocab_size} in the model but {config.vocab_size} in the checkpoint",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             export_compressed(sentence_source, model, tmp_path / "small", {}, budget=BUDGET, table=TABLE)

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from training.compression.compression_report import (
     BEST_DROPS,
+    CHECKPOINT,
+    CHECKPOINT_INT8,
     EQUAL_STEPS,
     FOUND,
     FOUND_INT8,
     ROLES,
-    TEACHER,
-    TEACHER_INT8,
     CompressionResult,
     ModelRow,
     compression_table,
@@ -52,8 +52,8 @@ def row(role: str, member: str = "latency-0.4x", **changes) -> ModelRow:
     return ModelRow(role=role, member=member, **{**values, **changes})
 
 
-TEACHER_ROW = row(
-    TEACHER,
+CHECKPOINT_ROW = row(
+    CHECKPOINT,
     "",
     architecture=CHAIN,
     num_parameters=22_500_000,
@@ -69,7 +69,7 @@ TEACHER_ROW = row(
 
 def family(*members: str, **changes) -> list[ModelRow]:
     """A run with all there may be in a figure: controls, the best drops at equal steps as well, and int8."""
-    rows = [TEACHER_ROW, replace(TEACHER_ROW, role=TEACHER_INT8, padded=(0.6, 0.6, 0.6), loss=0.01)]
+    rows = [CHECKPOINT_ROW, replace(CHECKPOINT_ROW, role=CHECKPOINT_INT8, padded=(0.6, 0.6, 0.6), loss=0.01)]
     for member in members:
         for role, (latency, loss, task) in zip([FOUND, *ROLES], FIGURES[member], strict=False):
             rows.append(row(role, member, padded=(latency,) * 3, loss=loss, score=1 - loss / 3, tasks={TASK: task}))
@@ -83,14 +83,14 @@ def family(*members: str, **changes) -> list[ModelRow]:
 
 
 def test_a_table_has_a_row_for_each_model_and_a_column_for_each_task():
-    rows = [TEACHER_ROW, row(FOUND), row("block_drop", architecture=("MHA12", "FFN") * 2, tasks={"another": 3.456})]
+    rows = [CHECKPOINT_ROW, row(FOUND), row("block_drop", architecture=("MHA12", "FFN") * 2, tasks={"another": 3.456})]
     rows.append(row(FOUND_INT8, padded=None, unpadded=None))
     lines = compression_table(rows, "1 - cosine", "similarity correlation").splitlines()
     assert lines == [
         "| model | operators | parameters | FLOPs | latency, padded | unpadded | steps | 1 - cosine "
         f"| similarity correlation | {TASK} | another |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| teacher | (MHA12,FFN)*6 | 22.50M | 1.00x | 1.00x | 1.00x |  | 0.0000 | 1.000 | 82.03 |  |",
+        "| checkpoint | (MHA12,FFN)*6 | 22.50M | 1.00x | 1.00x | 1.00x |  | 0.0000 | 1.000 | 82.03 |  |",
         "| **latency-0.4x: found** | MHA6x192,FFNx384,FFN | 15.66M | 0.36x | 0.35x | 0.40x | 800 | 0.1080 | 0.964 "
         "| 81.02 |  |",
         "| latency-0.4x: best drop of blocks | (MHA12,FFN)*2 | 15.66M | 0.36x | 0.35x | 0.40x | 800 | 0.1080 | 0.964 "
@@ -117,7 +117,7 @@ def drop(role: str, loss: float, **changes) -> ModelRow:
 
 def test_a_lower_loss_than_the_best_drop_is_better():
     rows = [
-        TEACHER_ROW,
+        CHECKPOINT_ROW,
         drop("block_drop", 0.131),
         drop("sublayer_drop", 0.124),
         drop("evenly_spaced_blocks", 0.2),
@@ -200,12 +200,12 @@ def test_figures_are_legible_with_one_budget_and_with_four(members, tasks):
     assert not any(axes.bbox.overlaps(legend.get_window_extent()) for axes in figure.axes)
     assert all(figure.bbox.containsx(x) for x in (legend.get_window_extent().x0, legend.get_window_extent().x1))
     loss_axes, score_axes = figure.axes
-    assert loss_axes.get_title() == "1 - cosine, held-out text (lower is better)"
+    assert loss_axes.get_title() == "1 - cosine, held-out text (lower is better, axis inverted)"
     expected = TASK if tasks else "similarity correlation, held-out text"
     assert score_axes.get_title() == f"{expected} (higher is better)"
     assert loss_axes.yaxis_inverted()
     assert not score_axes.yaxis_inverted()
-    assert {axes.get_xlabel() for axes in figure.axes} == {"latency relative to the teacher, padded (log scale)"}
+    assert {axes.get_xlabel() for axes in figure.axes} == {"latency relative to the checkpoint, padded (log scale)"}
     assert {axes.get_xscale() for axes in figure.axes} == {"log"}
 
 
@@ -220,26 +220,26 @@ def test_models_stand_at_their_latency_their_loss_and_their_score():
     losses, scores = points(figure, 0), points(figure, 1)
     assert losses["found"] == [(0.36, 0.11), (0.5, 0.08)]
     assert scores["found"] == [(0.36, 81), (0.5, 81.1)]
-    assert scores["teacher"] == [(1.0, 82.03)]
+    assert scores["checkpoint"] == [(1.0, 82.03)]
     assert scores["one width"] == [(0.38, 80.4), (0.53, 81.4)]
     assert points(draw_compression(family("latency-0.36x", tasks={}), "a", "b"), 1)["found"] == [(0.36, 1 - 0.11 / 3)]
 
 
 def test_without_latency_models_stand_at_their_flops():
-    rows = [TEACHER_ROW, row(FOUND, padded=None), row("random", padded=None, flops=2e8)]
+    rows = [CHECKPOINT_ROW, row(FOUND, padded=None), row("random", padded=None, flops=2e8)]
     figure = draw_compression(rows, "1 - cosine", "similarity correlation")
     assert points(figure, 0)["found"] == [(0.36, 0.108)]
     assert points(figure, 0)["random child"] == [(0.2, 0.108)]
-    assert figure.axes[0].get_xlabel() == "FLOPs relative to the teacher (log scale)"
+    assert figure.axes[0].get_xlabel() == "FLOPs relative to the checkpoint (log scale)"
 
 
 def test_a_model_whose_latency_alone_is_missing_is_left_out():
-    rows = [TEACHER_ROW, row(FOUND), row("random", padded=None)]
-    assert set(points(draw_compression(rows, "a", "b"), 0)) == {"teacher", "found"}
+    rows = [CHECKPOINT_ROW, row(FOUND), row("random", padded=None)]
+    assert set(points(draw_compression(rows, "a", "b"), 0)) == {"checkpoint", "found"}
 
 
 def test_a_loss_that_rounding_put_below_zero_is_shown_as_none():
-    table = compression_table([row(TEACHER, "", loss=-1e-9)], "1 - cosine", "similarity correlation")
+    table = compression_table([row(CHECKPOINT, "", loss=-1e-9)], "1 - cosine", "similarity correlation")
     assert " 0.0000 " in table
     assert "-0.0000" not in table
 
@@ -249,7 +249,7 @@ def test_a_loss_that_rounding_put_below_zero_is_shown_as_none():
 
 def test_a_result_is_shown_as_its_table_and_its_verdicts():
     rows = [
-        TEACHER_ROW,
+        CHECKPOINT_ROW,
         row(FOUND, architecture=("MHA6", "SKIP", "FFN"), tasks={"<script>": 81.0}),
         row("block_drop", loss=0.2),
     ]

@@ -18,7 +18,7 @@ OPTIONS = {item.name: (item, facts) for item, facts in options_of(CompressSettin
         ({"precision": "fp16"}, "precision is 'fp16'; choose one of: auto, no, bf16"),
         ({"searcher": "random"}, "searcher is 'random'; choose one of: supernet, additive"),
         ({"sampler": "spos"}, "sampler is 'spos'; choose one of: budget, uniform, gradual"),
-        ({"alignment": "anchor"}, "alignment is 'anchor'; choose one of: none, teacher"),
+        ({"alignment": "anchor"}, "alignment is 'anchor'; choose one of: none, checkpoint"),
         ({"importance": "size"}, "importance is 'size'; choose one of: output, norm"),
         ({"output_maps": "ridge"}, "output_maps is 'ridge'; choose one of: least_squares, copy"),
         ({"steps": 0}, "steps is 0; it must be at least 1"),
@@ -66,7 +66,7 @@ def test_options_without_an_effect_are_named():
         "supernet_steps has no effect with searcher=additive, which trains no super-net",
         "labels_weight has no effect without labels",
     ]
-    assert not CompressSettings(alignment="teacher", alignment_weight=0.1, labels="x", labels_weight=2.0).warnings()
+    assert not CompressSettings(alignment="checkpoint", alignment_weight=0.1, labels="x", labels_weight=2.0).warnings()
 
 
 @pytest.mark.parametrize("name", ["compress-minilm", "compress-quick", "demo-compress", "demo-compress-short"])

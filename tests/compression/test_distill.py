@@ -55,7 +55,7 @@ def test_a_teacher_in_every_step_is_counted():
     visits = [{"MHA4": 2, "SKIP": 1}, {"FFN": 3}, {"MHA4": 3}, {"FFN": 1, "FFNx24": 2}]
     trained = flops("MHA4", "MHA4", *["FFN"] * 3, *["MHA4"] * 3, "FFN", "FFNx24", "FFNx24")
     assert compute_of().supernet(visits) == 3 * 8 * trained
-    assert compute_of(alignment="teacher").supernet(visits) == 8 * (3 * trained + 3 * teacher)
+    assert compute_of(alignment="checkpoint").supernet(visits) == 8 * (3 * trained + 3 * teacher)
 
 
 def test_calibration_is_a_pass_of_the_teacher_and_a_step_of_each_new_operator():

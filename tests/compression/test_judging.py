@@ -54,7 +54,7 @@ def test_a_row_holds_what_each_part_measures(tmp_path, without_int8, kind):
     models = models_of(bench)
     rows, measured = judge_models(bench, models, [], progress=False)
     assert [(row.member, row.role, row.steps) for row in rows] == [
-        ("", "teacher", 0),
+        ("", "checkpoint", 0),
         ("small", "found", 5),
         ("small", "block_drop", 9),
     ]
@@ -123,7 +123,7 @@ def test_a_model_that_cannot_be_exported_is_there_all_the_same(tmp_path, monkeyp
     monkeypatch.setattr(judging, "export_onnx", failing)
     bench = bench_of(tmp_path)
     rows, _ = judge_models(bench, models_of(bench), [], progress=False)
-    assert [row.role for row in rows] == ["teacher", "found", "block_drop"]
+    assert [row.role for row in rows] == ["checkpoint", "found", "block_drop"]
     assert "small: found, int8 is skipped, since the export failed: an operator is not known" in caplog.text
     assert "trace" not in caplog.text
 
@@ -134,13 +134,13 @@ def test_teacher_and_winner_are_judged_in_int8(tmp_path, class_name):
     bench = toy_bench(tmp_path, class_name, num_sentences=100)
     bench.judged_outputs.fill(bench.validation)
     rows, measured = judge_models(bench, models_of(bench), [], progress=False)
-    assert [row.role for row in rows] == ["teacher", "teacher, int8", "found", "block_drop", "found, int8"]
+    assert [row.role for row in rows] == ["checkpoint", "checkpoint, int8", "found", "block_drop", "found, int8"]
     by_role = {row.role: row for row in rows}
-    for role in ("teacher", "found"):
+    for role in ("checkpoint", "found"):
         one, two = by_role[role], by_role[f"{role}, int8"]
         assert (one.architecture, one.num_parameters, one.steps) == (two.architecture, two.num_parameters, two.steps)
         assert two.loss == pytest.approx(one.loss, abs=0.05)
         assert two.padded is not None
         assert two.unpadded is None
-    assert by_role["teacher, int8"].loss > 0
+    assert by_role["checkpoint, int8"].loss > 0
     assert set(measured.ratios["padded"]) == {str(Key(row.member, row.role)) for row in rows}

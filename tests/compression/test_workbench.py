@@ -206,7 +206,7 @@ def within_of(bench) -> list[Any]:
     return trained_children(members, bench.space)
 
 
-@pytest.mark.parametrize("changes", [{}, {"sampler": "gradual"}, {"sampler": "uniform", "alignment": "teacher"}])
+@pytest.mark.parametrize("changes", [{}, {"sampler": "gradual"}, {"sampler": "uniform", "alignment": "checkpoint"}])
 def test_a_super_net_is_trained_once(tmp_path, monkeypatch, changes):
     bench = toy_bench(tmp_path, num_sentences=100, **changes, alignment_every_n_layers=2)
     bench.run_teacher(progress=False)

@@ -46,7 +46,7 @@ def test_numbers_of_a_card_are_read_back(exported):
     numbers = card_numbers((exported / "README.md").read_text())
     assert numbers == (MagicForMaskedLM(config).num_parameters(), "3.36e+06", MIXED, (4, 32))
     assert card_numbers("# A card\n") == (None, None, None, None)
-    assert card_numbers("| parameters | 22,713,216, the source 1 |").num_parameters == 22713216
+    assert card_numbers("| parameters | 22,713,216, the checkpoint 1 |").num_parameters == 22713216
 
 
 def test_rows_are_told_by_their_numbers_in_order():
@@ -255,6 +255,6 @@ def test_a_damaged_record_is_a_finding(folder, change):
 
 
 def test_a_section_that_is_not_of_its_making_hides_no_table(folder):
-    edit(folder / "README.md", "## Results", "## Compared with its source\n\n## Results")
+    edit(folder / "README.md", "## Results", "## Compared with the checkpoint\n\n## Results")
     edit(folder / "README.md", "| steps | 800 |", "| steps | 80 |")
     assert wrong(folder) == ["card: Training"]

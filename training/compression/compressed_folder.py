@@ -1,4 +1,4 @@
-"""The export of a compressed model: a folder that is used like its source's."""
+"""The export of a compressed model: a folder that is used like the checkpoint's."""
 
 import copy
 from pathlib import Path
@@ -27,7 +27,7 @@ from .source import (
 )
 
 
-# Fields in which a child must equal the source to replace it.
+# Fields in which a child must equal the checkpoint to replace it.
 _SAME_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -51,22 +51,22 @@ def export_compressed(
     budget: str,
     table: str,
 ) -> Path:
-    """Writes a compressed model as a folder of the source's kind, and returns its path.
+    """Writes a compressed model as a folder of the checkpoint's kind, and returns its path.
 
-    The folder has the layout of `export_model`, with the source's tokenizer, labels, dropout and all other settings.
-    For sentence embeddings and CrossEncoders it also has the files of sentence-transformers. It loads there with
-    `trust_remote_code=True`, or without it if `modeling_magic` is imported.
+    The folder has the layout of `export_model`, with the checkpoint's tokenizer, labels, dropout and all other
+    settings. For sentence embeddings and CrossEncoders it also has the files of sentence-transformers. It loads there
+    with `trust_remote_code=True`, or without it if `modeling_magic` is imported.
 
     Args:
-        source: the model that was compressed.
-        model: a child with the source's class and sizes; it is not changed.
+        source: the checkpoint that was compressed.
+        model: a child with the checkpoint's class and sizes; it is not changed.
         output_dir: the folder to write; an older export there is replaced.
         manifest: further facts for search.json, such as the search and the training.
-        budget: the limit of the search in words, such as "at most 0.40 times the latency of the source".
-        table: a Markdown table that compares the compressed model with its source, for the card and search.json.
+        budget: the limit of the search in words, such as "at most 0.40 times the latency of the checkpoint".
+        table: a Markdown table that compares the compressed model with the checkpoint, for the card and search.json.
 
     Raises:
-        ValueError: the model is a super-net, its class or sizes differ from the source's, or `output_dir` holds
+        ValueError: the model is a super-net, its class or sizes differ from the checkpoint's, or `output_dir` holds
             something else.
     """
     _check_model(source, model)
@@ -89,17 +89,19 @@ def _check_model(source: Source, model: MagicPreTrainedModel) -> None:
         raise ValueError("the model is a super-net; export one of its children: model.extract_child(architecture)")
     wanted, found = type(source.model).__name__, type(model).__name__
     if wanted != found:
-        raise ValueError(f"the model is a {found} but the source is a {wanted}; pass a child of the source's class")
+        raise ValueError(
+            f"the model is a {found} but the checkpoint is a {wanted}; pass a child of the checkpoint's class"
+        )
     for field in _SAME_FIELDS:
         there, here = getattr(source.model.config, field), getattr(model.config, field)
         if there != here:
             raise ValueError(
-                f"{field} is {here} in the model but {there} in the source; pass a child of the source's sizes"
+                f"{field} is {here} in the model but {there} in the checkpoint; pass a child of the checkpoint's sizes"
             )
 
 
 def _with_source_config(source: Source, model: MagicPreTrainedModel) -> MagicPreTrainedModel:
-    """Returns the same tensors with the source's configuration; only the operators are the model's."""
+    """Returns the same tensors with the checkpoint's configuration; only the operators are the model's."""
     config: MagicConfig = source.model.config.child_config(model.config.chain)
     config.dtype = model.dtype
     values = json_of(source.model_folder / "config.json")
@@ -112,12 +114,12 @@ def _with_source_config(source: Source, model: MagicPreTrainedModel) -> MagicPre
 
 
 def _hub_name(source: Source) -> str | None:
-    """Returns the Hub name under which the source was given, `None` if it was given as a folder."""
+    """Returns the Hub name under which the checkpoint was given, `None` if it was given as a folder."""
     return None if Path(source.name).expanduser().is_dir() else source.name
 
 
 def _public_name(source: Source) -> str:
-    """Returns the source's name on the Hub, or a hash of its weights, so that no local path is published."""
+    """Returns the checkpoint's name on the Hub, or a hash of its weights, so that no local path is published."""
     return _hub_name(source) or public_name(source.model_folder)
 
 
@@ -141,16 +143,16 @@ $metadata
 # $model_name
 
 $kind, compressed from $source with magic-nas: an encoder of $num_layers layers, hidden size $hidden_size. Its
-operators were found by a search under a budget, initialized from the source and distilled from it. It has the same
-inputs and outputs as the source, and the same tokenizer.
+operators were found by a search under a budget, initialized from that checkpoint and distilled from it. It has the
+same inputs and outputs as the checkpoint, and the same tokenizer.
 
-## Source and budget
+## Checkpoint and budget
 
 $origin
 
 `search.json` beside the weights holds the same facts in machine-readable form, and those of the search.
 
-## Compared with its source
+## Compared with the checkpoint
 
 $table
 
@@ -164,8 +166,9 @@ From the bottom up, one operator per layer:
 $architecture
 ```
 
-`MHA12` is attention with 12 heads, `FFN` a feed-forward network of the source's inner size, $intermediate_size; `x`
-and a number after a name give another inner size. Each operator ends in a residual sum and a layer norm, as in BERT.
+`MHA12` is attention with 12 heads, `FFN` a feed-forward network of the checkpoint's inner size, $intermediate_size;
+`x` and a number after a name give another inner size. Each operator ends in a residual sum and a layer norm, as in
+BERT.
 
 ## How to load it
 
@@ -178,9 +181,9 @@ omitted.
 
 ## Limits
 
-- It was trained to reproduce its source on the texts of the compression, and nothing beyond that: measure it on your
-  own texts before you rely on it.
-- It inherits all biases and faults of its source.
+- It was trained to reproduce the checkpoint on the texts of the compression, and nothing beyond that: measure it
+  on your own texts before you rely on it.
+- It inherits all biases and faults of the checkpoint.
 - Latencies hold for the machine, batch size and lengths with which they were measured.
 """)
 _HEAD_USAGE = Template("""\
@@ -223,13 +226,13 @@ _POOLING_WORDS = {"mean": "the mean of the tokens' states", "cls": "the first to
 def _render_card(
     source: Source, model: MagicPreTrainedModel, name: str, facts: dict[str, Any], budget: str, table: str
 ) -> str:
-    """Returns the model card: the source and the budget, the table, the operators and an example that runs."""
+    """Returns the model card: the checkpoint and the budget, the table, the operators and an example that runs."""
     config, before = model.config, source.model.config
     origin = [
-        ("source", _public_name(source)),
+        ("checkpoint", _public_name(source)),
         ("budget", budget),
-        ("layers, one operator each", f"{config.num_hidden_layers}, the source {before.num_hidden_layers}"),
-        ("parameters", f"{model.num_parameters():,}, the source {source.model.num_parameters():,}"),
+        ("layers, one operator each", f"{config.num_hidden_layers}, the checkpoint {before.num_hidden_layers}"),
+        ("parameters", f"{model.num_parameters():,}, the checkpoint {source.model.num_parameters():,}"),
         ("longest input", f"{source.max_length} tokens"),
     ]
     if source.pooling is not None:

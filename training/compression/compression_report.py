@@ -17,7 +17,7 @@ from ..space.search_space import compact_architecture
 from ..tables import markdown_table
 
 
-TEACHER, TEACHER_INT8, FOUND, FOUND_INT8 = "teacher", "teacher, int8", "found", "found, int8"
+CHECKPOINT, CHECKPOINT_INT8, FOUND, FOUND_INT8 = "checkpoint", "checkpoint, int8", "found", "found, int8"
 # The roles of `choices.Choices`, as tables and figures show them.
 ROLES = {
     "block_drop": "best drop of blocks",
@@ -35,8 +35,8 @@ ROLES |= {f"{role}{EQUAL_STEPS}": f"{ROLES[role]}, equal steps" for role in BEST
 _LINES = (FOUND, "block_drop", "sublayer_drop")
 # Shapes differ as well as colours; int8 models and drops at equal steps have hollow markers.
 _STYLES: dict[str, dict[str, Any]] = {
-    TEACHER: {"color": INK, "marker": "*", "markersize": 10},
-    TEACHER_INT8: {"color": INK, "marker": "*", "markersize": 10, "markerfacecolor": "white"},
+    CHECKPOINT: {"color": INK, "marker": "*", "markersize": 10},
+    CHECKPOINT_INT8: {"color": INK, "marker": "*", "markersize": 10, "markerfacecolor": "white"},
     FOUND: {"color": BLUE, "marker": "o"},
     FOUND_INT8: {"color": BLUE, "marker": "o", "markerfacecolor": "white"},
     "block_drop": {"color": RED, "marker": "v"},
@@ -54,16 +54,16 @@ class ModelRow:
     """One model of the table.
 
     Attributes:
-        role: "teacher", "found", one of `ROLES`, or one of the two in int8.
-        member: the name of its budget; empty for the teacher.
+        role: "checkpoint", "found", one of `ROLES`, or one of the two in int8.
+        member: the name of its budget; empty for the checkpoint.
         architecture: one operator per layer, without SKIP.
         num_parameters: number of parameters, including embeddings.
         flops: FLOPs of a forward pass ("electra").
-        steps: steps of its distillation; 0 for the teacher.
-        loss: loss of the objective on held-out text; 0 for the teacher.
+        steps: steps of its distillation; 0 for the checkpoint.
+        loss: loss of the objective on held-out text; 0 for the checkpoint.
         score: second score on held-out text.
         tasks: a value in percent for each task, by its title.
-        padded: latency relative to the teacher's, (median, low, high), with padding; `None` if it was not measured.
+        padded: latency relative to the checkpoint's, (median, low, high), with padding; `None` if it was not measured.
         unpadded: the same without padding.
     """
 
@@ -110,15 +110,15 @@ def _columns(loss_name: str, score_name: str, tasks: Sequence[str]) -> tuple[str
     return ("model", "operators", *measured, *tasks)
 
 
-def _cells(row: ModelRow, teacher: ModelRow, tasks: Sequence[str]) -> list[str]:
+def _cells(row: ModelRow, checkpoint: ModelRow, tasks: Sequence[str]) -> list[str]:
     name = f"**{row.name}**" if row.role == FOUND else row.name
-    return [name, compact_architecture(without_skips(row.architecture)), *_measured_cells(row, teacher, tasks)]
+    return [name, compact_architecture(without_skips(row.architecture)), *_measured_cells(row, checkpoint, tasks)]
 
 
-def _measured_cells(row: ModelRow, teacher: ModelRow, tasks: Sequence[str]) -> list[str]:
+def _measured_cells(row: ModelRow, checkpoint: ModelRow, tasks: Sequence[str]) -> list[str]:
     return [
         f"{row.num_parameters / 1e6:.2f}M",
-        f"{row.flops / teacher.flops:.2f}x",
+        f"{row.flops / checkpoint.flops:.2f}x",
         _ratio(row.padded),
         _ratio(row.unpadded),
         f"{row.steps}" if row.steps else "",
@@ -158,7 +158,7 @@ def verdict(rows: Sequence[ModelRow], member: str) -> str:
 
 
 def _nearer(found: ModelRow, of_roles: Mapping[str, ModelRow]) -> str:
-    """Returns which of the children that no search chose came nearer to the teacher than the found one, if any."""
+    """Returns which of the children that no search chose came nearer to the checkpoint than the found one, if any."""
     names = {"one_width": "the child of one width", "random": "a random child"}
     others = [of_roles[role] for role in names if role in of_roles]
     nearer = [f"{names[row.role]} has {row.loss:.4f}" for row in others if _by_loss(row) < _by_loss(found)]
@@ -202,7 +202,7 @@ def draw_compression(rows: Sequence[ModelRow], loss_name: str, score_name: str) 
     Without a task the second panel shows the second score on held-out text.
 
     Args:
-        rows: rows of all models, the teacher first; if latency was not measured, models are drawn by FLOPs.
+        rows: rows of all models, the checkpoint first; if latency was not measured, models are drawn by FLOPs.
         loss_name: name of the objective's loss.
         score_name: name of the objective's second score.
     """
@@ -214,7 +214,7 @@ def draw_compression(rows: Sequence[ModelRow], loss_name: str, score_name: str) 
     _draw_panel(score_axes, rows, by_latency, lambda row: row.score if task is None else row.tasks[task])
     # In both panels better models are further up.
     loss_axes.invert_yaxis()
-    loss_axes.set_title(f"{loss_name}, held-out text (lower is better)", fontsize=10)
+    loss_axes.set_title(f"{loss_name}, held-out text (lower is better, axis inverted)", fontsize=10)
     score_axes.set_title(f"{task or f'{score_name}, held-out text'} (higher is better)", fontsize=10)
     handles, labels = loss_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -235,19 +235,19 @@ def _draw_panel(axes: Axes, rows: Sequence[ModelRow], by_latency: bool, height: 
         line = "-" if role in _LINES else "none"
         zorder = 4 if role == FOUND else 3
         axes.plot(xs, ys, linestyle=line, linewidth=1.2, label=ROLES.get(role, role), zorder=zorder, **style)
-    # On a linear scale, the teacher at 100% would squeeze the small models together.
+    # On a linear scale, the checkpoint at 100% would squeeze the small models together.
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_minor_locator(NullLocator())
-    cost = "latency relative to the teacher, padded" if by_latency else "FLOPs relative to the teacher"
+    cost = "latency relative to the checkpoint, padded" if by_latency else "FLOPs relative to the checkpoint"
     axes.set_xlabel(f"{cost} (log scale)")
 
 
-def _place(row: ModelRow, teacher: ModelRow, by_latency: bool) -> float | None:
-    """Returns the latency, or else the FLOPs, relative to the teacher's; `None` if it was not measured."""
+def _place(row: ModelRow, checkpoint: ModelRow, by_latency: bool) -> float | None:
+    """Returns the latency, or else the FLOPs, relative to the checkpoint's; `None` if it was not measured."""
     if not by_latency:
-        return row.flops / teacher.flops
-    if row.role == TEACHER:
+        return row.flops / checkpoint.flops
+    if row.role == CHECKPOINT:
         return 1.0
     return None if row.padded is None else row.padded[0]

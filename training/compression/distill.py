@@ -76,7 +76,7 @@ class Compute:
         """
         trained = sum(times * self.operator(name) for layer in visits for name, times in layer.items())
         flops = _TRAINING_PASSES * trained
-        if self._settings.alignment == "teacher":
+        if self._settings.alignment == "checkpoint":
             flops += sum(visits[0].values()) * self.child(self._config.chain)
         return self._step_sentences * flops
 

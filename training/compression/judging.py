@@ -12,7 +12,7 @@ import torch
 from ..hub.onnx_export import OnnxModel, check_packages, export_onnx, quantize_onnx
 from ..space.costs import count_flops, count_parameters
 from ..supernet.evaluation import evaluate_child
-from .compression_report import FOUND, FOUND_INT8, TEACHER, TEACHER_INT8, ModelRow
+from .compression_report import CHECKPOINT, CHECKPOINT_INT8, FOUND, FOUND_INT8, ModelRow
 from .predictor import Predictor, forward_of
 from .sentences import collate
 from .side_by_side import MeasuredModels, measure_models
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Batches of held-out sentences for the final latency, in their own order, not sorted by length.
 _NUM_TIMED_BATCHES = 4
 _NUM_ROUNDS = 15
-_INT8 = {TEACHER: TEACHER_INT8, FOUND: FOUND_INT8}
+_INT8 = {CHECKPOINT: CHECKPOINT_INT8, FOUND: FOUND_INT8}
 
 
 class Distilled(NamedTuple):
@@ -37,7 +37,7 @@ class Distilled(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Identifies a model: the name of its budget, empty for the teacher, and its role."""
+    """Identifies a model: the name of its budget, empty for the checkpoint, and its role."""
 
     member: str
     role: str
@@ -49,10 +49,10 @@ class Key(NamedTuple):
 def judge_models(
     bench: Workbench, models: Mapping[str, Mapping[str, Distilled]], tasks: Sequence[Task], progress: bool
 ) -> tuple[list[ModelRow], MeasuredModels]:
-    """Returns a row for each model, the teacher's first, and their latency, measured side by side.
+    """Returns a row for each model, the checkpoint's first, and their latency, measured side by side.
 
-    Teacher and winners are also judged in int8, through ONNX Runtime, if it is installed. A task on which one of the
-    models cannot be scored, and a model that cannot be quantized to int8, are skipped with a warning; the models
+    Checkpoint and winners are also judged in int8, through ONNX Runtime, if it is installed. A task on which one of
+    the models cannot be scored, and a model that cannot be quantized to int8, are skipped with a warning; the models
     themselves are not affected.
 
     Args:
@@ -61,7 +61,7 @@ def judge_models(
         tasks: tasks that models are scored on in addition to fidelity.
         progress: whether to show a bar.
     """
-    every = {Key("", TEACHER): Distilled(bench.teacher, 0)}
+    every = {Key("", CHECKPOINT): Distilled(bench.teacher, 0)}
     for member, of_member in models.items():
         every |= {Key(member, role): distilled for role, distilled in of_member.items()}
     batches = bench.judged_batches()
@@ -137,7 +137,7 @@ def _int8_key(key: Key) -> Key:
 
 
 def _quantised(models: Mapping[Key, Any], num_threads: int) -> dict[Key, OnnxModel]:
-    """Returns the teacher and the winners in int8 by their float32 keys; empty if the packages are missing."""
+    """Returns the checkpoint and the winners in int8 by their float32 keys; empty if the packages are missing."""
     try:
         check_packages(int8=True)
     except ValueError as error:

@@ -9,7 +9,7 @@ KINDS = ("sentence", "masked_lm", "sequence", "token", "span")
 PRECISIONS = ("auto", "no", "bf16")
 SEARCHERS = ("supernet", "additive")
 SAMPLERS = ("budget", "uniform", "gradual")
-ALIGNMENTS = ("none", "teacher")
+ALIGNMENTS = ("none", "checkpoint")
 IMPORTANCES = ("output", "norm")
 OUTPUTS = ("least_squares", "copy")
 CONTROLS = ("evenly_spaced_blocks", "one_width", "random")
@@ -60,7 +60,7 @@ class CompressSettings(Settings):
     labels_weight: float = option(
         1.0,
         at_least=0,
-        help="Weight of the loss of a labelled row against its label, relative to the loss against the teacher.",
+        help="Weight of the loss of a labelled row against its label, relative to the loss against the checkpoint.",
     )
     num_sentences: int = option(
         50_000, flag="--num-sentences", at_least=100, unit="sentences", help="Largest number of training sentences."
@@ -94,13 +94,13 @@ class CompressSettings(Settings):
     output_maps: str = option(
         "least_squares",
         choices=OUTPUTS,
-        help="Output maps of narrower operators: fitted to the teacher's by least_squares, or copied by copy.",
+        help="Output maps of narrower operators: fitted to the checkpoint's by least_squares, or copied by copy.",
     )
     calibration_steps: int = option(
         100,
         at_least=0,
         unit="steps",
-        help="Steps in which each new operator learns on its own from the teacher's states.",
+        help="Steps in which each new operator learns on its own from the checkpoint's states.",
     )
     calibration_learning_rate: float = option(1e-3, above=0, help="Peak learning rate of calibration.")
     searcher: str = option(
@@ -122,8 +122,8 @@ class CompressSettings(Settings):
     alignment: str = option(
         "none",
         choices=ALIGNMENTS,
-        help="Target of the hidden states of the super-net's children: the teacher's (MAGIC-A with the teacher as the "
-        "anchor), or none.",
+        help="Target of the hidden states of the super-net's children: the checkpoint's (MAGIC-A with the checkpoint "
+        "as the anchor), or none.",
     )
     alignment_weight: float = option(0.5, at_least=0, help="Lambda of Eq. (2), if there is an alignment.")
     alignment_every_n_layers: int = option(4, at_least=1, help="Layers n, 2n, 3n, ... are aligned.")
@@ -157,8 +157,8 @@ class CompressSettings(Settings):
     states_weight: float = option(
         0.0,
         at_least=0,
-        help="Weight of the distance between the last hidden states of a winner and of the teacher, added to the loss "
-        "of its kind. Above 0 the teacher runs in every step.",
+        help="Weight of the distance between the last hidden states of a winner and of the checkpoint, added to the "
+        "loss of its kind. Above 0 the checkpoint runs in every step.",
     )
     temperature: float = option(1.0, above=0, help="Temperature of the distributions over classes.")
     mlm_probability: float = option(0.15, above=0, below=1, help="Share of the tokens to mask for a masked LM.")
@@ -173,7 +173,7 @@ class CompressSettings(Settings):
     eval: tuple[str, ...] = option(
         (),
         flag="--eval",
-        help="A task on which the teacher, the winners and the controls are scored at the end: NAME=FILE, such as "
+        help="A task on which the checkpoint, the winners and the controls are scored at the end: NAME=FILE, such as "
         "stsb=dev.tsv, or docstrings, which takes 1,000 docstrings of the installed packages and looks up the body of "
         "each by its first sentence. The task is used neither for training nor for choosing.",
     )

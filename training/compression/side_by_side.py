@@ -45,8 +45,8 @@ class MeasuredModels:
     Attributes:
         padded: time of a batch that is padded to its longest sequence, the mean over the batches.
         unpadded: time of the same batches when only real tokens are computed; models without this mode are missing.
-        ratios: by "padded" and "unpadded", the latency of each model relative to that of the first, the teacher; empty
-            for "unpadded" if the teacher does not have this mode.
+        ratios: by "padded" and "unpadded", the latency of each model relative to that of the first, the checkpoint;
+            empty for "unpadded" if the checkpoint does not have this mode.
         conditions: observations about the machine.
     """
 
@@ -77,7 +77,7 @@ def measure_models(
     A round takes three times as long as the batches, since each model runs over them twice to warm up.
 
     Args:
-        models: models by name, the teacher first: torch models in float32 and in evaluation mode, `OnnxModel`s, or
+        models: models by name, the checkpoint first: torch models in float32 and in evaluation mode, `OnnxModel`s, or
             anything that takes a batch's tensors by their names. MAGIC models are measured with and without
             `config.unpad_inputs`, others as they are.
         batches: tensors by name, with an attention_mask (batch, length), 1 = token, 0 = padding on the right, all on
@@ -117,11 +117,11 @@ def measure_models(
         mode: {name: np.array(values) / len(cut) for (own, name), values in samples.items() if own == mode}
         for mode in (PADDED, UNPADDED)
     }
-    teacher = next(iter(models))
+    checkpoint = next(iter(models))
     return MeasuredModels(
         padded=_timings(seconds[PADDED]),
         unpadded=_timings(seconds[UNPADDED]),
-        ratios={mode: _ratios(own, teacher) for mode, own in seconds.items()},
+        ratios={mode: _ratios(own, checkpoint) for mode, own in seconds.items()},
         conditions=bench.conditions(),
     )
 
@@ -186,11 +186,11 @@ def _timings(seconds: Mapping[str, np.ndarray]) -> dict[str, Timing]:
     return dict(zip(seconds, timings, strict=True))
 
 
-def _ratios(seconds: Mapping[str, np.ndarray], teacher: str) -> dict[str, Ratio]:
-    """The median over the rounds of each model's seconds over the teacher's in the same round."""
-    if teacher not in seconds:
+def _ratios(seconds: Mapping[str, np.ndarray], checkpoint: str) -> dict[str, Ratio]:
+    """The median over the rounds of each model's seconds over the checkpoint's in the same round."""
+    if checkpoint not in seconds:
         return {}
-    relative = {name: own / seconds[teacher] for name, own in seconds.items()}
+    relative = {name: own / seconds[checkpoint] for name, own in seconds.items()}
     # `bootstrap` returns milliseconds, a thousand times its input.
     return {
         name: Ratio(timing.median_ms / 1e3, timing.low_ms / 1e3, timing.high_ms / 1e3)

@@ -152,7 +152,7 @@ class TeacherOutputs:
         batches = length_batches(rows["length"], batch_size, seed=0)[rank::world_size]
         self._teacher.eval()
         try:
-            for places in progress_bar(batches, desc="teacher", unit="batch", leave=False, disable=not progress):
+            for places in progress_bar(batches, desc="checkpoint", unit="batch", leave=False, disable=not progress):
                 self._fill_batch(self._batch(rows.select(places).to_list()))
         finally:
             self._cache.flush()

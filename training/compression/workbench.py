@@ -435,7 +435,7 @@ def _train_supernet(bench: Workbench, folder: Path, within: Sequence[BudgetedSpa
         args,
         objective=bench.objective,
         within=within if settings.sampler == "budget" else (),
-        anchor_teacher=bench.teacher if settings.alignment == "teacher" else None,
+        anchor_teacher=bench.teacher if settings.alignment == "checkpoint" else None,
         train_dataset=bench.train,
         data_collator=bench.train_outputs.collate,
     )

@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"\d(?:[\d.,]|e[+-]?\d)*")
 _RULE = re.compile(r"[-:]+")
 _SECTIONS = ("Origin", "Training", "Results")
 # The card of a compression has this section instead.
-_COMPARED_WITH_SOURCE = "Compared with its source"
+_COMPARED = "Compared with the checkpoint"
 # Values of the front matter that search.json determines.
 _FACTS, _ORIGINS = ("license", "language"), ("base_model", "datasets")
 
@@ -176,8 +176,8 @@ def _expected(folder: VerifiedFolder, config: MagicConfig, text: str) -> _Expect
     record = folder.record
     facts = {name: record[name] for name in _FACTS if record.get(name) is not None}
     # The card of a compression is made from more than search.json holds.
-    if section(text, _COMPARED_WITH_SOURCE) is not None and ("table" in record or not folder.is_recorded):
-        return _Expected({_COMPARED_WITH_SOURCE: record.get("table")}, [], facts)
+    if section(text, _COMPARED) is not None and ("table" in record or not folder.is_recorded):
+        return _Expected({_COMPARED: record.get("table")}, [], facts)
     try:
         card = render_model_card(config, record, "model", None, folder.class_name)
         # Cards of earlier releases had other sections.
@@ -192,7 +192,7 @@ def _check_numbers(folder: VerifiedFolder, config: MagicConfig, card: CardNumber
     flops = describe_model(config, HEADS[folder.class_name].flops)["flops"]
     sizes = f"{config.num_hidden_layers} layers x {config.hidden_size}"
     yield _on_card("parameters", card.num_parameters, folder.num_parameters, absent)
-    # The card of a compressed model has them only next to those of its source.
+    # The card of a compressed model has them only next to those of the checkpoint.
     if card.flops is not None or "compressed_from" not in folder.record:
         yield _on_card("FLOPs", card.flops, f"{flops:.3g}", absent)
     yield _on_card("architecture", card.architecture, config.chain, absent)

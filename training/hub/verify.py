@@ -244,7 +244,7 @@ def _check_scores(found: VerifiedFolder, text: str | None) -> Iterator[Check]:
 _OTHER_SCORES = {
     "scores": "give --eval with the validation file",
     "squad": "they need the questions; score them with `magic-nas squad`",
-    "compression": "the loss needs the source; give --eval for tasks",
+    "compression": "the loss needs the checkpoint; give --eval for tasks",
 }
 
 

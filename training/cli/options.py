@@ -363,6 +363,9 @@ def start(num_threads: int | None = None, quiet: bool = False, verbose: bool = F
         raise ValueError("--quiet and --verbose contradict each other; remove one of them")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("training").setLevel(logging.WARNING if quiet else logging.INFO)
+    # They have a handler of their own, so the root's would show their messages a second time.
+    for library in ("datasets", "huggingface_hub"):
+        logging.getLogger(library).propagate = False
     turn_bars_off(quiet)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The libraries read these when they are imported later.

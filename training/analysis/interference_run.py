@@ -414,8 +414,9 @@ def draw_result(settings: InterferenceSettings, result: Mapping[str, Any]) -> di
     kinds = list(dict.fromkeys(parse_operator(name).kind for name in operators))
     means = {frozenset((own["first"], own["second"])): Estimate(**_bounds(own)) for own in result["kinds"]}
     kind_cells = [[means.get(frozenset((first, second))) for second in kinds] for first in kinds]
+    of_set = "training" if settings.sequences == "train" else settings.sequences
     note = (
-        f"super-net {Path(settings.supernet).name}, {settings.num_sequences} {settings.sequences} sequences, "
+        f"super-net {Path(settings.supernet).name}, {settings.num_sequences} {of_set} sequences, "
         f"{_loss_text(settings)}; mean of {num_repeats} repeats"
     )
     is_sure = num_repeats > 1

@@ -115,7 +115,7 @@ def draw_sweep(
         axes.plot([place] * len(point.tau.taus), point.tau.taus, "o", color=BLUE, alpha=0.4, ms=4, lw=0)
     means = [point.tau.mean for point in points]
     lengths = _lengths(means, [point.tau.interval for point in points])
-    axes.errorbar(x, means, yerr=lengths, fmt="D-", color=BLUE, capsize=3, label=f"over {parameter}, 95% intervals")
+    axes.errorbar(x, means, yerr=lengths, fmt="D-", color=BLUE, capsize=3, label="mean over super-nets, 95% interval")
     styles = product((":", "-.", (0, (1, 4))), (GREEN, "#cc79a7", "#e69f00", GREY))
     step = 0.06 * (max(x) - min(x) or 1.0)
     for number, ((style, color), (name, method)) in enumerate(

@@ -430,7 +430,7 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0 }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top }
 td, tbody th { overflow-wrap: anywhere } tbody th { font-weight: 500; min-width: 9rem; background: var(--soft) }
 thead th { position: sticky; top: 0; background: var(--soft) }
-.sortable { min-width: 62rem } .sortable tbody th { min-width: 14rem; max-width: 30rem }
+.sortable { min-width: 56rem } .sortable tbody th { min-width: 14rem; max-width: 30rem }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .winner th, .winner td { background: var(--mark) }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; text-align: left; cursor: pointer }

@@ -28,6 +28,7 @@ def test_a_panel_shows_its_method_among_the_others(num_methods):
         assert len(others) == num_methods
         assert all(same_color(other.get_color(), GREY) for other in others)
         assert same_color(dots.get_color(), line.get_color())
+        assert not same_color(line.get_color(), GREY)
         assert list(dots.get_ydata()) == [point["tau_loss"] for point in own]
         assert list(line.get_xdata()) == [100, 200]
         means = [mean(point["tau_loss"] for point in own if point["step"] == step) for step in (100, 200)]

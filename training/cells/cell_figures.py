@@ -7,10 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..drawing import GREY, SERIES, clean
+from ..drawing import GREY, INK, SERIES, clean
 
 
 _MAX_COLUMNS = 4
+# Grey is for the other methods.
+_COLORS = tuple(INK if color == GREY else color for color in SERIES)
 
 
 def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
@@ -24,7 +26,7 @@ def draw_curves(points: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(max(5.0, 2.6 * num_columns), 0.9 + 2.3 * num_rows), layout="constrained")
     panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).flat
     for index, (method, axes) in enumerate(zip(means, panels, strict=False)):
-        color = SERIES[index % len(SERIES)]
+        color = _COLORS[index % len(_COLORS)]
         for other in means:
             axes.plot(*means[other], color=GREY, alpha=0.4, linewidth=1, zorder=1)
         own = [point for point in points if point["method"] == method]

@@ -114,6 +114,14 @@ def test_methods_are_held_against_the_table(tmp_path, settings):
     assert len(rows_of(tmp_path / "sweep" / "supernets.csv")) == 4
     assert len(rows_of(tmp_path / "sweep" / "curve.csv")) == 8
     assert {parse_cell(row["winner"]) for row in rows_of(tmp_path / "sweep" / "supernets.csv")} <= worth.keys()
+    children = rows_of(tmp_path / "sweep" / "children.csv")
+    assert {parse_cell(row["arch"]): float(row["accuracy"]) for row in children} == worth
+    assert [float(row["accuracy"]) for row in children] == sorted(worth.values(), reverse=True)
+    for row in children:
+        for method, own in by_method.items():
+            assert [-float(row[f"val_loss {method}-{seed}"]) for seed in (0, 1)] == [
+                one[parse_cell(row["arch"])] for one in own
+            ]
     rows = result["interference"]
     assert [(row["method"], row["seed"]) for row in rows if row["m"] == 1] == [
         (method, seed) for seed in (0, 1) for method in METHODS

@@ -87,9 +87,9 @@ def run_cells(settings: CellSweepSettings, output_dir: str | Path) -> dict[str, 
     """Trains super-nets of cells by several methods at equal compute and compares each with the published table.
 
     The folder then contains `supernets/` (a run for each method and seed, with the scores of all children),
-    methods.csv, supernets.csv, comparisons.csv, curve.csv, curve.png and result.json. A stopped sweep resumes with its
-    unfinished super-nets, each from its last checkpoint. Several processes may work on the same folder. A finished
-    sweep returns its result.
+    methods.csv, supernets.csv, children.csv, comparisons.csv, interference.csv, curve.csv, curve.png and result.json.
+    A stopped sweep resumes with its unfinished super-nets, each from its last checkpoint. Several processes may work
+    on the same folder. A finished sweep returns its result.
 
     Raises:
         ValueError: the settings contradict each other, the images or the table cannot be read, or the folder contains
@@ -230,6 +230,7 @@ def _judge(
     ]
     interference = _interference(settings, data, trained)
     write_rows(run.folder / "methods.csv", rows)
+    write_rows(run.folder / "children.csv", _child_rows(truth, trained))
     write_rows(run.folder / "supernets.csv", [_supernet_row(one, means) for one in trained])
     write_rows(run.folder / "comparisons.csv", [flat_intervals(row) for row in comparisons])
     if interference:
@@ -320,6 +321,20 @@ def _baselines(costs: Mapping[str, Scores], means: Scores, better: Scores, num_r
             "tau_by_accuracy": None,
         }
         for name, scores in costs.items()
+    ]
+
+
+def _child_rows(truth: Truth, trained: Sequence[_Trained]) -> list[dict[str, Any]]:
+    """A row for each child, the truly best first: its published value and its loss in each super-net."""
+    losses = {one.folder.name: {child.architecture: child.val_loss for child in one.ranked} for one in trained}
+    means = truth.means
+    return [
+        {
+            "arch": format_cell(child),
+            truth.metric: truth.show(means[child]),
+            **{f"val_loss {name}": own[child] for name, own in losses.items()},
+        }
+        for child in sorted(means, key=lambda child: (-means[child], child))
     ]
 
 

@@ -159,10 +159,18 @@ def test_python_of_the_page_on_compression_runs(tmp_path, monkeypatch):
     assert names["result"]["models"][1]["tasks"].keys() == {"stsb (dev.tsv)"}
 
 
+def test_the_search_in_python_is_that_of_the_readme():
+    """Which another test runs."""
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    search, *_ = re.findall(r"```python\n.*?```", page, re.DOTALL)
+    assert search in README
+
+
 def test_the_searcher_of_the_search_page_climbs():
     page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     names: dict = {}
-    exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Climber" in code)
+    exec(code, names)
     space = SearchSpace((("MHA4", "FFN", "CONV3"),) * 4)
     cost = AdditiveCost("cost", 0, {"MHA4": 3, "FFN": 2, "CONV3": 1})
     within = BudgetedSpace(space, Budget((Limit(cost, maximum=10),)))

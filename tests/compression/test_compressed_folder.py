@@ -35,7 +35,7 @@ from training.hub.publish import check_export, push_model
 from training.hub.verify import verify_export
 
 
-BUDGET = "at most 0.40 times the latency of the checkpoint"
+BUDGET = "at most 0.40 of the checkpoint's latency"
 TABLE = "| model | score |\n| --- | ---: |\n| checkpoint | 82.0 |\n| this model | 81.4 |"
 CLASSES = {
     "BertModel": "MagicModel",

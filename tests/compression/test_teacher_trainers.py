@@ -140,8 +140,8 @@ def test_a_child_that_is_the_checkpoint_has_nothing_to_learn(bench, tmp_path):
     trainer = child_trainer(bench, tmp_path, bench.teacher.config.chain, states_weight=1.0, **PLAIN, max_steps=2)
     before = weights_of(trainer.model)
     trainer.train()
-    for entry in logged(trainer, "loss_teacher", "loss_states"):
-        assert entry["loss_teacher"] == pytest.approx(0, abs=1e-6)
+    for entry in logged(trainer, "loss_checkpoint", "loss_states"):
+        assert entry["loss_checkpoint"] == pytest.approx(0, abs=1e-6)
         assert entry["loss_states"] == pytest.approx(0, abs=1e-6)
     for one, two in zip(before, weights_of(trainer.model), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
@@ -169,7 +169,7 @@ def test_a_child_learns_and_its_embeddings_stay(bench, tmp_path):
     trainer = child_trainer(bench, tmp_path, max_steps=25, learning_rate=3e-3)
     embeddings = {name: tensor.clone() for name, tensor in bench.teacher.base_model.embeddings.state_dict().items()}
     trainer.train()
-    losses = [entry["loss_teacher"] for entry in logged(trainer, "loss_teacher")]
+    losses = [entry["loss_checkpoint"] for entry in logged(trainer, "loss_checkpoint")]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     for name, tensor in trainer.model.base_model.embeddings.state_dict().items():
         assert torch.equal(tensor, embeddings[name])
@@ -186,7 +186,7 @@ def test_it_does_not_matter_how_a_batch_is_cut(bench, tmp_path, states_weight):
     ]
     for trainer in trainers:
         trainer.train()
-    names = ("loss", "loss_teacher", "loss_states", "grad_norm")
+    names = ("loss", "loss_checkpoint", "loss_states", "grad_norm")
     for one, two in zip(*(logged(trainer, *names) for trainer in trainers), strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
     for one, two in zip(*(weights_of(trainer.model) for trainer in trainers), strict=True):
@@ -204,7 +204,7 @@ def test_long_batches_are_run_in_pieces_and_come_to_the_same(bench, tmp_path, mo
             widths.append(inputs["input_ids"].numel()) or own(model, inputs, *args, **kwargs)
         )
         trainer.train()
-        names = ("loss", "loss_teacher", "loss_states", "grad_norm")
+        names = ("loss", "loss_checkpoint", "loss_states", "grad_norm")
         of_pieces.append((logged(trainer, *names), weights_of(trainer.model), len(widths)))
     (logs, weights, num_whole), (cut_logs, cut_weights, num_all) = of_pieces
     assert num_whole == ARGUMENTS["max_steps"]
@@ -470,7 +470,7 @@ def test_two_processes_are_one_of_twice_the_batch(tmp_path):
         "supernet": supernet_trainer(bench, tmp_path / "alone", budgets_of(bench), **given),
     }
     names = {
-        "child": ("loss", "loss_teacher", "loss_states", "grad_norm"),
+        "child": ("loss", "loss_checkpoint", "loss_states", "grad_norm"),
         "supernet": ("loss", "loss_pred", "grad_norm"),
     }
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))

@@ -457,5 +457,4 @@ def _export(
         }
     }
     folder = bench.folder / MODEL_FOLDER / member.name if is_family else bench.folder / MODEL_FOLDER
-    budget = f"at most {member.share:.2f} of the checkpoint's {member.limit.cost.name}"
-    return export_compressed(bench.source, model, folder, manifest, budget=budget, table=table)
+    return export_compressed(bench.source, model, folder, manifest, budget=member.in_words, table=table)

@@ -62,7 +62,7 @@ def export_compressed(
         model: a child with the checkpoint's class and sizes; it is not changed.
         output_dir: the folder to write; an older export there is replaced.
         manifest: further facts for search.json, such as the search and the training.
-        budget: the limit of the search in words, such as "at most 0.40 times the latency of the checkpoint".
+        budget: the limit of the search in words, such as "at most 0.40 of the checkpoint's latency".
         table: a Markdown table that compares the compressed model with the checkpoint, for the card and search.json.
 
     Raises:
@@ -143,8 +143,9 @@ $metadata
 # $model_name
 
 $kind, compressed from $source with magic-nas: an encoder of $num_layers layers, hidden size $hidden_size. Its
-operators were found by a search under a budget, initialized from that checkpoint and distilled from it. It has the
-same inputs and outputs as the checkpoint, and the same tokenizer.
+operators were found by a search under a budget, initialized from that checkpoint and distilled from it. It takes the
+same inputs as the checkpoint and uses the same tokenizer. Its outputs have the same shape and approximate the
+checkpoint's.
 
 ## Checkpoint and budget
 
@@ -155,6 +156,13 @@ $origin
 ## Compared with the checkpoint
 
 $table
+
+`found` is this model. A drop is the checkpoint without some of its blocks or layers. The child of `one width` has the
+same attention and the same feed-forward operator in every block; a `random child` was drawn at random within the
+budget. Unless a row says equal steps, these controls were trained with the compute of the found model and its search.
+FLOPs and latency are relative to the checkpoint's. Latency is for batches padded to their longest sentence (padded) or
+for real tokens only (unpadded). The loss (lower is better) and the score after it compare outputs with the
+checkpoint's on held-out text.
 
 ## Architecture
 

@@ -135,7 +135,7 @@ def _distill(bench: Workbench, architecture: Architecture, steps: int, folder: P
         train_dataset=bench.train,
         data_collator=bench.train_outputs.collate,
     )
-    show_progress(trainer, ["loss_teacher", "loss_states"])
+    show_progress(trainer, ["loss_checkpoint", "loss_states"])
     seconds = finish_training(trainer)
     record = {
         "architecture": list(architecture),

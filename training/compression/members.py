@@ -19,6 +19,7 @@ from .spaces import near_budget
 _RELATIVE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)x", re.IGNORECASE)
 # Units of costs, in words.
 _UNITS = {"latency_ms": "ms", "num_parameters": "parameters", "flops": "FLOPs"}
+_IN_WORDS = {**_UNITS, "latency_ms": "latency"}
 # The super-net is trained on children whose layers cost at least this share of what a budget leaves for them.
 _TRAINED_SHARE = 0.7
 
@@ -41,6 +42,11 @@ class Member:
     def budget(self) -> Budget:
         """The limit as a budget."""
         return Budget((self.limit,))
+
+    @property
+    def in_words(self) -> str:
+        """The budget as a card states it, such as "at most 0.40 of the checkpoint's latency"."""
+        return f"at most {self.share:.2f} of the checkpoint's {_IN_WORDS[self.limit.cost.name]}"
 
 
 class _Amount(NamedTuple):

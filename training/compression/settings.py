@@ -162,9 +162,7 @@ class CompressSettings(Settings):
     )
     temperature: float = option(1.0, above=0, help="Temperature of the distributions over classes.")
     mlm_probability: float = option(0.15, above=0, below=1, help="Share of the tokens to mask for a masked LM.")
-    teacher_top_k: int = option(
-        64, at_least=1, help="Number of most likely tokens to keep of a masked LM's distribution."
-    )
+    top_k: int = option(64, at_least=1, help="Number of most likely tokens to keep of a masked LM's distribution.")
     precision: str = option(
         "auto",
         choices=PRECISIONS,

@@ -273,7 +273,7 @@ class ChildTrainer(_TeacherLoss):
     accumulated batch.
     """
 
-    logged_losses = ("loss_teacher", "loss_states")
+    logged_losses = ("loss_checkpoint", "loss_states")
 
     model: MagicPreTrainedModel
 
@@ -314,7 +314,7 @@ class ChildTrainer(_TeacherLoss):
         num_items, num_tokens = num_items_in_batch
         given = {**inputs, "output_hidden_states": [self._last_layer]} if self.states_weight else inputs
         loss, outputs = self.teacher_loss(model, given, num_items)
-        self.add_to_log("loss_teacher", loss)
+        self.add_to_log("loss_checkpoint", loss)
         if self.states_weight:
             loss_states = self.share(self._states_distance(inputs, outputs.hidden_states[-1]), num_tokens)
             self.add_to_log("loss_states", loss_states)

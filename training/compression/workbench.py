@@ -136,7 +136,7 @@ class Workbench:
             self.source,
             temperature=settings.temperature,
             mlm_probability=settings.mlm_probability,
-            top_k=settings.teacher_top_k,
+            top_k=settings.top_k,
             seed=settings.seed,
         )
 

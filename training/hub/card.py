@@ -309,8 +309,8 @@ def _origin(manifest: dict[str, Any]) -> str:
             f"block, with its weights. Before any further training, the outputs are the same."
         )
     if source := manifest.get("compressed_from"):
-        budget = manifest.get("budget", "a budget")
-        return f"The layers were found by compressing {linked_name(source)}, within {budget}."
+        budget = manifest.get("budget", "not recorded")
+        return f"The layers were found by compressing {linked_name(source)}. Budget: {budget}."
     if search is None:
         return "The architecture was given, not found by a search."
     layers = search["candidate_operators"]

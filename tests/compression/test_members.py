@@ -58,6 +58,7 @@ def test_a_budget_is_a_share_of_the_checkpoint_or_a_number(text):
     assert member.limit.cost is LATENCY
     assert member.limit.maximum == pytest.approx(0.4 * OWN_LATENCY)
     assert member.share == pytest.approx(0.4)
+    assert member.in_words == "at most 0.40 of the checkpoint's latency"
 
 
 def test_a_share_of_the_parameters_is_printed_as_a_whole_number():

@@ -124,6 +124,17 @@ def test_a_card_says_only_what_is_known_of_the_weights(child, tokenizer, tmp_pat
     assert "license: unknown" in bare
 
 
+@pytest.mark.parametrize(
+    ("budget", "stated"),
+    [({"budget": "at most 0.40 of its FLOPs"}, "at most 0.40 of its FLOPs"), ({}, "not recorded")],
+)
+def test_card_of_a_compressed_model_that_was_trained_further(child, tokenizer, tmp_path, budget, stated):
+    folder = export_model(child, tokenizer, tmp_path / "model", {"compressed_from": "ada/encoder", **budget})
+    card = (folder / "README.md").read_text()
+    link = "[ada/encoder](https://huggingface.co/ada/encoder)"
+    assert f"The layers were found by compressing {link}. Budget: {stated}." in card
+
+
 def test_card_names_a_data_set_of_the_hub(child, tokenizer, tmp_path):
     corpus = {**CORPUS, "source": "Salesforce/wikitext", "dataset_config": "wikitext-103-v1"}
     manifest = {"training": {**TRAINING, "corpus": corpus}, "results": [ROW], "language": "en"}

@@ -311,6 +311,7 @@ def test_figures_say_what_they_show(folder, finished):
     assert shown.count("no\npair") == 2
     assert any("layer 0" in text and "differ in layer 1" in text for text in shown)
     assert any("Eq. (2)" in text and "3 repeats" in text for text in shown)
+    assert any(" training sequences, " in text for text in shown)
     (axes,) = figures["curve"].axes
     assert list(axes.lines[0].get_ydata()) == [point["mean"] for point in finished["curve"]]
     assert "cosine" in axes.get_ylabel()

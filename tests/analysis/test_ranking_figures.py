@@ -48,6 +48,9 @@ def test_figures_show_what_they_are_given():
     means = next(line for line in swept.axes[0].lines if len(line.get_xdata()) == 2 and line.get_color() == "#0072b2")
     assert list(means.get_xdata()) == [1, 4]
     assert list(means.get_ydata()) == [tau.mean, tau.mean]
+    labels = [text.get_text() for text in swept.legends[0].texts]
+    assert "mean over super-nets, 95% interval" in labels
+    assert not any("num_substitutions" in label for label in labels)
     many = draw_sweep("num_substitutions", [SweepPoint(1, tau)], {f"method {number}": tau for number in range(9)})
     lines = [line for line in many.axes[0].lines if line.get_label().startswith("method")]
     assert [line.get_label() for line in lines] == [f"method {number}" for number in range(9)]

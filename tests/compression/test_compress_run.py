@@ -98,6 +98,8 @@ def test_the_folder_holds_the_model_the_table_and_the_result(run):
         assert row["flops"] <= 0.6 * result["models"][0]["flops"]
     manifest = json.loads((out / "model" / "search.json").read_text())
     assert manifest["compression"]["verdict"] == result["verdicts"][0]
+    assert f"| budget | {manifest['budget']} |" in (out / "model" / "README.md").read_text()
+    assert manifest["budget"] == "at most 0.60 of the checkpoint's FLOPs"
     leftovers = [path for path in out.rglob("*") if path.name.startswith("checkpoint-") or ".tmp" in path.name]
     assert not leftovers
 
